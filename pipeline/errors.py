@@ -1,0 +1,89 @@
+"""What can go wrong, by what is done about it.
+
+LongtakeError
+├── RecipeError    the recipe is wrong: stop before any work, name file, field, value, what is allowed
+├── BadData        the bytes are bad: a Rejection, remembered, counted, the build goes on
+├── Unavailable    the world said no (404, 429, network): retried, counted, never remembered
+├── Stopped        the world stops the build (disk full, lock held, no such model): fix it, run again
+└── Bug            ours: stop with the key of the record that found it
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Reason = Literal[
+    "unreadable",  # no known container, or its header cannot be read
+    "no-video-stream",
+    "no-timestamps",
+    "truncated",  # the container promises more than is there
+    "decode-error",
+    "outside-span",  # the source's time range holds no frame
+    "too-few-frames",
+    "non-finite",  # NaN or Inf in an encoder's output
+    "crashed",  # the worker process died, twice
+    "timed-out",
+]
+Cause = Literal[
+    "gone",  # 404, 410, removed
+    "forbidden",  # 401, 403, private, geo-blocked, bot check
+    "rate-limited",  # 429
+    "http-status",
+    "network",
+    "timeout",
+    "checksum",  # the bytes served are not the bytes the recipe asks for
+    "not-found",  # no such local file, wheel member or object
+    "unsupported",  # no downloader understands the address
+]
+REASONS: frozenset[str] = frozenset(get_args(Reason))
+CAUSES: frozenset[str] = frozenset(get_args(Cause))
+RETRIED: frozenset[str] = frozenset({"rate-limited", "network", "timeout"})
+
+
+class LongtakeError(Exception):
+    """Any error longtake raises on purpose."""
+
+
+class RecipeError(LongtakeError):
+    """The recipe cannot be built as written."""
+
+
+class BadData(LongtakeError):
+    """A property of the bytes; becomes a remembered Rejection."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason: Reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+class Unavailable(LongtakeError):
+    """A property of the world at this moment; counted by cause and tried again by the next run."""
+
+    def __init__(self, cause: Cause, detail: str) -> None:
+        super().__init__(cause, detail)
+        self.cause: Cause = cause
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.cause}: {self.detail}"
+
+
+class Stopped(LongtakeError):
+    """The build cannot go on until something outside it changes; what is done is kept."""
+
+
+class Bug(LongtakeError):
+    """An exception nobody planned for, with the stage and the key of the record it happened on."""
+
+    def __init__(self, stage: str, key: str, trace: str) -> None:
+        super().__init__(stage, key, trace)
+        self.stage = stage
+        self.key = key
+        self.trace = trace
+
+    def __str__(self) -> str:
+        return f"a bug in stage '{self.stage}' on record '{self.key}':\n{self.trace}"

@@ -1,0 +1,166 @@
+"""Where batches run: `inline`, `processes`, `ray`. One method, `map`; results go through the store.
+
+`inline` is for debuggers. `processes` gives every batch a process that may crash or hang without
+taking the build along. `ray` does the same on a cluster that shares the data folder. Workers are
+spawned, never forked: decoders and CUDA do not survive a fork. A worker whose build dies, dies too.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import Stopped
+from pipeline.stage import Batch, Executor, Lost, Troubles, Work
+
+NAMES = ("inline", "processes", "ray")
+WORKER_INDEX = "LONGTAKE_WORKER"  # which of the workers this process is: picks its GPU
+
+
+@dataclass(frozen=True)
+class Inline:
+    """One after the other, in this process."""
+
+    def map(self, work: Work, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Troubles | Lost]]:
+        for batch in batches:
+            yield batch, work(batch)
+
+
+def _start_worker(counter: Any) -> None:
+    with counter.get_lock():
+        os.environ[WORKER_INDEX] = str(counter.value)
+        counter.value += 1
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the build, which then stops its workers
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+@dataclass(frozen=True)
+class Processes:
+    """A pool of spawned processes with a time-out per batch (pebble)."""
+
+    workers: int
+
+    def map(self, work: Work, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Troubles | Lost]]:
+        from pebble import ProcessExpired, ProcessPool
+
+        context = multiprocessing.get_context("spawn")
+        workers = min(self.workers, len(batches), max(1, _num_gpus())) if work.gpu else min(self.workers, len(batches))
+        pool = ProcessPool(max_workers=workers, initializer=_start_worker, initargs=(context.Value("i", 0),), context=context)
+        try:
+            pending = {pool.schedule(work, args=(batch,), timeout=batch.timeout_s): batch for batch in batches}
+            while pending:
+                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                    batch = pending.pop(future)  # type: ignore[call-overload]
+                    try:
+                        result: Troubles | Lost = future.result()
+                    except TimeoutError:
+                        result = Lost("timed-out", f"no result within {batch.timeout_s:.0f} s")
+                    except ProcessExpired as died:
+                        result = Lost("crashed", _how_it_died(died.exitcode))
+                    yield batch, result
+        finally:
+            pool.stop()
+            pool.join()
+
+
+def _how_it_died(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        return f"the worker was killed by {signal.Signals(-exit_code).name}"
+    return f"the worker ended with exit code {exit_code}"
+
+
+def _num_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+@dataclass(frozen=True)
+class Ray:
+    """Ray tasks on a cluster (`RAY_ADDRESS`) or, without one, on this machine.
+
+    As many tasks are in flight as the cluster has room for; a stage that fits nowhere is an error,
+    because Ray itself would wait for ever. All nodes must see the data folder under the same path.
+    """
+
+    workers: int
+
+    def map(self, work: Work, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Troubles | Lost]]:
+        ray = self._connect()
+        room = self._room(ray.cluster_resources(), work)
+        run = ray.remote(_run_quietly).options(num_cpus=1, num_gpus=1 if work.gpu else 0, max_retries=0)
+        waiting, running = list(reversed(batches)), dict[Any, tuple[Batch, float]]()
+        try:
+            while waiting or running:
+                while waiting and len(running) < room:
+                    batch = waiting.pop()
+                    running[run.remote(work, batch)] = (batch, time.monotonic())
+                done, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
+                for reference in done:
+                    yield running.pop(reference)[0], self._result(ray, reference)
+                for reference, (batch, since) in list(running.items()):
+                    if time.monotonic() - since > batch.timeout_s:
+                        ray.cancel(reference, force=True)
+                        del running[reference]
+                        yield batch, Lost("timed-out", f"no result within {batch.timeout_s:.0f} s")
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+
+    def _connect(self) -> Any:
+        try:
+            import ray
+        except ImportError as error:
+            raise Stopped("the executor 'ray' needs the package: pip install 'longtake[ray]'") from error
+        if not ray.is_initialized():
+            address = os.environ.get("RAY_ADDRESS")
+            local = {} if address else {"num_cpus": self.workers, "include_dashboard": False}
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
+        return ray
+
+    def _room(self, resources: dict[str, float], work: Work) -> int:
+        cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+        room = min(cpus, gpus) if work.gpu else cpus
+        if room < 1:
+            wants = "1 CPU and 1 GPU" if work.gpu else "1 CPU"
+            raise Stopped(
+                f"stage '{work.name}' wants {wants} a task and the Ray cluster has {cpus} CPUs and {gpus} GPUs: add a node, or choose another --device"
+            )
+        return room
+
+    def _result(self, ray: Any, reference: Any) -> Troubles | Lost:
+        try:
+            outcome: Troubles | Exception = ray.get(reference)
+        except ray.exceptions.WorkerCrashedError:
+            return Lost("crashed", "the worker died")
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+def _run_quietly(work: Work, batch: Batch) -> Troubles | Exception:
+    """Hand errors back as values: Ray would wrap them in types of its own."""
+    try:
+        return work(batch)
+    except Exception as error:
+        return error
+
+
+def make(name: str, workers: int) -> Executor:
+    """The executor of that name; `workers` is ignored by `inline` and by a Ray cluster."""
+    if name == "inline":
+        return Inline()
+    if name == "processes":
+        return Processes(workers)
+    if name == "ray":
+        return Ray(workers)
+    raise Stopped(f"no executor is called '{name}': choose one of {', '.join(NAMES)}")

@@ -1,0 +1,49 @@
+"""Scene -> Clip: a range of the reel's packets, as a file a person can play."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from pipeline import canonical, reel
+from pipeline.errors import BadData
+from pipeline.records import Blob, Clip, Crop, Scene, grid_index
+from pipeline.stage import Stage
+from pipeline.store import Store
+
+VERSION = 1
+Params = reel.Params
+
+
+def stage(params: Params) -> Stage:
+    return Stage(
+        name="extract",
+        version=VERSION,
+        params={"reel": reel.VERSION, **canonical.plain(params.model_dump())},
+        makes=Clip,
+        process=partial(process, params=params),
+        group=same_video,
+        cost=seconds,
+    )
+
+
+def same_video(scene: Scene) -> str:
+    return canonical.digest(scene.video.identity())
+
+
+def seconds(scene: Scene) -> float:
+    return float(scene.duration_s)
+
+
+def process(scene: Scene, store: Store, params: Params) -> Iterator[Clip]:
+    """Cut the scene's frames out of its video's reel. Raises BadData('too-few-frames') if some are not there."""
+    promised = scene.num_frames(params.fps)
+    found: dict[str, Any] = reel.of(scene.video, params, store)
+    start = grid_index(scene.start_pts, scene.time_base, params.fps) - found["first_index"]
+    with store.scratch(".mp4") as path:
+        copied = reel.cut_clip(store.path(found["reel"]["sha256"]), start, promised, path)
+        if copied < promised:
+            raise BadData("too-few-frames", f"{promised} frames promised by the time stamps, {copied} decoded")
+        blob: Blob = store.adopt(path)
+    yield Clip(scene.key, scene, blob, promised, params.fps, params.size, Crop(**found["crop"]))

@@ -1,0 +1,234 @@
+"""The nouns: one frozen type per stage passed. A record that says it is a Clip is a good clip.
+
+    Source -> Video -> Scene -> Clip -> Sample -> Shard, or a Rejection
+
+Every record holds the record it came from, so a line of a manifest tells its whole story. Records are
+plain values and digests: no bytes, no arrays, no paths. `identity` is what the *pixels* of a record
+depend on: from Video on it leaves out keys, addresses, captions and licences, so an edited caption
+decodes nothing and one video behind two addresses is decoded once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A file in the store, by content."""
+
+    sha256: str
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One line of a recipe. A time range, in seconds from the video's first frame, limits it."""
+
+    parent: ClassVar[str | None] = None
+    key: str
+    uri: str
+    captions: tuple[str, ...] = ()
+    license: str | None = None
+    sha256: str | None = None
+    start_s: Fraction | None = None
+    end_s: Fraction | None = None
+
+    def identity(self) -> object:
+        return {"uri": self.uri, "sha256": self.sha256}
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """What a probe found. Sizes are of the coded picture, before rotation and pixel aspect."""
+
+    format: str
+    codec: str
+    pix_fmt: str
+    width: int
+    height: int
+    rotation: int  # degrees clockwise to turn the picture for display: 0, 90, 180, 270
+    pixel_aspect: Fraction
+    color_matrix: str
+    color_range: str
+    color_primaries: str
+    color_transfer: str
+    time_base: Fraction
+    average_fps: Fraction
+    num_frames: int
+    start_pts: int
+    end_pts: int  # first time stamp after the last frame
+    variable_fps: bool
+
+    @property
+    def duration_s(self) -> Fraction:
+        return (self.end_pts - self.start_pts) * self.time_base
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """A source's bytes, fetched, fingerprinted and probed. `fetched_as` is the downloader's format."""
+
+    parent: ClassVar[str | None] = "source"
+    key: str
+    source: Source
+    blob: Blob
+    fetched_as: str
+    container: Container
+
+    def identity(self) -> object:
+        return {"video": self.blob.sha256, "span": [self.source.start_s, self.source.end_s]}
+
+    @property
+    def duration_s(self) -> Fraction:
+        """Length of the part the source asks for."""
+        start = self.source.start_s or Fraction(0)
+        end = self.source.end_s if self.source.end_s is not None else self.container.duration_s
+        return max(Fraction(0), min(end, self.container.duration_s) - start)
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """The span [start_pts, end_pts) between two cuts, in the video's own time stamps."""
+
+    parent: ClassVar[str | None] = "video"
+    key: str
+    video: Video
+    start_pts: int
+    end_pts: int
+
+    def identity(self) -> object:
+        return {"video": self.video.identity(), "pts": [self.start_pts, self.end_pts], "tb": self.time_base}
+
+    @property
+    def time_base(self) -> Fraction:
+        return self.video.container.time_base
+
+    @property
+    def duration_s(self) -> Fraction:
+        return (self.end_pts - self.start_pts) * self.time_base
+
+    def num_frames(self, fps: Fraction) -> int:
+        """Frames the scene gives at `fps`: points n / fps of the video's own clock inside the span."""
+        return grid_index(self.end_pts, self.time_base, fps) - grid_index(self.start_pts, self.time_base, fps)
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """The centre square in coded pixels; not square where pixels are not."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A scene's frames: low fps, square, re-encoded, playable."""
+
+    parent: ClassVar[str | None] = "scene"
+    key: str
+    scene: Scene
+    blob: Blob
+    num_frames: int
+    fps: Fraction
+    size: int
+    crop: Crop
+
+    def identity(self) -> object:
+        return {"clip": self.blob.sha256}
+
+    @property
+    def duration_s(self) -> Fraction:
+        return self.num_frames / self.fps
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A clip's latents (`f c h w` float16, unscaled), text (`77 d`) and image (`k d`) embeddings."""
+
+    parent: ClassVar[str | None] = "clip"
+    key: str
+    clip: Clip
+    latents: Blob
+    latents_std: Blob | None
+    text: tuple[Blob, ...]  # one per caption; one, of the empty caption, if there is none
+    image: Blob | None
+    round_trip_psnr_db: float | None  # of a few decoded latents against the clip, for sampled clips
+    device: str
+
+    @property
+    def duration_s(self) -> Fraction:
+        return self.clip.duration_s
+
+
+Split = Literal["train", "validation"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """The samples of one shard, in order, before the tar is written."""
+
+    parent: ClassVar[str | None] = None
+    key: str
+    split: Split
+    samples: tuple[Sample, ...]
+
+    @property
+    def duration_s(self) -> Fraction:
+        return sum((sample.duration_s for sample in self.samples), Fraction(0))
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file in a shard: its byte range (`start` is the first byte of content), size and digest."""
+
+    name: str
+    start: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One WebDataset tar. It names its samples; their stories are in the manifest before it."""
+
+    parent: ClassVar[str | None] = None
+    key: str
+    split: Split
+    samples: tuple[str, ...]
+    duration_s: Fraction
+    blob: Blob
+    members: tuple[tuple[Member, ...], ...]  # per sample, in the order of `samples`
+
+
+Record = Source | Video | Scene | Clip | Sample | Pack | Shard
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A record that was dropped. `fate` is "bad" (remembered) or "unavailable" (tried again)."""
+
+    key: str
+    stage: str
+    fate: Literal["bad", "unavailable"]
+    reason: str
+    detail: str
+
+
+def grid_index(pts: int, time_base: Fraction, fps: Fraction) -> int:
+    """The first n with n / fps at or after `pts`: ceil(pts * time_base * fps), in whole numbers."""
+    rate = time_base * fps
+    return -((-pts * rate.numerator) // rate.denominator)
+
+
+def source_of(record: Record) -> Source:
+    """The source a record began as."""
+    while not isinstance(record, Source):
+        if record.parent is None:
+            raise TypeError(f"{type(record).__name__} '{record.key}' has no single source")
+        record = getattr(record, record.parent)
+    return record

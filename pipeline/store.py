@@ -1,0 +1,155 @@
+"""The content-addressed store: blobs by digest, memos by task key. A crash leaves only whole things.
+
+    blobs/ab/abcd...     bytes, named by their sha256
+    memos/12/1234...     what a task gave: records without their parents, or rejections
+    partial/TASK/        downloads under way, resumed by the next run
+    tmp/                 files being written; emptied when a build starts
+
+Everything is written beside its place and renamed into it, blobs before the memo that names them.
+A memo whose blobs are missing or have another size counts as not there, so a deleted blob is rebuilt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import canonical
+from pipeline.errors import Stopped
+from pipeline.records import Blob
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of blobs and memos, shared by every dataset under one data folder."""
+
+    root: Path
+
+    def prepare(self) -> None:
+        """Make the folders and throw away what a killed build left half written."""
+        shutil.rmtree(self.root / "tmp", ignore_errors=True)
+        for name in ("blobs", "memos", "partial", "tmp"):
+            (self.root / name).mkdir(parents=True, exist_ok=True)
+
+    @contextlib.contextmanager
+    def scratch(self, suffix: str = "") -> Iterator[Path]:
+        """A path to write to; what is not `adopt`ed by the end of the block is removed."""
+        path = self.root / "tmp" / f"{os.getpid()}-{uuid.uuid4().hex}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield path
+        except OSError as error:
+            raise self.full(error) from error
+        finally:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+    def full(self, error: OSError) -> Exception:
+        """A full disk as an error that says so; any other error as it is."""
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return error
+        free = shutil.disk_usage(self.root).free
+        return Stopped(f"disk full: {self.root} has {free / 1e6:.0f} MB left; free some space and run the same command")
+
+    def partial(self, task_key: str) -> Path:
+        """A folder that survives a crash, for a download that can go on where it stopped."""
+        path = self.root / "partial" / task_key
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def path(self, sha256: str) -> Path:
+        return self.root / "blobs" / sha256[:2] / sha256
+
+    def has(self, blob: Blob) -> bool:
+        try:
+            return self.path(blob.sha256).stat().st_size == blob.num_bytes
+        except FileNotFoundError:
+            return False
+
+    def adopt(self, path: Path) -> Blob:
+        """Move a finished file in."""
+        blob = Blob(canonical.file_digest(path), path.stat().st_size)
+        self._settle(path, blob)
+        return blob
+
+    def put(self, content: bytes) -> Blob:
+        """Store bytes."""
+        blob = Blob(hashlib.sha256(content).hexdigest(), len(content))
+        if not self.has(blob):
+            with self.scratch() as path:
+                path.write_bytes(content)
+                self._settle(path, blob)
+        return blob
+
+    def link(self, path: Path) -> Blob:
+        """Take in a file that is somebody else's: a hard link where possible, else a copy."""
+        blob = Blob(canonical.file_digest(path), path.stat().st_size)
+        if not self.has(blob):
+            with self.scratch() as copy:
+                link_or_copy(path, copy)
+                self._settle(copy, blob)
+        return blob
+
+    def _settle(self, path: Path, blob: Blob) -> None:
+        target = self.path(blob.sha256)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, target)
+
+    def _memo(self, task_key: str) -> Path:
+        return self.root / "memos" / task_key[:2] / task_key
+
+    def recall(self, task_key: str) -> Any:
+        """What `remember` stored, or None if it is not there or a blob it names is gone."""
+        try:
+            memo = json.loads(self._memo(task_key).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+        return memo if all(self.has(blob) for blob in blobs_in(memo)) else None
+
+    def remember(self, task_key: str, outputs: object) -> None:
+        """Store the outputs of a task; its blobs must be in already."""
+        target = self._memo(task_key)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with self.scratch() as path:
+            path.write_bytes(canonical.encode(outputs))
+            os.replace(path, target)
+
+    def once(self, task: object, make: Callable[[], object]) -> Any:
+        """The remembered result of `task` as plain JSON, or what `make` returns, remembered."""
+        task_key = canonical.digest(task)
+        found = self.recall(task_key)
+        if found is None:
+            found = canonical.plain(make())
+            self.remember(task_key, found)
+        return found
+
+
+def link_or_copy(path: Path, target: Path) -> None:
+    """Give `path` a second name; a copy where the file system cannot."""
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copyfile(path, target)
+
+
+def blobs_in(value: object) -> Iterator[Blob]:
+    """Every `{"sha256", "num_bytes"}` object in plain JSON that stands for a blob."""
+    if isinstance(value, dict):
+        if value.keys() == {"sha256", "num_bytes"}:
+            yield Blob(value["sha256"], value["num_bytes"])
+        for item in value.values():
+            yield from blobs_in(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from blobs_in(item)
