@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from pipeline import canonical, reel, video
+from pipeline.params import Table
 from pipeline.records import Container, Scene, Video
 from pipeline.stage import Stage
 from pipeline.store import Store
@@ -22,9 +23,7 @@ from pipeline.store import Store
 VERSION = 1
 
 
-class _Params(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class _Params(Table):
     min_scene_s: float = Field(default=0.6, ge=0, description="Cuts closer than this to the one before are ignored.")
 
 
@@ -88,6 +87,7 @@ class Whole(_Params):
 
 Params = Annotated[Adaptive | Content | Histogram | Hash | Threshold | Scdet | Whole, Field(discriminator="detector")]
 AnyParams = Adaptive | Content | Histogram | Hash | Threshold | Scdet | Whole
+KINDS: tuple[type[AnyParams], ...] = (Adaptive, Content, Histogram, Hash, Threshold, Scdet, Whole)
 DEFAULT = Adaptive()
 
 
@@ -115,7 +115,7 @@ def process(record: Video, store: Store, params: AnyParams, extract: reel.Params
     path, span = store.path(record.blob.sha256), (record.source.start_s, record.source.end_s)
     with store.scratch(".mp4") as scratch:
         writer = reel.Writer(scratch, record.container, extract) if store.recall(reel_task) is None else None
-        for frame, pts, end in video.frames(path, record.container, *span):  # noqa: B007  the last end is the video's
+        for frame, pts, end in video.frames(path, record.container, *span):  # the last end is the video's
             detector.see(frame)
             stamps.append(pts)
             if writer is not None:

@@ -18,10 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from pipeline import canonical, fetch, video
 from pipeline.errors import Unavailable
+from pipeline.params import Table
 from pipeline.records import Blob, Source, Video
 from pipeline.stage import Stage
 from pipeline.store import Store
@@ -29,10 +30,8 @@ from pipeline.store import Store
 VERSION = 1
 
 
-class Params(BaseModel):
+class Params(Table):
     """`[download]`: how videos are fetched."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: str = Field(
         default="bv*[height<=?1080]/b",

@@ -7,6 +7,7 @@ spawned, never forked: decoders and CUDA do not survive a fork. A worker whose b
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -40,7 +41,12 @@ def _start_worker(counter: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the build, which then stops its workers
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+        threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+
+
+def _follow(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 @dataclass(frozen=True)
@@ -54,12 +60,12 @@ class Processes:
 
         context = multiprocessing.get_context("spawn")
         workers = min(self.workers, len(batches), max(1, _num_gpus())) if work.gpu else min(self.workers, len(batches))
-        pool = ProcessPool(max_workers=workers, initializer=_start_worker, initargs=(context.Value("i", 0),), context=context)
+        pool: Any = ProcessPool(max_workers=workers, initializer=_start_worker, initargs=(context.Value("i", 0),), context=context)
         try:
             pending = {pool.schedule(work, args=(batch,), timeout=batch.timeout_s): batch for batch in batches}
             while pending:
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    batch = pending.pop(future)  # type: ignore[call-overload]
+                    batch = pending.pop(future)
                     try:
                         result: Troubles | Lost = future.result()
                     except TimeoutError:
@@ -123,8 +129,8 @@ class Ray:
             raise Stopped("the executor 'ray' needs the package: pip install 'longtake[ray]'") from error
         if not ray.is_initialized():
             address = os.environ.get("RAY_ADDRESS")
-            local = {} if address else {"num_cpus": self.workers, "include_dashboard": False}
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
+            local: dict[str, Any] = {} if address else {"num_cpus": self.workers, "include_dashboard": False}
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
         return ray
 
     def _room(self, resources: dict[str, float], work: Work) -> int:
@@ -133,7 +139,8 @@ class Ray:
         if room < 1:
             wants = "1 CPU and 1 GPU" if work.gpu else "1 CPU"
             raise Stopped(
-                f"stage '{work.name}' wants {wants} a task and the Ray cluster has {cpus} CPUs and {gpus} GPUs: add a node, or choose another --device"
+                f"stage '{work.name}' wants {wants} a task and the Ray cluster has {cpus} CPUs and {gpus} GPUs: "
+                "add a node, or choose another --device"
             )
         return room
 

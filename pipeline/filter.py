@@ -13,10 +13,11 @@ from fractions import Fraction
 from functools import partial
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from pipeline import canonical
 from pipeline.errors import BadData
+from pipeline.params import Seconds, Table
 from pipeline.records import Scene, grid_index
 from pipeline.stage import Stage
 from pipeline.store import Store
@@ -24,19 +25,12 @@ from pipeline.store import Store
 VERSION = 1
 
 
-class Params(BaseModel):
+class Params(Table):
     """`[filter]`: which scenes become clips."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     min_frames: int = Field(default=100, ge=1, description="Scenes that give fewer frames are rejected.")
     max_frames: int | None = Field(default=None, ge=1, description="Longer scenes are split into equal takes of at most this many frames.")
-    trim_s: Fraction = Field(default=Fraction(0), ge=0, le=60, description="Seconds to leave away at each end of a scene.")
-
-    @field_validator("trim_s", mode="before")
-    @classmethod
-    def _exact(cls, value: object) -> object:
-        return Fraction(str(value)) if isinstance(value, float) else value
+    trim_s: Seconds = Field(default=Fraction(0), ge=0, le=60, description="Seconds to leave away at each end of a scene.")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -19,7 +19,7 @@ from pipeline.records import Record, Rejection
 
 
 @cache
-def _adapter(kind: type) -> TypeAdapter[Any]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
@@ -104,3 +104,9 @@ def read(path: Path, kind: type[Record]) -> Manifest:
         records=tuple(_adapter(kind).validate_python(line["record"]) for line in lines if "record" in line),
         rejections=tuple(_adapter(Rejection).validate_python(line["rejection"]) for line in lines if "rejection" in line),
     )
+
+
+def rejections_in(path: Path) -> list[Rejection]:
+    """Only the rejections of a manifest, whatever its records are."""
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()[1:]]
+    return [_adapter(Rejection).validate_python(line["rejection"]) for line in lines if "rejection" in line]

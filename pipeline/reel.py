@@ -17,10 +17,11 @@ import av
 from av.error import FFmpegError
 from av.filter import Graph
 from av.video.frame import VideoFrame
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field
 
 from pipeline import video
 from pipeline.errors import BadData
+from pipeline.params import Exact, Table
 from pipeline.records import Container, Crop, Video, grid_index
 from pipeline.store import Store
 
@@ -29,19 +30,12 @@ QUARTER_TURNS = {90: (("transpose", "clock"),), 180: (("hflip", ""), ("vflip", "
 WIDE = ("smpte2084", "arib-std-b67")  # PQ and HLG
 
 
-class Params(BaseModel):
+class Params(Table):
     """`[extract]`: which frames of a video are kept, and how."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    fps: Fraction = Field(default=Fraction(10), gt=0, le=240, description="Frames per second of the clips, by time stamps.")
+    fps: Exact = Field(default=Fraction(10), gt=0, le=240, description="Frames per second of the clips, by time stamps.")
     size: int = Field(default=512, ge=16, le=4096, multiple_of=8, description="Side of the square clip, in pixels.")
     crf: float = Field(default=14, ge=0, le=40, description="x264 quality of the stored clips; lower is better and larger.")
-
-    @field_validator("fps", mode="before")
-    @classmethod
-    def _exact(cls, value: object) -> object:
-        return Fraction(str(value)) if isinstance(value, float) else value
 
 
 def crop_of(facts: Container) -> Crop:
@@ -180,7 +174,7 @@ def cut_clip(reel: Path, start: int, count: int, out: Path) -> int:
         av.open(str(reel), options=video.OPTIONS) as source,
         av.open(str(out), "w", format="mp4", options={"fflags": "+bitexact"}) as target,
     ):
-        stream = source.streams.video[0]
+        stream: Any = source.streams.video[0]
         copy: Any = target.add_stream_from_template(stream)
         step = math.floor(1 / (stream.average_rate * stream.time_base))
         source.seek(start * step, stream=stream, backward=True)

@@ -26,6 +26,10 @@ def own_group(record: Any) -> str:
     return str(record.key)
 
 
+def never() -> bool:
+    return False
+
+
 def unit_cost(record: Any) -> float:
     return 1.0
 
@@ -37,6 +41,7 @@ class Stage:
     `process(record, store)` yields outputs built from the record; an output's key is the record's plus a suffix.
     `prepare(record, store)` runs one record ahead in a thread; its result is `process`'s third argument.
     Records of one `group` go to one worker, in order. `cost` is in seconds of video; `timeout` in seconds.
+    `gpu` is asked only when there is work to do, because the answer takes an import of torch.
     """
 
     name: str
@@ -49,7 +54,7 @@ class Stage:
     group: Callable[[Any], str] = own_group
     cost: Callable[[Any], float] = unit_cost
     timeout: Callable[[float], float] = lambda cost: 600 + 30 * cost
-    gpu: bool = False
+    gpu: Callable[[], bool] = never
 
     def task_key(self, record: Record) -> str:
         return canonical.digest([self.name, self.version, self.params, self.identity(record)])
@@ -185,7 +190,7 @@ def _run_missing(found: Survey, store: Store, executor: Executor, progress: Prog
     """Run each missing task once, however many records share it; returns the records that are unavailable."""
     stage, keys = found.stage, found.keys
     distinct = {keys[record.key]: record for record in found.missing}
-    work = Work(stage.name, stage.process, stage.prepare, store, stage.gpu)
+    work = Work(stage.name, stage.process, stage.prepare, store, stage.gpu())
     batches = _batches(stage, list(distinct.items()))
     progress.start(stage.name, len(distinct), sum(batch.cost for batch in batches))
     told: dict[str, Rejection] = {}

@@ -79,9 +79,7 @@ class Store:
 
     def adopt(self, path: Path) -> Blob:
         """Move a finished file in."""
-        blob = Blob(canonical.file_digest(path), path.stat().st_size)
-        self._settle(path, blob)
-        return blob
+        return self.settle(path, Blob(canonical.file_digest(path), path.stat().st_size))
 
     def put(self, content: bytes) -> Blob:
         """Store bytes."""
@@ -89,7 +87,7 @@ class Store:
         if not self.has(blob):
             with self.scratch() as path:
                 path.write_bytes(content)
-                self._settle(path, blob)
+                self.settle(path, blob)
         return blob
 
     def link(self, path: Path) -> Blob:
@@ -98,13 +96,15 @@ class Store:
         if not self.has(blob):
             with self.scratch() as copy:
                 link_or_copy(path, copy)
-                self._settle(copy, blob)
+                self.settle(copy, blob)
         return blob
 
-    def _settle(self, path: Path, blob: Blob) -> None:
+    def settle(self, path: Path, blob: Blob) -> Blob:
+        """Move a finished file in whose digest is known."""
         target = self.path(blob.sha256)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, target)
+        return blob
 
     def _memo(self, task_key: str) -> Path:
         return self.root / "memos" / task_key[:2] / task_key

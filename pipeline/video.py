@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pipeline.errors import BadData
 from pipeline.records import Container
 
-CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,ivf,flv,asf,ogg,mxf,rm,nut,yuv4mpegpipe,gif,apng,dv,wtv,swf"
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,ivf,flv,asf,ogg,mxf,nut,yuv4mpegpipe,gif,dv"
 OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
 MISSING_S = Fraction(1)  # a container may promise this much more than it holds, or 5 %, whichever is more
 
@@ -215,7 +215,8 @@ class Thumbnails:
         if self._graph is None:
             scale = ("scale", f"{self._width}:{self._height}:flags=fast_bilinear")
             self._graph = graph(frame, self._time_base, scale, ("format", "bgr24"))
-        return through(self._graph, frame).to_ndarray()
+        pixels: NDArray[np.uint8] = through(self._graph, frame).to_ndarray()  # type: ignore[assignment]
+        return pixels
 
 
 class SceneScore:

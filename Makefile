@@ -1,0 +1,65 @@
+# longtake: raw videos in, training-ready latent shards out.
+# Every target sets the project up first, so each works on a fresh machine: no apt, no root.
+
+DATASET  ?= demo
+MANIFEST ?= manifests/$(DATASET).toml
+DATA     ?= data
+EXECUTOR ?= processes
+WORKERS  ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
+DEVICE   ?= auto
+
+PY    := .venv/bin/python
+BUILD  = $(PY) -m pipeline build $(MANIFEST) --data $(DATA) --executor $(EXECUTOR) --workers $(WORKERS) --device $(DEVICE)
+
+.PHONY: help setup shards download cut filter extract encode status rejections test check format bench schema constraints clean
+
+help:  ## what there is to type
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@echo
+	@echo "  DATASET=$(DATASET)  MANIFEST=$(MANIFEST)  DATA=$(DATA)  EXECUTOR=$(EXECUTOR) (inline, processes, ray)  WORKERS=$(WORKERS)  DEVICE=$(DEVICE)"
+
+setup: .venv/.done  ## the virtual environment in .venv (needs Python 3.11 to 3.13; brings uv along)
+
+.venv/.done: pyproject.toml constraints.txt
+	@echo "setting up .venv (once; some gigabytes with PyTorch)"
+	@test -x .venv/bin/python || python3 -m venv .venv
+	@test -x .venv/bin/uv || .venv/bin/python -m pip --disable-pip-version-check install --quiet uv
+	@VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/uv pip install --quiet --editable '.[dev,ray,s3]' --constraint constraints.txt
+	@touch $@
+
+shards: setup  ## build the dataset: download, cut, filter, extract, encode, shard
+	@$(BUILD)
+
+download cut filter extract encode: setup  ## build as far as that stage
+	@$(BUILD) --until $@
+
+status: setup  ## the funnel: what is done, rejected, pending
+	@$(PY) -m pipeline status $(MANIFEST) --data $(DATA)
+
+rejections: setup  ## what was dropped, and why
+	@$(PY) -m pipeline rejections $(MANIFEST) --data $(DATA)
+
+test: setup  ## all tests
+	@$(PY) -m pytest -q
+
+check: setup  ## format, lint, types
+	@$(PY) -m ruff format --check --quiet . || { echo "run 'make format'"; exit 1; }
+	@$(PY) -m ruff check --quiet .
+	@$(PY) -m mypy
+
+format: setup  ## format and fix what can be fixed
+	@$(PY) -m ruff format --quiet .
+	@$(PY) -m ruff check --quiet --fix .
+
+bench: setup  ## measure: ratios side by side, written to docs/benchmarks.md
+	@$(PY) -m tests.bench
+
+schema: setup  ## manifests/recipe.schema.json, for editors
+	@$(PY) -m pipeline schema > manifests/recipe.schema.json
+
+constraints: setup  ## constraints.txt from pyproject.toml, the newest that fit together
+	@.venv/bin/uv pip compile --quiet --universal --all-extras --python-version 3.11 --no-header --no-annotate \
+		--no-emit-index-url --no-emit-find-links --upgrade pyproject.toml --output-file constraints.txt
+
+clean:  ## remove data/ and runs/ (not the recipes)
+	@rm -rf $(DATA) runs

@@ -1,0 +1,36 @@
+"""What the tables of a recipe share: frozen, unknown keys refused, and numbers that stay exact."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
+
+
+class Table(BaseModel):
+    """One table of a recipe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _exact(value: object) -> object:
+    """29.97 means the decimal that is written, not the nearest binary fraction."""
+    return Fraction(str(value)) if isinstance(value, float) else value
+
+
+def _time(value: object) -> object:
+    """Seconds, or the form [H:]M:S with decimals."""
+    if isinstance(value, str) and ":" in value:
+        total = Fraction(0)
+        for part in value.split(":"):
+            total = total * 60 + Fraction(part)
+        return total
+    return _exact(value)
+
+
+_NUMBER = {"anyOf": [{"type": "number"}, {"type": "string", "pattern": "^[0-9]+(/[0-9]+|\\.[0-9]+)?$"}]}
+_CLOCK = {"anyOf": [{"type": "number"}, {"type": "string", "pattern": "^([0-9]+:){0,2}[0-9]+(\\.[0-9]+)?$"}]}
+
+Exact = Annotated[Fraction, BeforeValidator(_exact), WithJsonSchema(_NUMBER)]
+Seconds = Annotated[Fraction, BeforeValidator(_time), WithJsonSchema(_CLOCK)]

@@ -1,0 +1,90 @@
+"""What people see: progress bars while a build runs, the funnel and the rejections after it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from pipeline.build import Step
+from pipeline.records import Rejection, Sample, Shard
+from pipeline.stage import Progress
+
+
+@contextlib.contextmanager
+def progress(console: Console) -> Iterator[Progress]:
+    """Bars per stage with the time left, judged by seconds of video; silent where nobody watches."""
+    if not console.is_terminal:
+        yield Progress()
+        return
+    columns = [SpinnerColumn(), TextColumn("{task.description:9}"), BarColumn(), TextColumn("{task.fields[done]}/{task.fields[all]}")]
+    tasks: dict[str, Any] = {}
+    with Bars(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console) as bars:
+
+        def start(stage: str, records: int, cost: float) -> None:
+            tasks[stage] = bars.add_task(stage, total=cost, done=0, all=records)
+
+        def advance(stage: str, records: int, cost: float) -> None:
+            done = bars.tasks[tasks[stage]].fields["done"] + records
+            bars.update(tasks[stage], advance=cost, done=done)
+
+        yield Progress(start, advance)
+
+
+def size(num_bytes: int) -> str:
+    """Bytes as people say them."""
+    value = float(num_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.2f} TB"
+
+
+def funnel(steps: Sequence[Step], title: str) -> Table:
+    """Per stage: in, out, rejected and why, done before, to do, bytes and hours."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("stage", no_wrap=True)
+    for name in ("in", "out", "rejected"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("why", min_width=18, overflow="fold")
+    for name in ("cached", "pending", "size", "hours"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for step in steps:
+        made = step.manifest
+        why = ", ".join(f"{count} {reason}" for reason, count in sorted(made.reasons.items()))
+        counts = (made.num_in + step.num_pending, len(made.records), len(made.rejections))
+        sizes = (size(step.num_bytes) if step.num_bytes else "", f"{step.hours:.2f}")
+        table.add_row(made.stage, *map(str, counts), why, str(step.num_cached), str(step.num_pending or ""), *sizes)
+    return table
+
+
+def rejections(found: Sequence[Rejection]) -> Table:
+    """Every rejection: where, what, why."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("stage", "key", "fate", "reason", "detail"):
+        table.add_column(name, overflow="fold")
+    for one in sorted(found, key=lambda r: (r.stage, r.key)):
+        table.add_row(one.stage, one.key, one.fate, one.reason, one.detail)
+    return table
+
+
+def scores(steps: Sequence[Step]) -> str | None:
+    """The round trip through the VAE, over the clips it was measured on."""
+    samples = [record for step in steps for record in step.manifest.records if isinstance(record, Sample)]
+    values = sorted(sample.round_trip_psnr_db for sample in samples if sample.round_trip_psnr_db is not None)
+    if not values:
+        return None
+    return (
+        f"VAE round trip: {values[len(values) // 2]:.1f} dB PSNR in the median ({values[0]:.1f} to {values[-1]:.1f}, {len(values)} clips)"
+    )
+
+
+def shards(steps: Sequence[Step]) -> list[Shard]:
+    return [record for record in steps[-1].manifest.records if isinstance(record, Shard)]
