@@ -14,7 +14,7 @@ BUILD  = $(PY) -m pipeline build $(MANIFEST) --data $(DATA) --executor $(EXECUTO
 .PHONY: help setup shards download cut filter extract encode status rejections test check format bench schema constraints clean
 
 help:  ## what there is to type
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-36s %s\n", $$1, $$2}'
 	@echo
 	@echo "  DATASET=$(DATASET)  MANIFEST=$(MANIFEST)  DATA=$(DATA)  EXECUTOR=$(EXECUTOR) (inline, processes, ray)  WORKERS=$(WORKERS)  DEVICE=$(DEVICE)"
 

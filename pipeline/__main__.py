@@ -133,9 +133,15 @@ def status(recipe: RecipePath, data: Data = Path("data"), device: Device = "auto
         from pipeline import recipe as recipes
         from pipeline import report
         from pipeline.build import look
+        from pipeline.errors import Stopped
 
         loaded = recipes.load(recipe)
-        steps = list(look(loaded, data, device))
+        steps: list[Any] = []
+        try:
+            for step in look(loaded, data, device):
+                steps.append(step)
+        except Stopped as error:
+            console.print(f"later stages are not known: {error}", markup=False, soft_wrap=True)
         console.print(report.funnel(steps, f"{loaded.recipe.name}, in {data / loaded.recipe.name}"))
         pending = next((step for step in steps if step.num_pending), None)
         if pending:

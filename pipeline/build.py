@@ -103,6 +103,8 @@ def build(loaded: Loaded, data: Path, executor: Executor, device: str, until: st
         manifest, cached = run_stage(stage, records, store, Inline() if local else executor, progress)
         return Step(manifest, cached, 0)
 
+    if until in ("encode", "shard"):
+        encode.find_encoders(loaded.recipe.encode, loaded.folder)  # hours of decoding should not end at a misspelt model
     with lock:
         store.prepare()
         before: Manifest | None = None

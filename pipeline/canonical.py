@@ -16,8 +16,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-CHUNK = 1 << 20
-
 
 def plain(value: object) -> Any:
     """The value as JSON types; raises TypeError for what has no stable form."""

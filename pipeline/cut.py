@@ -24,20 +24,20 @@ VERSION = 1
 
 
 class _Params(Table):
-    min_scene_s: float = Field(default=0.6, ge=0, description="Cuts closer than this to the one before are ignored.")
+    min_scene_s: float = Field(default=0.6, ge=0, description="Cuts nearer than this to the one before, or to the start, are ignored.")
 
 
 class _Scaled(_Params):
-    width: int = Field(default=160, ge=32, description="Width of the small frames the detector looks at.")
+    width: int = Field(default=96, ge=32, description="Width of the small frames the detector looks at.")
 
 
 class Adaptive(_Scaled):
     """Change of hue, saturation and brightness against a rolling average: stands camera motion."""
 
     detector: Literal["adaptive"] = "adaptive"
-    adaptive_threshold: float = Field(default=3.0, gt=0, description="How many times the neighbours' change is a cut.")
-    min_content_val: float = Field(default=15.0, ge=0, description="Changes below this are never a cut.")
-    window_width: int = Field(default=2, ge=1, description="Frames before and after that make the average.")
+    adaptive_threshold: float = Field(default=2.5, gt=0, description="How many times the neighbours' change is a cut.")
+    min_content_val: float = Field(default=10.0, ge=0, description="Changes below this are never a cut.")
+    window_width: int = Field(default=12, ge=1, description="Frames before and after that make the average; wide sees slow fades.")
 
 
 class Content(_Scaled):
@@ -68,7 +68,7 @@ class Threshold(_Scaled):
     """Fades to and from black."""
 
     detector: Literal["threshold"] = "threshold"
-    threshold: float = Field(default=12.0, ge=0, le=255, description="Mean brightness below which a frame is black.")
+    threshold: int = Field(default=8, ge=0, le=255, description="Mean brightness below which a frame is black.")
     fade_bias: float = Field(default=0.0, ge=-1, le=1, description="Where in the black the cut lies: -1 at its start, 1 at its end.")
 
 
@@ -177,15 +177,23 @@ class _PySceneDetect:
         self._small = video.Thumbnails(facts, params.width)
         self._detector = _detector_of(params, max(1, round(params.min_scene_s * float(facts.average_fps))))
         self._clock = partial(FrameTimecode, fps=float(facts.average_fps))
+        self._window = params.window_width if isinstance(params, Adaptive) else 0
+        self._picture: Any = None
         self._index = 0
         self._cuts: list[int] = []
 
     def see(self, frame: Any) -> None:
-        found = self._detector.process_frame(self._clock(self._index), self._small.of(frame))
+        self._picture = self._small.of(frame)
+        self._look()
+
+    def _look(self) -> None:
+        found = self._detector.process_frame(self._clock(self._index), self._picture)
         self._cuts += [cut.frame_num for cut in found]
         self._index += 1
 
     def cuts(self) -> list[int]:
+        for _ in range(self._window):  # a rolling average sees cuts this late; the last frame stands for those after it
+            self._look()
         last = self._clock(max(0, self._index - 1))
         return self._cuts + [cut.frame_num for cut in self._detector.post_process(last)]
 

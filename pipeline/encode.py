@@ -7,7 +7,7 @@ CLIP), so an edited caption costs one text embedding. While one clip is encoded,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +46,7 @@ class Params(Table):
     psnr_share: float = Field(default=0.05, ge=0, le=1, description="Share of clips decoded back to measure the round trip.")
 
 
+@lru_cache(maxsize=1)
 def find_encoders(params: Params, folder: Path) -> encoders.Encoders:
     """The models of the preset, or those that stand in for them. Raises RecipeError or Stopped."""
     preset = encoders.PRESETS[params.preset]
@@ -69,18 +70,13 @@ def stage(params: Params, found: encoders.Encoders, device: str) -> Stage:
         group=group,
         cost=seconds,
         timeout=patience,
-        gpu=partial(wants_gpu, device),
+        num_gpus=partial(encoders.num_gpus, device),
     )
 
 
 def patience(cost: float) -> float:
     """Stable Diffusion's VAE takes a CPU core 20 s a frame; no clip that moves at all is given up."""
     return 1800 + 1800 * cost
-
-
-def wants_gpu(device: str) -> bool:
-    """Whether this machine's models run on a CUDA device."""
-    return encoders.choose_device(device).startswith("cuda")
 
 
 def facts(params: Params, found: encoders.Encoders) -> dict[str, Any]:

@@ -122,6 +122,14 @@ def choose_device(wanted: str) -> str:
     return device
 
 
+def num_gpus(wanted: str) -> int:
+    """How many of this machine's GPUs the device means: all for "cuda", one for "cuda:1", none for "cpu"."""
+    import torch
+
+    device = choose_device(wanted)
+    return torch.cuda.device_count() if device == "cuda" else int(device.startswith("cuda"))
+
+
 def device_name(device: str) -> str:
     """What is written down: "cpu", "mps", or the GPU's name."""
     import torch

@@ -22,6 +22,7 @@ from pipeline.errors import Stopped
 from pipeline.stage import Batch, Executor, Lost, Troubles, Work
 
 NAMES = ("inline", "processes", "ray")
+DIED = "the worker died"
 WORKER_INDEX = "LONGTAKE_WORKER"  # which of the workers this process is: picks its GPU
 
 
@@ -59,7 +60,7 @@ class Processes:
         from pebble import ProcessExpired, ProcessPool
 
         context = multiprocessing.get_context("spawn")
-        workers = min(self.workers, len(batches), max(1, _num_gpus())) if work.gpu else min(self.workers, len(batches))
+        workers = min(self.workers, len(batches), work.num_gpus or len(batches))  # one process per GPU
         pool: Any = ProcessPool(max_workers=workers, initializer=_start_worker, initargs=(context.Value("i", 0),), context=context)
         try:
             pending = {pool.schedule(work, args=(batch,), timeout=batch.timeout_s): batch for batch in batches}
@@ -70,24 +71,12 @@ class Processes:
                         result: Troubles | Lost = future.result()
                     except TimeoutError:
                         result = Lost("timed-out", f"no result within {batch.timeout_s:.0f} s")
-                    except ProcessExpired as died:
-                        result = Lost("crashed", _how_it_died(died.exitcode))
+                    except ProcessExpired:
+                        result = Lost("crashed", DIED)
                     yield batch, result
         finally:
             pool.stop()
             pool.join()
-
-
-def _how_it_died(exit_code: int | None) -> str:
-    if exit_code is not None and exit_code < 0:
-        return f"the worker was killed by {signal.Signals(-exit_code).name}"
-    return f"the worker ended with exit code {exit_code}"
-
-
-def _num_gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
 
 
 @dataclass(frozen=True)
@@ -103,7 +92,7 @@ class Ray:
     def map(self, work: Work, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Troubles | Lost]]:
         ray = self._connect()
         room = self._room(ray.cluster_resources(), work)
-        run = ray.remote(_run_quietly).options(num_cpus=1, num_gpus=1 if work.gpu else 0, max_retries=0)
+        run = ray.remote(_run_quietly).options(num_cpus=1, num_gpus=min(1, work.num_gpus), max_retries=0)
         waiting, running = list(reversed(batches)), dict[Any, tuple[Batch, float]]()
         try:
             while waiting or running:
@@ -135,9 +124,9 @@ class Ray:
 
     def _room(self, resources: dict[str, float], work: Work) -> int:
         cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
-        room = min(cpus, gpus) if work.gpu else cpus
+        room = min(cpus, gpus) if work.num_gpus else cpus
         if room < 1:
-            wants = "1 CPU and 1 GPU" if work.gpu else "1 CPU"
+            wants = "1 CPU and 1 GPU" if work.num_gpus else "1 CPU"
             raise Stopped(
                 f"stage '{work.name}' wants {wants} a task and the Ray cluster has {cpus} CPUs and {gpus} GPUs: "
                 "add a node, or choose another --device"
@@ -147,8 +136,8 @@ class Ray:
     def _result(self, ray: Any, reference: Any) -> Troubles | Lost:
         try:
             outcome: Troubles | Exception = ray.get(reference)
-        except ray.exceptions.WorkerCrashedError:
-            return Lost("crashed", "the worker died")
+        except ray.exceptions.RayError:  # a worker, a node or its memory: our own errors come back as values
+            return Lost("crashed", DIED)
         if isinstance(outcome, Exception):
             raise outcome
         return outcome

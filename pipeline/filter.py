@@ -34,8 +34,9 @@ class Params(Table):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if self.max_frames is not None and self.max_frames < self.min_frames:
-            raise ValueError(f"max_frames ({self.max_frames}) must not be below min_frames ({self.min_frames})")
+        if self.max_frames is not None and self.max_frames < 2 * self.min_frames - 1:
+            wanted = 2 * self.min_frames - 1
+            raise ValueError(f"max_frames must be at least {wanted}: equal parts of a longer scene would fall below min_frames")
         return self
 
 

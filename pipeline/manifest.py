@@ -8,7 +8,6 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,13 @@ from pydantic import TypeAdapter
 from pipeline import canonical
 from pipeline.records import Record, Rejection
 
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {}
 
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
 
 
 def facts(record: Record) -> dict[str, Any]:
@@ -78,7 +80,7 @@ class Manifest:
         }
         lines = [header]
         lines += [{"record": canonical.plain(r)} for r in sorted(self.records, key=lambda r: r.key)]
-        lines += [{"rejection": canonical.plain(r)} for r in sorted(self.rejections, key=lambda r: (r.key, r.reason))]
+        lines += [{"rejection": canonical.plain(r)} for r in sorted(self.rejections, key=lambda r: (r.key, r.reason, r.detail))]
         return b"".join(canonical.encode(line) + b"\n" for line in lines)
 
     def write(self, path: Path) -> None:
@@ -94,7 +96,7 @@ class Manifest:
 
 def read(path: Path, kind: type[Record]) -> Manifest:
     """Read a manifest of records of one kind."""
-    header, *lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    header, *lines = [json.loads(line) for line in path.read_bytes().splitlines()]
     return Manifest(
         stage=header["stage"],
         version=header["version"],
@@ -108,5 +110,5 @@ def read(path: Path, kind: type[Record]) -> Manifest:
 
 def rejections_in(path: Path) -> list[Rejection]:
     """Only the rejections of a manifest, whatever its records are."""
-    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()[1:]]
+    lines = [json.loads(line) for line in path.read_bytes().splitlines()[1:]]
     return [_adapter(Rejection).validate_python(line["rejection"]) for line in lines if "rejection" in line]

@@ -49,7 +49,8 @@ class Container:
     pix_fmt: str
     width: int
     height: int
-    rotation: int  # degrees clockwise to turn the picture for display: 0, 90, 180, 270
+    mirrored: bool  # to be flipped left to right for display, before it is turned
+    rotation: int  # degrees clockwise to turn it for display: 0, 90, 180, 270
     pixel_aspect: Fraction
     color_matrix: str
     color_range: str

@@ -133,8 +133,9 @@ class Writer:
         crop, size = self.crop, self._params.size
         return [
             ("crop", f"{crop.width}:{crop.height}:{crop.x}:{crop.y}:exact=1"),
-            ("scale", f"{size}:{size}:flags=bicubic+accurate_rnd+bitexact:{to_bt709(self._facts)}"),
+            ("scale", f"{size}:{size}:flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact:{to_bt709(self._facts)}"),
             ("format", "yuv420p"),
+            *((("hflip", ""),) if self._facts.mirrored else ()),
             *QUARTER_TURNS.get(self._facts.rotation, ()),
             ("setsar", "1"),
         ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -26,8 +26,8 @@ def own_group(record: Any) -> str:
     return str(record.key)
 
 
-def never() -> bool:
-    return False
+def no_gpus() -> int:
+    return 0
 
 
 def unit_cost(record: Any) -> float:
@@ -41,7 +41,7 @@ class Stage:
     `process(record, store)` yields outputs built from the record; an output's key is the record's plus a suffix.
     `prepare(record, store)` runs one record ahead in a thread; its result is `process`'s third argument.
     Records of one `group` go to one worker, in order. `cost` is in seconds of video; `timeout` in seconds.
-    `gpu` is asked only when there is work to do, because the answer takes an import of torch.
+    `num_gpus` (on this machine, 0 to run without) is asked only when there is work: the answer takes an import of torch.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Stage:
     group: Callable[[Any], str] = own_group
     cost: Callable[[Any], float] = unit_cost
     timeout: Callable[[float], float] = lambda cost: 600 + 30 * cost
-    gpu: Callable[[], bool] = never
+    num_gpus: Callable[[], int] = no_gpus
 
     def task_key(self, record: Record) -> str:
         return canonical.digest([self.name, self.version, self.params, self.identity(record)])
@@ -94,7 +94,7 @@ class Work:
     process: Callable[..., Iterable[Outcome]]
     prepare: Callable[[Any, Store], Any] | None
     store: Store
-    gpu: bool
+    num_gpus: int
 
     def __call__(self, batch: Batch) -> Troubles:
         """Do and remember each record of a batch; returns what must not be remembered."""
@@ -121,7 +121,6 @@ class Work:
             ahead = pool.submit(self.prepare, batch.tasks[0][1], self.store)
             for index, (task_key, record) in enumerate(batch.tasks):
                 ready = ahead
-                wait([ready])  # so that never more than one record is decoded ahead
                 if index + 1 < len(batch.tasks):
                     ahead = pool.submit(self.prepare, batch.tasks[index + 1][1], self.store)
                 yield task_key, record, (ready,)
@@ -190,7 +189,7 @@ def _run_missing(found: Survey, store: Store, executor: Executor, progress: Prog
     """Run each missing task once, however many records share it; returns the records that are unavailable."""
     stage, keys = found.stage, found.keys
     distinct = {keys[record.key]: record for record in found.missing}
-    work = Work(stage.name, stage.process, stage.prepare, store, stage.gpu())
+    work = Work(stage.name, stage.process, stage.prepare, store, stage.num_gpus())
     batches = _batches(stage, list(distinct.items()))
     progress.start(stage.name, len(distinct), sum(batch.cost for batch in batches))
     told: dict[str, Rejection] = {}

