@@ -165,7 +165,7 @@ def rejections(recipe: RecipePath, data: Data = Path("data")) -> None:
         files = sorted(folder.glob("[1-6]-*.jsonl"))
         found = [one for file in files for one in rejections_in(file)]
         if not files:
-            console.print(f"nothing is built in {folder} yet")
+            console.print(f"nothing is built in {folder} yet", markup=False, soft_wrap=True)
         elif not found:
             console.print("nothing was rejected")
         else:
@@ -210,7 +210,8 @@ def check(recipe: RecipePath) -> None:
         loaded = recipes.load(recipe)
         kinds = Counter(scheme(source.uri) for source in loaded.sources)
         made = loaded.recipe
-        console.print(f"{recipe} is fine: {len(loaded.sources)} sources ({', '.join(f'{n} {kind}:' for kind, n in sorted(kinds.items()))})")
+        counts = ", ".join(f"{n} {kind}:" for kind, n in sorted(kinds.items()))
+        console.print(f"{recipe} is fine: {len(loaded.sources)} sources ({counts})", markup=False, soft_wrap=True)
         console.print(
             f"cuts by '{made.cut.detector}', at least {made.filter.min_frames} frames at {made.extract.fps} fps, "
             f"{made.extract.size} x {made.extract.size}, encoders of '{made.encode.preset}' in {made.encode.precision}",

@@ -94,6 +94,8 @@ def build(loaded: Loaded, data: Path, executor: Executor, device: str, until: st
     store = Store(data.absolute() / "store")
     folder = data / loaded.recipe.name
     store.root.mkdir(parents=True, exist_ok=True)
+    if until in ("encode", "shard"):
+        encode.find_encoders(loaded.recipe.encode, loaded.folder)  # hours of decoding should not end at a misspelt model
     try:
         lock = filelock.FileLock(store.root / "lock").acquire(timeout=0)
     except filelock.Timeout as error:
@@ -103,8 +105,6 @@ def build(loaded: Loaded, data: Path, executor: Executor, device: str, until: st
         manifest, cached = run_stage(stage, records, store, Inline() if local else executor, progress)
         return Step(manifest, cached, 0)
 
-    if until in ("encode", "shard"):
-        encode.find_encoders(loaded.recipe.encode, loaded.folder)  # hours of decoding should not end at a misspelt model
     with lock:
         store.prepare()
         before: Manifest | None = None
@@ -154,5 +154,7 @@ def publish(loaded: Loaded, folder: Path, packed: Manifest, samples: Manifest, s
     null = store.path(encode.text("", store, recipe.encode, found, device).sha256).read_bytes()
     devices = sorted({record.device for record in samples.records if isinstance(record, Sample)})
     built: dict[str, Any] = {"devices": devices, "versions": {name: metadata.version(name) for name in LIBRARIES}}
-    index = shard.index_of(recipe.name, shards, found, null, (recipe.extract.fps, recipe.extract.size), built)
+    fps, size, params = recipe.extract.fps, recipe.extract.size, recipe.encode
+    about = shard.About(recipe.name, fps, size, params.precision, params.chunk_frames)
+    index = shard.index_of(about, shards, found, null, built)
     shard.publish(folder / "shards", shards, index, store)

@@ -43,7 +43,12 @@ class Params(Table):
 
 def expand_stage(params: Params, folder: Path) -> Stage:
     """Sources that name many videos into one source each; `folder` is where a relative file: begins."""
-    return Stage("expand", VERSION, {}, Source, partial(expand, params=params, folder=folder), identity=partial(identity, folder=folder))
+    return Stage("expand", VERSION, {}, Source, partial(expand, params=params, folder=folder), identity=partial(everything, folder=folder))
+
+
+def everything(source: Source, folder: Path) -> object:
+    """All that is passed on to the videos a source names: captions, licence and time range too."""
+    return [identity(source, folder), source.captions, source.license, source.start_s, source.end_s]
 
 
 def identity(source: Source, folder: Path) -> object:
@@ -63,7 +68,10 @@ def expand(source: Source, store: Store, params: Params, folder: Path) -> Iterat
         for path, name in zip(paths, names, strict=True):
             yield replace(source, key=f"{source.key}-{name}", uri=f"file:{path_in_recipe(path, folder)}")
     elif scheme(source.uri) in ("http", "https"):
-        entries = fetch.entries(source.uri, store, params.per_host, params.attempts)
+        listing = store.once(  # by itself, so that an edited caption does not ask again
+            ["listing", source.uri], lambda: {"videos": fetch.entries(source.uri, store, params.per_host, params.attempts)}
+        )
+        entries: list[tuple[str, str]] | None = listing["videos"]
         if entries is None:
             yield source
             return

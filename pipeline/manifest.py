@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from pipeline import canonical
+from pipeline.errors import RecipeError
 from pipeline.records import Record, Rejection
 
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
@@ -61,7 +62,7 @@ class Manifest:
         keys = [record.key for record in self.records]
         if len(set(keys)) != len(keys):
             twice = [key for key, count in Counter(keys).items() if count > 1]
-            raise AssertionError(f"stage '{self.stage}' gave the key '{twice[0]}' twice")
+            raise RecipeError(f"the key '{twice[0]}' would stand for two records: give one of their sources another id")
 
     @property
     def reasons(self) -> Counter[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
 class Table(BaseModel):
     """One table of a recipe."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
 
 def _exact(value: object) -> object:
@@ -22,6 +23,8 @@ def _exact(value: object) -> object:
 def _time(value: object) -> object:
     """Seconds, or the form [H:]M:S with decimals."""
     if isinstance(value, str) and ":" in value:
+        if not re.fullmatch(r"([0-9]+:){1,2}[0-9]+(\.[0-9]+)?", value):
+            raise ValueError("a time is seconds or [H:]MM:SS, with decimals if need be")
         total = Fraction(0)
         for part in value.split(":"):
             total = total * 60 + Fraction(part)

@@ -126,14 +126,18 @@ def load(path: Path) -> Loaded:
     except FileNotFoundError as error:
         known = sorted(found.stem for found in path.parent.glob("*.toml")) if path.parent.is_dir() else []
         raise RecipeError(f"there is no recipe {path}" + (f"; beside it: {', '.join(known)}" if known else "")) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RecipeError(f"{path} is not TOML: {error}") from error
+    except OSError as error:
+        raise RecipeError(f"cannot read {path}: {error.strerror}") from error
     try:
         recipe = Recipe.model_validate({"name": path.stem, **values})
     except ValidationError as error:
-        raise RecipeError("\n".join(_explain(path, text, problem) for problem in error.errors())) from error
+        raise RecipeError("\n".join(dict.fromkeys(_explain(path, text, problem) for problem in error.errors()))) from error
     sources = _sources(recipe, path)
     if not sources:
+        if recipe.sources is not None:
+            raise RecipeError(f"{path}: no sources: {path.parent / recipe.sources} has no rows")
         raise RecipeError(f'{path}: no sources: write [[source]] tables or sources = "FILE.csv"')
     return Loaded(recipe, sources, path.parent)
 
@@ -146,9 +150,12 @@ def schema() -> str:
 
 
 def _explain(path: Path, text: str, problem: Any) -> str:
-    location = list(problem["loc"]) or ["the recipe"]
+    branches = r"^str$|\["  # of a union of types, which pydantic names beside the fields
+    location = [part for part in problem["loc"] if not re.search(branches, str(part))] or ["the recipe"]
     # pydantic names the kind of detector in the place of a field, the recipe does not
     detector = location.pop(1) if location[0] == "cut" and len(location) > 1 else None
+    if problem["type"] == "union_tag_invalid":
+        location.append("detector")
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".") or "the recipe"
     found = f"{path}:{_line(text, location)}: {where}"
     if problem["type"] == "extra_forbidden":
@@ -156,12 +163,19 @@ def _explain(path: Path, text: str, problem: Any) -> str:
         near = difflib.get_close_matches(str(location[-1]), allowed, 1)
         hint = f"did you mean '{near[0]}'? " if near else ""
         return f"{found}: unknown key; {hint}allowed are {', '.join(allowed)}"
-    if problem["type"] == "missing":
-        return f"{found}: is missing"
     if problem["type"] == "union_tag_invalid":
-        return f"{found}: got detector {problem['ctx']['tag']!r}, allowed are {problem['ctx']['expected_tags']}"
+        return f"{found}: got {problem['ctx']['tag']!r}, allowed are {problem['ctx']['expected_tags']}"
+    return f"{found}: {_wanted(problem)}"
+
+
+def _wanted(problem: Any) -> str:
+    """What was found and what is allowed."""
+    if problem["type"] == "missing":
+        return "is missing"
+    if problem["loc"] and re.match(r"str$|tuple\[", str(problem["loc"][-1])):
+        return f"got {problem['input']!r}, wanted is a string or a list of strings"
     wanted = problem["msg"].removeprefix("Value error, ")
-    return f"{found}: got {problem['input']!r}, {wanted[0].lower()}{wanted[1:]}"
+    return f"got {problem['input']!r}, {wanted[0].lower()}{wanted[1:]}"
 
 
 def _allowed(location: list[Any], detector: str | None) -> list[str]:
@@ -184,13 +198,15 @@ def _allowed(location: list[Any], detector: str | None) -> list[str]:
 def _line(text: str, location: list[Any]) -> int:
     """The line of a field, or of its table, or 1."""
     lines = text.splitlines()
-    table, nth = (str(location[0]), next((part for part in location if isinstance(part, int)), 0)) if len(location) > 1 else ("", 0)
-    headers = [i for i, line in enumerate(lines) if re.match(rf"\s*\[\[?\s*{re.escape(table)}\s*\]", line)] if table else [-1]
+    table, nth = str(location[0]), next((part for part in location if isinstance(part, int)), 0)
+    headers = [i for i, line in enumerate(lines) if re.match(rf"\s*\[\[?\s*{re.escape(table)}\s*\]", line)]
+    if not headers:  # a key before the first table, or a table written in one line
+        headers, location = [-1], location[:1]
     if nth >= len(headers):
         return 1
     start = headers[nth]
     end = next((i for i in range(start + 1, len(lines)) if lines[i].lstrip().startswith("[")), len(lines))
-    key = re.escape(str(location[-1])) if location else "^"
+    key = re.escape(str(next(part for part in reversed(location) if not isinstance(part, int))))
     return next((i for i in range(start + 1, end) if re.match(rf"\s*{key}\s*=", lines[i])), max(start, 0)) + 1
 
 
@@ -215,31 +231,42 @@ def _entries(recipe: Recipe, path: Path) -> Iterator[tuple[str, SourceEntry]]:
     if recipe.sources is None:
         return
     table = path.parent / recipe.sources
-    for number, row in enumerate(_rows(table), 1):
-        try:
-            yield from ((f"{table}: row {number}", SourceEntry.model_validate(values)) for values in _mapped(row, recipe.columns))
-        except ValidationError as error:
-            problem = error.errors()[0]
-            where = ".".join(str(part) for part in problem["loc"]) or "the row"
-            raise RecipeError(f"{table}: row {number}: {where}: got {problem['input']!r}, {problem['msg']}") from error
-        except KeyError as error:
-            raise RecipeError(f"{table}: row {number}: no column {error}; there are {', '.join(map(str, row))}") from error
+    try:
+        for number, row in enumerate(_rows(table), 1):
+            yield from ((f"{table}: row {number}", entry) for entry in _row_entries(f"{table}: row {number}", row, recipe.columns))
+    except (OSError, ValueError, csv.Error) as error:  # not UTF-8, not parquet, a folder, ...
+        raise RecipeError(f"{table} cannot be read: {error}") from error
 
 
-def _rows(table: Path) -> Iterator[Mapping[str, Any]]:
+def _row_entries(place: str, row: Any, columns: Columns) -> list[SourceEntry]:
+    if not isinstance(row, dict):
+        raise RecipeError(f"{place}: got {row!r}, a row is an object of columns")
+    try:
+        return [SourceEntry.model_validate(values) for values in _mapped(row, columns)]
+    except ValidationError as error:
+        problem: Any = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"][:1]) or "the row"
+        raise RecipeError(f"{place}: {where}: {_wanted(problem)}") from error
+    except KeyError as error:
+        raise RecipeError(f"{place}: no column {error}; there are {', '.join(map(str, row))}") from error
+    except (ValueError, AttributeError, IndexError, TypeError) as error:
+        raise RecipeError(f"{place}: {error}") from error
+
+
+def _rows(table: Path) -> Iterator[Any]:
     if not table.is_file():
         raise RecipeError(f"there is no sources table {table}")
     if table.suffix == ".csv":
         csv.field_size_limit(1 << 27)
-        with table.open(newline="", encoding="utf-8") as file:
+        with table.open(newline="", encoding="utf-8-sig") as file:
             yield from csv.DictReader(file)
     elif table.suffix == ".jsonl":
-        with table.open(encoding="utf-8") as file:
+        with table.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 try:
                     yield json.loads(line)
                 except ValueError as error:
-                    raise RecipeError(f"{table}: line {number} is not JSON: {error}") from error
+                    raise RecipeError(f"{table}: row {number}: not JSON: {error}") from error
     elif table.suffix == ".parquet":
         from pyarrow import parquet
 
@@ -266,7 +293,10 @@ def _mapped(row: Mapping[str, Any], columns: Columns) -> Iterator[dict[str, Any]
         return
     ranges = _as_list(value(columns.ranges))
     each = len(captions) == len(ranges)
-    for index, (start, end) in enumerate(ranges):
+    for index, found in enumerate(ranges):
+        if not isinstance(found, list | tuple) or len(found) != 2:
+            raise ValueError(f"{columns.ranges}: got {found!r}, a time range is [start, end]")
+        start, end = found
         suffix = {"id": f"{common['id']}-{index:03d}"} if "id" in common else {}
         yield {**common, **suffix, "start": start, "end": end, "caption": captions[index : index + 1] if each else captions}
 

@@ -12,6 +12,7 @@ import io
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from pipeline.store import Store, link_or_copy
 VERSION = 1
 FORMAT = 1
 BLOCK = tarfile.BLOCKSIZE
+END = 2 * BLOCK
 
 
 class Params(Table):
@@ -76,12 +78,13 @@ def split_of(sample: Sample, params: Params) -> Split:
 
 def _parts(samples: Sequence[Sample], params: Params) -> Iterator[tuple[Sample, ...]]:
     part: list[Sample] = []
-    size = 0
+    size = END
     for sample in samples:
-        own = sum(padded(blob.num_bytes) + BLOCK for _, blob in members_of(sample)) + padded(len(metadata_bytes(sample))) + BLOCK
+        sizes = [("json", len(metadata_bytes(sample))), *((name, blob.num_bytes) for name, blob in members_of(sample))]
+        own = sum(len(header(f"{sample.key}.{name}", num_bytes)) + padded(num_bytes) for name, num_bytes in sizes)
         if part and (len(part) == params.max_samples or size + own > params.max_bytes):
             yield tuple(part)
-            part, size = [], 0
+            part, size = [], END
         part.append(sample)
         size += own
     if part:
@@ -90,6 +93,13 @@ def _parts(samples: Sequence[Sample], params: Params) -> Iterator[tuple[Sample, 
 
 def padded(num_bytes: int) -> int:
     return -(-num_bytes // BLOCK) * BLOCK
+
+
+def header(name: str, num_bytes: int) -> bytes:
+    """A member's header: mode 644, mtime 0, no owner; longer than a block for a name longer than 100 bytes."""
+    made = tarfile.TarInfo(name)
+    made.size = num_bytes
+    return made.tobuf(tarfile.PAX_FORMAT)
 
 
 def members_of(sample: Sample) -> list[tuple[str, Blob]]:
@@ -141,7 +151,7 @@ def process(packed: Pack, store: Store) -> Iterator[Shard]:
         with path.open("wb") as file:
             out = _Hashed(file)
             members = tuple(tuple(_write_sample(out, sample, store)) for sample in packed.samples)
-            out.write(bytes(2 * BLOCK))
+            out.write(bytes(END))
         blob = store.settle(path, Blob(out.sha256.hexdigest(), out.num_bytes))
     keys = tuple(sample.key for sample in packed.samples)
     yield Shard(packed.key, packed.split, keys, packed.duration_s, blob, members)
@@ -156,9 +166,7 @@ def _write_sample(out: _Hashed, sample: Sample, store: Store) -> Iterator[Member
 
 
 def _write_member(out: _Hashed, name: str, content: bytes, sha256: str) -> Member:
-    header = tarfile.TarInfo(name)  # mode 644, mtime 0, no owner
-    header.size = len(content)
-    out.write(header.tobuf(tarfile.PAX_FORMAT))
+    out.write(header(name, len(content)))
     member = Member(name, out.num_bytes, len(content), sha256)
     out.write(content)
     out.write(bytes(padded(len(content)) - len(content)))
@@ -171,27 +179,37 @@ def root_digest(shards: Sequence[Shard]) -> str:
     return hashlib.sha256("".join(f"{shard.blob.sha256}\n" for shard in ordered).encode()).hexdigest()
 
 
-def index_of(
-    name: str, shards: Sequence[Shard], found: encoders.Encoders, null_text: bytes, clip: tuple[Fraction, int], built: dict[str, Any]
-) -> bytes:
-    """The bytes of index.json. `clip` is (fps, size); `built` says where and with what, and enters no digest."""
+@dataclass(frozen=True)
+class About:
+    """What holds for every sample of a dataset."""
+
+    name: str
+    fps: Fraction
+    size: int
+    precision: encoders.Precision
+    chunk_frames: int
+
+
+def index_of(about: About, shards: Sequence[Shard], found: encoders.Encoders, null_text: bytes, built: dict[str, Any]) -> bytes:
+    """The bytes of index.json. `built` says where and with what, and enters no digest."""
     vae = encoders.vae_facts(found.vae_folder)
-    fps, size = clip
     return canonical.encode(
         {
             "format": FORMAT,
-            "name": name,
+            "name": about.name,
             "root_digest": root_digest(shards),
-            "fps": fps,
-            "size": size,
+            "fps": about.fps,
+            "size": about.size,
             "latents": {
                 "scaling_factor": vae["scaling_factor"],
-                "shape": [vae["latent_channels"], size // vae["factor"], size // vae["factor"]],
+                "shape": [vae["latent_channels"], about.size // vae["factor"], about.size // vae["factor"]],
                 "dtype": "float16",
                 "axes": "f c h w",
             },
             "encoders": {
                 "vae": found.vae,
+                "precision": about.precision,
+                "chunk_frames": about.chunk_frames,
                 "clip": {**canonical.plain(found.clip), "text_layer": found.text_layer, "pad_token": found.pad_token},
             },
             "null_text": {"npy_base64": encoders.npy_base64(null_text), "sha256": hashlib.sha256(null_text).hexdigest()},

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline import manifest
+from pipeline.errors import RecipeError
 from pipeline.manifest import Manifest
 from pipeline.records import Blob, Clip, Crop, Member, Pack, Record, Rejection, Sample, Scene, Shard, Source, Video
 
@@ -78,7 +79,7 @@ def test_a_manifest_that_lost_or_gained_a_record_cannot_be_made(scenes: tuple[Sc
 
 
 def test_a_manifest_with_the_same_key_twice_cannot_be_made(scenes: tuple[Scene, ...]) -> None:
-    with pytest.raises(AssertionError, match="stage 'filter' gave the key 'film-0001' twice"):
+    with pytest.raises(RecipeError, match="the key 'film-0001' would stand for two records: give one of their sources another id"):
         manifest_of((*scenes, scenes[1]))
 
 
