@@ -148,6 +148,9 @@ def publish(loaded: Loaded, folder: Path, packed: Manifest, samples: Manifest, s
     """Put the tars and their index where a trainer looks. Raises AssertionError if a sample is in no shard."""
     recipe = loaded.recipe
     shards = [record for record in packed.records if isinstance(record, Shard)]
+    if not shards:
+        shard.clear(folder / "shards")
+        return
     if sorted(key for made in shards for key in made.samples) != sorted(record.key for record in samples.records):
         raise AssertionError("the shards do not hold exactly the samples that were encoded")
     found = encode.find_encoders(recipe.encode, loaded.folder)

@@ -24,7 +24,7 @@ from pipeline.store import Store
 
 VERSION = 1
 PSNR_FRAMES = 4
-BATCH_FRAMES = 2000  # clips that go to a worker together: about this many frames
+BATCH_S = 200.0  # clips that go to a worker together, so that the next is decoded while one is encoded: seconds of video
 Pixels = NDArray[np.uint8]
 
 
@@ -67,7 +67,7 @@ def stage(params: Params, found: encoders.Encoders, device: str) -> Stage:
         process=partial(process, params=params, found=found, device=device),
         prepare=partial(prepare, params=params, found=found),
         identity=partial(identity, share=params.psnr_share),
-        group=group,
+        join_s=BATCH_S,
         cost=seconds,
         timeout=patience,
         num_gpus=partial(encoders.num_gpus, device),
@@ -123,12 +123,6 @@ def captions(clip: Clip) -> tuple[str, ...]:
 def measured(clip: Clip, share: float) -> bool:
     """Whether this clip is in the sampled share: a pure function of its digest."""
     return int(clip.blob.sha256[:8], 16) < share * 2**32
-
-
-def group(clip: Clip) -> str:
-    """Runs of clips of one video, so that the next can be decoded while this one is encoded."""
-    order = int(clip.key.rpartition("-")[2]) if clip.key.rpartition("-")[2].isdigit() else 0
-    return f"{source_of(clip).key}/{order * clip.num_frames // BATCH_FRAMES}"
 
 
 def seconds(clip: Clip) -> float:

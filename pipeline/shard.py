@@ -236,6 +236,12 @@ def _entry(shard: Shard) -> dict[str, Any]:
     }
 
 
+def clear(folder: Path) -> None:
+    """Remove shards of which nothing is left."""
+    for path in [*folder.glob("*.tar"), *folder.glob("index.json")]:
+        path.unlink()
+
+
 def publish(folder: Path, shards: Sequence[Shard], index: bytes, store: Store) -> None:
     """Link the tars into the folder, then write the index, then remove what belongs to neither."""
     folder.mkdir(parents=True, exist_ok=True)

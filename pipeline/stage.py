@@ -20,6 +20,7 @@ from pipeline.records import Record, Rejection
 from pipeline.store import Store
 
 Outcome = Record | BadData
+MIN_BATCHES = 16  # so many at least are left to share out when small groups are joined
 
 
 def own_group(record: Any) -> str:
@@ -40,7 +41,8 @@ class Stage:
 
     `process(record, store)` yields outputs built from the record; an output's key is the record's plus a suffix.
     `prepare(record, store)` runs one record ahead in a thread; its result is `process`'s third argument.
-    Records of one `group` go to one worker, in order. `cost` is in seconds of video; `timeout` in seconds.
+    Records of one `group` go to one worker, in order; groups are joined up to `join_s` where `prepare` gains by it.
+    `cost` is in seconds of video; `timeout` in seconds.
     `num_gpus` (on this machine, 0 to run without) is asked only when there is work: the answer takes an import of torch.
     """
 
@@ -52,6 +54,7 @@ class Stage:
     prepare: Callable[[Any, Store], Any] | None = None
     identity: Callable[[Any], object] = lambda record: record.identity()
     group: Callable[[Any], str] = own_group
+    join_s: float = 0
     cost: Callable[[Any], float] = unit_cost
     timeout: Callable[[float], float] = lambda cost: 600 + 30 * cost
     num_gpus: Callable[[], int] = no_gpus
@@ -215,11 +218,19 @@ def _batch(stage: Stage, tasks: Sequence[tuple[str, Record]]) -> Batch:
 
 
 def _batches(stage: Stage, tasks: Sequence[tuple[str, Record]]) -> list[Batch]:
-    """Group tasks; the most costly batch first, so that the last to end is a short one."""
+    """Tasks of a group together, small groups joined; the most costly batch first, so that the last to end is a short one."""
     groups: dict[str, list[tuple[str, Record]]] = {}
     for task in tasks:
         groups.setdefault(stage.group(task[1]), []).append(task)
-    return sorted((_batch(stage, group) for group in groups.values()), key=lambda batch: -batch.cost)
+    made = [_batch(stage, group) for group in groups.values()]
+    limit = min(stage.join_s, sum(batch.cost for batch in made) / MIN_BATCHES)
+    joined: list[Batch] = []
+    for batch in made:
+        if joined and joined[-1].cost + batch.cost <= limit:
+            joined[-1] = _batch(stage, joined[-1].tasks + batch.tasks)
+        else:
+            joined.append(batch)
+    return sorted(joined, key=lambda batch: -batch.cost)
 
 
 def collect(stage: Stage, records: Sequence[Record], memos: Mapping[str, Any], troubles: Sequence[Rejection]) -> Manifest:

@@ -78,7 +78,8 @@ def interrupted(recipe: Path, data: Path, ready: Callable[[], bool], number: int
         time.sleep(0.01)
     process.send_signal(number)
     said, _ = process.communicate(timeout=60)
-    assert "Traceback" not in said
+    if number != signal.SIGKILL:  # of which a worker that is just starting complains
+        assert "Traceback" not in said
     return process.returncode
 
 
@@ -197,6 +198,7 @@ def test_nothing_left_has_an_exit_code_of_its_own(recipe: Path, tmp_path: Path) 
     strict = recipe.with_name("strict.toml")
     strict.write_text(recipe.read_text().replace("min_frames = 20\nmax_frames = 60", "min_frames = 2000"))
     assert pipeline("build", strict, "--data", tmp_path, "--executor", "inline").returncode == 5
+    assert not (tmp_path / "tiny" / "shards" / "index.json").exists()
 
 
 @pytest.fixture(scope="session")
@@ -223,14 +225,18 @@ def test_the_demo_s_latents_decode_to_recognisable_pictures(demo: Path) -> None:
     assert min(scores.values()) > 25
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves its file to the garbage collector
 def test_the_demo_s_shards_are_read_by_plain_webdataset_and_datasets(demo: Path, tmp_path: Path) -> None:
     import datasets
     import webdataset
 
+    datasets.disable_progress_bars()
     shards = demo / "demo" / "shards"
+    assert [path.name for path in sorted(shards.iterdir())] == ["00000.tar", "index.json", "validation-00000.tar"]
     [train] = shards.glob("0*.tar")
     samples = list(webdataset.WebDataset(str(train), shardshuffle=False).decode())
     assert {sample["__key__"] for sample in samples} == {"fish-a-0000", "world-0000"}
+    assert len({frozenset(sample) - {"__key__"} for sample in samples}) == 1
     assert all(sample["latents.npy"].dtype == np.float16 and sample["text.npy"].shape == (77, 32) for sample in samples)
     rows = datasets.load_dataset("webdataset", data_files={"train": str(train)}, split="train", cache_dir=str(tmp_path))
     assert {row["__key__"] for row in rows} == {"fish-a-0000", "world-0000"}

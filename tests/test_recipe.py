@@ -72,11 +72,11 @@ def test_the_demo_is_five_packaged_videos_at_256_with_the_tiny_encoders() -> Non
     made = loaded.recipe
     assert [source.key for source in loaded.sources] == ["bigbuckbunny", "bikes", "fish-a", "fish-b", "world"]
     assert all(source.uri.startswith("pypi:") for source in loaded.sources)
-    assert [len(source.captions) for source in loaded.sources] == [1, 1, 2, 2, 1]
+    assert [len(source.captions) for source in loaded.sources] == [2, 2, 2, 2, 2]
     assert (made.cut.detector, made.filter.min_frames, made.filter.max_frames) == ("adaptive", 100, None)
     assert (made.extract.fps, made.extract.size) == (Fraction(10), 256)
     assert (made.encode.preset, made.encode.psnr_share, made.encode.precision) == ("tiny", 1.0, "float32")
-    assert (made.shard.seed, made.shard.validation) == (0, 0.34)
+    assert (made.shard.seed, made.shard.validation) == (4, 0.34)
 
 
 def test_the_seeds_recipes_are_10_fps_512_and_100_frames() -> None:

@@ -279,3 +279,20 @@ def test_one_lost_batch_is_tried_record_by_record_and_only_the_guilty_one_is_rej
     again, cached = run_stage(stage, records, store, Inline(), Progress())
     assert (logged(store), cached) == (["d"], 3)
     assert again.encode() == made.encode()
+
+
+@pytest.mark.parametrize(("count", "join_s", "sizes"), [(40, 0, {1}), (40, 1e9, {2}), (40, 1.5, {1}), (320, 5, {5}), (8, 1e9, {1})])
+def test_small_groups_travel_together_but_leave_enough_batches_to_share_out(
+    store: Store, count: int, join_s: float, sizes: set[int]
+) -> None:
+    seen: list[Batch] = []
+
+    class Watching(Inline):
+        def map(self, work: Work, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Troubles | Lost]]:
+            seen.extend(batches)
+            return super().map(work, batches)
+
+    sources = [Source(f"s{number:03d}", f"ok:{number}") for number in range(count)]
+    run_stage(replace(STAGE, join_s=join_s), sources, store, Watching(), Progress())
+    assert {len(batch.tasks) for batch in seen} == sizes
+    assert sorted(record.key for batch in seen for _, record in batch.tasks) == [source.key for source in sources]
