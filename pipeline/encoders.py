@@ -248,14 +248,21 @@ def images(clip: Any, frames: NDArray[np.uint8]) -> NDArray[np.float16]:
     return _half(embedded.float().cpu().numpy(), "image embeddings")
 
 
+@lru_cache(maxsize=1)
+def tokenizer(length: int) -> Any:
+    """CLIP's byte-pair tokenizer; it takes longer to make than a caption takes to embed."""
+    import open_clip
+
+    return open_clip.SimpleTokenizer(context_length=length)
+
+
 def text(clip: Any, caption: str, layer: Layer, pad_token: int) -> NDArray[np.float16]:
     """Hidden states of a caption: `77 d` float16, after the final norm, from the last or last but one block."""
-    import open_clip
     import torch
 
     tower = getattr(clip, "text", clip)
     length = tower.positional_embedding.shape[0]
-    tokens = open_clip.SimpleTokenizer(context_length=length)(caption)
+    tokens = tokenizer(length)(caption)
     end = int(tokens[0].argmax())  # the end token has the highest number
     tokens[0, end + 1 :] = pad_token
     with torch.inference_mode():

@@ -34,7 +34,7 @@ class Params(Table):
     """`[extract]`: which frames of a video are kept, and how."""
 
     fps: Exact = Field(default=Fraction(10), gt=0, le=240, description="Frames per second of the clips, by time stamps.")
-    size: int = Field(default=512, ge=16, le=4096, multiple_of=8, description="Side of the square clip, in pixels.")
+    size: int = Field(default=512, ge=64, le=4096, multiple_of=8, description="Side of the square clip, in pixels.")
     crf: float = Field(default=14, ge=0, le=40, description="x264 quality of the stored clips; lower is better and larger.")
 
 

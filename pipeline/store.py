@@ -5,7 +5,8 @@
     partial/TASK/        downloads under way, resumed by the next run
     tmp/                 files being written; emptied when a build starts
 
-Everything is written beside its place and renamed into it, blobs before the memo that names them.
+Everything is written beside its place and renamed into it, blobs (to disk, not only to the cache) before
+the memo that names them, so a power cut leaves nothing half there that counts as whole.
 A memo whose blobs are missing or have another size counts as not there, so a deleted blob is rebuilt.
 """
 
@@ -100,9 +101,11 @@ class Store:
         return blob
 
     def settle(self, path: Path, blob: Blob) -> Blob:
-        """Move a finished file in whose digest is known."""
+        """Move a finished file in whose digest is known, on disk before any memo can name it."""
         target = self.path(blob.sha256)
         target.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(path, target)
         return blob
 

@@ -267,6 +267,6 @@ def read_clip(path: Path) -> NDArray[np.uint8]:
     try:
         reader = decord.VideoReader(str(path), num_threads=1)
         pixels: NDArray[np.uint8] = reader.get_batch(range(len(reader))).asnumpy()
-    except (RuntimeError, IndexError) as error:
+    except (RuntimeError, IndexError, decord.DECORDError) as error:
         raise BadData("decode-error", f"decord cannot read the clip: {type(error).__name__}") from error
     return pixels

@@ -113,7 +113,7 @@ def test_a_cut_past_the_end_says_how_many_frames_there_were(film: Film, video_of
 
 def test_a_long_reel_is_cut_at_the_right_frame_everywhere(film: Film, video_of: VideoOf, store: Store, tmp_path: Path) -> None:
     fps = Fraction(30000, 1001)
-    whole = reel_path(video_of(film(footage.plain)), Params(fps=fps, size=32), store)
+    whole = reel_path(video_of(film(footage.plain)), Params(fps=fps, size=64), store)
     pictures = planes(whole)
     assert len(pictures) == 360
     for start in (0, 99, 100, 101, 257, 330):
@@ -226,7 +226,7 @@ def test_a_reel_is_decoded_once(film: Film, video_of: VideoOf, store: Store) -> 
 
 def test_another_parameter_or_time_range_is_another_reel(film: Film, video_of: VideoOf) -> None:
     path = film(footage.plain, 2)
-    params = [SMALL, Params(size=32), Params(size=64, fps=Fraction(5)), Params(size=64, crf=20)]
+    params = [SMALL, Params(size=128), Params(size=64, fps=Fraction(5)), Params(size=64, crf=20)]
     records = [video_of(path), video_of(path, Fraction(1)), video_of(path, None, Fraction(1))]
     tasks = {canonical.digest(reel.task(record, each)) for record in records for each in params}
     assert len(tasks) == 12
