@@ -8,6 +8,7 @@ Which one is the default was decided by measured F1 on a truth set, then by cost
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal, Protocol
@@ -177,23 +178,23 @@ class _PySceneDetect:
         self._small = video.Thumbnails(facts, params.width)
         self._detector = _detector_of(params, max(1, round(params.min_scene_s * float(facts.average_fps))))
         self._clock = partial(FrameTimecode, fps=float(facts.average_fps))
-        self._window = params.window_width if isinstance(params, Adaptive) else 0
-        self._picture: Any = None
+        window = params.window_width if isinstance(params, Adaptive) else 0
+        self._recent: deque[Any] = deque(maxlen=window + 1)
         self._index = 0
         self._cuts: list[int] = []
 
     def see(self, frame: Any) -> None:
-        self._picture = self._small.of(frame)
-        self._look()
+        self._recent.append(self._small.of(frame))
+        self._look(self._recent[-1])
 
-    def _look(self) -> None:
-        found = self._detector.process_frame(self._clock(self._index), self._picture)
+    def _look(self, picture: Any) -> None:
+        found = self._detector.process_frame(self._clock(self._index), picture)
         self._cuts += [cut.frame_num for cut in found]
         self._index += 1
 
     def cuts(self) -> list[int]:
-        for _ in range(self._window):  # a rolling average sees cuts this late; the last frame stands for those after it
-            self._look()
+        for picture in list(self._recent)[-2::-1]:  # a rolling average judges a frame by those after it: mirror the end
+            self._look(picture)
         last = self._clock(max(0, self._index - 1))
         return self._cuts + [cut.frame_num for cut in self._detector.post_process(last)]
 
