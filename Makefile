@@ -58,8 +58,8 @@ schema: setup  ## manifests/recipe.schema.json, for editors
 	@$(PY) -m pipeline schema > manifests/recipe.schema.json
 
 constraints: setup  ## constraints.txt from pyproject.toml, the newest that fit together
-	@.venv/bin/uv pip compile --quiet --universal --all-extras --python-version 3.11 --no-header --no-annotate \
-		--no-emit-index-url --no-emit-find-links --upgrade pyproject.toml --output-file constraints.txt
+	@.venv/bin/uv pip compile --quiet --universal --all-extras --python-version 3.11 --no-header --no-annotate --upgrade \
+		pyproject.toml --output-file constraints.txt
 
 clean:  ## remove data/ and runs/ (not the recipes)
 	@rm -rf $(DATA) runs

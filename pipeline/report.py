@@ -53,7 +53,7 @@ def funnel(steps: Sequence[Step], title: str) -> Table:
     table.add_column("stage", no_wrap=True)
     for name in ("in", "out", "rejected"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("why", min_width=18, overflow="fold")
+    table.add_column("why", min_width=16, overflow="fold")
     for name in ("cached", "pending", "size", "hours"):
         table.add_column(name, justify="right", no_wrap=True)
     for step in steps:
