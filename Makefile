@@ -7,6 +7,7 @@ DATA     ?= data
 EXECUTOR ?= processes
 WORKERS  ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
 DEVICE   ?= auto
+PYTHON   ?= python3
 
 PY    := .venv/bin/python
 BUILD  = $(PY) -m pipeline build $(MANIFEST) --data $(DATA) --executor $(EXECUTOR) --workers $(WORKERS) --device $(DEVICE)
@@ -22,9 +23,12 @@ setup: .venv/.done  ## the virtual environment in .venv (needs Python 3.11 to 3.
 
 .venv/.done: pyproject.toml constraints.txt
 	@echo "setting up .venv (once; some gigabytes with PyTorch)"
-	@test -x .venv/bin/python || python3 -m venv .venv
+	@test -x .venv/bin/python || if command -v uv >/dev/null; then uv venv --quiet --seed --python '>=3.11,<3.14' .venv; else $(PYTHON) -m venv .venv; fi \
+		|| { rm -rf .venv; echo "cannot make .venv: install uv, or Python 3.11 to 3.13 with its venv module"; exit 1; }
+	@.venv/bin/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+		|| { rm -rf .venv; echo "$(PYTHON) is not Python 3.11 to 3.13: install uv, or say make PYTHON=python3.12 ..."; exit 1; }
 	@test -x .venv/bin/uv || .venv/bin/python -m pip --disable-pip-version-check install --quiet uv
-	@VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/uv pip install --quiet --editable '.[dev,ray,s3]' --constraint constraints.txt
+	@VIRTUAL_ENV="$(CURDIR)/.venv" .venv/bin/uv pip install --quiet --editable '.[dev,ray,s3]' --constraint constraints.txt
 	@touch $@
 
 shards: setup  ## build the dataset: download, cut, filter, extract, encode, shard
@@ -61,5 +65,5 @@ constraints: setup  ## constraints.txt from pyproject.toml, the newest that fit 
 	@.venv/bin/uv pip compile --quiet --universal --all-extras --python-version 3.11 --no-header --no-annotate --upgrade \
 		pyproject.toml --output-file constraints.txt
 
-clean:  ## remove data/ and runs/ (not the recipes)
-	@rm -rf $(DATA) runs
+clean:  ## remove what DATASET built and the store (not the recipes)
+	@rm -rf "$(DATA)/$(DATASET)" "$(DATA)/store"

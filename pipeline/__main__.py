@@ -8,6 +8,7 @@ was left to keep; 130 interrupted. What was finished is kept in every case; the 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -36,14 +37,24 @@ ExecutorName = StrEnum("ExecutorName", ["inline", "processes", "ray"])
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe such as manifests/demo.toml.")]
 Data = Annotated[Path, typer.Option("--data", help="Folder for the store and the datasets.")]
-Device = Annotated[str, typer.Option(help="Where models run: auto, cpu, cuda, cuda:1, mps. Recorded, never part of a task's key.")]
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+        raise typer.BadParameter(f"got '{value}', allowed are auto, cpu, cuda, cuda:N and mps")
+    return value
+
+
+Device = Annotated[
+    str, typer.Option(callback=_device, help="Where models run: auto, cpu, cuda, cuda:1, mps. Recorded, never part of a task's key.")
+]
 
 
 def guarded(act: Callable[[Any], int]) -> None:
     """Run a command with a console; turn what went wrong into a message and an exit code."""
     from rich.console import Console
 
-    from pipeline.errors import Bug, RecipeError, Stopped
+    from pipeline.errors import BadData, Bug, RecipeError, Stopped, Unavailable
 
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
@@ -51,7 +62,7 @@ def guarded(act: Callable[[Any], int]) -> None:
     except RecipeError as error:
         errors.print(f"[red]recipe:[/] {_plain(error)}")
         code = 2
-    except Stopped as error:
+    except (Stopped, BadData, Unavailable, OSError) as error:
         errors.print(f"[red]stopped:[/] {_plain(error)}")
         code = 4
     except Bug as error:
@@ -114,7 +125,7 @@ def _summary(console: Any, name: str, data: Path, steps: list[Any]) -> int:
         console.print(f"unavailable: {one.key} ({one.reason}): {one.detail}", markup=False, soft_wrap=True)
     if missing:
         console.print(f"{len(missing)} unavailable in all: the same command tries them again")
-    if all(step.num_cached == step.manifest.num_in for step in steps):
+    if not any(step.num_run for step in steps):
         console.print("nothing to do: everything was built before")
     if steps[-1].manifest.stage == "shard":
         made = report.shards(steps)

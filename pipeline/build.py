@@ -17,7 +17,7 @@ from typing import Any
 
 import filelock
 
-from pipeline import cut, download, encode, extract, shard
+from pipeline import cut, download, encode, encoders, extract, shard
 from pipeline import filter as filter_stage
 from pipeline.errors import Stopped
 from pipeline.executors import Inline
@@ -33,11 +33,12 @@ LIBRARIES = ("longtake", "torch", "diffusers", "open_clip_torch", "av", "decord2
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of a dataset: its manifest, and how many of its tasks were done before, or are still to do."""
+    """One stage of a dataset: its manifest, and how many of its tasks were done before, are to do, were run now."""
 
     manifest: Manifest
     num_cached: int
     num_pending: int
+    num_run: int = 0
 
     @property
     def num_bytes(self) -> int:
@@ -60,7 +61,7 @@ def blobs_of(record: Record) -> list[Blob]:
     return [record.blob] if isinstance(record, Video | Clip | Shard) else []
 
 
-def walk(loaded: Loaded, run: Run, device: str, until: str) -> Iterator[Step]:
+def walk(loaded: Loaded, run: Run, device: str, until: str, offline: bool = False) -> Iterator[Step]:
     """Take the sources through the stages in order, as far as `until`. `run`'s last argument says: never on a cluster."""
     recipe, folder = loaded.recipe, loaded.folder
     expanded = run(download.expand_stage(recipe.download, folder), loaded.sources, True)
@@ -70,7 +71,7 @@ def walk(loaded: Loaded, run: Run, device: str, until: str) -> Iterator[Step]:
         "cut": lambda: (cut.stage(recipe.cut, recipe.extract), False),
         "filter": lambda: (filter_stage.stage(recipe.filter, recipe.extract.fps), True),
         "extract": lambda: (extract.stage(recipe.extract), False),
-        "encode": lambda: (encode.stage(recipe.encode, encode.find_encoders(recipe.encode, folder), device), False),
+        "encode": lambda: (encode.stage(recipe.encode, encode.find_encoders(recipe.encode, folder, offline), device), False),
         "shard": lambda: (shard.stage(), False),
     }
     for name in NAMES[1 : NAMES.index(until) + 1]:
@@ -86,7 +87,9 @@ def joined(first: Step, second: Step) -> Step:
     """Expand and download as the one stage people know."""
     a, b = first.manifest, second.manifest
     manifest = Manifest(b.stage, b.version, b.params, a.num_in, a.num_split + b.num_split, b.records, a.rejections + b.rejections)
-    return Step(manifest, second.num_cached if not first.num_pending else 0, first.num_pending + second.num_pending)
+    return Step(
+        manifest, second.num_cached if not first.num_pending else 0, first.num_pending + second.num_pending, first.num_run + second.num_run
+    )
 
 
 def build(loaded: Loaded, data: Path, executor: Executor, device: str, until: str, progress: Progress) -> Iterator[Step]:
@@ -96,6 +99,8 @@ def build(loaded: Loaded, data: Path, executor: Executor, device: str, until: st
     store.root.mkdir(parents=True, exist_ok=True)
     if until in ("encode", "shard"):
         encode.find_encoders(loaded.recipe.encode, loaded.folder)  # hours of decoding should not end at a misspelt model
+        if device != "auto":
+            encoders.choose_device(device)
     try:
         lock = filelock.FileLock(store.root / "lock").acquire(timeout=0)
     except filelock.Timeout as error:
@@ -103,7 +108,7 @@ def build(loaded: Loaded, data: Path, executor: Executor, device: str, until: st
 
     def run(stage: Stage, records: Sequence[Record], local: bool) -> Step:
         manifest, cached = run_stage(stage, records, store, Inline() if local else executor, progress)
-        return Step(manifest, cached, 0)
+        return Step(manifest, cached, 0, len(records) - cached)
 
     with lock:
         store.prepare()
@@ -128,7 +133,7 @@ def look(loaded: Loaded, data: Path, device: str) -> Iterator[Step]:
         manifest = collect(stage, [record for record in records if record.key not in missing], found.memos, ())
         return Step(manifest, found.num_cached, len(missing))
 
-    yield from walk(loaded, run, device, NAMES[-1])
+    yield from walk(loaded, run, device, NAMES[-1], offline=True)
 
 
 def link_clips(folder: Path, manifest: Manifest, store: Store) -> None:

@@ -54,7 +54,7 @@ def everything(source: Source, folder: Path) -> object:
 def identity(source: Source, folder: Path) -> object:
     """A local file or glob is looked at anew each time; anything else is its address."""
     if scheme(source.uri) == "file":
-        return [source.identity(), [stamp(path) for path in matches(source.uri, folder)]]
+        return [source.identity(), [[path_in_recipe(path, folder), *stamp(path)] for path in matches(source.uri, folder)]]
     return source.identity()
 
 
@@ -90,6 +90,7 @@ def stage(params: Params, folder: Path) -> Stage:
         process=partial(process, params=params, folder=folder),
         identity=partial(identity, folder=folder),
         timeout=lambda cost: 6 * 3600.0,
+        waits_on_world=True,
     )
 
 
@@ -123,8 +124,10 @@ def scheme(uri: str) -> str:
 
 def matches(uri: str, folder: Path) -> list[Path]:
     """Files a `file:` address means, sorted; a relative one begins at the recipe's folder."""
-    pattern = os.path.join(folder, re.sub(r"^file:(//)?", "", uri))
-    found = glob.glob(pattern, recursive=True) if glob.has_magic(pattern) and not os.path.exists(pattern) else [pattern]
+    wanted = re.sub(r"^file:(//)?", "", uri)
+    path = os.path.join(folder, wanted)
+    literal = os.path.exists(path) or not glob.has_magic(wanted)
+    found = [path] if literal else glob.glob(os.path.join(glob.escape(str(folder)), wanted), recursive=True)
     return sorted(Path(path) for path in found if os.path.isfile(path))
 
 

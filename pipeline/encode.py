@@ -47,12 +47,12 @@ class Params(Table):
 
 
 @lru_cache(maxsize=1)
-def find_encoders(params: Params, folder: Path) -> encoders.Encoders:
+def find_encoders(params: Params, folder: Path, offline: bool = False) -> encoders.Encoders:
     """The models of the preset, or those that stand in for them. Raises RecipeError or Stopped."""
     preset = encoders.PRESETS[params.preset]
     subfolder = params.vae_subfolder if params.vae_subfolder is not None else ("" if params.vae else preset.vae_subfolder)
-    vae_folder, vae = encoders.find(params.vae or preset.vae, params.vae_revision, subfolder, encoders.VAE_FILES, folder)
-    clip_folder, clip = encoders.find(params.clip or preset.clip, params.clip_revision, "", encoders.CLIP_FILES, folder)
+    vae_folder, vae = encoders.find(params.vae or preset.vae, params.vae_revision, subfolder, encoders.VAE_FILES, folder, offline)
+    clip_folder, clip = encoders.find(params.clip or preset.clip, params.clip_revision, "", encoders.CLIP_FILES, folder, offline)
     layer = params.text_layer or preset.text_layer
     pad = preset.pad_token if params.pad_token is None else params.pad_token
     return encoders.Encoders(vae, vae_folder, clip, clip_folder, layer, pad)

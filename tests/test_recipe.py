@@ -73,7 +73,7 @@ def test_the_demo_is_five_packaged_videos_at_256_with_the_tiny_encoders() -> Non
     assert [source.key for source in loaded.sources] == ["bigbuckbunny", "bikes", "fish-a", "fish-b", "world"]
     assert all(source.uri.startswith("pypi:") for source in loaded.sources)
     assert [len(source.captions) for source in loaded.sources] == [2, 2, 2, 2, 2]
-    assert (made.cut.detector, made.filter.min_frames, made.filter.max_frames) == ("adaptive", 100, None)
+    assert (made.cut.detector, made.filter.min_frames, made.filter.max_frames) == ("adaptive", 100, 1000)
     assert (made.extract.fps, made.extract.size) == (Fraction(10), 256)
     assert (made.encode.preset, made.encode.psnr_share, made.encode.precision) == ("tiny", 1.0, "float32")
     assert (made.shard.seed, made.shard.validation) == (4, 0.34)
@@ -154,7 +154,7 @@ def test_the_template_with_everything_uncommented_loads() -> None:
         lines.append(line)
     made = Recipe.model_validate({"name": "template", **tomllib.loads("\n".join(lines))})
     assert made.cut == cut.DEFAULT
-    assert made.filter.max_frames == 200
+    assert made.filter.max_frames == 1000
 
 
 def test_an_option_written_out_with_its_default_changes_no_task_key() -> None:
