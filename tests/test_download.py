@@ -200,3 +200,68 @@ def test_a_hard_link_is_used_where_possible(store: Store, tmp_path: Path) -> Non
     path.write_bytes(b"x" * 1000)
     blob = store.link(path)
     assert os.path.samefile(path, store.path(blob.sha256))
+
+
+def test_entries_without_an_id_and_lists_of_lists_are_listed_too(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    listing = {
+        "_type": "playlist",
+        "entries": [
+            {"url": "https://example.org/a"},
+            {"entries": [{"id": "b", "url": "https://example.org/b"}, None]},
+            {"id": "c", "webpage_url": "https://example.org/c"},
+        ],
+    }
+
+    class Listing:
+        def __enter__(self) -> Listing:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def extract_info(self, uri: str, download: bool) -> dict[str, object]:
+            return listing
+
+    monkeypatch.setattr(fetch, "_yt_dlp", lambda options: Listing())
+    found = fetch.entries("https://www.youtube.com/playlist?list=PL0000000000000000", store, 1, 1)
+    assert found is not None
+    assert [address for _, address in found] == ["https://example.org/a", "https://example.org/b", "https://example.org/c"]
+    assert [name for name, _ in found][1:] == ["b", "c"]
+
+
+def test_a_page_of_several_videos_is_refused_instead_of_losing_all_but_one(store: Store, small: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text('<html><body><video src="/a.mp4"></video><video src="/b.mp4"></video></body></html>')
+    answers = {"/page": content(page, "text/html"), "/a.mp4": content(small), "/b.mp4": content(small)}
+    with serving(answers) as (address, _):
+        manifest = fetched([Source("a", f"{address}/page")], store, tmp_path)
+    assert reasons(manifest) == {"a": ("unavailable", "unsupported")}
+    assert "several videos" in manifest.rejections[0].detail
+
+
+def test_files_of_a_renamed_folder_are_found_again(store: Store, small: Path, tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    shutil.copy(small, tmp_path / "x" / "film.mp4")
+    source = Source("g", "file:*/*.mp4")
+    assert len(fetched([source], store, tmp_path).records) == 1
+    (tmp_path / "x").rename(tmp_path / "y")
+    assert len(fetched([source], store, tmp_path).records) == 1
+
+
+def test_a_recipe_may_lie_in_a_folder_with_brackets(store: Store, small: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "[set 1]"
+    folder.mkdir()
+    shutil.copy(small, folder / "film.mp4")
+    assert len(fetched([Source("a", "file:film.mp4"), Source("g", "file:*.mp4")], store, folder).records) == 2
+
+
+def test_a_download_that_takes_too_long_is_unavailable_not_bad(store: Store, tmp_path: Path) -> None:
+    from pipeline.stage import Batch, Lost
+
+    class Slow(Inline):
+        def map(self, work: object, batches: list[Batch]) -> object:  # type: ignore[override]
+            return ((batch, Lost("timed-out", "no result within 1 s")) for batch in batches)
+
+    stage = download.stage(PARAMS, tmp_path)
+    for _ in range(2):
+        manifest, cached = run_stage(stage, [Source("a", "https://example.org/a.mp4")], store, Slow(), Progress())  # type: ignore[arg-type]
+        assert (reasons(manifest), cached) == ({"a": ("unavailable", "timeout")}, 0)

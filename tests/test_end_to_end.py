@@ -240,3 +240,25 @@ def test_the_demo_s_shards_are_read_by_plain_webdataset_and_datasets(demo: Path,
     assert all(sample["latents.npy"].dtype == np.float16 and sample["text.npy"].shape == (77, 32) for sample in samples)
     rows = datasets.load_dataset("webdataset", data_files={"train": str(train)}, split="train", cache_dir=str(tmp_path))
     assert {row["__key__"] for row in rows} == {"fish-a-0000", "world-0000"}
+
+
+def test_a_second_build_of_a_glob_says_there_was_nothing_to_do(recipe: Path, tmp_path: Path) -> None:
+    globbed = recipe.with_name("globbed.toml")
+    globbed.write_text('[[source]]\nid = "g"\nuri = "file:*.mp4"\n[extract]\nsize = 64\n[filter]\nmin_frames = 20\n')
+    words = ("build", globbed, "--data", tmp_path, "--until", "extract", "--executor", "inline")
+    assert "nothing to do" not in pipeline(*words).stdout
+    assert "nothing to do" in pipeline(*words).stdout
+
+
+@pytest.mark.parametrize("data", ["README.md", "/proc/nowhere"])
+def test_a_data_folder_that_cannot_be_one_is_no_traceback(recipe: Path, data: str) -> None:
+    done = pipeline("build", recipe, "--data", ROOT / data)
+    assert done.returncode == 4
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x"])
+def test_an_unknown_device_is_refused_before_any_work(recipe: Path, tmp_path: Path, device: str) -> None:
+    done = pipeline("build", recipe, "--data", tmp_path, "--device", device)
+    assert done.returncode == 2
+    assert list(tmp_path.iterdir()) == []
