@@ -71,6 +71,7 @@ def guarded(act: Callable[[Any], int]) -> None:
     except KeyboardInterrupt:
         errors.print("interrupted: what was finished is kept, the same command goes on")
         code = 130
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is over: a late Ctrl-C has nothing left to interrupt
     raise typer.Exit(code)
 
 
