@@ -6,6 +6,7 @@ What is asked for and cannot be is a ValueError: these are a programmer's argume
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -95,7 +96,7 @@ def window_plan(num_keyframes: int, max_keyframes: int) -> list[range]:
     num_gaps = num_keyframes - 1
     num_windows = -(-num_gaps // (max_keyframes - 1))
     edges = [index * num_gaps // num_windows for index in range(num_windows + 1)]
-    return [range(first, last + 1) for first, last in zip(edges[:-1], edges[1:], strict=True)]
+    return [range(first, last + 1) for first, last in itertools.pairwise(edges)]
 
 
 def frames_between(keyframes: range, factor: int = 4) -> range:

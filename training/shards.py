@@ -1,0 +1,285 @@
+"""What the shards are: index.json and the arrays it names, checked. docs/format.md is the contract.
+
+Whatever does not hold is a ShardError that names the shard and the member, what was found and what is wanted.
+Nothing is ever unpickled. Costs: the index in memory, about 1 kB a sample.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
+
+from training.errors import ShardError, UsageError
+from training.ranges import Files
+
+FORMAT = 1
+DTYPE = np.dtype("<f2")
+HEADER = 128  # bytes of a .npy header as numpy writes it; one of another length costs a second read
+PIECE = 8 << 20  # bytes at a time, to verify a shard
+Array = np.ndarray[Any, Any]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Fields(BaseModel):
+    """What a reader relies on; fields it does not know are ignored."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class SampleFields(Fields):
+    key: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    members: dict[str, tuple[NonNegativeInt, NonNegativeInt, Sha256]]
+
+
+class Shard(Fields):
+    file: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")  # nothing that could lead out of the folder
+    split: str
+    num_bytes: NonNegativeInt
+    sha256: Sha256
+    samples: tuple[SampleFields, ...]
+
+
+class LatentsFields(Fields):
+    scaling_factor: FiniteFloat = Field(gt=0)
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    dtype: Literal["float16"]
+    axes: Literal["f c h w"]
+
+
+class VaeFields(Fields, extra="allow"):
+    sha256: Sha256
+
+
+class ClipFields(VaeFields):
+    text_layer: str
+    pad_token: int
+
+
+class EncodersFields(Fields, extra="allow"):
+    vae: VaeFields
+    clip: ClipFields
+
+
+class NullTextFields(Fields):
+    npy_base64: str
+    sha256: Sha256
+
+
+class IndexFields(Fields):
+    name: str
+    root_digest: Sha256
+    fps: str = Field(pattern=r"^[1-9]\d*/[1-9]\d*$")
+    size: PositiveInt
+    latents: LatentsFields
+    encoders: EncodersFields
+    null_text: NullTextFields
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True)
+class Member:
+    """Where one array is."""
+
+    file: str
+    name: str
+    start: int
+    num_bytes: int
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.name}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A sample, as far as the index knows it."""
+
+    key: str
+    num_frames: int
+    latents: Member
+    texts: tuple[Member, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """What index.json says. `frame_shape` is (c, h, w); `null_text` is of the empty caption, `n d` float16; `entries` are by split."""
+
+    url: str
+    name: str
+    root_digest: str
+    fps: Fraction
+    size: int
+    scaling_factor: float
+    frame_shape: tuple[int, int, int]
+    encoders: dict[str, Any]
+    null_text: Array
+    shards: tuple[Shard, ...]
+    entries: dict[str, tuple[Entry, ...]]
+
+    def files(self, split: str | None = None) -> Files:
+        """The tars of a split, or all; their lengths are compared with the index, ShardError."""
+        files = Files(self.url, {shard.file: shard.num_bytes for shard in self.shards if split in (None, shard.split)})
+        files.check_lengths()
+        return files
+
+    def identity(self) -> dict[str, Any]:
+        """What a model must agree with, in plain values that survive JSON: see `check_identity`."""
+        clip = self.encoders["clip"]
+        return {
+            "encoders.vae.sha256": self.encoders["vae"]["sha256"],
+            "encoders.clip.sha256": clip["sha256"],
+            "encoders.clip.text_layer": clip["text_layer"],
+            "encoders.clip.pad_token": clip["pad_token"],
+            "latents.shape": list(self.frame_shape),
+            "latents.scaling_factor": self.scaling_factor,
+        }
+
+
+def check_identity(index: Index, wanted: Mapping[str, Any]) -> None:
+    """ShardError, naming each field that differs, unless the shards were made with the encoders `wanted` tells of."""
+    differ = [
+        f"  {field}: {found} in the shards, {wanted.get(field, 'nothing')} wanted"
+        for field, found in index.identity().items()
+        if wanted.get(field) != found
+    ]
+    if differ:
+        lines = "\n".join(differ)
+        raise ShardError(f"{index.url}: not the encoders the model was trained with:\n{lines}\nBuild shards with the model's encoders.")
+
+
+def open_index(url: str | Path) -> Index:
+    """Read and check `index.json` of a folder or URL; no shard is opened.
+
+    UsageError if there is none, ShardError if it is not one this reader may trust, Stopped if the network is in the way.
+    """
+    url = str(url)
+    files = Files(url)
+    try:
+        content = files.whole("index.json")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        name = Path(url).parent.name if Path(url).name == "shards" else ""
+        hint = f"`make shards DATASET={name or 'NAME'}` builds them" + ("" if name else ", into data/NAME/shards")
+        raise UsageError(f"{url}: no shards there (no index.json); {hint}") from error
+    where = f"{url}: index.json"
+    try:
+        plain = json.loads(content)
+        found = plain.get("format") if isinstance(plain, dict) else None
+        if type(found) is not int or found != FORMAT:
+            raise ShardError(f"{where}: format {found!r}, this reader knows {FORMAT}; build the shards again, or update longtake")
+        fields = IndexFields.model_validate(plain)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}, not {str(one['input'])[:80]!r}" for one in error.errors()[:3])
+        raise ShardError(f"{where}: {wrong}") from None
+    except ValueError as error:
+        raise ShardError(f"{where}: cannot be parsed, {error}; build the shards again") from None
+    _check_whole(fields, where)
+    entries: dict[str, list[Entry]] = {}
+    for shard in fields.shards:
+        entries.setdefault(shard.split, []).extend(_entries(shard, fields.latents.shape))
+    return Index(
+        url=url,
+        name=fields.name,
+        root_digest=fields.root_digest,
+        fps=Fraction(fields.fps),
+        size=fields.size,
+        scaling_factor=fields.latents.scaling_factor,
+        frame_shape=fields.latents.shape,
+        encoders=fields.encoders.model_dump(),
+        null_text=_null_text(fields.null_text, f"{where}: null_text"),
+        shards=fields.shards,
+        entries={split: tuple(found) for split, found in entries.items()},
+    )
+
+
+def _check_whole(fields: IndexFields, where: str) -> None:
+    """The index against itself: its digest, keys that are there once, members inside their shard."""
+    digest = hashlib.sha256("".join(f"{shard.sha256}\n" for shard in fields.shards).encode()).hexdigest()
+    if digest != fields.root_digest:
+        raise ShardError(f"{where}: root_digest {fields.root_digest}, that of its shards is {digest}; build the shards again")
+    seen: set[str] = set()
+    for shard in fields.shards:
+        for sample in shard.samples:
+            if sample.key in seen:
+                raise ShardError(f"{where}: {sample.key} is there twice")
+            seen.add(sample.key)
+            for name, (start, num_bytes, _) in sample.members.items():
+                if start + num_bytes > shard.num_bytes:
+                    found = f"bytes {start} to {start + num_bytes} of {shard.num_bytes}"
+                    raise ShardError(f"{where}: {shard.file}: {sample.key}.{name} is outside its shard, {found}")
+            for name in {"latents.npy", "text.npy"} - sample.members.keys():
+                raise ShardError(f"{where}: {shard.file}: {sample.key} has no {name}")
+
+
+def _entries(shard: Shard, frame_shape: tuple[int, int, int]) -> Iterator[Entry]:
+    frame = int(np.prod(frame_shape)) * DTYPE.itemsize
+    for sample in shard.samples:
+        members = {name: Member(shard.file, f"{sample.key}.{name}", *where) for name, where in sample.members.items()}
+        texts = [members["text.npy"]]
+        while f"text{len(texts)}.npy" in members:
+            texts.append(members[f"text{len(texts)}.npy"])
+        num_frames = max(0, members["latents.npy"].num_bytes - HEADER + frame // 2) // frame
+        yield Entry(sample.key, num_frames, members["latents.npy"], tuple(texts))
+
+
+def _null_text(fields: NullTextFields, where: str) -> Array:
+    try:
+        content = base64.b64decode(fields.npy_base64, validate=True)
+    except binascii.Error as error:
+        raise ShardError(f"{where}: {error}") from None
+    return parse(content, fields.sha256, where)
+
+
+def parse(content: bytes, sha256: str, where: object, shape: tuple[int, ...] | None = None) -> Array:
+    """A whole `.npy` file that must have this digest, and `n d` float16 numbers that are finite, or the given shape."""
+    if (found := hashlib.sha256(content).hexdigest()) != sha256:
+        raise ShardError(f"{where}: sha256 {found}, {sha256} in the index: damaged or of another build; build the shards again")
+    start, has = parse_header(content, where)
+    if len(has) != 2 or (shape is not None and has != shape) or start + int(np.prod(has)) * DTYPE.itemsize != len(content):
+        raise ShardError(f"{where}: {len(content)} bytes of shape {has}, wanted {shape or 'n d'}")
+    array = np.frombuffer(content, DTYPE, offset=start).reshape(has)
+    if not np.isfinite(array).all():
+        raise ShardError(f"{where}: not all numbers are finite")
+    return array
+
+
+def parse_header(content: bytes, where: object) -> tuple[int, tuple[int, ...]]:
+    """Where the numbers begin, and the array's shape. ShardError unless it is .npy 1.0, float16 and in C order."""
+    stream = io.BytesIO(content)
+    try:
+        version = np.lib.format.read_magic(stream)
+        if version != (1, 0):
+            raise ShardError(f"{where}: .npy version {version[0]}.{version[1]}, wanted 1.0")
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    except ValueError as error:
+        raise ShardError(f"{where}: not a .npy array: {error}") from None
+    if dtype != DTYPE or is_fortran:
+        raise ShardError(f"{where}: {dtype} in {'Fortran' if is_fortran else 'C'} order, wanted little-endian float16 in C order")
+    return stream.tell(), shape
+
+
+def verify(index: Index, progress: Callable[[int], object] | None = None) -> None:
+    """Compare every shard with its sha256, reading all of it; `progress` is told of bytes read. ShardError names the first that differs."""
+    files = index.files()
+    for shard in index.shards:
+        digest = hashlib.sha256()
+        for start in range(0, shard.num_bytes, PIECE):
+            piece = memoryview(bytearray(min(PIECE, shard.num_bytes - start)))
+            files.fill([(shard.file, start, piece)])
+            digest.update(piece)
+            if progress is not None:
+                progress(piece.nbytes)
+        if digest.hexdigest() != shard.sha256:
+            raise ShardError(
+                f"{index.url}: {shard.file} has sha256 {digest.hexdigest()}, {shard.sha256} in the index: damaged; copy it or build again"
+            )
