@@ -1,0 +1,133 @@
+"""The diffusion task: what is noised, what the model is told, what counts as loss.
+
+Input channels follow SD-inpainting: noisy latents, mask (1 = unknown, 0 = known), hint latents. Known
+frames carry their own latents in the hint, the loss counts unknown frames alone. Schedules come from
+diffusers. With `target="residual"` what is diffused is (latents - hint) / residual_std: the same
+process about another origin, so a model that says nothing yet gives the hint, where one that
+diffuses latents must first learn to copy it. A backbone trained on images needs `target="latents"`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from training import frames
+from training.presets import Hint, Objective, Tasks
+
+Network = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # inputs b f c h w, t b, text b n d, fps b -> b f c h w
+
+
+def scheduler(objective: Objective, kind: Literal["ddpm", "ddim", "dpm"] = "ddpm") -> Any:
+    """Stable Diffusion's noise schedule as a diffusers scheduler: for training, or one to sample with."""
+    from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+
+    common = {
+        "num_train_timesteps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "prediction_type": objective.prediction,
+        "rescale_betas_zero_snr": objective.zero_snr,
+    }
+    made: Any
+    if kind == "ddpm":
+        made = DDPMScheduler(**common, clip_sample=False)  # type: ignore[no-untyped-call]
+    elif kind == "ddim":
+        made = DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing")  # type: ignore[no-untyped-call]
+    else:
+        made = DPMSolverMultistepScheduler(**common, timestep_spacing="trailing")  # type: ignore[no-untyped-call]
+    return made
+
+
+def hints(latents: Tensor, known: Tensor, mode: Hint) -> Tensor:
+    """What each frame is told of its picture: known frames their own latents, unknown ones what `mode` says.
+
+    `latents` `b f c h w`, of which only known frames are read; `known` `b f` bool. An unknown frame with
+    one known neighbour only takes that one; with none, zeros.
+    """
+    rows = []
+    for one, flags in zip(latents, known.tolist(), strict=True):
+        row = torch.zeros_like(one)
+        for index, (left, right, weight) in enumerate(frames.neighbours(flags)):
+            if flags[index]:
+                row[index] = one[index]
+            elif mode != "zeros" and (left is not None or right is not None):
+                row[index] = _between(one, left, right, weight if mode == "blend" else 0.0)
+        rows.append(row)
+    return torch.stack(rows)
+
+
+def _between(latents: Tensor, left: int | None, right: int | None, weight: float) -> Tensor:
+    if left is None:
+        return latents[right]
+    if right is None:
+        return latents[left]
+    return latents[left] if weight == 0 else torch.lerp(latents[left], latents[right], weight)
+
+
+def to_target(latents: Tensor, hint: Tensor, objective: Objective) -> Tensor:
+    """Scaled latents to what is diffused, `b f c h w`."""
+    return (latents - hint) / objective.residual_std if objective.target == "residual" else latents
+
+
+def from_target(target: Tensor, hint: Tensor, objective: Objective) -> Tensor:
+    """What is diffused back to scaled latents."""
+    return hint + objective.residual_std * target if objective.target == "residual" else target
+
+
+def model_input(noisy: Tensor, known: Tensor, hint: Tensor, objective: Objective, num_channels: int) -> Tensor:
+    """The channels a model sees, `b f c h w`: noisy latents alone, or with mask and hint behind them."""
+    if num_channels == noisy.shape[2]:
+        return noisy
+    unknown = torch.zeros_like(known) if objective.mask == "seed" else ~known
+    mask = unknown.to(noisy.dtype)[:, :, None, None, None].expand(-1, -1, 1, *noisy.shape[3:])
+    return torch.cat([noisy, mask, hint.to(noisy.dtype)], dim=2)
+
+
+def draw_known(num_frames: int, tasks: Tasks, generator: torch.Generator, every: int = 4) -> tuple[bool, ...]:
+    """Which frames a sample is given, drawn from (task, weight) pairs; see `frames.TASKS`."""
+    weights = torch.tensor([weight for _, weight in tasks], dtype=torch.float64)
+    task = tasks[int(torch.multinomial(weights, 1, generator=generator))][0]
+    prefix = int(torch.randint(1, max(2, num_frames), (), generator=generator))
+    return frames.known_frames(task, num_frames, every=every, prefix=prefix)
+
+
+def loss_weight(schedule: Any, t: Tensor, objective: Objective) -> Tensor:
+    """Weight of each sample's loss, `b`: min-SNR-gamma (Hang et al. 2023, eq. 4 and section 3.4), or ones."""
+    if not objective.min_snr:
+        return torch.ones_like(t, dtype=torch.float32)
+    alphas = schedule.alphas_cumprod.to(t.device)[t]
+    snr = alphas / (1 - alphas)
+    capped = snr.clamp(max=objective.min_snr)
+    return capped / (snr + 1) if objective.prediction == "v_prediction" else torch.where(snr > 0, capped / snr, 1.0)
+
+
+def losses(
+    network: Network,
+    schedule: Any,
+    objective: Objective,
+    num_channels: int,
+    latents: Tensor,
+    known: Tensor,
+    text: Tensor,
+    fps: Tensor,
+    noise: Tensor,
+    t: Tensor,
+) -> Tensor:
+    """Each sample's loss, `b` float32: mean squared error over its unknown frames, weighted.
+
+    `latents` and `noise` `b f c h w`, scaled; `known` `b f` bool, at least one frame of each unknown; `text`
+    `b n d`; `fps` and `t` `b`.
+    """
+    hint = hints(latents, known, objective.hint)
+    target = to_target(latents, hint, objective)
+    noisy = schedule.add_noise(target, noise, t)
+    predicted = network(model_input(noisy, known, hint, objective, num_channels), t, text, fps)
+    wanted = noise if objective.prediction == "epsilon" else schedule.get_velocity(target, noise, t)
+    error = (predicted.float() - wanted.float()).square().mean(dim=(2, 3, 4))
+    unknown = (~known).float()
+    return (error * unknown).sum(1) / unknown.sum(1) * loss_weight(schedule, t, objective)

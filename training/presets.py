@@ -1,0 +1,120 @@
+"""What is trained: one row of a table per model. A row is complete; nothing is inherited.
+
+`unet` names the 2-D model that is inflated: "tiny" (random weights, ours) or a hub id; `--unet FOLDER` takes its
+place. Keyframe models make 5 frames at stride 16, interpolation models fill in between every 4th frame, 17 frames at
+stride 4 and 65 at stride 1 in one model. At 10 fps, 65 frames are 6.5 s.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from training.errors import UsageError
+from training.frames import Task, Window
+
+Hint = Literal["zeros", "left", "blend"]
+Mask = Literal["unknown", "seed"]
+Target = Literal["latents", "residual"]
+Prediction = Literal["epsilon", "v_prediction"]
+Trainable = Literal["temporal", "temporal+conv", "all"]
+Placement = Literal["resnets", "convolutions"]
+Precision = Literal["float32", "bf16"]
+Optimizer = Literal["adamw", "adamw8bit"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a model is asked for; sampling must ask the same of it.
+
+    `hint`: what unknown frames carry: zeros, the known frame on their left (the seeds' way), or the blend of both
+    neighbours. `mask`: "unknown" is 1 = unknown; "seed" says 0, known, of every frame, as the seeds did. `target`: see
+    `training.diffusion`; `residual_std` is in units of scaled latents. `zero_snr`: zero terminal SNR (Lin et al. 2023).
+    `min_snr`: gamma of Hang et al. 2023, 0 for none.
+    """
+
+    prediction: Prediction
+    hint: Hint
+    mask: Mask = "unknown"
+    target: Target = "latents"
+    residual_std: float = 1.0
+    zero_snr: bool = False
+    min_snr: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.zero_snr and self.prediction != "v_prediction":
+            raise UsageError("zero_snr needs prediction = v_prediction: at an SNR of zero, epsilon says nothing about the latents")
+
+
+Tasks = tuple[tuple[Task, float], ...]  # what is asked, and how often
+KEYFRAME_TASKS: Tasks = (("unconditional", 0.6), ("first", 0.2), ("prefix", 0.2))
+INTERP_TASKS: Tasks = (("every", 1.0),)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One row. `batch_size` counts windows of an optimizer step over all devices; `frame_window` is temporal attention's."""
+
+    name: str
+    unet: str
+    windows: tuple[Window, ...]
+    tasks: Tasks
+    objective: Objective
+    batch_size: int
+    micro_batch: int  # windows a device holds at a time
+    steps: int
+    learning_rate: float
+    frame_window: int | None = None
+    first_frame: bool = False
+    in_channels: int = 9
+    placement: Placement = "resnets"
+    trainable: Trainable = "temporal"
+    warmup: int = 500
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    ema_decay: float = 0.9999
+    text_dropout: float = 0.1
+    stride_jitter: int = 0
+    precision: Precision = "bf16"
+    optimizer: Optimizer = "adamw"
+    checkpointing: bool = True
+    sampler_steps: int = 30
+    guidance: float = 7.5
+
+    @property
+    def every(self) -> int:
+        """Distance between known frames of the task `every`."""
+        return 4
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON types, for a run's files; `from_plain` reads it back."""
+        return asdict(self)
+
+
+def from_plain(values: dict[str, Any]) -> Preset:
+    """A preset as `plain` wrote it. Raises UsageError for fields of another version."""
+    unknown = sorted(set(values) ^ {field.name for field in fields(Preset)})
+    if unknown:
+        raise UsageError(f"this run was made by another version of longtake: its preset differs in {', '.join(unknown)}")
+    made = dict(values)
+    made["windows"] = tuple(Window(**window) for window in values["windows"])
+    made["tasks"] = tuple((task, weight) for task, weight in values["tasks"])
+    made["objective"] = Objective(**values["objective"])
+    return Preset(**made)
+
+
+def find(name: str) -> Preset:
+    """The preset of that name. Raises UsageError with the nearest names."""
+    if name in PRESETS:
+        return PRESETS[name]
+    near = difflib.get_close_matches(name, PRESETS, 1)
+    raise UsageError(f"no preset is called '{name}'" + (f"; did you mean {near[0]}?" if near else "") + f" There are {', '.join(PRESETS)}")
+
+
+K5, I17, I65 = Window(5, 16), Window(17, 4), Window(65, 1)
+SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+SD15_INPAINTING = "stable-diffusion-v1-5/stable-diffusion-inpainting"
+SD21 = "stabilityai/stable-diffusion-2-1"
+
+PRESETS: dict[str, Preset] = {}
