@@ -1,0 +1,203 @@
+"""Pictures and clips in and out: what a video starts from, and the mp4, GIF and contact sheets it ends in.
+
+Pixels are `f h w c` uint8 RGB. Whatever is written is written beside its place and renamed, so there is never half a
+file. An mp4 is h264 in yuv420p, tagged BT.709, which plays everywhere; its chroma is halved, so what must stay exact
+stays in the arrays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import tempfile
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch  # noqa: F401 - before decord: the other order binds torch to a BLAS that is not there
+from av.video.reformatter import ColorRange, Colorspace
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+
+from training.errors import ShardError, Stopped, UsageError
+
+import decord  # isort: skip
+
+Pixels = NDArray[np.uint8]
+Row = tuple[str, Pixels, Sequence[bool]]  # a label, frames, and which of them were given
+CRF = 16
+GIF_SIDE = 256
+BT709 = 1  # ffmpeg's number of it, for matrix, primaries and transfer
+INK, PAPER, MARK = (40, 40, 40), (255, 255, 255), (240, 120, 0)
+GAP, LINE = 4, 18  # pixels between tiles, and of a line of text
+
+
+def read_start(path: Path, size: int, fps: Fraction, max_frames: int = 1) -> Pixels:
+    """A picture, or the last `max_frames` frames of a clip at `fps` by time, as `f size size c`: the centre square, resized.
+
+    Raises UsageError if it is neither.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; give a picture or a video to start from")
+    with contextlib.suppress(UnidentifiedImageError):
+        try:
+            with Image.open(path) as picture:
+                if not getattr(picture, "is_animated", False):
+                    return _square(ImageOps.exif_transpose(picture), size)[None]
+        except UnidentifiedImageError:
+            raise
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise UsageError(f"{path}: this picture cannot be read: {error}") from error
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise UsageError(f"{path}: no video stream in it")
+            kept = deque(_by_time(container.decode(container.streams.video[0]), fps), maxlen=max_frames)
+            aspect = Fraction(container.streams.video[0].sample_aspect_ratio or 1) or Fraction(1)
+    except av.FFmpegError as error:
+        raise UsageError(f"{path}: neither a picture nor a video that can be read: {error}") from error
+    if not kept:
+        raise UsageError(f"{path}: no frame in it can be decoded")
+    return np.stack([_square(_upright(frame, aspect), size) for frame in kept])
+
+
+def _by_time(decoded: Iterable[av.VideoFrame], fps: Fraction) -> Iterator[av.VideoFrame]:
+    """What is on the screen `n / fps` seconds after the first frame, for every `n`."""
+    held: av.VideoFrame | None = None
+    shown, begin, end = 0, 0, Fraction(0)
+    for frame in decoded:
+        if frame.pts is None or frame.time_base is None or (held is not None and frame.pts <= (held.pts or 0)):
+            continue
+        begin = frame.pts if held is None else begin
+        at = (frame.pts - begin) * frame.time_base
+        while held is not None and shown / fps < at:
+            yield held
+            shown += 1
+        held, end = frame, at + (frame.duration or 0) * frame.time_base
+    while held is not None and (shown == 0 or shown / fps < end):
+        yield held
+        shown += 1
+
+
+def _upright(frame: av.VideoFrame, aspect: Fraction) -> Image.Image:
+    image = Image.fromarray(frame.to_ndarray(format="rgb24"))
+    if aspect != 1:
+        image = image.resize((max(1, round(image.width * aspect)), image.height), Image.Resampling.BICUBIC)
+    return image.rotate(frame.rotation, expand=True) if frame.rotation else image
+
+
+def _square(image: Image.Image, size: int) -> Pixels:
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip
+        image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).clip(0, 255).astype(np.uint8))
+    return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS))
+
+
+def read_frames(path: Path, indices: Sequence[int]) -> Pixels:
+    """Frames of a clip by number, as the shards' encoder saw them. Raises ShardError if it has no such frames."""
+    try:
+        reader = decord.VideoReader(str(path), num_threads=1)
+        pixels: Pixels = reader.get_batch(list(indices)).asnumpy()
+    except (RuntimeError, IndexError, decord.DECORDError) as error:
+        raise ShardError(f"{path}: frames {indices[0]} to {indices[-1]} cannot be read ({type(error).__name__}); build it again") from error
+    return pixels
+
+
+@contextlib.contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A path in the same folder, renamed to `path` if all goes well and removed if not. Stopped if it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=f"{path.suffix}.tmp", dir=path.parent)
+        os.close(handle)
+        made = Path(name)
+        try:
+            yield made
+            made.chmod(0o644)
+            made.replace(path)
+        finally:
+            made.unlink(missing_ok=True)
+    except OSError as error:
+        raise Stopped(f"{path}: cannot be written: {error}") from error
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Indented JSON, for people and programs."""
+    with beside(path) as made:
+        made.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def write_image(path: Path, image: Image.Image) -> None:
+    with beside(path) as made:
+        image.save(made, format=path.suffix.removeprefix(".").upper() or "PNG")
+
+
+def write_mp4(path: Path, frames: Pixels, fps: Fraction) -> None:
+    """h264; height and width must be even."""
+    with beside(path) as made, av.open(str(made), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        stream: Any = container.add_stream("libx264", rate=fps, options={"crf": str(CRF)})
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        context = stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = BT709
+        context.color_range = int(ColorRange.MPEG)
+        for pixels in frames:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def write_gif(path: Path, frames: Pixels, fps: Fraction) -> None:
+    """At most 256 pixels wide, one palette for all frames, for ever; a GIF's clock ticks in hundredths of a second."""
+    side = min(GIF_SIDE, frames.shape[2])
+    height = max(1, round(frames.shape[1] * side / frames.shape[2]))
+    small = [Image.fromarray(pixels).resize((side, height), Image.Resampling.LANCZOS) for pixels in frames]
+    palette = _palette(small)
+    shown = [image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for image in small]
+    edges = [round(index * 100 / fps) for index in range(len(shown) + 1)]
+    durations = [max(2, after - before) * 10 for before, after in itertools.pairwise(edges)]
+    with beside(path) as made:
+        shown[0].save(made, format="GIF", save_all=True, append_images=shown[1:], duration=durations, loop=0, optimize=False)
+
+
+def _palette(images: Sequence[Image.Image]) -> Image.Image:
+    """256 colours for all of them, from at most 16."""
+    picked = [images[round(index * (len(images) - 1) / 15)] for index in range(16)] if len(images) > 16 else list(images)
+    strip = Image.new("RGB", (picked[0].width, picked[0].height * len(picked)))
+    for index, image in enumerate(picked):
+        strip.paste(image, (0, index * image.height))
+    return strip.quantize(256, method=Image.Quantize.MEDIANCUT)
+
+
+def contact_sheet(frames: Pixels, known: Sequence[bool], caption: str, side: int = 128) -> Image.Image:
+    """All frames in reading order; those that were given have an orange frame."""
+    columns = len(frames) if len(frames) <= 9 else 9 if len(frames) <= 18 else 13
+    rows: list[Row] = [("", frames[at : at + columns], known[at : at + columns]) for at in range(0, len(frames), columns)]
+    return side_by_side(rows, caption, side)
+
+
+def side_by_side(rows: Sequence[Row], caption: str, side: int = 128) -> Image.Image:
+    """One row of frames for each (label, frames, which were given), the label above it; equal times stand in one column."""
+    across = max(len(frames) for _, frames, _ in rows)
+    tops, y = [], LINE + 2 * GAP
+    for label, _, _ in rows:
+        y += LINE if label else 0
+        tops.append(y)
+        y += side + GAP
+    sheet = Image.new("RGB", (max(across * (side + GAP) + GAP, 320), y), PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    draw.text((GAP, GAP), caption, INK, font)
+    for top, (label, frames, known) in zip(tops, rows, strict=True):
+        if label:
+            draw.text((GAP, top - LINE), label, INK, font)
+        for column, (pixels, given) in enumerate(zip(frames, known, strict=True)):
+            x = GAP + column * (side + GAP)
+            sheet.paste(Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS), (x, top))
+            if given:
+                draw.rectangle((x - 1, top - 1, x + side, top + side), outline=MARK, width=3)
+    return sheet

@@ -1,0 +1,342 @@
+"""From words, a picture or a clip to a video: 5 keyframes, then 17, 65 and further frames between them.
+
+Known frames are put back at every step at that step's noise, and at the end as they were: bit-equal in latents, and,
+because pictures are decoded one by one, in pixels. Each window's noise comes from (seed, level, window) on the CPU, so
+it depends on neither the device nor the windows beside it. A window is at most what the model was trained on and one
+is in the model at a time: memory does not grow with the video, but for the video itself.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+
+from training import diffusion, media
+from training.checkpoint import Run, load_model
+from training.codec import Codec, Pixels
+from training.errors import UsageError
+from training.frames import frames_between, interpolated, known_frames, window_plan
+from training.presets import Objective, Preset
+from training.stream import draw
+
+Scheduler = Literal["ddim", "dpm"]
+SCHEDULERS: tuple[Scheduler, ...] = ("ddim", "dpm")
+Progress = Callable[[str, int, int], object]  # what is made, model calls done, and of how many
+MAX_START_FRAMES = 17  # of a clip that is gone on from: two keyframes tell which way things move
+
+
+def nothing(what: str, done: int, total: int) -> None:
+    """A progress that tells nobody."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to sample: `steps` and `guidance` of None are the preset's."""
+
+    scheduler: Scheduler = "ddim"
+    steps: int | None = None
+    guidance: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.scheduler not in SCHEDULERS:
+            raise UsageError(f"no sampler is called {self.scheduler!r}; there are {', '.join(SCHEDULERS)}")
+        if self.steps is not None and not 1 <= self.steps <= 1000:
+            raise UsageError(f"{self.steps} steps: there are 1000 levels of noise, take 1 to 1000 steps")
+
+
+@dataclass(frozen=True, eq=False)
+class Film:
+    """What was made. `latents` `f c h w` scaled, `frames` `f h w c` uint8; `given` are the frames that were not made but given."""
+
+    latents: Tensor
+    frames: Pixels
+    fps: Fraction
+    given: tuple[bool, ...]
+    facts: dict[str, Any]
+
+
+@torch.no_grad()
+def sample_window(
+    model: Any,
+    objective: Objective,
+    latents: Tensor,
+    known: Tensor,
+    text: Tensor,
+    null_text: Tensor,
+    fps: Tensor,
+    *,
+    scheduler: Scheduler = "ddim",
+    steps: int = 30,
+    guidance: float = 1.0,
+    seed: int = 0,
+    bf16: bool = False,
+    progress: Callable[[int, int], object] | None = None,
+) -> Tensor:
+    """Make the unknown frames of windows: scaled latents `b f c h w`, of which known frames come back bit-equal.
+
+    Of `latents` `b f c h w` only known frames are read; `known` is `f` or `b f` bool, `text` `b n d`, `null_text` `n d`,
+    `fps` `b`. `guidance` 1 asks the model once a step, anything else twice (Ho and Salimans 2022). Two windows of a batch
+    have noise of their own, by (seed, place in the batch).
+    """
+    device = next(model.parameters()).device
+    known = (known if known.ndim == 2 else repeat(known, "f -> b f", b=len(latents))).to(device)
+    given = latents.to(device, torch.float32)
+    held = rearrange(known, "b f -> b f 1 1 1")
+    hint = diffusion.hints(given, known, objective.hint)
+    clean = torch.where(held, diffusion.to_target(given, hint, objective), 0.0)
+    noise = starting_noise(latents.shape, seed).to(device)
+    fps, texts = fps.to(device), [text.to(device)]
+    if guidance != 1:
+        texts.append(repeat(null_text.to(device), "n d -> b n d", b=len(latents)))
+    levels, schedule = diffusion.scheduler(objective), _spaced(objective, scheduler, steps)
+    noisy = noise
+    for done, t in enumerate(schedule.timesteps):
+        batch_t = t.to(device).expand(len(latents))
+        noisy = torch.where(held, levels.add_noise(clean, noise, batch_t), noisy)
+        shown = diffusion.model_input(noisy, known, hint, objective, model.config.in_channels)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16 and device.type == "cuda"):
+            said = [model(shown.to(model.dtype), batch_t, words.to(model.dtype), fps).float() for words in texts]
+        output = said[0] if guidance == 1 else said[1] + guidance * (said[0] - said[1])
+        noisy = schedule.step(output, t, noisy, return_dict=False)[0]
+        if progress is not None:
+            progress(done + 1, steps)
+    made = diffusion.from_target(noisy, hint, objective)
+    return torch.where(held, given, made).to(latents.device, latents.dtype)
+
+
+def starting_noise(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Noise of the given shape `b ...`, each of a batch from (seed, its place), drawn on the CPU."""
+    generators = [torch.Generator().manual_seed(draw("noise", seed, index)) for index in range(shape[0])]
+    return torch.stack([torch.randn(shape[1:], generator=generator) for generator in generators])
+
+
+def _spaced(objective: Objective, kind: Scheduler, steps: int) -> Any:
+    schedule = diffusion.scheduler(objective, kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # DPM-Solver's way from torch to numpy
+        schedule.set_timesteps(steps)
+    if len(schedule.timesteps) != steps:  # diffusers rounds 1000 / 61 so that a step of no noise is left over
+        raise UsageError(f"{steps} steps cannot be spread over 1000 levels of noise; take {steps - 1}")
+    return schedule
+
+
+@dataclass(frozen=True, eq=False)
+class Script:
+    """What one model is told: its words, and how to sample. `text` and `null_text` `n d`; `clip_fps` is the dataset's."""
+
+    preset: Preset
+    text: Tensor
+    null_text: Tensor
+    clip_fps: Fraction
+    settings: Settings
+    progress: Progress = nothing
+
+    @property
+    def steps(self) -> int:
+        return self.settings.steps or self.preset.sampler_steps
+
+    @property
+    def guidance(self) -> float:
+        return self.preset.guidance if self.settings.guidance is None else self.settings.guidance
+
+    def window(self, model: Any, latents: Tensor, known: Tensor, stride: Fraction, number: int, of: int) -> Tensor:
+        """Window `number` of `of` at a stride: `f c h w` to the same."""
+        made = sample_window(
+            model,
+            self.preset.objective,
+            latents[None],
+            known,
+            self.text[None],
+            self.null_text,
+            torch.tensor([float(self.clip_fps / stride)]),
+            scheduler=self.settings.scheduler,
+            steps=self.steps,
+            guidance=self.guidance,
+            seed=draw(self.settings.seed, "stride", stride, "window", number),
+            bf16=self.preset.precision == "bf16",
+            progress=lambda done, steps: self.progress(_name(stride), number * steps + done, of * steps),
+        )
+        return made[0]
+
+
+def _name(stride: Fraction) -> str:
+    return f"every {stride.numerator} frames" if stride > 1 else "every frame" if stride == 1 else f"{1 / stride} a frame"
+
+
+def keyframes(model: Any, script: Script, frame_shape: tuple[int, int, int], start: Tensor | None = None) -> Tensor:
+    """The first frames of all, `f c h w` scaled, as many and as far apart as in the preset's window.
+
+    `start` `f c h w` are those that come first, if some are given: they are kept.
+    """
+    window = script.preset.windows[0]
+    latents, known = torch.zeros(window.num_frames, *frame_shape), torch.zeros(window.num_frames, dtype=torch.bool)
+    if start is not None:
+        latents[: len(start)], known[: len(start)] = start, True
+    return latents if known.all() else script.window(model, latents, known, Fraction(window.stride), 0, 1)
+
+
+def interpolate(model: Any, script: Script, latents: Tensor, stride: Fraction, given: Tensor | None = None) -> Tensor:
+    """Keyframes `n c h w` to `(n - 1) * 4 + 1` frames, `stride` (of the result, in frames of a clip) apart.
+
+    `given` `f c h w` are a clip's own first frames, which are kept where one falls on a frame of the result. Windows hold at
+    most as many keyframes as the model was trained on at that stride, one window at a time, and share a keyframe.
+    """
+    every = script.preset.every
+    made = latents.new_zeros(interpolated(len(latents), every), *latents.shape[1:])
+    made[::every] = latents
+    known = torch.zeros(len(made), dtype=torch.bool)
+    known[::every] = True
+    for index in range(len(made)):
+        at = index * stride
+        if given is not None and at.denominator == 1 and at < len(given):
+            made[index], known[index] = given[int(at)], True
+    plan = window_plan(len(latents), max_keyframes(script.preset, stride))
+    for number, keys in enumerate(plan):
+        between = frames_between(keys, every)
+        part = slice(between.start, between.stop)
+        if not known[part].all():
+            made[part] = script.window(model, made[part], known[part], stride, number, len(plan))
+    return made
+
+
+def max_keyframes(preset: Preset, stride: Fraction) -> int:
+    """Known frames in the window the model was trained on at the stride nearest to this one."""
+    window = min(preset.windows, key=lambda window: abs(window.stride - stride))
+    return sum(known_frames("every", window.num_frames, every=preset.every))
+
+
+def lengths(keyframe: Preset, interp: Preset, count: int = 5) -> list[int]:
+    """How many frames a video can have: 5, 17, 65, ..."""
+    found = [keyframe.windows[0].num_frames]
+    while len(found) < count:
+        found.append(interpolated(found[-1], interp.every))
+    return found
+
+
+def check(keyframe: Run, interp: Run, num_frames: int, out: Path | None = None) -> None:
+    """Raise UsageError, before any work, if these runs cannot make such a video together."""
+    if keyframe.preset.tasks[0][0] == "every" or interp.preset.tasks[0][0] != "every":
+        raise UsageError(
+            f"{keyframe.folder} is a run of {keyframe.preset.name} and {interp.folder} of {interp.preset.name}: "
+            "--keyframe wants a keyframe run, --interp an interpolation run"
+        )
+    pairs = {"fps": (keyframe.dataset["fps"], interp.dataset["fps"]), "size": (keyframe.dataset["size"], interp.dataset["size"])}
+    a, b = keyframe.dataset["identity"], interp.dataset["identity"]
+    pairs |= {field: (a.get(field), b.get(field)) for field in sorted({*a, *b})}
+    differ = [f"  {field}: {one} in {keyframe.folder}, {other} in {interp.folder}" for field, (one, other) in pairs.items() if one != other]
+    if differ:
+        lines = "\n".join(differ)
+        raise UsageError(f"the two runs were trained on shards of different kinds:\n{lines}\nTrain both on the same shards.")
+    possible = lengths(keyframe.preset, interp.preset)
+    while possible[-1] < num_frames:
+        possible.append(interpolated(possible[-1], interp.preset.every))
+    if num_frames not in possible:
+        raise UsageError(f"no video of {num_frames} frames: the number can be {', '.join(map(str, possible))}, and so on")
+    if out is not None and out.suffix != ".mp4":
+        raise UsageError(f"--out {out}: give a name that ends in .mp4; the GIF, the contact sheet and the facts get the same name")
+
+
+def generate(
+    keyframe: Run,
+    interp: Run,
+    prompt: str,
+    codec: Codec,
+    *,
+    num_frames: int = 65,
+    start: Path | None = None,
+    settings: Settings | None = None,
+    device: torch.device | str = "cpu",
+    progress: Progress = nothing,
+) -> Film:
+    """A video of `num_frames` frames from a prompt, and from a picture or the end of a clip if there is a `start`.
+
+    The models are on the device one after the other. Raises what `check`, `Codec.check`, `load_model` and
+    `media.read_start` raise, all before the first model call.
+    """
+    check(keyframe, interp, num_frames)
+    codec.check()
+    settings = settings or Settings()
+    clip_fps, size = Fraction(keyframe.dataset["fps"]), int(keyframe.dataset["size"])
+    stride = Fraction(keyframe.preset.windows[0].stride)
+    pictures = None if start is None else _whole_keyframes(media.read_start(start, size, clip_fps, MAX_START_FRAMES), int(stride))
+    given = None if pictures is None else codec.encode(pictures)
+    model = load_model(keyframe, device)
+    scripts = [Script(run.preset, codec.embed(prompt), codec.embed(""), clip_fps, settings, progress) for run in (keyframe, interp)]
+    latents = keyframes(
+        model, scripts[0], tuple(keyframe.dataset["identity"]["latents.shape"]), None if given is None else given[:: int(stride)]
+    )
+    if len(latents) < num_frames:
+        del model
+        model = load_model(interp, device)
+    while len(latents) < num_frames:
+        stride /= interp.preset.every
+        latents = interpolate(model, scripts[1], latents, stride, given)
+    del model
+    frames, is_given = decode(codec, latents, progress), [False] * len(latents)
+    for index in range(len(frames)):
+        at = index * stride
+        if pictures is not None and at.denominator == 1 and at < len(pictures):
+            frames[index], is_given[index] = pictures[int(at)], True
+    facts = _facts(keyframe, interp, prompt, start, scripts, num_frames, clip_fps / stride)
+    return Film(latents, frames, clip_fps / stride, tuple(is_given), facts)
+
+
+def _whole_keyframes(pictures: Pixels, stride: int) -> Pixels:
+    """The last of them, so many that the last is a keyframe."""
+    return pictures[(len(pictures) - 1) % stride :]
+
+
+def decode(codec: Codec, latents: Tensor, progress: Progress = nothing) -> Pixels:
+    """Scaled latents `f c h w` to `f h w c` uint8, telling of each frame."""
+    pictures = []
+    for index, one in enumerate(latents):
+        pictures.append(codec.decode(one[None])[0])
+        progress("pictures", index + 1, len(latents))
+    return np.stack(pictures)
+
+
+def _facts(
+    keyframe: Run, interp: Run, prompt: str, start: Path | None, scripts: list[Script], num_frames: int, fps: Fraction
+) -> dict[str, Any]:
+    """What another person needs to make the same video."""
+    runs = {
+        kind: {
+            "run": run.folder.name,
+            "preset": run.preset.name,
+            "root_digest": run.dataset["root_digest"],
+            "steps": script.steps,
+            "guidance": script.guidance,
+        }
+        for kind, run, script in zip(("keyframe", "interp"), (keyframe, interp), scripts, strict=True)
+    }
+    return {
+        "prompt": prompt,
+        "start": None if start is None else start.name,
+        "num_frames": num_frames,
+        "fps": f"{fps.numerator}/{fps.denominator}",
+        "dataset": keyframe.dataset["name"],
+        "seed": scripts[0].settings.seed,
+        "scheduler": scripts[0].settings.scheduler,
+        **runs,
+    }
+
+
+def save(film: Film, out: Path) -> list[Path]:
+    """Write OUT.mp4, and beside it the GIF, the contact sheet (.png) and what it was made with (.json). Returns their paths."""
+    paths = [out.with_suffix(suffix) for suffix in (".mp4", ".gif", ".png", ".json")]
+    media.write_mp4(paths[0], film.frames, film.fps)
+    media.write_gif(paths[1], film.frames, film.fps)
+    caption = f"{film.facts['prompt'] or 'no prompt'}   {len(film.frames)} frames at {float(film.fps):g} fps, seed {film.facts['seed']}"
+    media.write_image(paths[2], media.contact_sheet(film.frames, film.given, caption))
+    media.write_json(paths[3], film.facts)
+    return paths
