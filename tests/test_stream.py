@@ -60,13 +60,20 @@ def clip(number: int, num_frames: int, captions: int = 1, shape: tuple[int, ...]
     return {"json": b"{}", "latents.npy": npy(latents(number, num_frames, shape)), **texts, "later.npy": b"what no reader knows yet"}
 
 
-def made(folder: Path, clips: Mapping[str, Members], per_shard: int = 3, split: str = "train", shape: tuple[int, ...] = SHAPE) -> Index:
+def made(
+    folder: Path,
+    clips: Mapping[str, Members],
+    per_shard: int = 3,
+    split: str = "train",
+    shape: tuple[int, ...] = SHAPE,
+    text_shape: tuple[int, int] = TEXT,
+) -> Index:
     """A folder of shards with these clips, opened."""
     folder.mkdir(exist_ok=True)
     keys = list(clips)
     parts = [keys[at : at + per_shard] for at in range(0, len(keys), per_shard)]
     entries = [tar(folder / f"{number:05d}.tar", {key: clips[key] for key in part}, split) for number, part in enumerate(parts)]
-    null = npy(np.zeros(TEXT, np.float16))
+    null = npy(np.zeros(text_shape, np.float16))
     index = {
         "format": 1,
         "name": "made",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hashlib
 import io
 import json
@@ -26,6 +27,7 @@ from training.ranges import Files
 FORMAT = 1
 DTYPE = np.dtype("<f2")
 HEADER = 128  # bytes of a .npy header as numpy writes it; one of another length costs a second read
+MAX_HEADER = 10 + 0xFFFF
 PIECE = 8 << 20  # bytes at a time, to verify a shard
 Array = np.ndarray[Any, Any]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -240,32 +242,46 @@ def _null_text(fields: NullTextFields, where: str) -> Array:
     return parse(content, fields.sha256, where)
 
 
-def parse(content: bytes, sha256: str, where: object, shape: tuple[int, ...] | None = None) -> Array:
+def parse(content: bytes | bytearray, sha256: str, where: object, shape: tuple[int, ...] | None = None) -> Array:
     """A whole `.npy` file that must have this digest, and `n d` float16 numbers that are finite, or the given shape."""
     if (found := hashlib.sha256(content).hexdigest()) != sha256:
         raise ShardError(f"{where}: sha256 {found}, {sha256} in the index: damaged or of another build; build the shards again")
-    start, has = parse_header(content, where)
+    start, has = parse_header(bytes(content[:MAX_HEADER]), where)
     if len(has) != 2 or (shape is not None and has != shape) or start + int(np.prod(has)) * DTYPE.itemsize != len(content):
         raise ShardError(f"{where}: {len(content)} bytes of shape {has}, wanted {shape or 'n d'}")
     array = np.frombuffer(content, DTYPE, offset=start).reshape(has)
-    if not np.isfinite(array).all():
+    if not is_finite(array):
         raise ShardError(f"{where}: not all numbers are finite")
     return array
 
 
+def is_finite(array: Array) -> bool:
+    """Whether no number of a float16 array is NaN or infinite: several times faster than through `isfinite`."""
+    return bool((array.view(np.uint16) & 0x7FFF).max(initial=0) < 0x7C00)
+
+
 def parse_header(content: bytes, where: object) -> tuple[int, tuple[int, ...]]:
     """Where the numbers begin, and the array's shape. ShardError unless it is .npy 1.0, float16 and in C order."""
-    stream = io.BytesIO(content)
     try:
-        version = np.lib.format.read_magic(stream)
-        if version != (1, 0):
-            raise ShardError(f"{where}: .npy version {version[0]}.{version[1]}, wanted 1.0")
-        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+        version, length, shape, is_fortran, dtype = _read_header(content[: 10 + int.from_bytes(content[8:10], "little")])
     except ValueError as error:
         raise ShardError(f"{where}: not a .npy array: {error}") from None
+    if version != (1, 0):
+        raise ShardError(f"{where}: .npy version {version[0]}.{version[1]}, wanted 1.0")
     if dtype != DTYPE or is_fortran:
         raise ShardError(f"{where}: {dtype} in {'Fortran' if is_fortran else 'C'} order, wanted little-endian float16 in C order")
-    return stream.tell(), shape
+    return length, shape
+
+
+@functools.lru_cache(maxsize=1024)  # all clips of one length have the same header, and all captions
+def _read_header(header: bytes) -> tuple[tuple[int, int], int, tuple[int, ...], bool, Any]:
+    """Version, length, shape, whether in Fortran order, dtype; of a version but 1.0 nothing more."""
+    stream = io.BytesIO(header)
+    version = np.lib.format.read_magic(stream)
+    if version != (1, 0):
+        return version, 0, (), False, None
+    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    return version, stream.tell(), shape, is_fortran, dtype
 
 
 def verify(index: Index, progress: Callable[[int], object] | None = None) -> None:

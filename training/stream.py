@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from training.errors import LongtakeError, ShardError, UsageError
 from training.frames import Window
 from training.ranges import Range
-from training.shards import DTYPE, HEADER, Array, Entry, Index, Member, check_identity, open_index, parse, parse_header, verify
+from training.shards import DTYPE, HEADER, Array, Entry, Index, Member, check_identity, is_finite, open_index, parse, parse_header, verify
 
 __all__ = ["Batch", "Index", "Stream", "check_identity", "fixed_windows", "open_index", "verify"]
 
@@ -192,7 +192,7 @@ class Stream:
         if any(self._first_frame[entry.key] != entry.latents.start + HEADER for entry in heads):
             self._fill(self._ranges(entries, starts, window, buffer))
         for text, content in unread.items():
-            self._texts[text] = parse(bytes(content), text.sha256, text, self.index.null_text.shape)
+            self._texts[text] = parse(content, text.sha256, text, self.index.null_text.shape)
         found = [self.index.null_text if text is None else self._texts.setdefault(text, self._texts.pop(text)) for text in texts]
         while len(self._texts) > MAX_TEXTS:  # the one not used for longest
             del self._texts[next(iter(self._texts))]
@@ -227,13 +227,11 @@ class Stream:
         self._first_frame[entry.key] = member.start + length
 
     def _scaled(self, latents: Array, entries: Sequence[Entry], starts: Sequence[int], window: Window) -> torch.Tensor:
-        numbers = torch.from_numpy(latents).float()
-        finite = numbers.sum(dim=(1, 2, 3, 4)).isfinite()  # 65504 times 2 ** 32 is finite in float32
-        for entry, start, is_finite in zip(entries, starts, finite.tolist(), strict=True):
-            if not is_finite:
-                where = f"{self.index.url}: {entry.latents}, frames {start} to {start + window.span - 1}"
-                raise ShardError(f"{where}: not all numbers are finite; build the shards again")
-        return numbers.mul_(self.index.scaling_factor)
+        if not is_finite(latents):
+            row = next(row for row, one in enumerate(latents) if not is_finite(one))
+            where = f"{self.index.url}: {entries[row].latents}, frames {starts[row]} to {starts[row] + window.span - 1}"
+            raise ShardError(f"{where}: not all numbers are finite; build the shards again")
+        return torch.from_numpy(latents).float().mul_(self.index.scaling_factor)
 
     def loader(self, start: int, stop: int, workers: int = 0) -> Iterator[Batch]:
         """Batches of steps `start .. stop - 1`, in order; with workers, prepared by that many new processes.
