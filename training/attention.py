@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F  # noqa: N812 - as everybody calls it
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.errors import UsageError
 
@@ -144,3 +144,31 @@ def _turns(num_frames: int, num_pairs: int, device: torch.device, base: float = 
         speed = base ** -(torch.arange(num_pairs, device=device) / num_pairs)
         angle = torch.outer(torch.arange(num_frames, device=device).float(), speed)
         return torch.polar(torch.ones_like(angle), angle)
+
+
+class TemporalAttention(nn.Module):
+    """Self-attention of every pixel over frames, rotary positions, no text; added to its input, zero at first."""
+
+    def __init__(self, channels: int, heads: int, window: int | None, first_frame: bool, like: Tensor) -> None:
+        super().__init__()
+        if channels % (2 * heads):
+            raise UsageError(f"{heads} heads do not divide {channels} channels into even parts, which rotary positions need.")
+        made: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
+        self.heads, self.window, self.first_frame = heads, window, first_frame
+        self.backend: Backend = "auto"
+        self.norm = nn.LayerNorm(channels, **made)
+        self.to_qkv = nn.Linear(channels, 3 * channels, bias=False, **made)
+        self.to_out = nn.Linear(channels, channels, **made)
+        nn.init.zeros_(self.to_out.weight)
+        nn.init.zeros_(self.to_out.bias)
+
+    def forward(self, x: Tensor, num_frames: int) -> Tensor:
+        """`(b f) c h w` to the same shape."""
+        b, h = len(x) // num_frames, x.shape[-2]
+        tokens = self.norm(rearrange(x, "(b f) c h w -> (b h w) f c", f=num_frames))
+        qkv = rearrange(self.to_qkv(tokens), "n f (three heads d) -> n f three heads d", three=3, heads=self.heads)
+        q, k = rearrange(rotate(qkv[:, :, :2]), "n f two heads d -> two n heads f d")
+        v = rearrange(qkv[:, :, 2], "n f heads d -> n heads f d")
+        mixed = temporal_attention(q, k, v, self.window, self.first_frame, self.backend)
+        out: Tensor = self.to_out(rearrange(mixed, "n heads f d -> n f (heads d)"))
+        return x + rearrange(out, "(b h w) f c -> (b f) c h w", b=b, h=h)

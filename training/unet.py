@@ -28,7 +28,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from training.attention import Backend, check_window, rotate, temporal_attention
+from training.attention import Backend, TemporalAttention, check_window
 from training.errors import Stopped, UsageError
 
 Placement = Literal["resnets", "convolutions"]
@@ -97,38 +97,27 @@ class TemporalConv(nn.Module):
         return _laid_out_as(x, rearrange(mixed, "b c f (h w) -> (b f) c h w", h=x.shape[-2]))
 
 
-class TemporalAttention(nn.Module):
-    """Self-attention of every pixel over frames, rotary positions, no text; added to its input, zero at first."""
-
-    def __init__(self, channels: int, heads: int, window: int | None, first_frame: bool, like: Tensor) -> None:
-        super().__init__()
-        if channels % (2 * heads):
-            raise UsageError(f"{heads} heads do not divide {channels} channels into even parts, which rotary positions need.")
-        made: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
-        self.heads, self.window, self.first_frame = heads, window, first_frame
-        self.backend: Backend = "auto"
-        self.norm = nn.LayerNorm(channels, **made)
-        self.to_qkv = nn.Linear(channels, 3 * channels, bias=False, **made)
-        self.to_out = nn.Linear(channels, channels, **made)
-        nn.init.zeros_(self.to_out.weight)
-        nn.init.zeros_(self.to_out.bias)
-
-    def forward(self, x: Tensor, num_frames: int) -> Tensor:
-        """`(b f) c h w` to the same shape."""
-        b, h = len(x) // num_frames, x.shape[-2]
-        tokens = self.norm(rearrange(x, "(b f) c h w -> (b h w) f c", f=num_frames))
-        qkv = rearrange(self.to_qkv(tokens), "n f (three heads d) -> n f three heads d", three=3, heads=self.heads)
-        q, k = rearrange(rotate(qkv[:, :, :2]), "n f two heads d -> two n heads f d")
-        v = rearrange(qkv[:, :, 2], "n f heads d -> n heads f d")
-        mixed = temporal_attention(q, k, v, self.window, self.first_frame, self.backend)
-        out: Tensor = self.to_out(rearrange(mixed, "n heads f d -> n f (heads d)"))
-        return x + rearrange(out, "(b h w) f c -> (b f) c h w", b=b, h=h)
-
-
 def _laid_out_as(x: Tensor, made: Tensor) -> Tensor:
     """In x's memory format: convolutions of diffusers pick their algorithm by it, and each rounds in its own way."""
     layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
     return made.contiguous(memory_format=layout)
+
+
+class WidenedConv(nn.Module):
+    """A convolution with more input channels, of zero weight at first; apart, so that the rounding stays the old one's."""
+
+    def __init__(self, conv: nn.Conv2d, channels: int) -> None:
+        super().__init__()
+        made: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype, "padding": conv.padding, "bias": False}
+        self.conv, self.split = conv, [conv.in_channels, channels - conv.in_channels]
+        self.added = nn.Conv2d(self.split[1], conv.out_channels, conv.kernel_size, **made)  # type: ignore[arg-type]
+        nn.init.zeros_(self.added.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`n c h w`, the old channels first."""
+        old, new = torch.split(x, self.split, dim=1)
+        both: Tensor = self.conv(old) + self.added(new)
+        return both
 
 
 class FpsEmbedding(nn.Module):
@@ -199,9 +188,6 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         _check_kind(base)
         self.unet = base
         self.folded = Folded()
-        self.widened = in_channels != base.config.in_channels
-        if self.widened:
-            self._widen(in_channels)
         like = base.conv_in.weight
         if fps_conditioning:  # diffusers adds what this layer makes of `class_labels` to the time embedding
             channels, time_channels = base.time_proj.num_channels, base.time_embedding.linear_2.out_features
@@ -209,6 +195,9 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         if placement == "convolutions":
             self._follow_convolutions(like)
         self._follow_blocks(like, placement, window, first_frame)
+        self.widened = in_channels != base.config.in_channels
+        if self.widened:
+            self._widen(in_channels)
 
     @classmethod
     def inflate(cls, source: Source, in_channels: int = 9, revision: str | None = None, **options: Any) -> VideoUNet:
@@ -274,17 +263,14 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 module.gradient_checkpointing = enable and module.may_checkpoint
 
     def _widen(self, in_channels: int) -> None:
-        """Give `conv_in` more input channels, with zero weights."""
-        old = self.unet.conv_in
-        if in_channels < old.in_channels:
-            raise UsageError(f"The UNet has {old.in_channels} input channels, {in_channels} are wanted; channels can be added only.")
-        like: dict[str, Any] = {"device": old.weight.device, "dtype": old.weight.dtype}
-        new = nn.Conv2d(in_channels, old.out_channels, old.kernel_size, padding=old.padding, **like)
-        with torch.no_grad():
-            new.weight.zero_()
-            new.weight[:, : old.in_channels] = old.weight
-            cast(Tensor, new.bias).copy_(old.bias)
-        self.unet.conv_in = new
+        old = self.unet.config.in_channels
+        if in_channels < old:
+            raise UsageError(f"The UNet has {old} input channels, {in_channels} are wanted; channels can be added only.")
+        first = self.unet.conv_in
+        if isinstance(first, Unit):
+            first.spatial = WidenedConv(cast(nn.Conv2d, first.spatial), in_channels)
+        else:
+            self.unet.conv_in = WidenedConv(first, in_channels)
         self.unet.register_to_config(in_channels=in_channels)
 
     def _follow_convolutions(self, like: Tensor) -> None:
@@ -329,11 +315,18 @@ def _subfolder(folder: Path) -> str | None:
     for name in ("unet", None):
         config = folder / (name or "") / "config.json"
         if config.is_file():
-            kind = json.loads(config.read_text("utf-8")).get("_class_name")
+            kind = _class_name(config)
             if kind == UNet2DConditionModel.__name__:
                 return name
             raise UsageError(f"{config} describes a {kind}; only a {UNet2DConditionModel.__name__} can be inflated.")
     raise UsageError(f"{folder} is not a model: neither config.json nor unet/config.json is in it.")
+
+
+def _class_name(config: Path) -> Any:
+    try:
+        return json.loads(config.read_text("utf-8"))["_class_name"]
+    except (ValueError, KeyError, TypeError):
+        return "thing without a class name"
 
 
 def _plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
