@@ -58,14 +58,17 @@ def by_frame(flat: Any, inputs: Inputs, channels: int) -> Tensor:
     return rearrange(made, "(b f) c h w -> b f c h w", f=f)
 
 
-@pytest.fixture
-def trained() -> VideoUNet:
-    """A small model whose temporal layers are no longer the identity."""
-    model = VideoUNet.inflate(new_flat())
+def shaken(model: VideoUNet) -> VideoUNet:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
     return model
+
+
+@pytest.fixture
+def trained() -> VideoUNet:
+    """A small model whose temporal layers are no longer the identity."""
+    return shaken(VideoUNet.inflate(new_flat()))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -119,9 +122,12 @@ def test_one_model_takes_any_number_of_frames(trained: VideoUNet) -> None:
 
 
 @torch.no_grad()
-def test_the_order_of_frames_matters(trained: VideoUNet) -> None:
-    noisy, *rest = new_inputs()
-    assert not torch.allclose(trained(noisy.roll(1, 1), *rest).roll(-1, 1), trained(noisy, *rest), atol=1e-3)
+def test_attention_knows_the_order_of_frames() -> None:
+    layer = TemporalAttention(8, 2, window=None, first_frame=False, like=torch.empty(0))
+    torch.nn.init.eye_(layer.to_out.weight)
+    x = torch.randn(5, 8, 3, 3, generator=torch.Generator().manual_seed(0))
+    swapped = torch.tensor([0, 3, 2, 1, 4])
+    assert not torch.allclose(layer(x[swapped], 5)[swapped], layer(x, 5), atol=1e-3)
 
 
 @torch.no_grad()
@@ -139,7 +145,10 @@ def test_fps_can_be_left_out() -> None:
     assert model(*new_inputs()).shape == (2, 5, 4, 8, 8)
 
 
-def test_checkpointing_changes_no_gradient_even_if_a_clip_of_another_length_comes_between(trained: VideoUNet) -> None:
+@pytest.mark.parametrize("placement", ["resnets", "convolutions"])
+def test_checkpointing_changes_no_gradient_even_if_a_clip_of_another_length_comes_between(placement: str) -> None:
+    trained = shaken(VideoUNet.inflate(new_flat(), placement=placement))
+
     def gradients() -> list[Tensor]:
         losses = [trained(*new_inputs(num_frames)).square().mean() for num_frames in (5, 3)]
         return list(torch.autograd.grad(losses[0] + losses[1], list(trained.parameters())))
