@@ -21,6 +21,7 @@ Prediction = Literal["epsilon", "v_prediction"]
 Trainable = Literal["temporal", "temporal+conv", "all"]
 Placement = Literal["resnets", "convolutions"]
 Precision = Literal["float32", "bf16"]
+Schedule = Literal["constant", "cosine"]
 Optimizer = Literal["adamw", "adamw8bit"]
 
 
@@ -65,12 +66,15 @@ class Preset:
     micro_batch: int  # windows a device holds at a time
     steps: int
     learning_rate: float
+    validate_every: int
+    checkpoint_every: int
     frame_window: int | None = None
     first_frame: bool = False
     in_channels: int = 9
     placement: Placement = "resnets"
     trainable: Trainable = "temporal"
     warmup: int = 500
+    schedule: Schedule = "constant"  # after the warm-up
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     ema_decay: float = 0.9999
@@ -117,4 +121,48 @@ SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SD15_INPAINTING = "stable-diffusion-v1-5/stable-diffusion-inpainting"
 SD21 = "stabilityai/stable-diffusion-2-1"
 
-PRESETS: dict[str, Preset] = {}
+TABLE = (
+    Preset(
+        "tiny-keyframe",
+        "tiny",
+        (K5,),
+        KEYFRAME_TASKS,
+        Objective("v_prediction", "left", zero_snr=True),
+        batch_size=4,
+        micro_batch=4,
+        steps=600,
+        learning_rate=1e-3,
+        validate_every=200,
+        checkpoint_every=200,
+        trainable="all",
+        warmup=30,
+        schedule="cosine",
+        ema_decay=0.99,
+        precision="float32",
+        checkpointing=False,
+        sampler_steps=30,
+        guidance=2.0,
+    ),
+    Preset(
+        "tiny-interp",
+        "tiny",
+        (I17,),
+        INTERP_TASKS,
+        Objective("v_prediction", "blend", target="residual", residual_std=0.15, zero_snr=True),
+        batch_size=1,
+        micro_batch=1,
+        steps=600,
+        learning_rate=1e-3,
+        validate_every=200,
+        checkpoint_every=200,
+        trainable="all",
+        warmup=30,
+        schedule="cosine",
+        ema_decay=0.99,
+        precision="float32",
+        checkpointing=False,
+        sampler_steps=1,
+        guidance=1.0,
+    ),
+)
+PRESETS: dict[str, Preset] = {preset.name: preset for preset in TABLE}

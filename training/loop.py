@@ -1,0 +1,303 @@
+"""The training loop: shards in, a run folder out; reads from top to bottom.
+
+`accelerate` places the model (CPU, one GPU, several through `accelerate launch`) and chooses the arithmetic, diffusers
+averages the weights and plans the learning rate. A step's noise, timesteps and known frames are drawn from
+(seed, sample index), so a step is a function of the weights and its number: a run that was stopped and resumed ends
+with the same bits on a CPU. Cost of that: random numbers are made on the CPU, 10 ms for 65 frames of 64 x 64.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from training import checkpoint, diffusion, presets, validation
+from training.checkpoint import Run, State
+from training.errors import NonFinite, Stopped, UsageError
+from training.journal import Journal
+from training.presets import Preset
+from training.stream import Batch, Index, Stream, draw
+from training.unet import TINY_UNET, VideoUNet
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of `train` ended."""
+
+    run: Run
+    step: int
+    loss: float
+    interrupted: bool
+    seconds: float
+
+
+def new_model(preset: Preset, unet: str, seed: int) -> VideoUNet:
+    """The model a run begins with, a 2-D model inflated: "tiny" and config.json files have random weights, folders and hub ids their own."""
+    torch.manual_seed(seed)
+    source: Any = TINY_UNET if unet == "tiny" else _config(Path(unet)) if unet.endswith(".json") else unet
+    model: VideoUNet = VideoUNet.inflate(
+        source, preset.in_channels, placement=preset.placement, window=preset.frame_window, first_frame=preset.first_frame
+    )
+    if source is not unet:  # to say nothing is a better beginning than to say something random
+        nn.init.zeros_(model.unet.conv_out.weight)
+        nn.init.zeros_(model.unet.conv_out.bias)
+    return model
+
+
+def _config(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} is not the config of a diffusers UNet2DConditionModel: {error}") from error
+
+
+def draw_task(preset: Preset, batch: Batch, seed: int, num_timesteps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What a step adds to a batch: known frames `b f` bool, noise `b f c h w`, timesteps `b`; by (seed, sample index) alone."""
+    known, noise, t = [], [], []
+    for index in batch.sample_indices:
+        generator = torch.Generator().manual_seed(draw("noise", seed, index) % 2**63)
+        t.append(torch.randint(num_timesteps, (), generator=generator))
+        known.append(diffusion.draw_known(batch.window.num_frames, preset.tasks, generator, preset.every))
+        noise.append(torch.randn(batch.latents.shape[1:], generator=generator))
+    return torch.tensor(known), torch.stack(noise), torch.stack(t)
+
+
+class Trainer:
+    """One process of a run: the model, what moves it, and the loop."""
+
+    def __init__(self, run: Run, index: Index, device: str = "auto", workers: int = 0, vae: str | None = None, console: Any = None) -> None:
+        preset = run.preset
+        mixed = "bf16" if preset.precision == "bf16" else "no"
+        self.accelerator = Accelerator(mixed_precision=mixed, cpu=device == "cpu")
+        world = self.accelerator.num_processes
+        self.index, self.workers = index, workers
+        self.stream = Stream(
+            index,
+            "train",
+            preset.windows,
+            preset.batch_size,
+            run.seed,
+            preset.text_dropout,
+            preset.stride_jitter,
+            self.accelerator.process_index,
+            world,
+        )
+        self.main = self.accelerator.is_main_process
+        self.run = checkpoint.open_run(run) if self.main else run
+        self.accelerator.wait_for_everyone()
+        self._prepare()
+        self.journal = Journal(run, self.step, console if self.main else None)
+        self.validation = validation.Validation(run, index, self.accelerator.device, vae, self.journal.say) if self.main else None
+
+    def _prepare(self) -> None:
+        """Model, optimizer, average and schedule, as the newest checkpoint left them or new."""
+        preset, found = self.run.preset, checkpoint.checkpoints(self.run)
+        model = checkpoint.load_model(self.run) if found else new_model(preset, self.run.unet, self.run.seed)
+        self._check(model)
+        self.parameters = model.select_trainable(preset.trainable)
+        if preset.checkpointing:
+            model.enable_gradient_checkpointing()
+        model.to(self.accelerator.device, memory_format=torch.channels_last).train()
+        self.optimizer = _optimizer(preset, self.parameters)
+        self.average = EMAModel(self.parameters, decay=preset.ema_decay, use_ema_warmup=True, power=0.75)
+        self.step = 0
+        self.raw = model
+        if found:
+            self._load(checkpoint.load_state(self.run, found[-1][1]))
+        self.model, self.optimizer = self.accelerator.prepare(model, self.optimizer)
+        self.rate = get_scheduler(preset.schedule, _bare(self.optimizer), num_warmup_steps=preset.warmup, num_training_steps=preset.steps)
+        for _ in range(self.step):
+            self.rate.step()
+        self.schedule = diffusion.scheduler(preset.objective)
+
+    def _check(self, model: VideoUNet) -> None:
+        config, channels = model.unet.config, self.index.frame_shape[0]
+        width = self.index.null_text.shape[1]
+        if config.out_channels != channels or config.cross_attention_dim != width:
+            raise UsageError(
+                f"the model of preset {self.run.preset.name} makes {config.out_channels} latent channels and reads text of width "
+                f"{config.cross_attention_dim}; the shards of {self.index.name} have {channels} and {width}: "
+                "take the preset whose encoders made them"
+            )
+
+    def _load(self, state: State) -> None:
+        named = _named(self.raw)
+        with torch.no_grad():
+            for name, parameter in named.items():
+                parameter.copy_(state.weights[name])
+        self.average.load_state_dict(
+            {
+                **self.average.state_dict(),
+                "shadow_params": [state.average[name] for name in named],
+                "optimization_step": state.average_steps,
+            }
+        )
+        self.average.to(self.accelerator.device)
+        self.optimizer.load_state_dict(state.optimizer)
+        self.step = state.step
+
+    def train(self) -> Outcome:
+        """Go on to the preset's last step. Ctrl-C finishes the step under way, writes a checkpoint and returns."""
+        preset, began = self.run.preset, time.monotonic()
+        loss = math.nan
+        self.journal.begin(self.stream, self.raw, self.step)
+        if self.step == 0 and self.validation:
+            self._validate()
+        with _asked_to_stop() as asked, self.journal.progress(preset.steps):
+            for batch in self.stream.loader(self.step, preset.steps, self.workers):
+                loss, norm = self._step(batch.to(self.accelerator.device))
+                self.step += 1
+                self.journal.add(self.step, loss, norm, float(self.rate.get_last_lr()[0]), preset.batch_size)
+                stop = self._agreed(asked.is_set())
+                last = self.step == preset.steps or stop
+                if not stop and (last or self.step % preset.validate_every == 0):
+                    self._validate()
+                if last or self.step % preset.checkpoint_every == 0:
+                    self._save()
+                if stop:
+                    break
+        self.journal.end()
+        return Outcome(self.run, self.step, loss, self.step < preset.steps, time.monotonic() - began)
+
+    def _step(self, batch: Batch) -> tuple[float, float]:
+        """One optimizer step over this rank's part of a global batch; the loss over all of it, and the gradient's norm."""
+        preset = self.run.preset
+        known, noise, t = draw_task(preset, batch, self.run.seed, self.schedule.config.num_train_timesteps)
+        known, noise, t = (part.to(self.accelerator.device) for part in (known, noise, t))
+        size = len(batch.latents)
+        total = torch.zeros((), device=self.accelerator.device)
+        parts = [slice(at, min(at + preset.micro_batch, size)) for at in range(0, size, preset.micro_batch)]
+        for part in parts:
+            with nullcontext() if part is parts[-1] else self.accelerator.no_sync(self.model), self.accelerator.autocast():
+                each = diffusion.losses(
+                    self.model,
+                    self.schedule,
+                    preset.objective,
+                    preset.in_channels,
+                    batch.latents[part],
+                    known[part],
+                    batch.text[part],
+                    batch.fps[part],
+                    noise[part],
+                    t[part],
+                )
+                share = each.sum() / size
+                self.accelerator.backward(share)
+            total += share.detach()
+        norm = self.accelerator.clip_grad_norm_(self.parameters, preset.clip_norm)
+        loss, norm = self.accelerator.reduce(torch.stack([total, norm.detach().to(total)]), "mean").tolist()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise NonFinite(
+                f"step {self.step + 1}: the loss is {loss}, the gradient's norm {norm}; samples of this rank: "
+                f"{', '.join(f'{key} at frame {start}' for key, start in zip(batch.keys, batch.starts, strict=True))} ({batch.window}). "
+                "The checkpoint before is whole. Try a lower learning rate, precision float32, or look at these samples."
+            )
+        self.optimizer.step()
+        self.rate.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.average.step(self.parameters)
+        return loss, norm
+
+    def _agreed(self, stop: bool) -> bool:
+        """Whether any rank was asked to stop: all must leave the loop at the same step."""
+        if self.accelerator.num_processes == 1:
+            return stop
+        return bool(self.accelerator.reduce(torch.tensor(float(stop), device=self.accelerator.device), "sum") > 0)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[VideoUNet]:
+        self.average.store(self.parameters)
+        self.average.copy_to(self.parameters)
+        self.raw.eval()
+        try:
+            yield self.raw
+        finally:
+            self.average.restore(self.parameters)
+            self.raw.train()
+
+    def _validate(self) -> None:
+        if self.validation is not None:
+            with self._averaged() as model:
+                self.journal.validated(self.step, self.validation.losses(model, self.schedule))
+                self.validation.pictures(model, self.step)
+        self.accelerator.wait_for_everyone()
+
+    def _save(self) -> None:
+        if self.main:
+            named = _named(self.raw)
+            weights = {name: parameter.detach().cpu().clone().contiguous() for name, parameter in named.items()}
+            average = {name: shadow.detach().cpu().contiguous() for name, shadow in zip(named, self.average.shadow_params, strict=True)}
+            state = State(self.step, weights, average, self.average.optimization_step, _bare(self.optimizer).state_dict())
+            with self._averaged() as model:
+                checkpoint.save(self.run, model, state)
+            self.journal.saved(self.step)
+        self.accelerator.wait_for_everyone()
+
+
+def _named(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _bare(optimizer: Any) -> torch.optim.Optimizer:
+    bare: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return bare
+
+
+def _optimizer(preset: Preset, parameters: list[nn.Parameter]) -> Any:
+    options: dict[str, Any] = {"lr": preset.learning_rate, "betas": (0.9, 0.99), "weight_decay": preset.weight_decay}
+    if preset.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, **options)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise Stopped("8-bit AdamW needs bitsandbytes: install longtake[cuda], or take optimizer adamw") from error
+    return AdamW8bit(parameters, **options)
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """An event set by the first Ctrl-C or SIGTERM; the second one interrupts for good."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def ask(number: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def begin(preset: str, index: Index, folder: Path, unet: str | None, seed: int, steps: int | None) -> Run:
+    """The run these arguments describe; nothing is written yet."""
+    row = presets.find(preset)
+    dataset = {
+        "name": index.name,
+        "root_digest": index.root_digest,
+        "encoders": index.encoders,
+        "identity": index.identity(),
+        "fps": f"{index.fps.numerator}/{index.fps.denominator}",
+        "size": index.size,
+    }
+    return Run(folder, replace(row, steps=steps) if steps else row, dataset, unet or row.unet, seed)
