@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from training import presets
 from training.errors import Stopped, UsageError
@@ -112,7 +112,8 @@ def load_model(run: Run, device: str | torch.device = "cpu") -> VideoUNet:
     if not found:
         raise UsageError(f"{run.folder} has no checkpoint yet: train it first, `make train-keyframe` or `make train-interp`")
     model: VideoUNet = VideoUNet.from_pretrained(found[-1][1] / "model", use_safetensors=True)
-    model.to(device=device, memory_format=torch.channels_last)
+    flat: nn.Module = model
+    flat.to(torch.device(device)).to(memory_format=torch.channels_last)
     model.eval()
     model.requires_grad_(False)
     return model

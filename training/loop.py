@@ -46,7 +46,7 @@ class Outcome:
 
 
 def new_model(preset: Preset, unet: str, seed: int) -> VideoUNet:
-    """The model a run begins with, a 2-D model inflated: "tiny" and config.json files have random weights, folders and hub ids their own."""
+    """The model a run begins with, a 2-D model inflated: "tiny" and config.json files begin with random weights."""
     torch.manual_seed(seed)
     source: Any = TINY_UNET if unet == "tiny" else _config(Path(unet)) if unet.endswith(".json") else unet
     model: VideoUNet = VideoUNet.inflate(
@@ -70,7 +70,8 @@ def draw_task(preset: Preset, batch: Batch, seed: int, num_timesteps: int) -> tu
     known, noise, t = [], [], []
     for index in batch.sample_indices:
         generator = torch.Generator().manual_seed(draw("noise", seed, index) % 2**63)
-        t.append(torch.randint(num_timesteps, (), generator=generator))
+        any_t, terminal = torch.randint(num_timesteps, (), generator=generator), torch.rand((), generator=generator) < preset.terminal
+        t.append(torch.where(terminal, num_timesteps - 1, any_t))
         known.append(diffusion.draw_known(batch.window.num_frames, preset.tasks, generator, preset.every))
         noise.append(torch.randn(batch.latents.shape[1:], generator=generator))
     return torch.tensor(known), torch.stack(noise), torch.stack(t)
@@ -79,7 +80,9 @@ def draw_task(preset: Preset, batch: Batch, seed: int, num_timesteps: int) -> tu
 class Trainer:
     """One process of a run: the model, what moves it, and the loop."""
 
-    def __init__(self, run: Run, index: Index, device: str = "auto", workers: int = 0, vae: str | None = None, console: Any = None) -> None:
+    def __init__(
+        self, run: Run, index: Index, device: str, workers: int = 0, vae: Path | None = None, console: Any = None, pictures: bool = True
+    ) -> None:
         preset = run.preset
         mixed = "bf16" if preset.precision == "bf16" else "no"
         self.accelerator = Accelerator(mixed_precision=mixed, cpu=device == "cpu")
@@ -101,7 +104,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         self._prepare()
         self.journal = Journal(run, self.step, console if self.main else None)
-        self.validation = validation.Validation(run, index, self.accelerator.device, vae, self.journal.say) if self.main else None
+        self.validation = validation.Validation(run, index, self.accelerator.device, vae, pictures, self.journal.say) if self.main else None
 
     def _prepare(self) -> None:
         """Model, optimizer, average and schedule, as the newest checkpoint left them or new."""
@@ -292,7 +295,12 @@ def _asked_to_stop() -> Iterator[threading.Event]:
 def begin(preset: str, index: Index, folder: Path, unet: str | None, seed: int, steps: int | None) -> Run:
     """The run these arguments describe; nothing is written yet."""
     row = presets.find(preset)
-    dataset = {
+    return Run(folder, replace(row, steps=steps) if steps else row, dataset_facts(index), unet or row.unet, seed)
+
+
+def dataset_facts(index: Index) -> dict[str, Any]:
+    """What a run remembers of its shards."""
+    return {
         "name": index.name,
         "root_digest": index.root_digest,
         "encoders": index.encoders,
@@ -300,4 +308,3 @@ def begin(preset: str, index: Index, folder: Path, unet: str | None, seed: int, 
         "fps": f"{index.fps.numerator}/{index.fps.denominator}",
         "size": index.size,
     }
-    return Run(folder, replace(row, steps=steps) if steps else row, dataset, unet or row.unet, seed)

@@ -80,6 +80,7 @@ class Preset:
     ema_decay: float = 0.9999
     text_dropout: float = 0.1
     stride_jitter: int = 0
+    terminal: float = 0.0  # share of samples at the noisiest timestep, where one step of sampling begins and ends
     precision: Precision = "bf16"
     optimizer: Optimizer = "adamw"
     checkpointing: bool = True

@@ -7,15 +7,17 @@ buckets forward passes, and one sampling, each time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from training import diffusion
+from training import diffusion, media, sampling
 from training.checkpoint import Run
-from training.errors import UsageError
+from training.codec import Codec, find
+from training.errors import LongtakeError, UsageError
 from training.frames import Window, known_frames
 from training.stream import Batch, Index, Stream, draw, fixed_windows
 from training.unet import VideoUNet
@@ -27,10 +29,17 @@ BUCKETS = 5
 class Validation:
     """Of one run, in its first process. Without held-out clips there are no losses; without the VAE, no pictures."""
 
-    def __init__(self, run: Run, index: Index, device: torch.device, vae: str | None, say: Callable[[str], None]) -> None:
+    def __init__(self, run: Run, index: Index, device: torch.device, vae: Path | None, pictures: bool, say: Callable[[str], None]) -> None:
         self.run, self.device = run, device
         self.batches = list(_batches(run, index, say))
-        self.codec: Any = None
+        self.codec = Codec(index.encoders, index.scaling_factor, vae, device=device)
+        self.null_text = torch.tensor(index.null_text, dtype=torch.float32)
+        self.shows = pictures and bool(self.batches)
+        try:
+            find("vae", index.encoders["vae"], vae)
+        except LongtakeError as error:
+            self.shows = False
+            say(f"no sample pictures: {error}")
 
     @torch.no_grad()
     def losses(self, model: VideoUNet, schedule: Any) -> dict[str, float]:
@@ -56,7 +65,27 @@ class Validation:
         return torch.tensor(known_frames(task, window.num_frames, every=self.run.preset.every))
 
     def pictures(self, model: VideoUNet, step: int) -> None:
-        """Sample one held-out window of each shape, into samples/."""
+        """Sample a held-out window of the fewest frames and put it below the truth: samples/step-000300.png."""
+        if not self.shows:
+            return
+        batch, preset = min(self.batches, key=lambda one: one.window.num_frames), self.run.preset
+        flags = self._known(batch.window)
+        made = sampling.sample_window(
+            model,
+            preset.objective,
+            batch.latents[:1],
+            flags,
+            batch.text[:1],
+            self.null_text,
+            batch.fps[:1],
+            steps=preset.sampler_steps,
+            guidance=preset.guidance,
+            seed=self.run.seed,
+        )
+        rows = [("held out", batch.latents[0]), (f"step {step}", made[0])]
+        drawn = [(name, self.codec.decode(latents), tuple(flags.tolist())) for name, latents in rows]
+        caption = f"{self.run.folder.name}: {batch.keys[0]}, frame {batch.starts[0]} on, {batch.window}; given frames are framed"
+        media.write_image(self.run.folder / "samples" / f"step-{step:06d}.png", media.side_by_side(drawn, caption, side=96))
 
 
 def _batches(run: Run, index: Index, say: Callable[[str], None]) -> Iterator[Batch]:

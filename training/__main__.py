@@ -1,0 +1,302 @@
+"""The command line: `python -m training`. Parses, wires, exits; the work is elsewhere.
+
+Exit codes: 0 done; 1 a bug of ours, or a loss that is no number; 2 a wrong run, preset, prompt or command;
+4 stopped by the outside world (no such device or model, shards that are not what they say, disk full);
+130 interrupted, with a checkpoint. The same command goes on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Shards in, video diffusion models and videos out: train, sample, evaluate, plan, ablate.",
+    epilog="Exit codes: 0 done, 1 bug or a loss that is no number, 2 wrong run, preset or command, "
+    "4 stopped from outside (no such device or model, damaged shards, disk full), 130 interrupted. The same command resumes.",
+)
+SamplerName = StrEnum("SamplerName", ["ddim", "dpm"])
+Shards = Annotated[str, typer.Option("--shards", help="Folder or URL (https://, s3://) that holds index.json, as `make shards` leaves it.")]
+Vae = Annotated[Path | None, typer.Option(help="Folder of the VAE that made the shards, where it is not found by name.")]
+Clip = Annotated[Path | None, typer.Option(help="Folder of the CLIP that made the shards, where it is not found by name.")]
+Steps = Annotated[int | None, typer.Option(min=1, max=1000, help="Sampling steps; by default the preset's.")]
+Guidance = Annotated[float | None, typer.Option(min=0, help="Classifier-free guidance; 1 is none. By default the preset's.")]
+Sampler = Annotated[SamplerName, typer.Option(help="DDIM or DPM-Solver++.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of all that is drawn.")]
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+        raise typer.BadParameter(f"got '{value}', allowed are auto, cpu, cuda, cuda:N and mps")
+    return value
+
+
+Device = Annotated[str, typer.Option(callback=_device, help="auto, cpu, cuda, cuda:1, mps.")]
+
+
+def guarded(act: Callable[[Any], int]) -> None:
+    """Run a command with a console; turn what went wrong into a message and an exit code."""
+    from rich.console import Console
+
+    from training.errors import NonFinite, ShardError, Stopped, UsageError
+
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def told(kind: str, error: Exception) -> None:
+        errors.print(f"{kind}: {error}", markup=False)
+
+    try:
+        code = act(Console(highlight=False))
+    except UsageError as error:
+        told("wrong", error)
+        code = 2
+    except NonFinite as error:
+        told("not a number", error)
+        code = 1
+    except (ShardError, Stopped, OSError) as error:
+        told("stopped", error)
+        code = 4
+    except KeyboardInterrupt:
+        errors.print("interrupted: the last checkpoint is whole, the same command goes on")
+        code = 130
+    raise typer.Exit(code)
+
+
+def chosen(wanted: str) -> str:
+    """A torch device; "auto" is the GPU if there is one. Raises Stopped if it is not there."""
+    import torch
+
+    from training.errors import Stopped
+
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if wanted == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if there[name])
+    kind, _, number = wanted.partition(":")
+    if not there[kind] or (number and int(number) >= torch.cuda.device_count()):
+        raise Stopped(f"this machine has no {wanted}: take --device auto or cpu")
+    return wanted
+
+
+@contextmanager
+def progress(console: Any) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each thing that is made, with the time left."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = ("{task.description:24}", BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console) as bars:
+        tasks: dict[str, Any] = {}
+
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield advance
+
+
+def _kind(sampler: SamplerName) -> Literal["ddim", "dpm"]:
+    return "ddim" if sampler is SamplerName.ddim else "dpm"
+
+
+@app.command()
+def train(
+    preset: Annotated[str, typer.Option(help="A row of training/presets.py: tiny-keyframe, tiny-interp, sd15-keyframe, sd15-interp, ...")],
+    shards: Shards,
+    run: Annotated[Path, typer.Option(help="Folder of the run; one that exists is gone on with.")],
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps in all; by default the preset's.")] = None,
+    unet: Annotated[str | None, typer.Option(help="Another 2-D UNet: a folder, a hub id, or a config.json for random weights.")] = None,
+    seed: Seed = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read shards; 0 reads in this one.")] = 0,
+    verify: Annotated[bool, typer.Option(help="Compare each shard's sha256 with the index before the first step.")] = True,
+    vae: Vae = None,
+    device: Device = "auto",
+) -> None:
+    """Train a model, or go on with one. Ctrl-C writes a checkpoint; the same command goes on from there.
+
+    Several GPUs: `accelerate launch --multi_gpu -m training train ...`.
+    """
+
+    def act(console: Any) -> int:
+        from training import loop, stream
+
+        index = stream.open_index(shards)
+        wanted = loop.begin(preset, index, run, unet, seed, steps)
+        if verify:
+            _verify(console, index)
+        trainer = loop.Trainer(wanted, index, chosen(device), workers, vae, console)
+        outcome = trainer.train()
+        if trainer.main:
+            _ended(console, outcome)
+        return 130 if outcome.interrupted else 0
+
+    guarded(act)
+
+
+def _verify(console: Any, index: Any) -> None:
+    from training import stream
+
+    total = sum(shard.num_bytes for shard in index.shards)
+    done = 0
+    with progress(console) as advance:
+
+        def passed(num_bytes: int) -> None:
+            nonlocal done
+            done += num_bytes
+            advance("checking shards, MB", done // 10**6, total // 10**6)
+
+        stream.verify(index, passed)
+
+
+def _ended(console: Any, outcome: Any) -> None:
+    from rich import box
+    from rich.table import Table
+
+    from training.journal import peak_memory_gib, read_history
+
+    folder = outcome.run.folder
+    history = read_history(folder)
+    validations = [one["validation"]["mean"] for one in history if "validation" in one]
+    table = Table(box=box.SIMPLE, title=f"{outcome.run.preset.name}, run {folder}", show_header=False, padding=(0, 1, 0, 0))
+    table.add_row("steps", f"{outcome.step} of {outcome.run.preset.steps}")
+    table.add_row("time of this call", f"{outcome.seconds / 60:.1f} min")
+    losses = [one["loss"] for one in history if "loss" in one]
+    if losses:
+        share = max(1, len(losses) // 10)
+        first, last = sum(losses[:share]) / share, sum(losses[-share:]) / share
+        table.add_row("loss, mean of a tenth", f"{first:.4f} at first, {last:.4f} at last")
+    if validations:
+        table.add_row("validation loss", f"{validations[0]:.4f} at first, {validations[-1]:.4f} at last")
+    table.add_row("peak memory", f"{peak_memory_gib():.1f} GiB")
+    table.add_row("curve, pictures", f"{folder / 'loss.png'}, {folder / 'samples'}")
+    console.print(table)
+    if outcome.interrupted:
+        console.print("interrupted: a checkpoint was written, the same command goes on from it")
+
+
+@app.command()
+def sample(
+    keyframe: Annotated[Path, typer.Option(help="Run of a keyframe preset.")],
+    interp: Annotated[Path, typer.Option(help="Run of an interpolation preset, trained on the same shards.")],
+    out: Annotated[Path, typer.Option(help="The video, NAME.mp4; NAME.gif, NAME.png (contact sheet) and NAME.json go beside it.")],
+    prompt: Annotated[str, typer.Option(help="What is to be seen.")] = "",
+    start: Annotated[Path | None, typer.Option(help="A picture, or a clip that is gone on from.")] = None,
+    frames: Annotated[int, typer.Option(min=1, help="5, 17, 65, 257, ...")] = 65,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    sampler: Sampler = SamplerName.ddim,
+    seed: Seed = 0,
+    vae: Vae = None,
+    clip: Clip = None,
+    device: Device = "auto",
+) -> None:
+    """Make a video: keyframes from a prompt (and a picture), then what lies between them, and between those."""
+
+    def act(console: Any) -> int:
+        from training import sampling
+        from training.checkpoint import load_run
+        from training.codec import Codec
+        from training.errors import UsageError
+
+        if not prompt and start is None:
+            raise UsageError('nothing to make: give --prompt "...", or --start with a picture or a clip')
+        runs = load_run(keyframe), load_run(interp)
+        sampling.check(*runs, frames, out)
+        place = chosen(device)
+        codec = Codec.of_run(runs[0].dataset, vae, clip, place)
+        settings = sampling.Settings(_kind(sampler), steps, guidance, seed)
+        with progress(console) as advance:
+            film = sampling.generate(
+                *runs, prompt, codec, num_frames=frames, start=start, settings=settings, device=place, progress=advance
+            )
+        for path in sampling.save(film, out):
+            console.print(f"{path}  {path.stat().st_size / 1000:.0f} kB", markup=False, soft_wrap=True)
+        return 0
+
+    guarded(act)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Option(help="Run of an interpolation preset.")],
+    shards: Shards,
+    windows: Annotated[int, typer.Option(min=1, help="Held-out windows of each stride.")] = 8,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    sampler: Sampler = SamplerName.ddim,
+    seed: Seed = 0,
+    vae: Vae = None,
+    clip: Clip = None,
+    device: Device = "auto",
+) -> None:
+    """Compare interpolation with copied and blended frames on held-out clips. The model is measured once more in one step."""
+
+    def act(console: Any) -> int:
+        from training import evaluate as evaluation
+        from training.checkpoint import load_run
+        from training.codec import Codec
+        from training.sampling import Settings
+        from training.stream import open_index
+
+        index, place = open_index(shards), chosen(device)
+        codec = Codec(index.encoders, index.scaling_factor, vae, clip, place)
+        settings = Settings(_kind(sampler), steps, guidance, seed)
+        with progress(console) as advance:
+            found = evaluation.evaluate(load_run(run), index, codec, num_windows=windows, settings=settings, device=place, progress=advance)
+        for report in found.reports:
+            console.print(evaluation.table(report))
+        for note in found.notes:
+            console.print(note, markup=False, soft_wrap=True)
+        for path in evaluation.save(found, run):
+            console.print(path, markup=False, soft_wrap=True)
+        return 0
+
+    guarded(act)
+
+
+@app.command()
+def ablate(
+    shards: Shards,
+    out: Annotated[Path, typer.Option(help="Folder for the runs, and ablation.json.")] = Path("runs/ablation"),
+    preset: Annotated[str, typer.Option(help="What is varied: an interpolation preset.")] = "tiny-interp",
+    question: Annotated[list[str] | None, typer.Option(help="window, first-frame, hint, mask; by default all.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Budget of each training: optimizer steps.")] = 200,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each variant.")] = 3,
+    device: Device = "auto",
+) -> None:
+    """Train variants of a preset side by side and tabulate which helps. What is finished is not trained again."""
+
+    def act(console: Any) -> int:
+        from training import ablate as ablation
+        from training import media, presets
+        from training.stream import open_index
+
+        index = open_index(shards)
+        results = ablation.ablate(
+            presets.find(preset),
+            index,
+            out,
+            questions=question or ablation.QUESTIONS,
+            steps=steps,
+            num_seeds=seeds,
+            device=chosen(device),
+            console=console,
+        )
+        console.print(ablation.table(results, steps))
+        media.write_json(out / "ablation.json", {"dataset": index.root_digest, "results": ablation.plain(results, steps)})
+        return 0
+
+    guarded(act)
+
+
+if __name__ == "__main__":
+    app()
