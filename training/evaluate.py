@@ -305,20 +305,23 @@ def table(report: Report) -> Table:
         title=f"{report.window}: {float(report.fps):g} fps, {num} windows, known frames off by {report.known_error_latents:g}",
         box=box.SIMPLE,
         padding=(0, 1, 0, 0),
+        show_edge=False,
+        pad_edge=False,
     )
-    made.add_column("")
+    made.add_column("", no_wrap=True)
     for name in ("PSNR", "SSIM", "PSNR\nof clip", "SSIM\nof clip", "motion", "seam"):
         made.add_column(name, justify="right")
     for score in report.scores:
-        cells = [_cell(score.metrics[name], 2 if "psnr" in name else 3, with_std=name not in ("motion", "seam")) for name in METRICS]
-        made.add_row(score.method, *cells)
+        made.add_row(score.method, *(_cell(name, score.metrics[name]) for name in METRICS))
     return made
 
 
-def _cell(spread: Spread, digits: int, with_std: bool) -> str:
-    if spread.mean is None:
+def _cell(name: str, spread: Spread) -> str:
+    if spread.mean is None or spread.std is None:
         return "-"
-    return f"{spread.mean:.{digits}f}" + (f" ±{spread.std:.{digits}f}" if with_std else "")
+    if "psnr" in name:
+        return f"{spread.mean:.2f} ±{spread.std:.2f}"
+    return f"{spread.mean:.3f} ±{spread.std:.3f}".replace("±0.", "±.") if "ssim" in name else f"{spread.mean:.2f}"
 
 
 def save(evaluation: Evaluation, folder: Path) -> list[Path]:

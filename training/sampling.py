@@ -93,7 +93,7 @@ def sample_window(
     given = latents.to(device, torch.float32)
     held = rearrange(known, "b f -> b f 1 1 1")
     hint = diffusion.hints(given, known, objective.hint)
-    clean = torch.where(held, diffusion.to_target(given, hint, objective), 0.0)
+    clean = diffusion.to_target(given, hint, objective)
     noise = starting_noise(latents.shape, seed).to(device)
     fps, texts = fps.to(device), [text.to(device)]
     if guidance != 1:
