@@ -152,12 +152,3 @@ def test_rotation_keeps_lengths_and_kinds_and_leaves_frame_zero_alone() -> None:
     assert turned.dtype == torch.bfloat16
     assert torch.equal(turned[:, 0], x[:, 0])
     torch.testing.assert_close(turned.float().norm(dim=-1), x.float().norm(dim=-1), rtol=1e-2, atol=1e-2)
-
-
-def test_positions_that_sampling_asked_for_first_serve_training() -> None:
-    attention._turns.cache_clear()
-    with torch.inference_mode():
-        rotate(torch.ones(1, 3, 4))
-    x = torch.ones(1, 3, 4, requires_grad=True)
-    rotate(x).sum().backward()
-    assert x.grad is not None

@@ -137,13 +137,11 @@ def rotate(x: Tensor) -> Tensor:
     return rearrange(torch.view_as_real(turned), "... pairs two -> ... (pairs two)").to(x.dtype)
 
 
-@cache
 def _turns(num_frames: int, num_pairs: int, device: torch.device, base: float = 10_000.0) -> Tensor:
     """exp(i * frame * base**(-pair / num_pairs)): `f pairs` complex64."""
-    with torch.inference_mode(False):  # kept for training too, when sampling asks first
-        speed = base ** -(torch.arange(num_pairs, device=device) / num_pairs)
-        angle = torch.outer(torch.arange(num_frames, device=device).float(), speed)
-        return torch.polar(torch.ones_like(angle), angle)
+    speed = base ** -(torch.arange(num_pairs, device=device) / num_pairs)
+    angle = torch.outer(torch.arange(num_frames, device=device).float(), speed)
+    return torch.polar(torch.ones_like(angle), angle)
 
 
 class TemporalAttention(nn.Module):

@@ -1,0 +1,276 @@
+"""What a training step will cost, before anything is trained: parameters, memory and arithmetic by part, storage.
+
+The step is run, forward and backward, on the meta device: shapes and types are real, nothing is allocated or computed, so
+a model of any size is measured in seconds on any machine. Activations are the storages that autograd keeps; with
+checkpointing, the inputs of units and the largest unit's own. bf16 is played as CUDA's autocast does it: float32 weights
+with copies, norms in float32. Not counted: CUDA's context (about 0.5 GiB), workspaces, fragmentation, the gradients of
+activations on their way. Bytes are of one device.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - as everybody calls it
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from rich.console import Group
+from rich.table import Table
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from training.attention import TemporalAttention
+from training.unet import Placement, TemporalConv, Trainable, Unit, VideoUNet
+
+PIXELS = 8  # a latent's side, in pixels
+CLIP_FRAMES = 100
+GIB = 2**30
+Part = Literal["spatial convolutions", "spatial attention", "temporal convolutions", "temporal attention"]
+KINDS: dict[Part, type[nn.Module]] = {
+    "spatial attention": Transformer2DModel,
+    "temporal convolutions": TemporalConv,
+    "temporal attention": TemporalAttention,
+}
+REST: Part = "spatial convolutions"  # and what little is neither
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is to be trained. `flat_config` is the 2-D config, `size` the side of the latents, `batch` windows on a device at a time."""
+
+    name: str
+    flat_config: Mapping[str, Any]
+    frames: tuple[int, ...] = (5, 17, 65)
+    size: int = 64
+    batch: int = 1
+    in_channels: int = 9
+    placement: Placement = "resnets"
+    window: int | None = None
+    first_frame: bool = False
+    fps_conditioning: bool = True
+    trainable: Trainable = "temporal"
+    precision: Literal["float32", "bf16"] = "bf16"
+    checkpointing: bool = True
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    text_tokens: int = 77
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training step at one length: bytes by what they hold, and FLOPs by part (multiply and add are two)."""
+
+    num_frames: int
+    weights: int
+    gradients: int
+    optimizer: int
+    average: int
+    activations: int
+    flops: dict[Part, int]
+
+    @property
+    def memory(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.average + self.activations
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `plan` found. `clip_bytes` are a clip's latents and text in a shard, float16."""
+
+    subject: Subject
+    parameters: dict[Part, int]
+    trainable: dict[Part, int]
+    steps: tuple[Step, ...]
+    clip_bytes: int
+
+
+def plan(subject: Subject) -> Plan:
+    """Measure every length of `subject.frames`. Raises UsageError as `VideoUNet` does."""
+    with torch.device("meta"), _Fused():
+        model = _model(subject)
+        parameters, trainable = _sizes(model, only_trainable=False), _sizes(model, only_trainable=True)
+        steps = tuple(_step(model, subject, num_frames) for num_frames in subject.frames)
+    latents = CLIP_FRAMES * int(subject.flat_config.get("out_channels", 4)) * subject.size**2
+    text = subject.text_tokens * int(subject.flat_config["cross_attention_dim"])
+    return Plan(subject, parameters, trainable, steps, 2 * (latents + text))
+
+
+def _model(subject: Subject) -> VideoUNet:
+    model: VideoUNet = VideoUNet.inflate(
+        subject.flat_config,
+        subject.in_channels,
+        placement=subject.placement,
+        window=subject.window,
+        first_frame=subject.first_frame,
+        fps_conditioning=subject.fps_conditioning,
+    )
+    model.select_trainable(subject.trainable)
+    model.set_temporal_backend("sdpa")  # what a GPU will run
+    if subject.precision == "bf16":
+        _play_autocast(model)
+    return model
+
+
+def _play_autocast(model: nn.Module) -> None:
+    """Types as under CUDA's autocast: convolutions and linear layers in bf16, norms in float32."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.to(torch.bfloat16).register_forward_pre_hook(lambda _, args: tuple(x.to(torch.bfloat16) for x in args))
+        elif isinstance(module, nn.GroupNorm | nn.LayerNorm):
+            module.register_forward_pre_hook(lambda _, args: tuple(x.float() for x in args))
+
+
+def _parts(model: VideoUNet) -> dict[str, Part]:
+    """The part that a module of this name belongs to with all beneath it."""
+    return {name: part for name, module in model.named_modules() for part, kind in KINDS.items() if isinstance(module, kind)}
+
+
+def _sizes(model: VideoUNet, only_trainable: bool) -> dict[Part, int]:
+    sizes: dict[Part, int] = dict.fromkeys((REST, *KINDS), 0)
+    parts = _parts(model)
+    for name, parameter in model.named_parameters():
+        pieces = name.split(".")
+        owners = (parts.get(".".join(pieces[:length])) for length in range(len(pieces)))
+        if parameter.requires_grad or not only_trainable:
+            sizes[next(filter(None, owners), REST)] += parameter.numel()
+    return sizes
+
+
+def _step(model: VideoUNet, subject: Subject, num_frames: int) -> Step:
+    kept, counter = _Kept(model), FlopCounterMode(display=False)
+    with counter:
+        loss = _loss(model, subject, num_frames, kept)
+        forward = _by_part(model, counter)
+        loss.backward()  # type: ignore[no-untyped-call]
+        both = _by_part(model, counter)
+    model.zero_grad()
+    again = 1 if subject.checkpointing else 0
+    total = sum(p.numel() for p in model.parameters())
+    learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Step(
+        num_frames,
+        weights=4 * total,
+        gradients=4 * learned,
+        optimizer=(2 if subject.optimizer == "adamw8bit" else 8) * learned,
+        average=4 * learned,
+        activations=kept.checkpointed() if subject.checkpointing else kept.everything(),
+        flops={part: both[part] + again * forward[part] for part in both},
+    )
+
+
+def _loss(model: VideoUNet, subject: Subject, num_frames: int, kept: _Kept) -> Tensor:
+    b, size = subject.batch, subject.size
+    noisy = torch.empty(b, num_frames, subject.in_channels, size, size)
+    text = torch.empty(b, subject.text_tokens, int(subject.flat_config["cross_attention_dim"]))
+    with kept.watch():
+        made: Tensor = model(noisy, torch.zeros(b, dtype=torch.long), text, torch.ones(b))
+    return made.float().square().mean()
+
+
+def _by_part(model: VideoUNet, counter: FlopCounterMode) -> dict[Part, int]:
+    counts = {name: sum(by_operation.values()) for name, by_operation in counter.get_flop_counts().items()}
+    flops: dict[Part, int] = dict.fromkeys((REST, *KINDS), 0)
+    for name, part in _parts(model).items():
+        flops[part] += counts.get(f"{type(model).__name__}.{name}", 0)
+    flops[REST] = counts.get("Global", 0) - sum(flops.values())
+    return flops
+
+
+class _Fused(TorchFunctionMode):
+    """Fused attention, which keeps no matrix of scores: on the meta device torch would choose the plain formula."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        options = {"is_causal": False, **(kwargs or {})}
+        q, k, v = [*args, *(options.pop(name) for name in ("query", "key", "value") if name in options)]
+        mask = options.pop("attn_mask", None)
+        bias = None if mask is None else mask.to(q.dtype)
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias)[0]
+
+
+class _Kept:
+    """The storages that autograd keeps for the backward, and within which unit."""
+
+    def __init__(self, model: VideoUNet) -> None:
+        self.model = model
+        self.weights = {_identity(p) for p in model.parameters() if p.dtype == torch.float32}  # of bf16 there would be copies
+        self.within: dict[nn.Module | None, dict[int, Tensor]] = defaultdict(dict)
+        self.inputs: dict[int, Tensor] = {}
+        self.unit: nn.Module | None = None
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        handles = []
+        for module in self.model.modules():
+            if isinstance(module, Unit) and module.may_checkpoint:
+                handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
+                handles.append(module.register_forward_hook(self._leave))
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(self._note, lambda x: x):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def everything(self) -> int:
+        return _bytes(*self.within.values())
+
+    def checkpointed(self) -> int:
+        """Units' inputs and what is kept outside of units, then the largest unit while its backward runs."""
+        lasting = {**self.inputs, **self.within[None]}
+        own = [_bytes({key: x for key, x in mine.items() if key not in lasting}) for unit, mine in self.within.items() if unit]
+        return _bytes(lasting) + max(own, default=0)
+
+    def _enter(self, unit: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        self.unit = unit
+        self.inputs |= {_identity(x): x for x in (*args, *options.values()) if isinstance(x, Tensor)}
+
+    def _leave(self, *_: object) -> None:
+        self.unit = None
+
+    def _note(self, x: Tensor) -> Tensor:
+        if _identity(x) not in self.weights:
+            self.within[self.unit][_identity(x)] = x
+        return x
+
+
+def _identity(x: Tensor) -> int:
+    return int(x.untyped_storage()._cdata)
+
+
+def _bytes(*stores: Mapping[int, Tensor]) -> int:
+    return sum({key: x.untyped_storage().nbytes() for store in stores for key, x in store.items()}.values())
+
+
+def render(found: Plan) -> Group:
+    """Three tables for a terminal: parameters, memory, arithmetic."""
+    subject = found.subject
+    side = f"{subject.size * PIXELS} x {subject.size * PIXELS} pixels"
+    how = f"{subject.precision}, {'checkpointing' if subject.checkpointing else 'no checkpointing'}, {subject.optimizer}"
+    parameters = Table("part", "parameters", "trained", title=f"{subject.name}: parameters, training {subject.trainable}")
+    for part, size in found.parameters.items():
+        parameters.add_row(part, f"{size:,}", f"{found.trainable[part]:,}")
+    parameters.add_section()
+    parameters.add_row("total", f"{sum(found.parameters.values()):,}", f"{sum(found.trainable.values()):,}")
+    lengths = [f"{step.num_frames} frames" for step in found.steps]
+    memory = Table("GiB, estimated", *lengths, title=f"Memory of a step: {subject.batch} x {side}, {how}")
+    for name in ("weights", "gradients", "optimizer", "average", "activations"):
+        memory.add_row("EMA" if name == "average" else name, *(f"{getattr(step, name) / GIB:.2f}" for step in found.steps))
+    memory.add_section()
+    memory.add_row("total", *(f"{step.memory / GIB:.2f}" for step in found.steps))
+    flops = Table("TFLOP", *lengths, title="Arithmetic of a step: forward, backward" + (", forward again" if subject.checkpointing else ""))
+    for part in found.parameters:
+        flops.add_row(part, *(f"{step.flops[part] / 1e12:.3g}" for step in found.steps))
+    flops.add_section()
+    flops.add_row("total", *(f"{sum(step.flops.values()) / 1e12:.3g}" for step in found.steps))
+    for table in (parameters, memory, flops):
+        for column in table.columns[1:]:
+            column.justify = "right"
+    return Group(
+        parameters, memory, flops, f"A clip of {CLIP_FRAMES} frames takes {found.clip_bytes / 1e6:.2f} MB in a shard: latents and text."
+    )
