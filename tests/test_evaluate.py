@@ -188,6 +188,8 @@ def test_where_latents_move_along_a_line_the_latent_blend_is_perfect(evaluation:
         likeness = {method: report.of(method, "psnr_db").values[row] or 0 for method in (NEAREST, LATENT_BLEND, MODEL)}
         assert likeness[LATENT_BLEND] > 55
         assert max(likeness[NEAREST], likeness[MODEL]) < likeness[LATENT_BLEND] - 3
+        made_up = [report.of(method, "psnr_db").values[1 - row] or 99 for method in (MODEL, ONE_STEP, NEAREST, LATENT_BLEND, PIXEL_BLEND)]
+        assert max(made_up) < 45  # where they do not
 
 
 def test_the_truth_s_row_is_the_vae_s_ceiling(evaluation: evaluate.Evaluation, dataset: tuple[Index, Codec]) -> None:
