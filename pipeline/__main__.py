@@ -7,9 +7,13 @@ was left to keep; 130 interrupted. What was finished is kept in every case; the 
 
 from __future__ import annotations
 
+from pipeline import interrupts  # isort: split
+
+if __name__ == "__main__":
+    interrupts.leave_at_once()  # before the imports below: they take half a second
+
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -69,9 +73,8 @@ def guarded(act: Callable[[Any], int]) -> None:
         errors.print(f"[red]bug:[/] {_plain(error)}\nPlease report it with the lines above; the same command goes on after a fix.")
         code = 1
     except KeyboardInterrupt:
-        errors.print("interrupted: what was finished is kept, the same command goes on")
-        code = 130
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is over: a late Ctrl-C has nothing left to interrupt
+        errors.print(interrupts.MESSAGE)
+        code = interrupts.CODE
     raise typer.Exit(code)
 
 
@@ -79,10 +82,6 @@ def _plain(error: Exception) -> str:
     from rich.markup import escape
 
     return escape(str(error))
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 @app.command()
@@ -103,10 +102,9 @@ def build(
         from pipeline import recipe as recipes
         from pipeline.build import build as run
 
-        signal.signal(signal.SIGTERM, _interrupt)
         loaded = recipes.load(recipe)
         steps = []
-        with report.progress(console) as progress:
+        with interrupts.raised(), report.progress(console) as progress:
             for step in run(loaded, data, executors.make(executor.value, workers), device, until.value, progress):
                 steps.append(step)
         return _summary(console, loaded.recipe.name, data, steps)
@@ -248,4 +246,7 @@ def schema() -> None:
 
 
 if __name__ == "__main__":
-    app()
+    try:
+        app()
+    finally:
+        interrupts.ignore()

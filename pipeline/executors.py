@@ -14,8 +14,9 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from typing import Any
 
 from pipeline.errors import Stopped
@@ -39,7 +40,8 @@ def _start_worker(counter: Any) -> None:
     with counter.get_lock():
         os.environ[WORKER_INDEX] = str(counter.value)
         counter.value += 1
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the build, which then stops its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # and no longer by the mask, which ffmpeg and the like would inherit
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_follow, args=(parent,), daemon=True).start()
@@ -48,6 +50,18 @@ def _start_worker(counter: Any) -> None:
 def _follow(parent: Any) -> None:
     parent.join()
     os._exit(1)
+
+
+def _start_deaf(pool: Any) -> bool:
+    """Start a pool whose processes never hear Ctrl-C: it is for the build, which then stops them.
+
+    To be run in a thread of its own. Its signal mask passes to the threads and processes started from it, so a worker is
+    deaf before it can say so itself; and Ctrl-C, which Python raises in the main thread, cannot come between a worker and
+    the data it waits for.
+    """
+    resource_tracker.ensure_running()  # before the mask: starting it unblocks SIGINT (Python 3.11)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    return bool(pool.active)  # asking starts it
 
 
 @dataclass(frozen=True)
@@ -63,6 +77,8 @@ class Processes:
         workers = min(self.workers, len(batches), work.num_gpus or len(batches))  # one process per GPU
         pool: Any = ProcessPool(max_workers=workers, initializer=_start_worker, initargs=(context.Value("i", 0),), context=context)
         try:
+            with ThreadPoolExecutor(1) as aside:
+                aside.submit(_start_deaf, pool).result()
             waiting, pending = list(reversed(batches)), dict[Any, Batch]()
             while waiting or pending:
                 while waiting and len(pending) < 4 * workers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -122,6 +123,12 @@ UNKNOWN_KEY = ":4: filter.min_frame: unknown key; did you mean 'min_frames'? all
 def test_a_wrong_recipe_exits_2_with_file_line_and_field(command: str, wrong: Path) -> None:
     said = longtake(command, wrong, *(["some-key"] if command == "show" else []))
     assert said == Said(2, "", f"recipe: {wrong}{UNKNOWN_KEY}")
+
+
+def test_a_command_run_in_another_program_leaves_its_ctrl_c_alone() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    longtake("check", DEMO)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_wrong_recipe_typed_for_real_is_no_traceback(wrong: Path) -> None:

@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -17,6 +19,7 @@ from pipeline.records import Source
 from pipeline.stage import Executor, Outcome, Progress, Stage, run_stage, survey
 from pipeline.store import Store
 
+ROOT = Path(__file__).parent.parent
 Start = Callable[[str, int], Executor]
 
 
@@ -176,3 +179,41 @@ def test_what_a_lost_worker_leaves_in_the_manifest_does_not_depend_on_the_execut
     after_losses: Callable[[str], tuple[Manifest, Store]],
 ) -> None:
     assert after_losses("processes")[0].encode() == after_losses("ray")[0].encode()
+
+
+STRUCK_WHILE_SPAWNING = """
+import os, signal, sys, time
+from multiprocessing import util
+from pathlib import Path
+from pipeline.executors import Processes
+from pipeline.stage import Batch, Work
+from pipeline.store import Store
+
+def spawn_and_strike(path, words, fds):
+    pid = spawn(path, words, fds)
+    if "--multiprocessing-fork" in words:
+        STRIKE
+    return pid
+
+spawn, util.spawnv_passfds = util.spawnv_passfds, spawn_and_strike
+try:
+    list(Processes(2).map(Work("print", print, None, Store(Path("nowhere")), 0), [Batch((), 1.0, 60.0)] * 4))
+except KeyboardInterrupt:
+    sys.exit("stopped")
+"""
+
+
+@pytest.mark.parametrize("strike", ["os.kill(os.getpid(), signal.SIGINT)", "time.sleep(0.5); os.killpg(0, signal.SIGINT)"])
+def test_ctrl_c_while_a_worker_is_just_being_spawned_is_quiet(strike: str) -> None:
+    """The build must still hand the worker what it waits for; the worker, by then awake, must not hear the signal itself."""
+    done = subprocess.run(
+        [sys.executable, "-c", STRUCK_WHILE_SPAWNING.replace("STRIKE", strike)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert (done.returncode, done.stderr) == (1, "stopped\n")
