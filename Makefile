@@ -1,4 +1,4 @@
-# longtake: raw videos in, training-ready latent shards out.
+# longtake: raw videos in, training-ready latent shards out; shards in, video diffusion models and videos out.
 # Every target sets the project up first, so each works on a fresh machine: no apt, no root.
 
 DATASET  ?= demo
@@ -9,15 +9,29 @@ WORKERS  ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1
 DEVICE   ?= auto
 PYTHON   ?= python3
 
+SHARDS   ?= $(DATA)/$(DATASET)/shards
+PRESET   ?=
+STEPS    ?=
+RUN      ?=
+KEYFRAME ?= runs/$(DATASET)-keyframe
+INTERP   ?= runs/$(DATASET)-interp
+PROMPT   ?= zebrafish swimming in a dish, seen from above
+FRAMES   ?= 65
+OUT      ?= runs/$(DATASET).mp4
+
 PY    := .venv/bin/python
 BUILD  = $(PY) -m pipeline build $(MANIFEST) --data $(DATA) --executor $(EXECUTOR) --workers $(WORKERS) --device $(DEVICE)
+TRAIN  = $(PY) -m training train --shards $(SHARDS) --device $(DEVICE) $(if $(STEPS),--steps $(STEPS))
+INDEX  = $(if $(findstring ://,$(SHARDS)),,$(SHARDS)/index.json)
 
-.PHONY: help setup shards download cut filter extract encode status rejections test check format bench schema constraints clean
+.PHONY: help setup shards download cut filter extract encode status rejections train-keyframe train-interp sample evaluate plan test check format bench schema constraints clean
 
 help:  ## what there is to type
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-36s %s\n", $$1, $$2}'
 	@echo
 	@echo "  DATASET=$(DATASET)  MANIFEST=$(MANIFEST)  DATA=$(DATA)  EXECUTOR=$(EXECUTOR) (inline, processes, ray)  WORKERS=$(WORKERS)  DEVICE=$(DEVICE)"
+	@echo "  PRESET=tiny-keyframe, tiny-interp, sd15-keyframe, ...  STEPS=  RUN=runs/NAME  KEYFRAME=$(KEYFRAME)  INTERP=$(INTERP)"
+	@echo "  PROMPT=\"$(PROMPT)\"  FRAMES=$(FRAMES)  OUT=$(OUT)  SHARDS=$(SHARDS) (or a URL)"
 
 setup: .venv/.done  ## the virtual environment in .venv (needs Python 3.11 to 3.13; brings uv along)
 
@@ -42,6 +56,24 @@ status: setup  ## the funnel: what is done, rejected, pending
 
 rejections: setup  ## what was dropped, and why
 	@$(PY) -m pipeline rejections $(MANIFEST) --data $(DATA)
+
+$(DATA)/$(DATASET)/shards/index.json: | setup
+	@$(BUILD)
+
+train-keyframe: setup $(INDEX)  ## train the model that makes 5 keyframes; the same command goes on
+	@$(TRAIN) --preset $(or $(PRESET),tiny-keyframe) --run $(or $(RUN),$(KEYFRAME))
+
+train-interp: setup $(INDEX)  ## train the model that fills in between: 5 -> 17 -> 65
+	@$(TRAIN) --preset $(or $(PRESET),tiny-interp) --run $(or $(RUN),$(INTERP))
+
+sample: setup  ## make a video with both models: PROMPT, FRAMES, OUT
+	@$(PY) -m training sample --keyframe $(KEYFRAME) --interp $(INTERP) --prompt "$(PROMPT)" --frames $(FRAMES) --out $(OUT) --device $(DEVICE)
+
+evaluate: setup $(INDEX)  ## how much better than copied and blended frames, on held-out clips
+	@$(PY) -m training evaluate --run $(or $(RUN),$(INTERP)) --shards $(SHARDS) --device $(DEVICE)
+
+plan: setup  ## what a preset costs before anything is trained: parameters, memory, FLOPs, storage
+	@$(PY) -m training plan --preset $(or $(PRESET),tiny-interp)
 
 test: setup  ## all tests
 	@$(PY) -m pytest -q

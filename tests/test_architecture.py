@@ -19,6 +19,23 @@ MAY_IMPORT = {  # of pipeline
     "stage": {"canonical", "records", "errors", "manifest", "store"},
     "executors": {"errors", "stage"},
 }
+OF_TRAINING_MAY_IMPORT = {
+    "errors": set(),
+    "frames": set(),
+    "presets": {"errors", "frames"},
+    "ranges": {"errors"},
+    "shards": {"errors", "ranges"},
+    "stream": {"errors", "frames", "ranges", "shards"},
+    "attention": {"errors"},
+    "flat": set(),
+    "unet": {"errors", "attention", "flat"},
+    "diffusion": {"frames", "presets"},
+    "codec": {"errors"},
+    "media": {"codec", "errors"},
+    "quality": {"frames"},
+    "checkpoint": {"errors", "presets", "unet"},
+}
+LIGHT = ("errors", "frames", "presets", "__main__")
 DECODERS = {"av", "decord"}
 TORCH = {"torch", "diffusers", "open_clip"}
 MAY_USE_DECODERS = {"video", "reel"}
@@ -34,7 +51,9 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name} has a relative import"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "pipeline" else {str(node.module)}
+            found |= (
+                {f"{node.module}.{alias.name}" for alias in node.names} if node.module in ("pipeline", "training") else {str(node.module)}
+            )
     return found
 
 
@@ -45,6 +64,10 @@ def roots(path: Path) -> set[str]:
 def of_pipeline(path: Path) -> set[str]:
     """The pipeline's modules a file imports."""
     return {name.split(".")[1] for name in imports(path) if name.startswith("pipeline.")}
+
+
+def of_training(path: Path) -> set[str]:
+    return {name.split(".")[1] for name in imports(path) if name.startswith("training.")}
 
 
 def test_the_rules_see_imports_of_every_form(tmp_path: Path) -> None:
@@ -65,6 +88,29 @@ def test_pipeline_and_training_never_import_each_other() -> None:
 @pytest.mark.parametrize("name", MAY_IMPORT)
 def test_the_core_imports_only_what_lies_beneath_it(name: str) -> None:
     assert of_pipeline(PIPELINE[name]) <= MAY_IMPORT[name]
+
+
+@pytest.mark.parametrize("name", OF_TRAINING_MAY_IMPORT)
+def test_what_training_is_made_of_imports_only_what_lies_beneath_it(name: str) -> None:
+    assert of_training(TRAINING[name]) <= OF_TRAINING_MAY_IMPORT[name]
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_light_modules_of_training_import_nothing_heavy_at_their_top(name: str) -> None:
+    tree = ast.parse(TRAINING[name].read_text("utf-8"))
+    top = {alias.name.split(".")[0] for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    top |= {str(node.module).split(".")[0] for node in tree.body if isinstance(node, ast.ImportFrom)}
+    assert top & {"torch", "diffusers", "numpy", "einops", "av", "PIL", "accelerate", "transformers"} == set()
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_nothing_of_training_reads_or_writes_pickles_through_torch(name: str) -> None:
+    calls_on_torch = {
+        node.attr
+        for node in ast.walk(ast.parse(TRAINING[name].read_text("utf-8")))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "torch"
+    }
+    assert calls_on_torch & {"load", "save"} == set()
 
 
 @pytest.mark.parametrize("name", [name for name in STAGES if name in PIPELINE])
@@ -107,9 +153,9 @@ def test_nothing_is_pickled(path: Path) -> None:
     assert roots(path) & {"pickle", "cloudpickle", "dill", "shelve", "joblib"} == set()
 
 
-@pytest.mark.parametrize("name", PIPELINE)
-def test_a_module_is_short_enough_to_read(name: str) -> None:
-    assert len(PIPELINE[name].read_text("utf-8").splitlines()) <= MAX_LINES
+@pytest.mark.parametrize("path", [*PIPELINE.values(), *TRAINING.values()], ids=lambda path: f"{path.parent.name}.{path.stem}")
+def test_a_module_is_short_enough_to_read(path: Path) -> None:
+    assert len(path.read_text("utf-8").splitlines()) <= MAX_LINES
 
 
 @pytest.mark.parametrize("path", EVERYTHING, ids=lambda path: str(path.relative_to(ROOT)))

@@ -264,6 +264,24 @@ def evaluate(
 
 
 @app.command()
+def plan(
+    preset: Annotated[str, typer.Option(help="A row of training/presets.py.")],
+    size: Annotated[int | None, typer.Option(min=64, help="Side of the pictures; by default what the 2-D model was made for.")] = None,
+) -> None:
+    """What a preset costs before anything is trained: parameters, memory and arithmetic by part, storage of a clip."""
+
+    def act(console: Any) -> int:
+        from training import plan as planning
+        from training import presets
+
+        row = presets.find(preset)
+        console.print(planning.render(planning.plan(planning.subject_of(row, size))))
+        return 0
+
+    guarded(act)
+
+
+@app.command()
 def ablate(
     shards: Shards,
     out: Annotated[Path, typer.Option(help="Folder for the runs, and ablation.json.")] = Path("runs/ablation"),

@@ -103,8 +103,10 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, window: int | None, first_frame: bool
 
 @cache
 def _compiled_flex() -> Any:
+    import torch._dynamo
     from torch.nn.attention.flex_attention import flex_attention
 
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # one kernel a shape; 8 is the default
     return torch.compile(flex_attention, dynamic=False)
 
 

@@ -60,7 +60,7 @@ def open_run(wanted: Run) -> Run:
         _write(wanted.folder / "run.json", wanted.plain())
         return wanted
     found = load_run(wanted.folder)
-    differences = list(_differences(found.plain(), json.loads(json.dumps(wanted.plain()))))
+    differences = list(_differences(*(json.loads(json.dumps(one.plain())) for one in (found, wanted))))
     if differences:
         lines = "\n".join(f"  {field}: {was!r}, now {now!r}" for field, was, now in differences)
         raise UsageError(
@@ -137,7 +137,7 @@ def save(run: Run, model: VideoUNet, state: State) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        model.save_pretrained(partial / "model", safe_serialization=True)
+        _save_model(model, partial / "model")
         tensors, numbers = _split(state.optimizer)
         save_file(state.weights, partial / "weights.safetensors")
         save_file(state.average, partial / "average.safetensors")
@@ -162,6 +162,13 @@ def save(run: Run, model: VideoUNet, state: State) -> Path:
     for _, old in checkpoints(run)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def _save_model(model: VideoUNet, folder: Path) -> None:
+    model.save_pretrained(folder, safe_serialization=True)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config.pop("_name_or_path", None)  # a folder of this machine, and other bytes after a resume
+    _write(folder / "config.json", config)
 
 
 def load_state(run: Run, folder: Path) -> State:

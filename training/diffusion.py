@@ -80,9 +80,16 @@ def from_target(target: Tensor, hint: Tensor, objective: Objective) -> Tensor:
 
 
 def model_input(noisy: Tensor, known: Tensor, hint: Tensor, objective: Objective, num_channels: int) -> Tensor:
-    """The channels a model sees, `b f c h w`: noisy latents alone, or with mask and hint behind them."""
+    """The channels a model sees, `b f c h w`: noisy latents alone, or with mask and hint behind them.
+
+    A model of residuals sees hints as residuals, too: less the mean of the known frames, in units of `residual_std`. What
+    stands still is seven times what moves, and would drown it.
+    """
     if num_channels == noisy.shape[2]:
         return noisy
+    if objective.target == "residual":
+        given = known.to(hint.dtype)[:, :, None, None, None]
+        hint = (hint - (hint * given).sum(1, keepdim=True) / given.sum(1, keepdim=True).clamp(min=1)) / objective.residual_std
     unknown = torch.zeros_like(known) if objective.mask == "seed" else ~known
     mask = unknown.to(noisy.dtype)[:, :, None, None, None].expand(-1, -1, 1, *noisy.shape[3:])
     return torch.cat([noisy, mask, hint.to(noisy.dtype)], dim=2)

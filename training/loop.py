@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers.optimization import get_scheduler
+from diffusers.optimization import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
@@ -49,9 +49,9 @@ def new_model(preset: Preset, unet: str, seed: int) -> VideoUNet:
     """The model a run begins with, a 2-D model inflated: "tiny" and config.json files begin with random weights."""
     torch.manual_seed(seed)
     source: Any = TINY_UNET if unet == "tiny" else _config(Path(unet)) if unet.endswith(".json") else unet
-    model: VideoUNet = VideoUNet.inflate(
-        source, preset.in_channels, placement=preset.placement, window=preset.frame_window, first_frame=preset.first_frame
-    )
+    if source is not unet:
+        source = {**source, "in_channels": preset.in_channels}  # to be widened is for models that know something
+    model: VideoUNet = VideoUNet.inflate(source, **preset.inflation)
     if source is not unet:  # to say nothing is a better beginning than to say something random
         nn.init.zeros_(model.unet.conv_out.weight)
         nn.init.zeros_(model.unet.conv_out.bias)
@@ -122,9 +122,7 @@ class Trainer:
         if found:
             self._load(checkpoint.load_state(self.run, found[-1][1]))
         self.model, self.optimizer = self.accelerator.prepare(model, self.optimizer)
-        self.rate = get_scheduler(preset.schedule, _bare(self.optimizer), num_warmup_steps=preset.warmup, num_training_steps=preset.steps)
-        for _ in range(self.step):
-            self.rate.step()
+        self.rate = _rate(preset, _bare(self.optimizer), self.step)
         self.schedule = diffusion.scheduler(preset.objective)
 
     def _check(self, model: VideoUNet) -> None:
@@ -258,6 +256,13 @@ def _named(model: nn.Module) -> dict[str, nn.Parameter]:
 def _bare(optimizer: Any) -> torch.optim.Optimizer:
     bare: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
     return bare
+
+
+def _rate(preset: Preset, optimizer: torch.optim.Optimizer, step: int) -> Any:
+    """The learning rate's plan, after `step` steps."""
+    if preset.schedule == "cosine":
+        return get_cosine_schedule_with_warmup(optimizer, preset.warmup, preset.steps, last_epoch=step - 1)
+    return get_constant_schedule_with_warmup(optimizer, preset.warmup, last_epoch=step - 1)
 
 
 def _optimizer(preset: Preset, parameters: list[nn.Parameter]) -> Any:

@@ -22,13 +22,21 @@ from rich.console import Group
 from rich.table import Table
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from training import presets
 from training.attention import TemporalAttention
-from training.unet import Placement, TemporalConv, Trainable, Unit, VideoUNet
+from training.presets import Preset
+from training.unet import SD15_UNET, SD21_UNET, TINY_UNET, Placement, TemporalConv, Trainable, Unit, VideoUNet
 
 PIXELS = 8  # a latent's side, in pixels
 CLIP_FRAMES = 100
+FLAT = {  # the configs of the 2-D models that presets name
+    "tiny": TINY_UNET,
+    presets.SD15: SD15_UNET,
+    presets.SD15_INPAINTING: {**SD15_UNET, "in_channels": 9},
+    presets.SD21: SD21_UNET,
+}
 GIB = 2**30
 Part = Literal["spatial convolutions", "spatial attention", "temporal convolutions", "temporal attention"]
 KINDS: dict[Part, type[nn.Module]] = {
@@ -37,6 +45,13 @@ KINDS: dict[Part, type[nn.Module]] = {
     "temporal attention": TemporalAttention,
 }
 REST: Part = "spatial convolutions"  # and what little is neither
+
+_ATEN = torch.ops.aten
+for _ours, _known in (
+    (_ATEN._scaled_dot_product_flash_attention_for_cpu, _ATEN._scaled_dot_product_flash_attention),
+    (_ATEN._scaled_dot_product_flash_attention_for_cpu_backward, _ATEN._scaled_dot_product_flash_attention_backward),
+):  # older versions of torch do not count these
+    flop_registry.setdefault(_ours, flop_registry[_known])
 
 
 @dataclass(frozen=True)
@@ -53,6 +68,8 @@ class Subject:
     window: int | None = None
     first_frame: bool = False
     fps_conditioning: bool = True
+    kernel: int = 3
+    everywhere: bool = False
     trainable: Trainable = "temporal"
     precision: Literal["float32", "bf16"] = "bf16"
     checkpointing: bool = True
@@ -88,6 +105,22 @@ class Plan:
     clip_bytes: int
 
 
+def subject_of(row: Preset, pixels: int | None = None) -> Subject:
+    """What a preset trains, on pictures of that side; by default of the side its 2-D model was made for."""
+    config = FLAT[row.unet]
+    return Subject(
+        name=row.name,
+        flat_config=config,
+        size=pixels // PIXELS if pixels else int(config["sample_size"]),
+        batch=row.micro_batch,
+        trainable=row.trainable,
+        precision=row.precision,
+        checkpointing=row.checkpointing,
+        optimizer=row.optimizer,
+        **row.inflation,
+    )
+
+
 def plan(subject: Subject) -> Plan:
     """Measure every length of `subject.frames`. Raises UsageError as `VideoUNet` does."""
     with torch.device("meta"), _Fused():
@@ -107,6 +140,8 @@ def _model(subject: Subject) -> VideoUNet:
         window=subject.window,
         first_frame=subject.first_frame,
         fps_conditioning=subject.fps_conditioning,
+        kernel=subject.kernel,
+        everywhere=subject.everywhere,
     )
     model.select_trainable(subject.trainable)
     model.set_temporal_backend("sdpa")  # what a GPU will run

@@ -30,6 +30,9 @@ from torch.utils.checkpoint import checkpoint
 
 from training.attention import Backend, TemporalAttention, check_window
 from training.errors import Stopped, UsageError
+from training.flat import SD15_UNET as SD15_UNET
+from training.flat import SD21_UNET as SD21_UNET
+from training.flat import TINY_UNET as TINY_UNET
 
 Placement = Literal["resnets", "convolutions"]
 Trainable = Literal["temporal", "temporal+conv", "all"]
@@ -37,29 +40,7 @@ Source = str | Path | Mapping[str, Any] | UNet2DConditionModel
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 FPS_SCALE = 100.0  # log(fps) in steps that the timestep embedding tells apart: 10 and 40 fps lie 139 steps from each other
 
-_SD = {
-    "sample_size": 64,
-    "in_channels": 4,
-    "out_channels": 4,
-    "layers_per_block": 2,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-}
-SD15_UNET: dict[str, Any] = {**_SD, "cross_attention_dim": 768, "attention_head_dim": 8}
-SD21_UNET: dict[str, Any] = {**_SD, "cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}
-TINY_UNET: dict[str, Any] = {
-    "sample_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "layers_per_block": 1,
-    "block_out_channels": [32, 64, 96],
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "norm_num_groups": 8,
-    "cross_attention_dim": 32,
-    "attention_head_dim": 4,
-}
+HEAD_WIDTH = 16  # of temporal attention where no spatial transformer says how many heads there are
 
 
 class Folded:
@@ -78,15 +59,15 @@ class Folded:
 
 
 class TemporalConv(nn.Module):
-    """Kernel 3 over frames, zeros beyond both ends; the identity at first (Dirac weight, zero bias).
+    """A convolution over frames, zeros beyond both ends; the identity at first (Dirac weight, zero bias).
 
     Frames and pixels become rows and columns of a channels-last picture: of nine ways to write it the fastest,
     forward and backward, on a CPU (1.2 to 2.7 times faster than conv1d), and cuDNN's own layout on a GPU.
     """
 
-    def __init__(self, channels: int, like: Tensor) -> None:
+    def __init__(self, channels: int, kernel: int, like: Tensor) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, (3, 1), padding=(1, 0), device=like.device, dtype=like.dtype)
+        self.conv = nn.Conv2d(channels, channels, (kernel, 1), padding=(kernel // 2, 0), device=like.device, dtype=like.dtype)
         nn.init.dirac_(self.conv.weight)
         nn.init.zeros_(cast(Tensor, self.conv.bias))
 
@@ -118,6 +99,18 @@ class WidenedConv(nn.Module):
         old, new = torch.split(x, self.split, dim=1)
         both: Tensor = self.conv(old) + self.added(new)
         return both
+
+
+class Both(nn.Module):
+    """A temporal convolution, then a temporal attention."""
+
+    def __init__(self, conv: nn.Module, attention: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.attention = conv, attention
+
+    def forward(self, x: Tensor, num_frames: int) -> Tensor:
+        made: Tensor = self.attention(self.conv(x, num_frames), num_frames)
+        return made
 
 
 class FpsEmbedding(nn.Module):
@@ -178,6 +171,8 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         window: int | None = None,
         first_frame: bool = False,
         fps_conditioning: bool = True,
+        kernel: int = 3,
+        everywhere: bool = False,
         flat: UNet2DConditionModel | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -194,7 +189,7 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
             base.class_embedding = FpsEmbedding(channels, time_channels, like)
         if placement == "convolutions":
             self._follow_convolutions(like)
-        self._follow_blocks(like, placement, window, first_frame)
+        self._follow_blocks(like, placement, window, first_frame, kernel, everywhere)
         self.widened = in_channels != base.config.in_channels
         if self.widened:
             self._widen(in_channels)
@@ -277,17 +272,22 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         found = [(name, module) for name, module in self.unet.named_modules() if isinstance(module, nn.Conv2d)]
         for name, conv in found:
             if not name.endswith((".proj_in", ".proj_out")):  # a transformer's are its own
-                conv_unit = Unit(conv, TemporalConv(conv.out_channels, like), self.folded, may_checkpoint=False)
+                conv_unit = Unit(conv, TemporalConv(conv.out_channels, 3, like), self.folded, may_checkpoint=False)
                 self.unet.set_submodule(name, conv_unit)
 
-    def _follow_blocks(self, like: Tensor, placement: Placement, window: int | None, first_frame: bool) -> None:
+    def _follow_blocks(
+        self, like: Tensor, placement: Placement, window: int | None, first_frame: bool, kernel: int, everywhere: bool
+    ) -> None:
         found = [(name, module) for name, module in self.unet.named_modules() if isinstance(module, ResnetBlock2D | Transformer2DModel)]
         for name, block in found:
             temporal: nn.Module | None = None
             if isinstance(block, Transformer2DModel):
                 temporal = TemporalAttention(block.in_channels, block.config.num_attention_heads, window, first_frame, like)
             elif placement == "resnets":
-                temporal = TemporalConv(block.out_channels, like)
+                temporal = TemporalConv(block.out_channels, kernel, like)
+                if everywhere and not hasattr(self.unet.get_submodule(name.rpartition(".resnets.")[0]), "attentions"):
+                    heads = max(1, block.out_channels // HEAD_WIDTH)
+                    temporal = Both(temporal, TemporalAttention(block.out_channels, heads, window, first_frame, like))
             self.unet.set_submodule(name, Unit(block, temporal, self.folded))
 
 
