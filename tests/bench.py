@@ -1,6 +1,6 @@
-"""What preparing video costs, as ratios to a floor that is measured side by side in the same run.
+"""What preparing video and training cost, as ratios to a floor that is measured side by side in the same run.
 
-    python -m tests.bench [--data DIR] [--quick] [--strict]
+    python -m tests.bench [--data DIR] [--only pipeline|training] [--quick] [--strict]
 
 Every repeat takes all candidates in turn, so that other load disturbs all alike; a ratio is formed within
 a repeat, and the median over the repeats is given with their range. CPU seconds are of all threads and
@@ -39,11 +39,12 @@ from pipeline.executors import Inline, Processes
 from pipeline.records import Blob, Clip, Container, Pack, Sample, Shard, Source, Video
 from pipeline.stage import Batch, Progress, run_stage
 from pipeline.store import Store
+from tests import bench_training
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
-BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
 DETECTORS: tuple[cut.AnyParams, ...] = tuple({params.detector: params for params in (cut.DEFAULT, cut.Scdet())}.values())
 LATENTS = (100, 4, 64, 64)  # f c h w of a stored sample
+SECTIONS = {"pipeline": ("speed", "Speed"), "training": ("training", "Speed of training")}  # markers and headings in docs/benchmarks.md
 WRITE_BYTES = 1 << 20
 FILES = 3  # videos per worker, of which the first pays for the worker's start
 
@@ -480,13 +481,14 @@ Remade by `make bench`.
 """
 
 
-def write(page: Path, text: str) -> None:
-    """Put the text between the page's markers, which are appended if they are not there; all else stays."""
+def write(page: Path, text: str, name: str = "speed", title: str = "Speed") -> None:
+    """Put the text between the page's markers of that name, which are appended if they are not there; all else stays."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     old = page.read_text() if page.exists() else "# Benchmarks\n"
-    if BEGIN not in old:
-        old = f"{old.rstrip()}\n\n## Speed\n\n{BEGIN}\n{END}\n"
+    if begin not in old:
+        old = f"{old.rstrip()}\n\n## {title}\n\n{begin}\n{end}\n"
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(old[: old.index(BEGIN)] + f"{BEGIN}\n{text}" + old[old.index(END) :])
+    page.write_text(old[: old.index(begin)] + f"{begin}\n{text}" + old[old.index(end) :])
 
 
 def show(rows: Sequence[Row], title: str) -> None:
@@ -519,15 +521,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure the pipeline against its floors.")
     parser.add_argument("--data", type=Path, default=Path("data"), help="where the store is, and the films are made")
     parser.add_argument("--page", type=Path, default=Path("docs/benchmarks.md"), help="markdown file to write the table into")
+    parser.add_argument("--only", choices=SECTIONS, help="one half of it; by default both")
     parser.add_argument("--quick", action="store_true", help="one repeat on a small film, nothing written: does it run?")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a promise does not hold")
     options = parser.parse_args()
     repeats, before = (1, machine()) if options.quick else (3, machine())
-    rows = measure(options.data, QUICK if options.quick else FILMS, repeats, 20_000_000 if options.quick else 200_000_000)
-    show(rows, before)
-    if not options.quick:
-        write(options.page, as_markdown(rows, before, repeats))
-    if options.strict and any(row.holds is False for row in rows):
+    parts: dict[str, Callable[[], list[Row]]] = {
+        "pipeline": lambda: measure(options.data, QUICK if options.quick else FILMS, repeats, 20_000_000 if options.quick else 200_000_000),
+        "training": lambda: bench_training.measure(options.data, repeats, 20 if options.quick else 200),
+    }
+    held = True
+    for part in [options.only] if options.only else parts:
+        rows = parts[part]()
+        show(rows, f"{part}: {before}")
+        if not options.quick:
+            write(options.page, as_markdown(rows, before, repeats), *SECTIONS[part])
+        held &= all(row.holds is not False for row in rows)
+    if options.strict and not held:
         raise SystemExit(1)
 
 

@@ -70,15 +70,15 @@ def test_only_the_text_between_the_markers_is_replaced(tmp_path: Path) -> None:
     cuts = "# Benchmarks\n\n## Cut detection\n\n<!-- cuts:begin -->\n| a |\n<!-- cuts:end -->\n"
     page.write_text(cuts)
     bench.write(page, "first\n")
-    assert page.read_text() == f"{cuts}\n## Speed\n\n{bench.BEGIN}\nfirst\n{bench.END}\n"
+    assert page.read_text() == f"{cuts}\n## Speed\n\n<!-- speed:begin -->\nfirst\n<!-- speed:end -->\n"
     page.write_text(page.read_text() + "\nafter\n")
     bench.write(page, "second\n")
-    assert page.read_text() == f"{cuts}\n## Speed\n\n{bench.BEGIN}\nsecond\n{bench.END}\n\nafter\n"
+    assert page.read_text() == f"{cuts}\n## Speed\n\n<!-- speed:begin -->\nsecond\n<!-- speed:end -->\n\nafter\n"
 
 
 def test_a_page_that_is_not_there_is_begun(tmp_path: Path) -> None:
     bench.write(tmp_path / "new.md", "text\n")
-    assert (tmp_path / "new.md").read_text() == f"# Benchmarks\n\n## Speed\n\n{bench.BEGIN}\ntext\n{bench.END}\n"
+    assert (tmp_path / "new.md").read_text() == f"# Benchmarks\n\n## Speed\n\n<!-- speed:begin -->\ntext\n<!-- speed:end -->\n"
 
 
 def test_the_table_names_the_machine_and_no_host(tmp_path: Path) -> None:

@@ -20,10 +20,11 @@ TINY_UNET: dict[str, Any] = {
     "in_channels": 4,
     "out_channels": 4,
     "layers_per_block": 1,
-    "block_out_channels": [32, 64, 96],
+    "block_out_channels": [32, 48, 64],
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
     "norm_num_groups": 8,
+    "resnet_time_scale_shift": "scale_shift",  # how much noise there is decides how much is said, sooner learnt as a factor than as a term
     "cross_attention_dim": 32,
     "attention_head_dim": 4,
 }

@@ -154,7 +154,7 @@ SD: dict[str, Any] = {
     "trainable": "temporal", "precision": "bf16", "checkpointing": True, "schedule": "constant", "warmup": 500, "ema_decay": 0.9999,
     "learning_rate": 1e-4, "validate_every": 1000, "checkpoint_every": 1000, "stride_jitter": 4, "micro_batch": 1,
 }  # fmt: skip
-TINY_FILL = {**TINY, "sampler_steps": 1, "terminal": 0.4}
+TINY_FILL = {**TINY, "sampler_steps": 1, "terminal": 0.4, "kernel": 9}
 FILL = {**SD, "frame_window": 9}
 SEEDS = {**SD, "frame_window": 5, "placement": "convolutions", "fps_conditioning": False}
 TABLE = (
