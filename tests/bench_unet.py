@@ -24,6 +24,7 @@ from training.unet import TINY_UNET, VideoUNet
 if TYPE_CHECKING:
     from tests.bench import Row
 
+CONFIG = {key: value for key, value in TINY_UNET.items() if key != "resnet_time_scale_shift"}  # which only the 2-D class knows
 LENGTHS = (5, 17, 65, 129, 257)
 WINDOW = 7
 LAYOUT = torch.channels_last  # of all 2-D convolutions, as in training; the other layout differs by less than the noise
@@ -76,23 +77,23 @@ def _inputs(num_frames: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """`b f c h w` latents, `b` timesteps, `b n d` text."""
     random = torch.Generator().manual_seed(0)
     latents = torch.randn(1, num_frames, 4, size, size, generator=random)
-    return latents, torch.tensor([500]), torch.randn(1, TEXT_TOKENS, TINY_UNET["cross_attention_dim"], generator=random)
+    return latents, torch.tensor([500]), torch.randn(1, TEXT_TOKENS, CONFIG["cross_attention_dim"], generator=random)
 
 
 def _models() -> dict[str, Callable[[Tensor, Tensor, Tensor], None]]:
     """By name, a step of each model. Only what differs between the classes differs between the configs."""
     torch.manual_seed(0)
-    flat: Any = UNet2DConditionModel.from_config(TINY_UNET)
+    flat: Any = UNet2DConditionModel.from_config(CONFIG)
     ours = VideoUNet.inflate(flat, in_channels=4)
     motion: Any = UNetMotionModel.from_config(
         {
             **_with_suffix("Motion"),
-            "num_attention_heads": TINY_UNET["attention_head_dim"],
-            "motion_num_attention_heads": TINY_UNET["attention_head_dim"],
+            "num_attention_heads": CONFIG["attention_head_dim"],
+            "motion_num_attention_heads": CONFIG["attention_head_dim"],
             "motion_max_seq_length": max(LENGTHS),
         }
     )
-    cubic: Any = UNet3DConditionModel.from_config({**_with_suffix("3D"), "attention_head_dim": TINY_UNET["attention_head_dim"]})
+    cubic: Any = UNet3DConditionModel.from_config({**_with_suffix("3D"), "attention_head_dim": CONFIG["attention_head_dim"]})
 
     def step(model: nn.Module, forward: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], None]:
         model.train()
@@ -126,7 +127,7 @@ def _models() -> dict[str, Callable[[Tensor, Tensor, Tensor], None]]:
 
 def _with_suffix(suffix: str) -> dict[str, Any]:
     """The tiny config in the words of diffusers' other classes."""
-    made = {key: value for key, value in TINY_UNET.items() if key != "attention_head_dim"}
+    made = {key: value for key, value in CONFIG.items() if key != "attention_head_dim"}
     for key in ("down_block_types", "up_block_types"):
         made[key] = [name.replace("2D", suffix) for name in made[key]]
     return made

@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import gpu
 from training.errors import UsageError
 from training.plan import GIB, Plan, Subject, plan, render
 from training.unet import SD15_UNET, TINY_UNET, VideoUNet
@@ -123,3 +124,42 @@ def test_the_tables_say_totals_and_lengths(found: Plan) -> None:
 def test_what_cannot_be_a_model_is_no_plan() -> None:
     with pytest.raises(UsageError, match="window of 2"):
         plan(replace(PLAIN, window=2))
+
+
+def test_the_benchmark_of_cuda_devices_runs_its_whole_path_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main(["--small", "--steps", "1"]) == 0
+    said = capsys.readouterr().out
+    for row in ("VAE encode, 64 px", "5 frames, window 7 + first, plain", "keyframe, 3 frames, batch 1, checkpointing"):
+        assert f"| {row} | " in said
+    assert "no measurement" in said
+    assert "65 frames with batch 1 and checkpointing were not measured" in said
+
+
+def test_a_case_that_does_not_fit_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(gpu.Training, "step", full)
+    bench = gpu.Bench("cpu", SMALL, {}, (3,), (1,), 1, 8, 64, 1, 8, "temporal", (1, 1, 2))
+    rows = [row for row, _ in gpu.Training(bench).rows(1.0)]
+    assert [row[:2] for row in rows] == [
+        ["keyframe, 3 frames, batch 1, checkpointing", "out of memory"],
+        ["keyframe, 3 frames, batch 1", "out of memory"],
+    ]
+
+
+def test_room_on_a_home_card_is_said_in_both_directions() -> None:
+    assert "17.5 GiB reserved at the peak, 4.5 GiB below the 22 GiB" in gpu.at_home(17.5)
+    assert "2.0 GiB ABOVE the 22 GiB" in gpu.at_home(24.0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_device_the_benchmark_stops_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main([]) == 4
+    assert "No CUDA device" in capsys.readouterr().err
+
+
+def test_the_benchmark_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(gpu, "NEEDED", ("torch", "no_such_module"))
+    assert gpu.main([]) == 4
+    assert "-m pip install no_such_module" in capsys.readouterr().err
