@@ -15,7 +15,7 @@ STEPS    ?=
 RUN      ?=
 KEYFRAME ?= runs/$(DATASET)-keyframe
 INTERP   ?= runs/$(DATASET)-interp
-PROMPT   ?= zebrafish swimming in a dish, seen from above
+PROMPT   ?= the earth turning, seen from space
 FRAMES   ?= 65
 OUT      ?= runs/$(DATASET).mp4
 

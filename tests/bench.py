@@ -464,19 +464,32 @@ def machine() -> str:
     return f"{model}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start"
 
 
-def as_markdown(rows: Sequence[Row], machine: str, repeats: int) -> str:
+NOTES = {
+    "pipeline": f"""
+Films: {TAKE_S * 2:g} s, two takes, H.264 medium crf {CRF} with grain; extract: 10 fps, 512 x 512. Two workers: one repeat less.
+Steps are cumulative: bare decode, frames with time stamps, + detector, + reel, + clips. With two workers their start and imports are
+not counted. A VAE sees chunks of a fixed number of frames, so a clip may cost up to a chunk more (here 104 frames are 13 chunks).
+A shard is hashed whole and on disk (fsync) before it counts; where the processor has no instruction for SHA-256, hashing is most of it.
+""",
+    "training": """
+The stream reads a window's frames and its caption by byte range from an indexed tar; webdataset decodes whole samples. All is in the
+page cache. The wait for data is that of the tiny interpolation preset, read in the training process itself. A step of a video UNet
+is forward and backward on the CPU, all weights; diffusers' two have more temporal layers than ours. Windowed attention is the
+reference with a band mask, which computes everything and then masks: it saves no time on a CPU, whatever the window.
+""",
+}
+
+
+def as_markdown(rows: Sequence[Row], machine: str, repeats: int, part: str = "pipeline") -> str:
     """The table and how to read it."""
     lines = [f"| {' | '.join(cells)} |" for cells in [HEAD, ["---", *["--:"] * 3, "---", "---"], *(row.cells() for row in rows)]]
     table = "\n".join(lines)
     return f"""
 {table}
 
-Machine: {machine}. Medians of {repeats} interleaved repeats (two workers: {max(1, repeats - 1)}), ratios with (min-max).
+Machine: {machine}. Medians of {repeats} interleaved repeats, ratios with (min-max).
 Each floor is measured beside its candidate. CPU seconds count all threads.
-Films: {TAKE_S * 2:g} s, two takes, H.264 medium crf {CRF} with grain; extract: 10 fps, 512 x 512.
-Steps are cumulative: bare decode, frames with time stamps, + detector, + reel, + clips. With two workers their start and imports are
-not counted. A VAE sees chunks of a fixed number of frames, so a clip may cost up to a chunk more (here 104 frames are 13 chunks).
-A shard is hashed whole and on disk (fsync) before it counts; where the processor has no instruction for SHA-256, hashing is most of it.
+{NOTES[part].strip()}
 Remade by `make bench`.
 """
 
@@ -535,7 +548,7 @@ def main() -> None:
         rows = parts[part]()
         show(rows, f"{part}: {before}")
         if not options.quick:
-            write(options.page, as_markdown(rows, before, repeats), *SECTIONS[part])
+            write(options.page, as_markdown(rows, before, repeats, part), *SECTIONS[part])
         held &= all(row.holds is not False for row in rows)
     if options.strict and not held:
         raise SystemExit(1)

@@ -78,7 +78,7 @@ def test_only_the_text_between_the_markers_is_replaced(tmp_path: Path) -> None:
 
 def test_a_page_that_is_not_there_is_begun(tmp_path: Path) -> None:
     bench.write(tmp_path / "new.md", "text\n")
-    assert (tmp_path / "new.md").read_text() == f"# Benchmarks\n\n## Speed\n\n<!-- speed:begin -->\ntext\n<!-- speed:end -->\n"
+    assert (tmp_path / "new.md").read_text() == "# Benchmarks\n\n## Speed\n\n<!-- speed:begin -->\ntext\n<!-- speed:end -->\n"
 
 
 def test_the_table_names_the_machine_and_no_host(tmp_path: Path) -> None:

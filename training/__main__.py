@@ -229,7 +229,7 @@ def sample(
 def evaluate(
     run: Annotated[Path, typer.Option(help="Run of an interpolation preset.")],
     shards: Shards,
-    windows: Annotated[int, typer.Option(min=1, help="Held-out windows of each stride.")] = 8,
+    windows: Annotated[int, typer.Option(min=1, help="Held-out windows of each stride.")] = 4,
     steps: Steps = None,
     guidance: Guidance = None,
     sampler: Sampler = SamplerName.ddim,

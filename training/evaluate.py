@@ -116,7 +116,7 @@ def evaluate(
     index: Index,
     codec: Codec,
     *,
-    num_windows: int = 8,
+    num_windows: int = 4,
     windows: Sequence[Window] = WINDOWS,
     settings: Settings | None = None,
     device: torch.device | str = "cpu",

@@ -156,7 +156,7 @@ class Trainer:
         preset, began = self.run.preset, time.monotonic()
         loss = math.nan
         self.journal.begin(self.stream, self.raw, self.step)
-        if self.step == 0 and self.validation:
+        if self.step == 0:
             self._validate()
         with _asked_to_stop() as asked, self.journal.progress(preset.steps):
             for batch in self.stream.loader(self.step, preset.steps, self.workers):
