@@ -74,12 +74,18 @@ class Journal:
         if self._console is None:
             yield
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = ("{task.description}", BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"))
-        with Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self._console) as bar:
+        columns = (
+            BarColumn(bar_width=14),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+        )
+        with Progress(*columns, console=self._console) as bar:  # fits 80 columns
             self._bar = bar
-            self._task = bar.add_task(self._run.preset.name, total=num_steps, facts="")
+            self._task = bar.add_task("", total=num_steps, facts="")
             self._since = time.monotonic()
             yield
         self._bar = None
@@ -95,7 +101,7 @@ class Journal:
         for name, value in (("loss", loss), ("grad_norm", norm), ("lr", rate), ("samples_per_s", speed), ("peak_gib", peak_memory_gib())):
             self._scalars.add_scalar(f"train/{name}", value, step)
         if self._bar is not None:
-            facts = f"loss {self._smooth:.4f}  {speed:.2f} samples/s  {peak_memory_gib():.1f} GiB"
+            facts = f"loss {self._smooth:.4f} {speed:.2f} samples/s {peak_memory_gib():.1f} GiB"
             self._bar.update(self._task, completed=step, facts=facts)
 
     def validated(self, step: int, losses: dict[str, float]) -> None:

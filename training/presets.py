@@ -155,13 +155,13 @@ SD: dict[str, Any] = {
     "trainable": "temporal", "precision": "bf16", "checkpointing": True, "schedule": "constant", "warmup": 500, "ema_decay": 0.9999,
     "learning_rate": 1e-4, "validate_every": 1000, "checkpoint_every": 1000, "stride_jitter": 4, "micro_batch": 1,
 }  # fmt: skip
-TINY_KEYS = {**TINY, "sampler_steps": 1, "terminal": 0.5, "learning_rate": 1.5e-3}
+TINY_KEYS = {**TINY, "sampler_steps": 1, "terminal": 0.25, "learning_rate": 1.5e-3, "everywhere": True}
 TINY_FILL = {**TINY, "sampler_steps": 1, "terminal": 0.4, "kernel": 9}
 FILL = {**SD, "frame_window": 9}
 SEEDS = {**SD, "frame_window": 5, "placement": "convolutions", "fps_conditioning": False}
 TABLE = (
     # name, 2-D model, windows, tasks, objective, batch size, steps, guidance
-    Preset("tiny-keyframe", "tiny", (K5,), TINY_TASKS, TINY_KEYFRAME, 4, 350, 1.0, **TINY_KEYS),
+    Preset("tiny-keyframe", "tiny", (K5,), TINY_TASKS, TINY_KEYFRAME, 4, 500, 1.0, **TINY_KEYS),
     Preset("tiny-interp", "tiny", (I17, I17, I17_1), INTERP_TASKS, TINY_INTERP, 1, 350, 1.0, **TINY_FILL),
     Preset("sd15-keyframe", SD15, (K5,), KEYFRAME_TASKS, KEYFRAME, 8, 100_000, 7.5, **SD),
     Preset("sd15-interp", SD15_INPAINTING, (I17, I17, I17, I65), INTERP_TASKS, INTERP, 8, 50_000, 3.0, **FILL),
