@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 
 from tests.test_stream import clip, made, npy
-from training import checkpoint, journal, loop, presets
+from training import ablate, checkpoint, journal, loop, presets
 from training.checkpoint import Run
 from training.errors import NonFinite, UsageError
 from training.frames import Window
@@ -314,3 +314,34 @@ def test_a_model_for_other_encoders_is_refused(tmp_path: Path, index: Index, fol
     run = replace(run_of(tmp_path / "run", index, folder), unet=str(tmp_path / "wide.json"))
     with pytest.raises(UsageError, match=r"text of width 16.*have 4 and 8"):
         trained(run, index)
+
+
+def test_variants_are_trained_once_measured_and_tabulated(tmp_path: Path) -> None:
+    made(tmp_path / "shards", {f"k{number}": moving(number, 70) for number in range(2)}, shape=SHAPE, text_shape=TEXT)
+    (tmp_path / "small.json").write_text(json.dumps(SMALL))
+    opened = open_index(tmp_path / "shards")
+    index = replace(opened, entries={**opened.entries, "validation": opened.entries["train"]}, shards=(*opened.shards, *held_out(opened)))
+    base, told = preset(unet=str(tmp_path / "small.json")), Console(file=io.StringIO(), width=120)
+    asked: dict[str, Any] = {"questions": ["mask"], "steps": 2, "num_seeds": 2, "device": "cpu", "console": told}
+    results = ablate.ablate(base, index, tmp_path / "runs", **asked)
+    assert [one.variant.answer for one in results] == ["1 = unknown", "0 everywhere"]
+    assert all(len(gains) == 2 and all(map(math.isfinite, gains)) for one in results for gains in one.gains.values())
+    told.print(ablate.table(results, 2))
+    assert "0 everywhere" in told.file.getvalue()  # type: ignore[attr-defined]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/checkpoints/*/state.json")}
+    assert len(before) == 4
+    assert ablate.ablate(base, index, tmp_path / "runs", **asked) == results
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def held_out(index: Index) -> list[Any]:
+    return [shard.model_copy(update={"split": "validation"}) for shard in index.shards]
+
+
+def test_a_question_that_is_none_is_refused() -> None:
+    with pytest.raises(UsageError, match="window, first-frame, hint, mask"):
+        ablate.variants(presets.find("tiny-interp"), ["colour"])
+    with pytest.raises(UsageError, match="makes keyframes"):
+        ablate.variants(presets.find("tiny-keyframe"), ["mask"])
+    answers = [(one.question, one.answer) for one in ablate.variants(presets.find("tiny-interp"), ablate.QUESTIONS)]
+    assert len(set(answers)) == 5 + 2 + 3 + 2
