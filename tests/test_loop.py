@@ -21,6 +21,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from tests import test_sampling
 from tests.test_stream import clip, made, npy
 from training import ablate, checkpoint, journal, loop, presets
 from training.checkpoint import Run
@@ -31,18 +32,7 @@ from training.stream import Index, Stream, open_index
 
 ROOT = Path(__file__).parents[1]
 SHAPE, TEXT = (4, 8, 8), (7, 8)
-SMALL = {
-    "sample_size": 8,
-    "in_channels": 4,
-    "out_channels": 4,
-    "layers_per_block": 1,
-    "block_out_channels": [8, 16],
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-    "norm_num_groups": 4,
-    "cross_attention_dim": 8,
-    "attention_head_dim": 2,
-}
+SMALL = {**test_sampling.SMALL, "cross_attention_dim": 8}
 
 
 def moving(seed: int, num_frames: int) -> dict[str, bytes]:
@@ -55,11 +45,17 @@ def moving(seed: int, num_frames: int) -> dict[str, bytes]:
     return {"json": members["json"], "latents.npy": npy(latents), "text.npy": npy(rng.normal(size=TEXT).astype(np.float16))}
 
 
+def waves(folder: Path, num_clips: int, num_frames: int) -> Index:
+    """Shards of such clips, with a model small enough for them beside."""
+    index = made(folder, {f"k{number}": moving(number, num_frames) for number in range(num_clips)}, shape=SHAPE, text_shape=TEXT)
+    (folder / "small.json").write_text(json.dumps(SMALL))
+    return index
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shards")
-    made(folder, {f"k{number}": moving(number, 12) for number in range(4)}, shape=SHAPE, text_shape=TEXT)
-    (folder / "small.json").write_text(json.dumps(SMALL))
+    waves(folder, 4, 12)
     return folder
 
 
@@ -234,9 +230,7 @@ def test_a_loss_that_is_no_number_stops_with_the_samples(
 
 
 def test_one_clip_is_learnt_by_heart(tmp_path: Path) -> None:
-    made(tmp_path / "shards", {"only": moving(0, 9)}, shape=SHAPE, text_shape=TEXT)
-    (tmp_path / "small.json").write_text(json.dumps(SMALL))
-    index = open_index(tmp_path / "shards")
+    index = waves(tmp_path, 1, 9)
     changes = {"windows": (Window(9, 1),), "steps": 150, "learning_rate": 5e-3, "batch_size": 2, "micro_batch": 2, "terminal": 0.0}
     trained(run_of(tmp_path / "run", index, tmp_path, **changes), index)
     found = losses(tmp_path / "run")
@@ -317,9 +311,7 @@ def test_a_model_for_other_encoders_is_refused(tmp_path: Path, index: Index, fol
 
 
 def test_variants_are_trained_once_measured_and_tabulated(tmp_path: Path) -> None:
-    made(tmp_path / "shards", {f"k{number}": moving(number, 70) for number in range(2)}, shape=SHAPE, text_shape=TEXT)
-    (tmp_path / "small.json").write_text(json.dumps(SMALL))
-    opened = open_index(tmp_path / "shards")
+    opened = waves(tmp_path, 2, 70)
     index = replace(opened, entries={**opened.entries, "validation": opened.entries["train"]}, shards=(*opened.shards, *held_out(opened)))
     base, told = preset(unet=str(tmp_path / "small.json")), Console(file=io.StringIO(), width=120)
     asked: dict[str, Any] = {"questions": ["mask"], "steps": 2, "num_seeds": 2, "device": "cpu", "console": told}

@@ -13,19 +13,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import gpu
+from tests.test_unet import SMALL
 from training.errors import UsageError
 from training.plan import GIB, Plan, Subject, plan, render
-from training.unet import SD15_UNET, TINY_UNET, VideoUNet
+from training.unet import SD15_UNET, VideoUNet
 
-SMALL: dict[str, Any] = {
-    **TINY_UNET,
-    "block_out_channels": [8, 16],
-    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-    "norm_num_groups": 4,
-    "cross_attention_dim": 8,
-    "attention_head_dim": 2,
-}
 PLAIN = Subject("small", SMALL, (3,), size=8, batch=2, precision="float32", checkpointing=False, trainable="all", text_tokens=7)
 
 

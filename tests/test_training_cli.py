@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from tests.test_loop import SHAPE, SMALL, TEXT, moving
-from tests.test_stream import made
+from tests.test_loop import waves
 from training import presets
 from training.__main__ import app
 
@@ -35,8 +33,7 @@ def call(*arguments: object) -> Result:
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
-    made(folder, {f"k{number}": moving(number, 70) for number in range(2)}, shape=SHAPE, text_shape=TEXT)
-    (folder / "small.json").write_text(json.dumps(SMALL))
+    waves(folder, 2, 70)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""What is trained: one row of a table per model. A row is complete; nothing is inherited.
+"""What is trained: one row of a table per model; rows of a family share a group of settings.
 
 `unet` names the 2-D model that is inflated: "tiny" (random weights, ours) or a hub id; `--unet FOLDER` takes its
 place. Keyframe models make 5 frames at stride 16, interpolation models fill in between every 4th frame, 17 frames at
