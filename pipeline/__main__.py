@@ -2,7 +2,8 @@
 
 Exit codes: 0 done; 1 a bug of ours; 2 a wrong recipe or command; 3 built, but something was unavailable
 (run again); 4 stopped by the outside world (disk full, lock held, no such model); 5 built, and nothing
-was left to keep; 130 interrupted. What was finished is kept in every case; the same command goes on.
+was left to keep; 6 and 7 from `reproduce` and `verify`: within tolerance, and not what the lock says; 130
+interrupted. What was finished is kept in every case; the same command goes on.
 """
 
 from __future__ import annotations
@@ -12,76 +13,14 @@ from pipeline import interrupts  # isort: split
 if __name__ == "__main__":
     interrupts.leave_at_once()  # before the imports below: they take half a second
 
-import os
-import re
 import sys
-from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    help="Raw videos in, training-ready latent shards out: download, cut, filter, extract, encode, shard.",
-    epilog="Exit codes: 0 done, 1 bug, 2 wrong recipe or command, 3 something was unavailable (run again), "
-    "4 stopped from outside (disk full, no such model), 5 nothing was kept, 130 interrupted. The same command resumes.",
-)
-
-
-StageName = StrEnum("StageName", ["download", "cut", "filter", "extract", "encode", "shard"])
-
-
-ExecutorName = StrEnum("ExecutorName", ["inline", "processes", "ray"])
-
-
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe such as manifests/demo.toml.")]
-Data = Annotated[Path, typer.Option("--data", help="Folder for the store and the datasets.")]
-
-
-def _device(value: str) -> str:
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
-        raise typer.BadParameter(f"got '{value}', allowed are auto, cpu, cuda, cuda:N and mps")
-    return value
-
-
-Device = Annotated[
-    str, typer.Option(callback=_device, help="Where models run: auto, cpu, cuda, cuda:1, mps. Recorded, never part of a task's key.")
-]
-
-
-def guarded(act: Callable[[Any], int]) -> None:
-    """Run a command with a console; turn what went wrong into a message and an exit code."""
-    from rich.console import Console
-
-    from pipeline.errors import BadData, Bug, RecipeError, Stopped, Unavailable
-
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    try:
-        code = act(Console(highlight=False))
-    except RecipeError as error:
-        errors.print(f"[red]recipe:[/] {_plain(error)}")
-        code = 2
-    except (Stopped, BadData, Unavailable, OSError) as error:
-        errors.print(f"[red]stopped:[/] {_plain(error)}")
-        code = 4
-    except Bug as error:
-        errors.print(f"[red]bug:[/] {_plain(error)}\nPlease report it with the lines above; the same command goes on after a fix.")
-        code = 1
-    except KeyboardInterrupt:
-        errors.print(interrupts.MESSAGE)
-        code = interrupts.CODE
-    raise typer.Exit(code)
-
-
-def _plain(error: Exception) -> str:
-    from rich.markup import escape
-
-    return escape(str(error))
+from pipeline import upkeep  # noqa: F401  more commands
+from pipeline.command import CORES, PROCESSES, Data, Device, ExecutorName, ExecutorOption, RecipePath, StageName, Workers, app, guarded
 
 
 @app.command()
@@ -89,14 +28,17 @@ def build(
     recipe: RecipePath,
     until: Annotated[StageName, typer.Option(help="The last stage to run.")] = StageName.shard,
     data: Data = Path("data"),
-    executor: Annotated[
-        ExecutorName, typer.Option(help="inline: this process; processes: safe from crashes and hangs; ray: a cluster.")
-    ] = ExecutorName.processes,
-    workers: Annotated[int, typer.Option(min=1, help="Tasks at a time, by default one per core.")] = os.cpu_count() or 1,
+    executor: ExecutorOption = PROCESSES,
+    workers: Workers = CORES,
     device: Device = "auto",
 ) -> None:
-    """Build a dataset, or go on with one; what is done already is not done again."""
+    """Build a dataset, or go on with one; what is done already is not done again. Writes the lock beside the recipe."""
+    _build(recipe, until, data, executor, workers, device)
 
+
+def _build(
+    recipe: Path, until: StageName, data: Path, executor: ExecutorName, workers: int, device: str, classes: frozenset[str] | None = None
+) -> None:
     def act(console: Any) -> int:
         from pipeline import executors, report
         from pipeline import recipe as recipes
@@ -105,16 +47,17 @@ def build(
         loaded = recipes.load(recipe)
         steps = []
         with interrupts.raised(), report.progress(console) as progress:
-            for step in run(loaded, data, executors.make(executor.value, workers), device, until.value, progress):
+            for step in run(loaded, data, executors.make(executor.value, workers), device, until.value, progress, classes):
                 steps.append(step)
-        return _summary(console, loaded.recipe.name, data, steps)
+        return _summary(console, loaded, data, steps)
 
     guarded(act)
 
 
-def _summary(console: Any, name: str, data: Path, steps: list[Any]) -> int:
-    from pipeline import report, shard
+def _summary(console: Any, loaded: Any, data: Path, steps: list[Any]) -> int:
+    from pipeline import lock, report, shard
 
+    name = loaded.recipe.name
     console.print(report.funnel(steps, f"{name}, built in {data / name}"))
     if scores := report.scores(steps):
         console.print(scores)
@@ -130,9 +73,31 @@ def _summary(console: Any, name: str, data: Path, steps: list[Any]) -> int:
         made = report.shards(steps)
         samples = sum(len(one.samples) for one in made)
         console.print(f"{samples} samples in {len(made)} shards, root digest {shard.root_digest(made)}", soft_wrap=True)
+        if made:
+            console.print(f"lock: {lock.path_of(loaded.path)}", markup=False, soft_wrap=True)
     if missing:
         return 3
     return 0 if steps[-1].manifest.records else 5
+
+
+@app.command()
+def retry(
+    recipe: RecipePath,
+    classes: Annotated[list[str], typer.Option("--class", help="A class that `status` shows, such as rate-limited; may be repeated.")],
+    until: Annotated[StageName, typer.Option(help="The last stage to run.")] = StageName.shard,
+    data: Data = Path("data"),
+    executor: ExecutorOption = PROCESSES,
+    workers: Workers = CORES,
+    device: Device = "auto",
+) -> None:
+    """Build, and of what failed before try only these classes again; crashed, timed-out and other bad ones too if named."""
+    from pipeline.errors import CAUSES, REASONS
+
+    allowed = sorted((REASONS | CAUSES) - {"removed"})
+    for one in classes:
+        if one not in allowed:
+            raise typer.BadParameter(f"got '{one}', allowed are {', '.join(allowed)}", param_hint="--class")
+    _build(recipe, until, data, executor, workers, device, frozenset(classes))
 
 
 @app.command()
@@ -142,16 +107,12 @@ def status(recipe: RecipePath, data: Data = Path("data"), device: Device = "auto
     def act(console: Any) -> int:
         from pipeline import recipe as recipes
         from pipeline import report
-        from pipeline.build import look
-        from pipeline.errors import Stopped
+        from pipeline.build import looked
 
         loaded = recipes.load(recipe)
-        steps: list[Any] = []
-        try:
-            for step in look(loaded, data, device):
-                steps.append(step)
-        except Stopped as error:
-            console.print(f"later stages are not known: {error}", markup=False, soft_wrap=True)
+        steps, unknown = looked(loaded, data, device)
+        if unknown:
+            console.print(f"later stages are not known: {unknown}", markup=False, soft_wrap=True)
         console.print(report.funnel(steps, f"{loaded.recipe.name}, in {data / loaded.recipe.name}"))
         pending = next((step for step in steps if step.num_pending), None)
         if pending:
@@ -162,24 +123,23 @@ def status(recipe: RecipePath, data: Data = Path("data"), device: Device = "auto
 
 
 @app.command()
-def rejections(recipe: RecipePath, data: Data = Path("data")) -> None:
-    """List every record that was dropped, at which stage, and why."""
+def rejections(recipe: RecipePath, data: Data = Path("data"), device: Device = "auto") -> None:
+    """List every record that was dropped: at which stage, why, since when, how often it was tried."""
 
     def act(console: Any) -> int:
         from pipeline import recipe as recipes
         from pipeline import report
-        from pipeline.manifest import rejections_in
+        from pipeline.build import looked
 
         loaded = recipes.load(recipe)
-        folder = data / loaded.recipe.name
-        files = sorted(folder.glob("[1-6]-*.jsonl"))
-        found = [one for file in files for one in rejections_in(file)]
-        if not files:
-            console.print(f"nothing is built in {folder} yet", markup=False, soft_wrap=True)
-        elif not found:
-            console.print("nothing was rejected")
-        else:
+        steps, _ = looked(loaded, data, device)
+        found = [one for step in steps for one in step.failures]
+        if found:
             console.print(report.rejections(found))
+        elif not any(step.manifest.records for step in steps):
+            console.print(f"nothing is built in {data / loaded.recipe.name} yet", markup=False, soft_wrap=True)
+        else:
+            console.print("nothing was rejected")
         return 0
 
     guarded(act)

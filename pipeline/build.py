@@ -1,5 +1,6 @@
 """The chain of six stages, walked by a build and by a survey of what is done; writes the data folder.
 
+manifests/NAME.lock.jsonl                       the facts that pin a finished build, beside its recipe
 data/NAME/1-download.jsonl ... 6-shard.jsonl    a manifest per stage
 data/NAME/clips/KEY.mp4                         the clips, to watch
 data/NAME/shards/00000.tar ... index.json       what a trainer reads
@@ -8,23 +9,26 @@ data/store/                                     everything by content, for all d
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import filelock
 
-from pipeline import cut, download, encode, encoders, extract, shard
+from pipeline import cut, download, encode, encoders, extract, ledger, lock, shard
 from pipeline import filter as filter_stage
 from pipeline.errors import Stopped
 from pipeline.executors import Inline
 from pipeline.manifest import Manifest
 from pipeline.recipe import Loaded
-from pipeline.records import Blob, Clip, Record, Sample, Shard, Video
-from pipeline.stage import Executor, Progress, Stage, collect, run_stage, survey
+from pipeline.records import Blob, Clip, Record, Rejection, Sample, Shard, Video
+from pipeline.removals import Removal
+from pipeline.stage import Executor, Progress, Stage, Survey, collect, run_stage, survey
 from pipeline.store import Store, link_or_copy
 
 NAMES = ("download", "cut", "filter", "extract", "encode", "shard")
@@ -39,6 +43,9 @@ class Step:
     num_cached: int
     num_pending: int
     num_run: int = 0
+    seconds: float = 0
+    failures: tuple[ledger.Failure, ...] = ()  # of a survey: rejections with their history
+    found: Survey | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -64,7 +71,7 @@ def blobs_of(record: Record) -> list[Blob]:
 def walk(loaded: Loaded, run: Run, device: str, until: str, offline: bool = False) -> Iterator[Step]:
     """Take the sources through the stages in order, as far as `until`. `run`'s last argument says: never on a cluster."""
     recipe, folder = loaded.recipe, loaded.folder
-    expanded = run(download.expand_stage(recipe.download, folder), loaded.sources, True)
+    expanded = without(loaded, run(download.expand_stage(recipe.download, folder), loaded.sources, True))
     step = joined(expanded, run(download.stage(recipe.download, folder), expanded.manifest.records, False))
     yield step
     stages: dict[str, Callable[[], tuple[Stage, bool]]] = {
@@ -83,57 +90,140 @@ def walk(loaded: Loaded, run: Run, device: str, until: str, offline: bool = Fals
         yield step
 
 
+def without(loaded: Loaded, expanded: Step) -> Step:
+    """Sources that were taken down become rejections, whether the recipe names them or a list of it does."""
+    made, removed = expanded.manifest, loaded.removed
+    whole = [source.key for source in loaded.sources if source.key in removed]
+
+    def why(key: str) -> Removal | None:
+        return removed.get(key) or next((removed[entry] for entry in whole if key.startswith(f"{entry}-")), None)
+
+    down = {record.key: told for record in made.records if (told := why(record.key))}
+    left = tuple(record for record in made.records if record.key not in down)
+    taken = tuple(Rejection(key, "download", "bad", "removed", told.why) for key, told in down.items())
+    failures = tuple(ledger.Failure(one, down[one.key].at, down[one.key].at, 1) for one in taken)
+    return replace(
+        expanded, manifest=replace(made, records=left, rejections=made.rejections + taken), failures=expanded.failures + failures
+    )
+
+
 def joined(first: Step, second: Step) -> Step:
     """Expand and download as the one stage people know."""
     a, b = first.manifest, second.manifest
     manifest = Manifest(b.stage, b.version, b.params, a.num_in, a.num_split + b.num_split, b.records, a.rejections + b.rejections)
-    return Step(
-        manifest, second.num_cached if not first.num_pending else 0, first.num_pending + second.num_pending, first.num_run + second.num_run
+    return replace(
+        second,
+        manifest=manifest,
+        num_cached=second.num_cached if not first.num_pending else 0,
+        num_pending=first.num_pending + second.num_pending,
+        num_run=first.num_run + second.num_run,
+        seconds=first.seconds + second.seconds,
+        failures=first.failures + second.failures,
     )
 
 
-def build(loaded: Loaded, data: Path, executor: Executor, device: str, until: str, progress: Progress) -> Iterator[Step]:
-    """Do what is missing, stage by stage, and write the outputs. Raises Stopped, Bug or RecipeError."""
+@contextlib.contextmanager
+def opened(data: Path) -> Iterator[Store]:
+    """The store of a data folder, for one process at a time. Raises Stopped if another one is at work in it."""
     store = Store(data.absolute() / "store")
-    folder = data / loaded.recipe.name
     store.root.mkdir(parents=True, exist_ok=True)
-    if until in ("encode", "shard"):
-        encode.find_encoders(loaded.recipe.encode, loaded.folder)  # hours of decoding should not end at a misspelt model
-        if device != "auto":
-            encoders.choose_device(device)
     try:
-        lock = filelock.FileLock(store.root / "lock").acquire(timeout=0)
+        held = filelock.FileLock(store.root / "lock").acquire(timeout=0)
     except filelock.Timeout as error:
         raise Stopped(f"another build is working in {data}: wait for it, or give this one another folder (--data)") from error
+    with held:
+        store.prepare()
+        yield store
+
+
+def runner(store: Store, executor: Executor, progress: Progress, classes: Collection[str] | None = None) -> Run:
+    """Runs what is missing of a stage; with `classes`, of what failed before only those are tried again."""
 
     def run(stage: Stage, records: Sequence[Record], local: bool) -> Step:
-        manifest, cached = run_stage(stage, records, store, Inline() if local else executor, progress)
-        return Step(manifest, cached, 0, len(records) - cached)
+        held = [] if classes is None else ledger.hold(stage, records, store, classes)
+        start = time.monotonic()
+        manifest, cached = run_stage(stage, records, store, Inline() if local else executor, progress, held)
+        return Step(manifest, cached, 0, len(records) - cached - len(held), seconds=time.monotonic() - start)
 
-    with lock:
-        store.prepare()
-        before: Manifest | None = None
-        for number, step in enumerate(walk(loaded, run, device, until), 1):
-            step.manifest.write(folder / f"{number}-{step.manifest.stage}.jsonl")
-            if step.manifest.stage == "extract":
-                link_clips(folder / "clips", step.manifest, store)
-            if step.manifest.stage == "shard" and before is not None:
-                publish(loaded, folder, step.manifest, before, store, device)
-            before = step.manifest
+    return run
+
+
+def build(
+    loaded: Loaded, data: Path, executor: Executor, device: str, until: str, progress: Progress, classes: Collection[str] | None = None
+) -> Iterator[Step]:
+    """Do what is missing, stage by stage, and write the outputs and the lock. Raises Stopped, Bug or RecipeError."""
+    if until == "shard" and not os.access(loaded.folder, os.W_OK):
+        raise Stopped(f"cannot write a lock beside {loaded.path}: copy the recipe to a folder you may write to")
+    if until in ("encode", "shard"):
+        ready(loaded, device)
+    with opened(data) as store:
+        steps = []
+        for step in written(loaded, walk(loaded, runner(store, executor, progress, classes), device, until), data, store, device):
+            steps.append(step)
             yield step
+        if until == "shard" and steps[-1].manifest.records:
+            lock.write(lock_of(loaded, [step.manifest for step in steps], store), loaded.path)
+
+
+def lock_of(loaded: Loaded, manifests: Sequence[Manifest], store: Store) -> lock.Lock:
+    """The lock of a finished build."""
+    return lock.of(loaded.recipe.name, loaded.digest, loaded.recipe.shard.model_dump(), manifests, store)
+
+
+def ready(loaded: Loaded, device: str) -> None:
+    """Stop now, not after hours of decoding, if a model or the device is not there."""
+    encode.find_encoders(loaded.recipe.encode, loaded.folder)
+    if device != "auto":
+        encoders.choose_device(device)
+
+
+def written(loaded: Loaded, steps: Iterator[Step], data: Path, store: Store, device: str) -> Iterator[Step]:
+    """Write each step's manifest and outputs into the dataset's folder as it comes; manifests of stages that did not run go."""
+    folder = data / loaded.recipe.name
+    before: Manifest | None = None
+    for step in steps:
+        name = step.manifest.stage
+        skipped = NAMES[NAMES.index(before.stage) + 1 if before else 0 : NAMES.index(name)]
+        for other in skipped:
+            manifest_path(folder, other).unlink(missing_ok=True)
+        step.manifest.write(manifest_path(folder, name))
+        if name == "extract":
+            link_clips(folder / "clips", step.manifest, store)
+        if name == "shard" and before is not None:
+            publish(loaded, folder, step.manifest, before, store, device)
+        before = step.manifest
+        yield step
+
+
+def manifest_path(folder: Path, stage: str) -> Path:
+    """Where a dataset's folder holds the manifest of a stage."""
+    return folder / f"{NAMES.index(stage) + 1}-{stage}.jsonl"
 
 
 def look(loaded: Loaded, data: Path, device: str) -> Iterator[Step]:
-    """What is done of a dataset and what is pending; nothing is run."""
+    """What is done of a dataset, what failed and what is pending; nothing is run."""
     store = Store(data.absolute() / "store")
 
     def run(stage: Stage, records: Sequence[Record], local: bool) -> Step:
         found = survey(stage, records, store)
-        missing = {record.key for record in found.missing}
-        manifest = collect(stage, [record for record in records if record.key not in missing], found.memos, ())
-        return Step(manifest, found.num_cached, len(missing))
+        failed = ledger.unavailable(found, store)
+        missing = {record.key for record in found.missing} - {one.rejection.key for one in failed}
+        known = [record for record in records if record.key not in missing]
+        manifest = collect(stage, known, found.memos, [one.rejection for one in failed])
+        return Step(manifest, found.num_cached, len(missing), failures=(*ledger.bad(found), *failed), found=found)
 
     yield from walk(loaded, run, device, NAMES[-1], offline=True)
+
+
+def looked(loaded: Loaded, data: Path, device: str) -> tuple[list[Step], str]:
+    """`look` as far as it goes, and why it goes no further: "" or a model that is not on this machine yet."""
+    steps: list[Step] = []
+    try:
+        for step in look(loaded, data, device):
+            steps.append(step)
+    except Stopped as error:
+        return steps, str(error)
+    return steps, ""
 
 
 def link_clips(folder: Path, manifest: Manifest, store: Store) -> None:

@@ -49,6 +49,22 @@ def digest(value: object) -> str:
     return hashlib.sha256(encode(value)).hexdigest()
 
 
+def seal(value: Mapping[str, object]) -> bytes:
+    """Canonical JSON of an object that carries its own check, so that a flipped byte is seen when it is read."""
+    return encode({**value, "check": digest(value)[:16]})
+
+
+def unseal(line: bytes) -> dict[str, Any]:
+    """What was sealed, without the check. Raises ValueError for anything that is not exactly that."""
+    found = json.loads(line)
+    if not isinstance(found, dict) or "check" not in found:
+        raise ValueError("no check in it")
+    value = {name: item for name, item in found.items() if name != "check"}
+    if seal(value) != line.rstrip(b"\n"):
+        raise ValueError("it does not agree with its check: some byte was changed")
+    return value
+
+
 def file_digest(path: Path) -> str:
     """sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:

@@ -137,10 +137,12 @@ def num_gpus(wanted: str) -> int:
 
 
 def device_name(device: str) -> str:
-    """What is written down: "cpu", "mps", or the GPU's name."""
+    """What is written down: the GPU's name, "mps", or "cpu" with the kind of vector instructions, on which last bits depend."""
     import torch
 
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"cpu {torch.backends.cpu.get_cpu_capability()}" if device == "cpu" else device
 
 
 def _settle(device: str) -> Any:

@@ -5,6 +5,7 @@ LongtakeError
 ├── BadData        the bytes are bad: a Rejection, remembered, counted, the build goes on
 ├── Unavailable    the world said no (404, 429, network): retried, counted, never remembered
 ├── Stopped        the world stops the build (disk full, lock held, no such model): fix it, run again
+│   └── Damaged    a file of ours has changed on disk: remove it, or `verify`, and build again
 └── Bug            ours: stop with the key of the record that found it
 """
 
@@ -20,15 +21,20 @@ Reason = Literal[
     "decode-error",
     "outside-span",  # the source's time range holds no frame
     "too-few-frames",
+    "too-large",  # more pixels, frames or hours than one task may decode (`video.MAX_...`)
     "non-finite",  # NaN or Inf in an encoder's output
     "crashed",  # the worker process died, twice
     "timed-out",
+    "removed",  # taken down with `remove`: see manifests/NAME.removed.jsonl
 ]
 Cause = Literal[
     "gone",  # 404, 410, removed
-    "forbidden",  # 401, 403, private, geo-blocked, bot check
+    "forbidden",  # 401, 403
+    "private",  # private, or for members only
+    "geo-blocked",  # not for this country, 451
+    "bot-check",  # "confirm you're not a bot"
     "rate-limited",  # 429
-    "http-status",
+    "http-status",  # any other refusal
     "network",
     "timeout",
     "checksum",  # the bytes served are not the bytes the recipe asks for
@@ -63,10 +69,11 @@ class BadData(LongtakeError):
 class Unavailable(LongtakeError):
     """A property of the world at this moment; counted by cause and tried again by the next run."""
 
-    def __init__(self, cause: Cause, detail: str) -> None:
-        super().__init__(cause, detail)
+    def __init__(self, cause: Cause, detail: str, tries: int = 1) -> None:
+        super().__init__(cause, detail, tries)
         self.cause: Cause = cause
         self.detail = detail
+        self.tries = tries  # how often it was tried before giving up
 
     def __str__(self) -> str:
         return f"{self.cause}: {self.detail}"
@@ -74,6 +81,10 @@ class Unavailable(LongtakeError):
 
 class Stopped(LongtakeError):
     """The build cannot go on until something outside it changes; what is done is kept."""
+
+
+class Damaged(Stopped):
+    """A manifest or lock whose bytes are not those that were written."""
 
 
 class Bug(LongtakeError):

@@ -12,7 +12,7 @@ from pipeline.records import Blob, Clip, Crop, Scene, grid_index
 from pipeline.stage import Stage
 from pipeline.store import Store
 
-VERSION = 1
+VERSION = 2
 Params = reel.Params
 
 
@@ -48,8 +48,8 @@ def process(scene: Scene, store: Store, params: Params) -> Iterator[Clip]:
     found: dict[str, Any] = reel.of(scene.video, params, store)
     start = grid_index(scene.start_pts, scene.time_base, params.fps) - found["first_index"]
     with store.scratch(".mp4") as path:
-        copied = reel.cut_clip(store.path(found["reel"]["sha256"]), start, promised, path)
+        copied, pictures = reel.cut_clip(store.path(found["reel"]["sha256"]), start, promised, path)
         if copied < promised:
             raise BadData("too-few-frames", f"{promised} frames promised by the time stamps, {copied} decoded")
         blob: Blob = store.adopt(path)
-    yield Clip(scene.key, scene, blob, promised, params.fps, params.size, Crop(**found["crop"]))
+    yield Clip(scene.key, scene, blob, promised, params.fps, params.size, Crop(**found["crop"]), pictures)

@@ -1,10 +1,13 @@
-"""A stage's ordered result as JSON lines: a header, the records, the rejections. Equal is equal bytes."""
+"""A stage's ordered result as JSON lines: a header, the records, the rejections. Equal is equal bytes.
+
+Every line carries a check of its own, so that `verify` names the line a byte was flipped in.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +17,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from pipeline import canonical
-from pipeline.errors import RecipeError
+from pipeline.errors import Damaged, RecipeError
 from pipeline.records import Record, Rejection
 
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
@@ -82,7 +85,7 @@ class Manifest:
         lines = [header]
         lines += [{"record": canonical.plain(r)} for r in sorted(self.records, key=lambda r: r.key)]
         lines += [{"rejection": canonical.plain(r)} for r in sorted(self.rejections, key=lambda r: (r.key, r.reason, r.detail))]
-        return b"".join(canonical.encode(line) + b"\n" for line in lines)
+        return b"".join(canonical.seal(line) + b"\n" for line in lines)
 
     def write(self, path: Path) -> None:
         """Write beside, then rename; the same manifest leaves the file alone."""
@@ -96,8 +99,8 @@ class Manifest:
 
 
 def read(path: Path, kind: type[Record]) -> Manifest:
-    """Read a manifest of records of one kind."""
-    header, *lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+    """Read a manifest of records of one kind. Raises Damaged."""
+    header, *lines = lines_of(path.name, path.read_bytes())
     return Manifest(
         stage=header["stage"],
         version=header["version"],
@@ -109,7 +112,16 @@ def read(path: Path, kind: type[Record]) -> Manifest:
     )
 
 
-def rejections_in(path: Path) -> list[Rejection]:
-    """Only the rejections of a manifest, whatever its records are."""
-    lines = [json.loads(line) for line in path.read_bytes().splitlines()[1:]]
-    return [_adapter(Rejection).validate_python(line["rejection"]) for line in lines if "rejection" in line]
+def lines_of(name: str, content: bytes) -> list[dict[str, Any]]:
+    """The lines of a manifest or a lock, each checked. Raises Damaged with the line and what it seems to be about."""
+    found = []
+    for number, line in enumerate(content.splitlines(), 1):
+        try:
+            found.append(canonical.unseal(line))
+        except ValueError as error:
+            key = re.search(rb'"key":"([A-Za-z0-9_-]+)"', line)
+            about = f" (about '{key[1].decode()}')" if key else ""
+            raise Damaged(f"{name}: line {number}{about} is damaged: {error}") from error
+    if not found:
+        raise Damaged(f"{name} is empty")
+    return found

@@ -14,13 +14,13 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from pipeline import canonical
+from pipeline import canonical, removals
 from pipeline import cut as cutting
 from pipeline.download import Params as Download
 from pipeline.encode import Params as Encode
@@ -111,11 +111,22 @@ class Recipe(Table):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checked recipe, its sources in key order, and the folder relative addresses begin at."""
+    """A checked recipe, its sources in key order, and where it was read from."""
 
     recipe: Recipe
     sources: tuple[Source, ...]
-    folder: Path
+    path: Path
+    removed: Mapping[str, removals.Removal] = field(default_factory=dict)  # sources taken down, by key
+
+    @property
+    def folder(self) -> Path:
+        """Where relative addresses begin."""
+        return self.path.parent
+
+    @property
+    def digest(self) -> str:
+        """What the recipe and its table say, whatever their layout and comments."""
+        return canonical.digest([canonical.plain(self.recipe.model_dump(exclude={"source", "sources", "columns"})), self.sources])
 
 
 def load(path: Path) -> Loaded:
@@ -139,7 +150,7 @@ def load(path: Path) -> Loaded:
         if recipe.sources is not None:
             raise RecipeError(f"{path}: no sources: {path.parent / recipe.sources} has no rows")
         raise RecipeError(f'{path}: no sources: write [[source]] tables or sources = "FILE.csv"')
-    return Loaded(recipe, sources, path.parent)
+    return Loaded(recipe, sources, path, removals.read(path))
 
 
 def schema() -> str:

@@ -35,9 +35,11 @@ class Source:
     sha256: str | None = None
     start_s: Fraction | None = None
     end_s: Fraction | None = None
+    format: str | None = None  # the downloader's format, where a lock names it
 
     def identity(self) -> object:
-        return {"uri": self.uri, "sha256": self.sha256}
+        wanted = {"uri": self.uri, "sha256": self.sha256}
+        return {**wanted, "format": self.format} if self.format else wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,7 @@ class Clip:
     fps: Fraction
     size: int
     crop: Crop
+    pictures: str  # digest of the coded pictures: equal where only the container differs
 
     def identity(self) -> object:
         return {"clip": self.blob.sha256}

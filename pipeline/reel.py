@@ -8,7 +8,9 @@ The price is one reel per video kept beside the clips (20 to 80 kB a frame at 51
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,11 @@ class Params(Table):
     fps: Exact = Field(default=Fraction(10), gt=0, le=240, description="Frames per second of the clips, by time stamps.")
     size: int = Field(default=512, ge=64, le=4096, multiple_of=8, description="Side of the square clip, in pixels.")
     crf: float = Field(default=14, ge=0, le=40, description="x264 quality of the stored clips; lower is better and larger.")
+
+
+def ffmpeg_version() -> str:
+    """Of the libraries that decode, scale and encode here."""
+    return str(av.ffmpeg_version_info)
 
 
 def crop_of(facts: Container) -> Crop:
@@ -168,9 +175,12 @@ def of(record: Video, params: Params, store: Store) -> dict[str, Any]:
     return found
 
 
-def cut_clip(reel: Path, start: int, count: int, out: Path) -> int:
-    """Copy `count` frames from frame `start` on into a new file; returns how many there were."""
-    copied = 0
+def cut_clip(reel: Path, start: int, count: int, out: Path) -> tuple[int, str]:
+    """Copy `count` frames from frame `start` on into a new file; returns how many there were, and a digest of their pictures.
+
+    The digest is over the coded slices alone (H.264 decodes to the bit), so it outlives another muxer or x264's signature.
+    """
+    copied, pictures = 0, hashlib.sha256()
     with (
         av.open(str(reel), options=video.OPTIONS) as source,
         av.open(str(out), "w", format="mp4", options={"fflags": "+bitexact"}) as target,
@@ -186,6 +196,18 @@ def cut_clip(reel: Path, start: int, count: int, out: Path) -> int:
                 break
             packet.pts = packet.dts = copied * step
             packet.stream = copy
+            for slice_ in _slices(bytes(packet)):
+                pictures.update(slice_)
             target.mux(packet)
             copied += 1
-    return copied
+    return copied, pictures.hexdigest()
+
+
+def _slices(packet: bytes) -> Iterator[bytes]:
+    """The NAL units of an MP4 packet (each after its length in 4 bytes) that hold picture: types 1 to 5."""
+    at = 0
+    while at + 4 < len(packet):
+        end = at + 4 + int.from_bytes(packet[at : at + 4])
+        if 1 <= packet[at + 4] & 31 <= 5:
+            yield packet[at + 4 : end]
+        at = end

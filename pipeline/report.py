@@ -13,7 +13,8 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from pipeline.build import Step
-from pipeline.records import Rejection, Sample, Shard
+from pipeline.ledger import Failure
+from pipeline.records import Sample, Shard
 from pipeline.stage import Progress
 
 
@@ -65,14 +66,21 @@ def funnel(steps: Sequence[Step], title: str) -> Table:
     return table
 
 
-def rejections(found: Sequence[Rejection]) -> Table:
-    """Every rejection: where, what, why."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("stage", "key", "fate", "reason", "detail"):
-        table.add_column(name, overflow="fold")
-    for one in sorted(found, key=lambda r: (r.stage, r.key)):
-        table.add_row(one.stage, one.key, one.fate, one.reason, one.detail)
+def rejections(found: Sequence[Failure]) -> Table:
+    """Every rejection: where, what, why, since when, how often it was tried."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("stage", "key", "class", "detail", "last tried (UTC)", "tries"):
+        table.add_column(name, no_wrap=name == "class", overflow="fold", justify="right" if name == "tries" else "left")
+    for one in sorted(found, key=lambda failed: (failed.rejection.stage, failed.rejection.key)):
+        told = one.rejection
+        when = minute(one.last) + (f" (first {minute(one.first)})" if minute(one.first) != minute(one.last) else "")
+        table.add_row(told.stage, told.key, told.reason, told.detail, when, str(one.tries))
     return table
+
+
+def minute(time: str) -> str:
+    """A UTC time as people read it, to the minute."""
+    return time[:16].replace("T", " ")
 
 
 def scores(steps: Sequence[Step]) -> str | None:

@@ -193,7 +193,7 @@ class About:
 def index_of(about: About, shards: Sequence[Shard], found: encoders.Encoders, null_text: bytes, built: dict[str, Any]) -> bytes:
     """The bytes of index.json. `built` says where and with what, and enters no digest."""
     vae = encoders.vae_facts(found.vae_folder)
-    return canonical.encode(
+    return canonical.seal(
         {
             "format": FORMAT,
             "name": about.name,

@@ -8,7 +8,7 @@ back through the store, in input order, so an executor changes how fast a build 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
@@ -17,7 +17,7 @@ from pipeline import canonical
 from pipeline.errors import BadData, Bug, LongtakeError, Unavailable
 from pipeline.manifest import Manifest, facts, restore
 from pipeline.records import Record, Rejection
-from pipeline.store import Store
+from pipeline.store import Store, now
 
 Outcome = Record | BadData
 MIN_BATCHES = 16  # so many at least are left to share out when small groups are joined
@@ -114,6 +114,7 @@ class Work:
                 outputs = self._outputs(record, extra)
                 self.store.remember(task_key, outputs)
             except Unavailable as error:
+                self.store.note_failure(task_key, error.cause, error.detail, error.tries)
                 troubles.append(Rejection(record.key, self.name, "unavailable", error.cause, error.detail))
             except LongtakeError:
                 raise
@@ -150,9 +151,9 @@ class Work:
         return outputs
 
 
-def bad(reason: str, detail: str) -> dict[str, Any]:
-    """A rejection as a memo holds it."""
-    return {"bad": reason, "detail": detail}
+def bad(reason: str, detail: str, tries: int = 1) -> dict[str, Any]:
+    """A rejection as a memo holds it. When and how often are for people: no manifest repeats them."""
+    return {"bad": reason, "detail": detail, "at": now(), "tries": tries}
 
 
 @dataclass
@@ -184,15 +185,20 @@ class Progress:
     advance: Callable[[str, int, float], None] = field(default=lambda stage, records, cost: None)
 
 
-def run_stage(stage: Stage, records: Sequence[Record], store: Store, executor: Executor, progress: Progress) -> tuple[Manifest, int]:
+def run_stage(
+    stage: Stage, records: Sequence[Record], store: Store, executor: Executor, progress: Progress, held: Collection[Rejection] = ()
+) -> tuple[Manifest, int]:
     """Take every record through a stage; returns the manifest and how many tasks had been done before.
 
+    `held` are failures of before that stand this time, without another try.
     Raises Stopped or Bug; whatever was finished by then is remembered.
     """
     found = survey(stage, records, store)
+    num_cached, kept = found.num_cached, {one.key for one in held}
+    found.missing = [record for record in found.missing if record.key not in kept]
     troubles = _run_missing(found, store, executor, progress) if found.missing else []
     fresh = {record.key: store.recall(found.keys[record.key]) for record in found.missing}
-    return collect(stage, records, {**found.memos, **fresh}, troubles), found.num_cached
+    return collect(stage, records, {**found.memos, **fresh}, [*troubles, *held]), num_cached
 
 
 def _run_missing(found: Survey, store: Store, executor: Executor, progress: Progress) -> list[Rejection]:
@@ -213,9 +219,10 @@ def _run_missing(found: Survey, store: Store, executor: Executor, progress: Prog
     for batch in alone:  # a worker may be lost through another record's fault: each gets one try by itself
         for (task_key, record), result in ((only.tasks[0], result) for only, result in executor.map(work, [batch])):
             if isinstance(result, Lost) and result.reason == "timed-out" and stage.waits_on_world:
+                store.note_failure(task_key, "timeout", result.detail, 2)
                 told[task_key] = Rejection(record.key, stage.name, "unavailable", "timeout", result.detail)
             elif isinstance(result, Lost):
-                store.remember(task_key, [bad(result.reason, result.detail)])
+                store.remember(task_key, [bad(result.reason, result.detail, 2)])
             else:
                 told.update((task_key, trouble) for trouble in result)
     return [replace(told[keys[record.key]], key=record.key) for record in found.missing if keys[record.key] in told]

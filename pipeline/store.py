@@ -2,12 +2,15 @@
 
     blobs/ab/abcd...     bytes, named by their sha256
     memos/12/1234...     what a task gave: records without their parents, or rejections
+    failures/56/5678...  why a task could not be done, since when and how often it was tried; gone once it is
+    released/abcd...     blobs let go on purpose (raw videos, `--keep-raw no`): memos that name them still count
     partial/TASK/        downloads under way, resumed by the next run
     tmp/                 files being written; emptied when a build starts
 
 Everything is written beside its place and renamed into it, blobs (to disk, not only to the cache) before
 the memo that names them, so a power cut leaves nothing half there that counts as whole.
-A memo whose blobs are missing or have another size counts as not there, so a deleted blob is rebuilt.
+A memo whose blobs are missing or have another size counts as not there, so a deleted blob is rebuilt; so
+does one of which a byte has changed.
 """
 
 from __future__ import annotations
@@ -15,12 +18,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -115,18 +118,60 @@ class Store:
     def recall(self, task_key: str) -> Any:
         """What `remember` stored, or None if it is not there or a blob it names is gone."""
         try:
-            memo = json.loads(self._memo(task_key).read_bytes())
-        except (FileNotFoundError, ValueError):
+            memo = canonical.unseal(self._memo(task_key).read_bytes())["outputs"]
+        except (FileNotFoundError, ValueError, KeyError):
             return None
-        return memo if all(self.has(blob) for blob in blobs_in(memo)) else None
+        return memo if all(self.has(blob) or self.released(blob) for blob in blobs_in(memo)) else None
+
+    def remembers(self, task_key: str) -> bool:
+        """Whether there is a memo at all, be its blobs there or not."""
+        return self._memo(task_key).is_file()
 
     def remember(self, task_key: str, outputs: object) -> None:
         """Store the outputs of a task; its blobs must be in already."""
-        target = self._memo(task_key)
+        self._write(self._memo(task_key), {"outputs": outputs})
+        self._failure(task_key).unlink(missing_ok=True)
+
+    def forget(self, task_key: str) -> None:
+        """Drop what is remembered of a task, so that the next run does it again."""
+        self._memo(task_key).unlink(missing_ok=True)
+        self._failure(task_key).unlink(missing_ok=True)
+
+    def _write(self, target: Path, value: dict[str, object]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with self.scratch() as path:
-            path.write_bytes(canonical.encode(outputs))
+            path.write_bytes(canonical.seal(value))
             os.replace(path, target)
+
+    def _failure(self, task_key: str) -> Path:
+        return self.root / "failures" / task_key[:2] / task_key
+
+    def failure(self, task_key: str) -> dict[str, Any] | None:
+        """Why a task could not be done: `cause`, `detail`, `first`, `last` (UTC), `tries`; None if it could, or was never tried."""
+        try:
+            return canonical.unseal(self._failure(task_key).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def note_failure(self, task_key: str, cause: str, detail: str, tries: int) -> None:
+        """Add to the tries of a task the world would not let happen. It is no memo: the next run tries again."""
+        before = self.failure(task_key) or {"first": now(), "tries": 0}
+        noted = {"cause": cause, "detail": detail, "first": before["first"], "last": now(), "tries": before["tries"] + tries}
+        self._write(self._failure(task_key), noted)
+
+    def released(self, blob: Blob) -> bool:
+        return (self.root / "released" / blob.sha256).exists()
+
+    def release(self, blob: Blob) -> None:
+        """Let a blob go on purpose: what was made of it stays remembered."""
+        marker = self.root / "released" / blob.sha256
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+        self.path(blob.sha256).unlink(missing_ok=True)
+
+    def reclaim(self, blob: Blob) -> None:
+        """Take back `release`: what names the blob counts as not there until it is there again."""
+        (self.root / "released" / blob.sha256).unlink(missing_ok=True)
 
     def once(self, task: object, make: Callable[[], object]) -> Any:
         """The remembered result of `task` as plain JSON, or what `make` returns, remembered."""
@@ -136,6 +181,11 @@ class Store:
             found = canonical.plain(make())
             self.remember(task_key, found)
         return found
+
+
+def now() -> str:
+    """The time, as UTC to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def link_or_copy(path: Path, target: Path) -> None:

@@ -18,6 +18,9 @@ MAY_IMPORT = {  # of pipeline
     "manifest": {"canonical", "records", "errors"},
     "stage": {"canonical", "records", "errors", "manifest", "store"},
     "executors": {"errors", "stage"},
+    "ledger": {"records", "stage", "store"},
+    "removals": {"canonical", "errors"},
+    "lock": {"canonical", "errors", "manifest", "records", "reel", "shard", "store"},
 }
 OF_TRAINING_MAY_IMPORT = {
     "errors": set(),

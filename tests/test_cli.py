@@ -25,7 +25,8 @@ HEAVY = ("torch", "diffusers", "transformers", "av", "pydantic", "open_clip", "s
 COMMANDS = {
     "build": ["recipe", "--until", "--data", "--executor", "--workers", "--device"],
     "status": ["recipe", "--data", "--device"],
-    "rejections": ["recipe", "--data"],
+    "retry": ["recipe", "--class", "--until", "--data", "--executor", "--workers", "--device"],
+    "rejections": ["recipe", "--data", "--device"],
     "show": ["recipe", "key", "--data", "--out", "--frames", "--device"],
     "check": ["recipe"],
     "schema": [],
@@ -80,8 +81,10 @@ def test_help_names_every_command_and_every_exit_code() -> None:
     said = longtake("--help")
     assert said.returncode == 0
     assert all(re.search(rf"\b{name}\b", said.stdout) for name in COMMANDS)
-    assert re.findall(r"\b(\d+) (?=done|bug|wrong|something|stopped|nothing|interrupted)", " ".join(said.stdout.split())) == [
-        *"012345",
+    assert re.findall(
+        r"\b(\d+) (?=done|bug|wrong|something|stopped|nothing|reproduced|not|interrupted)", " ".join(said.stdout.split())
+    ) == [
+        *"01234567",
         "130",
     ]
 

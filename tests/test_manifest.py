@@ -88,7 +88,7 @@ def test_reasons_are_counted(scenes: tuple[Scene, ...], rejections: tuple[Reject
 
 
 def every_kind(scene: Scene) -> list[tuple[Record, Record]]:
-    clip = Clip("film-0000", scene, Blob("2" * 64, 5), 100, Fraction(30000, 1001), 64, Crop(40, 0, 240, 240))
+    clip = Clip("film-0000", scene, Blob("2" * 64, 5), 100, Fraction(30000, 1001), 64, Crop(40, 0, 240, 240), "3" * 64)
     sample = Sample("film-0000", clip, Blob("3" * 64, 7), None, (Blob("4" * 64, 8), Blob("5" * 64, 9)), None, 31.25, "cpu")
     pack = Pack("train-00000", "train", (sample, replace(sample, key="film-0001", round_trip_psnr_db=None)))
     member = Member("film-0000.json", 512, 10, "6" * 64)

@@ -96,7 +96,7 @@ def test_a_video_lasts_as_long_as_the_part_its_source_asks_for(
 
 def test_every_record_leads_back_to_its_source(new_scene: Callable[..., Scene]) -> None:
     scene = new_scene(0, 10_000)
-    clip = Clip("film-0000", scene, Blob("2" * 64, 5), 100, Fraction(10), 64, Crop(40, 0, 240, 240))
+    clip = Clip("film-0000", scene, Blob("2" * 64, 5), 100, Fraction(10), 64, Crop(40, 0, 240, 240), "3" * 64)
     assert source_of(clip) is scene.video.source
     assert clip.duration_s == 10
     with pytest.raises(TypeError, match="Pack 'pack' has no single source"):

@@ -1,0 +1,44 @@
+"""`manifests/NAME.removed.jsonl`: sources that were taken down, and stay so whatever the recipe says. Lines are only ever added.
+
+It stands beside the recipe and is published with it: a rebuild leaves the same sources out. It names ids, no addresses.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import canonical
+from pipeline.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Removal:
+    """When (UTC) a source was taken down, and what was said."""
+
+    at: str
+    why: str
+
+
+def path_of(recipe: Path) -> Path:
+    return recipe.with_name(f"{recipe.stem}.removed.jsonl")
+
+
+def read(recipe: Path) -> dict[str, Removal]:
+    """The sources taken down, by key. Raises RecipeError if the file cannot be understood: nothing is built without it."""
+    path = path_of(recipe)
+    if not path.is_file():
+        return {}
+    try:
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        return {str(line["source"]): Removal(str(line["at"]), str(line["why"])) for line in lines}
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecipeError(f"{path} is damaged ({error}); it says which sources were taken down, so nothing is built without it") from error
+
+
+def note(recipe: Path, source: str, removal: Removal, facts: Mapping[str, object]) -> None:
+    """Add a line: the source, when, why, and `facts` for whoever audits it."""
+    with path_of(recipe).open("ab") as file:
+        file.write(canonical.encode({"source": source, "at": removal.at, "why": removal.why, **facts}) + b"\n")

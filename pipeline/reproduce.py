@@ -1,0 +1,153 @@
+"""Build from a lock instead of detecting again: the recorded addresses, digests, formats and cuts.
+
+Only videos that gave clips are fetched. Bytes that are not the recorded ones are refused, so a source that has changed or is
+gone costs its own samples and nothing else. What comes out lies where a build puts it and is then judged by `compare`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipeline import canonical, download, encode, extract, shard
+from pipeline.build import Run, Step
+from pipeline.errors import Damaged, RecipeError
+from pipeline.lock import Lock, LockedVideo, public
+from pipeline.recipe import Loaded
+from pipeline.records import Rejection, Sample, Scene, Source, Video
+
+FIELDS = ("uri", "captions", "license", "start_s", "end_s")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Something a recipe says otherwise than the lock. `field` is "added" or "missing" for a whole source."""
+
+    source: str
+    field: str
+    locked: str = ""
+    found: str = ""
+
+
+def check(loaded: Loaded, lock: Lock) -> None:
+    """Refuse a recipe that would give other clips or latents than the lock tells of. Raises RecipeError with every difference."""
+    recipe = loaded.recipe
+    found = encode.find_encoders(recipe.encode, loaded.folder)
+    wanted = {
+        "extract": extract.stage(recipe.extract).params,
+        "encode": encode.facts(recipe.encode, found),
+        "shard": recipe.shard.model_dump(),
+    }
+    differences = []
+    for table, params in wanted.items():
+        locked = lock.header["packing"] if table == "shard" else lock.params(table)
+        here = canonical.plain(params)
+        for name in sorted(locked.keys() | here.keys()):
+            if locked.get(name) != here.get(name):
+                two = f"the recipe gives {_short(here.get(name))}, the lock has {_short(locked.get(name))}"
+                differences.append(f"  [{table}] {name}: {two}")
+    if differences:
+        told = "\n".join(differences)
+        raise RecipeError(
+            f"{loaded.path} is not the recipe the lock was made of:\n{told}\n"
+            "Take the recipe (and models) published with the lock, or make a lock of your own with `build`"
+        )
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def edits(loaded: Loaded, lock: Lock) -> list[Edit]:
+    """What sources say otherwise than the lock, field by field; sources that only one of them has."""
+    made: list[Edit] = []
+    used: set[str] = set()
+    for video in lock.videos.values():
+        entry = entry_of(video.key, loaded.sources)
+        if entry is None:
+            made.append(Edit(video.key, "missing"))
+            continue
+        used.add(entry.key)
+        here = {"uri": public(entry.uri) if entry.key == video.key else video.uri}
+        here |= {name: getattr(entry, name) for name in FIELDS[1:]}
+        for name in FIELDS:
+            if here[name] != getattr(video, name):
+                made.append(Edit(video.key, name, str(getattr(video, name)), str(here[name])))
+    rejected = lock.header["stages"]["download"]["rejected"]
+    if not rejected:  # else it may have been in the recipe and unavailable when the lock was made
+        made += [Edit(source.key, "added") for source in loaded.sources if source.key not in used]
+    return made
+
+
+def entry_of(key: str, sources: Sequence[Source]) -> Source | None:
+    """The line of the recipe a video came from: itself, or the glob, playlist or channel whose key its own begins with."""
+    exact = next((source for source in sources if source.key == key), None)
+    if exact is not None:
+        return exact
+    lists = [source for source in sources if key.startswith(f"{source.key}-")]
+    return max(lists, key=lambda source: len(source.key), default=None)
+
+
+def source_of(video: LockedVideo, loaded: Loaded) -> Source | None:
+    """What to fetch for a locked video, and under which captions: the recipe's; None if the recipe does not name it.
+
+    An address that only the lock knows (one video of a playlist, one file of a glob) must be of the kind the recipe's is.
+    """
+    entry = entry_of(video.key, loaded.sources)
+    if entry is None or video.key in loaded.removed or entry.key in loaded.removed:
+        return None
+    uri = entry.uri
+    if entry.key != video.key:
+        uri = video.uri
+        kinds = {download.scheme(entry.uri), download.scheme(uri)}
+        if kinds == {"file"}:
+            files = [f"file:{download.path_in_recipe(path, loaded.folder)}" for path in download.matches(entry.uri, loaded.folder)]
+            uri = next((file for file in files if public(file) == video.uri), entry.uri)
+        elif not kinds <= {"http", "https"}:
+            raise Damaged(f"the lock's address of '{video.key}' is of another kind ({uri}) than the recipe's ({entry.uri})")
+    chosen = video.fetched_as if download.scheme(uri) in ("http", "https") else None
+    return replace(entry, key=video.key, uri=uri, sha256=video.sha256, format=chosen, start_s=video.start_s, end_s=video.end_s)
+
+
+def walk(loaded: Loaded, lock: Lock, run: Run, device: str) -> Iterator[Step]:
+    """Take the lock's videos that gave clips through download, extract, encode and shard."""
+    recipe, folder = loaded.recipe, loaded.folder
+    wanted = [video for video in lock.videos.values() if lock.clips_of(video.key)]
+    sources = {video.key: source_of(video, loaded) for video in wanted}
+    step = run(download.stage(recipe.download, folder), [source for source in sources.values() if source], False)
+    absent = tuple(
+        Rejection(key, "download", "unavailable", "not-found", "the recipe does not name it any more")
+        for key, source in sources.items()
+        if source is None
+    )
+    made = step.manifest
+    step = replace(step, manifest=replace(made, num_in=made.num_in + len(absent), rejections=made.rejections + absent))
+    yield step
+    scenes = [scene for video in step.manifest.records if isinstance(video, Video) for scene in _scenes(video, lock)]
+    step = run(extract.stage(recipe.extract), scenes, False)
+    yield step
+    stage = encode.stage(recipe.encode, encode.find_encoders(recipe.encode, folder), device)
+    step = run(stage, step.manifest.records, False)
+    yield step
+    packs = shard.pack([record for record in step.manifest.records if isinstance(record, Sample)], recipe.shard)
+    yield run(shard.stage(), packs, False)
+
+
+def _scenes(video: Video, lock: Lock) -> Iterator[Scene]:
+    for clip in lock.clips_of(video.key):
+        if clip.time_base != video.container.time_base:
+            raise Damaged(f"the lock counts '{clip.key}' in {clip.time_base} s, its video in {video.container.time_base} s")
+        yield Scene(clip.key, video, clip.start_pts, clip.end_pts)
+
+
+def versions(lock: Lock, steps: Sequence[Step]) -> list[str]:
+    """Stages whose version is not the lock's: their bytes may differ by design."""
+    told = []
+    for step in steps:
+        name, here = step.manifest.stage, step.manifest.version
+        locked: Any = lock.header["stages"][name]["version"]
+        if locked != here:
+            told.append(f"stage '{name}' is version {here} here and {locked} in the lock: its bytes may differ")
+    return told
