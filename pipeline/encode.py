@@ -152,9 +152,9 @@ def process(clip: Clip, store: Store, frames: Pixels | None, params: Params, fou
         place = encoders.choose_device(device)
         vae = encoders.load_vae(found.vae_folder, params.precision, place)
         mean, std = encoders.latents(vae, pixels.all(), params.chunk_frames, params.latents_std)
-        round_trip = _round_trip(vae, mean, pixels.all()) if measured(clip, params.psnr_share) else None
+        psnr_db = round_trip(vae, mean, pixels.all()) if measured(clip, params.psnr_share) else None
         stored = [store.put(encoders.npy(values)) if values is not None else None for values in (mean, std)]
-        return {"mean": stored[0], "std": stored[1], "psnr": round_trip, "device": encoders.device_name(place)}
+        return {"mean": stored[0], "std": stored[1], "psnr": psnr_db, "device": encoders.device_name(place)}
 
     def images() -> object:
         picks = np.linspace(0, clip.num_frames - 1, params.image_frames).round().astype(int)
@@ -188,7 +188,8 @@ class _Lazy:
         return self._frames
 
 
-def _round_trip(vae: Any, stored: NDArray[np.float16], frames: Pixels) -> float:
+def round_trip(vae: Any, stored: NDArray[np.float16], frames: Pixels) -> float:
+    """PSNR of `PSNR_FRAMES` decoded latents (`f c h w`, unscaled) against their frames (`f h w c`)."""
     picks = np.unique(np.linspace(0, len(frames) - 1, PSNR_FRAMES).round().astype(int))
     return encoders.psnr_db(encoders.decode(vae, stored[picks]), frames[picks])
 

@@ -250,7 +250,7 @@ def read(recipe: Path) -> Lock:
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise RecipeError(f"{path} is no lock of format {FORMAT}: line 1 says {str(about)[:80]}")
     tables: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
-    for number, (kind, line) in enumerate(_parsed(path, lines), 2):
+    for number, (kind, line) in enumerate(parsed(path.name, lines), 2):
         if line.key in tables[kind]:
             raise Damaged(f"{path.name}: line {number}: the {kind} '{line.key}' stands there twice")
         tables[kind][line.key] = line
@@ -272,18 +272,19 @@ def _unpacked(path: Path) -> bytes:
         raise Damaged(f"{path.name} is damaged: {error}") from error
 
 
-def _parsed(path: Path, lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, Line]]:
+def parsed(name: str, lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, Line]]:
+    """Every line but the header, checked for its kind, and its kind. Raises Damaged with line and field."""
     adapters: dict[str, TypeAdapter[Line]] = {kind: TypeAdapter(made) for kind, made in KINDS.items()}
     for number, line in enumerate(lines, 2):
         kind = next(iter(line), "")
         if kind not in KINDS:
-            raise Damaged(f"{path.name}: line {number}: got '{kind}', wanted is one of {', '.join(KINDS)}")
+            raise Damaged(f"{name}: line {number}: got '{kind}', wanted is one of {', '.join(KINDS)}")
         try:
             yield kind, adapters[kind].validate_python(line[kind])
         except ValidationError as error:
             problem = error.errors()[0]
             where = ".".join(str(part) for part in problem["loc"])
-            raise Damaged(f"{path.name}: line {number}: {kind}.{where}: {problem['msg']}") from error
+            raise Damaged(f"{name}: line {number}: {kind}.{where}: {problem['msg']}") from error
 
 
 def _contradictions(lock: Lock) -> Iterator[str]:

@@ -32,6 +32,7 @@ from pipeline.reel import Params as Extract
 from pipeline.shard import Params as Shard
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+MAX_NAMED = 10  # of what is wrong in the same way
 SCHEMES = "https:, http:, file:, pypi:NAME==VERSION/path/in/wheel, or any that fsspec opens (s3:, gs:, ...)"
 
 
@@ -125,8 +126,9 @@ class Loaded:
 
     @property
     def digest(self) -> str:
-        """What the recipe and its table say, whatever their layout and comments."""
-        return canonical.digest([canonical.plain(self.recipe.model_dump(exclude={"source", "sources", "columns"})), self.sources])
+        """What the recipe and its table say, whatever their layout, comments and spelt-out defaults."""
+        said = self.recipe.model_dump(exclude={"source", "sources", "columns"}, exclude_defaults=True)
+        return canonical.digest([canonical.plain(said), self.sources])
 
 
 def load(path: Path) -> Loaded:
@@ -145,7 +147,7 @@ def load(path: Path) -> Loaded:
         recipe = Recipe.model_validate({"name": path.stem, **values})
     except ValidationError as error:
         raise RecipeError("\n".join(dict.fromkeys(_explain(path, text, problem) for problem in error.errors()))) from error
-    sources = _sources(recipe, path)
+    sources = _sources(recipe, path, text)
     if not sources:
         if recipe.sources is not None:
             raise RecipeError(f"{path}: no sources: {path.parent / recipe.sources} has no rows")
@@ -210,7 +212,7 @@ def _line(text: str, location: list[Any]) -> int:
     """The line of a field, or of its table, or 1."""
     lines = text.splitlines()
     table, nth = str(location[0]), next((part for part in location if isinstance(part, int)), 0)
-    headers = [i for i, line in enumerate(lines) if re.match(rf"\s*\[\[?\s*{re.escape(table)}\s*\]", line)]
+    headers = _headers(lines, table)
     if not headers:  # a key before the first table, or a table written in one line
         headers, location = [-1], location[:1]
     if nth >= len(headers):
@@ -221,11 +223,15 @@ def _line(text: str, location: list[Any]) -> int:
     return next((i for i in range(start + 1, end) if re.match(rf"\s*{key}\s*=", lines[i])), max(start, 0)) + 1
 
 
-def _sources(recipe: Recipe, path: Path) -> tuple[Source, ...]:
+def _headers(lines: list[str], table: str) -> list[int]:
+    return [i for i, line in enumerate(lines) if re.match(rf"\s*\[\[?\s*{re.escape(table)}\s*\]", line)]
+
+
+def _sources(recipe: Recipe, path: Path, text: str) -> tuple[Source, ...]:
     """Inline sources and the table's. Twice the same id is an error; twice the same row unites captions."""
     places: dict[str, str] = {}
     found: dict[str, Source] = {}
-    for place, entry in _entries(recipe, path):
+    for place, entry in _entries(recipe, path, text):
         source = entry.source()
         if source.key in found:
             if entry.id is not None or replace(source, captions=()) != replace(found[source.key], captions=()):
@@ -233,12 +239,30 @@ def _sources(recipe: Recipe, path: Path) -> tuple[Source, ...]:
             source = replace(source, captions=tuple(dict.fromkeys(found[source.key].captions + source.captions)))
         found[source.key] = source
         places.setdefault(source.key, place)
+    if recipe.download.licenses is not None:
+        rule = f"{path}:{_line(text, ['download', 'licenses'])}: download.licenses"
+        _check_licenses(found, places, recipe.download.licenses, rule)
     return tuple(found[key] for key in sorted(found))
 
 
-def _entries(recipe: Recipe, path: Path) -> Iterator[tuple[str, SourceEntry]]:
+def _check_licenses(sources: Mapping[str, Source], places: Mapping[str, str], allowed: tuple[str, ...], rule: str) -> None:
+    found = {key: (source.license or "").strip() for key, source in sources.items()}
+    wrong = [key for key in sources if found[key] not in allowed]
+    near = {name.lower(): f"; did you mean {name!r}?" for name in allowed}
+    lines = [
+        f"{places[key]}: '{key}' has {f'the licence {found[key]!r}' if found[key] else 'no licence'}{near.get(found[key].lower(), '')}"
+        for key in wrong[:MAX_NAMED]
+    ]
+    if wrong:
+        rest = [f"and {len(wrong) - MAX_NAMED} more"] if len(wrong) > MAX_NAMED else []
+        raise RecipeError("\n".join([*lines, *rest, f"{rule} allows {', '.join(map(repr, allowed))}"]))
+
+
+def _entries(recipe: Recipe, path: Path, text: str) -> Iterator[tuple[str, SourceEntry]]:
+    headers = _headers(text.splitlines(), "source")
     for index, entry in enumerate(recipe.source):
-        yield f"{path}: source[{index}]", entry
+        line = headers[index] + 1 if len(headers) == len(recipe.source) else _line(text, ["source"])
+        yield f"{path}:{line}: source[{index}]", entry
     if recipe.sources is None:
         return
     table = path.parent / recipe.sources

@@ -5,10 +5,11 @@ It stands beside the recipe and is published with it: a rebuild leaves the same 
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pipeline import canonical
 from pipeline.errors import RecipeError
@@ -16,10 +17,11 @@ from pipeline.errors import RecipeError
 
 @dataclass(frozen=True)
 class Removal:
-    """When (UTC) a source was taken down, and what was said."""
+    """When (UTC) a source was taken down, what was said, and what it was: see `note`."""
 
     at: str
     why: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def path_of(recipe: Path) -> Path:
@@ -32,13 +34,16 @@ def read(recipe: Path) -> dict[str, Removal]:
     if not path.is_file():
         return {}
     try:
-        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        return {str(line["source"]): Removal(str(line["at"]), str(line["why"])) for line in lines}
+        lines = [canonical.unseal(line) for line in path.read_bytes().splitlines()]
+        return {str(line.pop("source")): Removal(str(line.pop("at")), str(line.pop("why")), line) for line in lines}
     except (ValueError, KeyError, TypeError) as error:
         raise RecipeError(f"{path} is damaged ({error}); it says which sources were taken down, so nothing is built without it") from error
 
 
 def note(recipe: Path, source: str, removal: Removal, facts: Mapping[str, object]) -> None:
     """Add a line: the source, when, why, and `facts` for whoever audits it."""
-    with path_of(recipe).open("ab") as file:
-        file.write(canonical.encode({"source": source, "at": removal.at, "why": removal.why, **facts}) + b"\n")
+    path = path_of(recipe)
+    line = canonical.seal({"source": source, "at": removal.at, "why": removal.why, **facts}) + b"\n"
+    beside = path.with_name(f"{path.name}.tmp")
+    beside.write_bytes((path.read_bytes() if path.is_file() else b"") + line)
+    os.replace(beside, path)

@@ -16,6 +16,7 @@ from pipeline.build import Step
 from pipeline.ledger import Failure
 from pipeline.records import Sample, Shard
 from pipeline.stage import Progress
+from pipeline.verify import Checked
 
 
 @contextlib.contextmanager
@@ -76,6 +77,15 @@ def rejections(found: Sequence[Failure]) -> Table:
         when = minute(one.last) + (f" (first {minute(one.first)})" if minute(one.first) != minute(one.last) else "")
         table.add_row(told.stage, told.key, told.reason, told.detail, when, str(one.tries))
     return table
+
+
+def verified(checked: Checked) -> list[str]:
+    """What `verify` found wrong, one a line, what it noted, and what it looked at."""
+    found = [f"{one.kind}: {one.name}: {one.problem}" for one in checked.findings]
+    decoded = f", {len(checked.decoded)} samples decode to {min(checked.decoded):.1f} dB PSNR or better" if checked.decoded else ""
+    looked_at = f"{checked.manifests} manifests, {checked.memos} memos, {checked.blobs} files ({size(checked.num_bytes)})"
+    verdict = f"{len(found)} things are not as they should be" if found else "all is as the lock says"
+    return [*found, *checked.notes, f"checked: {looked_at}, {checked.arrays} arrays without NaN or infinity{decoded}", verdict]
 
 
 def minute(time: str) -> str:

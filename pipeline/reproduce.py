@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from pipeline import canonical, download, encode, extract, shard
-from pipeline.build import Run, Step
+from pipeline import canonical, download, encode, encoders, extract, shard
+from pipeline.build import Run, Step, opened, runner, written
 from pipeline.errors import Damaged, RecipeError
 from pipeline.lock import Lock, LockedVideo, public
 from pipeline.recipe import Loaded
 from pipeline.records import Rejection, Sample, Scene, Source, Video
+from pipeline.stage import Executor, Progress
 
 FIELDS = ("uri", "captions", "license", "start_s", "end_s")
 
@@ -151,3 +153,12 @@ def versions(lock: Lock, steps: Sequence[Step]) -> list[str]:
         if locked != here:
             told.append(f"stage '{name}' is version {here} here and {locked} in the lock: its bytes may differ")
     return told
+
+
+def reproduce(loaded: Loaded, locked: Lock, data: Path, executor: Executor, device: str, progress: Progress) -> Iterator[Step]:
+    """Rebuild, stage by stage, and write the outputs; the lock stays as it is. Raises Stopped, Bug or RecipeError."""
+    check(loaded, locked)
+    if device != "auto":
+        encoders.choose_device(device)
+    with opened(data) as store:
+        yield from written(loaded, walk(loaded, locked, runner(store, executor, progress), device), data, store, device)

@@ -1,0 +1,221 @@
+"""reproduce: from recipe and lock alone the same bytes; and every difference by its name."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import compare, cut, encoders, extract, lock, reproduce
+from pipeline import recipe as recipes
+from pipeline.build import look
+from pipeline.errors import Damaged
+from pipeline.executors import Inline
+from pipeline.records import Source
+from pipeline.removals import Removal
+from pipeline.stage import Progress
+from pipeline.store import Store
+from tests import footage
+from tests.conftest import Dataset
+from tests.test_bad_input import pipeline
+
+FUNNEL = ["1-download.jsonl", "4-extract.jsonl", "5-encode.jsonl", "6-shard.jsonl"]
+
+
+def rebuilt(clone: Dataset, data: Path | None = None) -> dict[str, Any]:
+    """The report of a rebuild in this process, as `reproduce.json` would hold it."""
+    data = data or clone.data
+    loaded, locked = recipes.load(clone.recipe), lock.read(clone.recipe)
+    edits = reproduce.edits(loaded, locked)
+    steps = list(reproduce.reproduce(loaded, locked, data, Inline(), "cpu", Progress()))
+    return compare.judge(locked, steps, edits, Store(data.absolute() / "store"))
+
+
+@pytest.fixture
+def clone(small_dataset: Dataset, tmp_path: Path) -> Dataset:
+    return small_dataset.published(tmp_path)
+
+
+@pytest.fixture
+def no_detector(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cut, "new_detector", lambda *_: pytest.fail("a cut was looked for"))
+
+
+def test_a_second_clone_with_other_workers_is_bit_identical(small_dataset: Dataset, clone: Dataset) -> None:
+    done = pipeline("reproduce", clone.recipe, "--data", clone.data, "--executor", "processes", "--workers", "2", "--device", "cpu")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"bit-identical: root digest {small_dataset.index['root_digest']}" in done.stdout
+    assert "1 sources gave no clip and are not fetched" in done.stdout
+    assert clone.lock.read_bytes() == small_dataset.lock.read_bytes()
+    assert sorted(path.name for path in clone.folder.glob("*.jsonl")) == FUNNEL
+    shards = sorted(path.name for path in (small_dataset.folder / "shards").iterdir())
+    for name in shards:
+        assert (clone.folder / "shards" / name).read_bytes() == (small_dataset.folder / "shards" / name).read_bytes()
+    report = json.loads((clone.folder / "reproduce.json").read_text())
+    assert (report["verdict"], report["obtainable"]["share_of_frames"]) == ("identical", 1)
+    assert report["sources"] == {"identical": 4, "changed": [], "gone": [], "not_needed": 1}
+
+
+@pytest.mark.usefixtures("no_detector")
+def test_recorded_cuts_are_used_and_none_is_looked_for(small_dataset: Dataset, clone: Dataset) -> None:
+    changed = (
+        clone.recipe.read_text().replace("[extract]", '[cut]\ndetector = "content"\n[extract]').replace("min_frames = 20", "min_frames = 5")
+    )
+    clone.recipe.write_text(changed)
+    assert rebuilt(clone)["root"] == {"locked": small_dataset.index["root_digest"], "found": small_dataset.index["root_digest"]}
+
+
+def test_a_changed_a_missing_and_an_edited_source_are_named_and_nothing_else_is(
+    small_dataset: Dataset, clone: Dataset, film: Callable[..., Path]
+) -> None:
+    (clone.recipe.parent / "a.mp4").write_bytes(film(footage.plain, 9, size="320x240").read_bytes())
+    (clone.recipe.parent / "b.mp4").unlink()
+    clone.recipe.write_text(clone.recipe.read_text().replace("the film c", "another caption"))
+    done = pipeline("reproduce", clone.recipe, "--data", clone.data, "--executor", "inline", "--device", "cpu")
+    assert done.returncode == 7, done.stdout + done.stderr
+    report = json.loads((clone.folder / "reproduce.json").read_text())
+    samples = videos_of(small_dataset)
+    assert [one["source"] for one in report["sources"]["changed"]] == ["a"]
+    assert [(one["source"], one["class"]) for one in report["sources"]["gone"]] == [("b", "not-found")]
+    assert [(edit["source"], edit["field"]) for edit in report["edits"]] == [("c", "captions")]
+    assert report["samples"]["lost"] == report["clips"]["lost"] == [key for key, video in samples.items() if video in "ab"]
+    assert report["samples"]["edited"] == [{"sample": "c-0000", "members": ["json", "text.npy"]}]
+    assert report["samples"]["identical"] == sum(video == "d" for video in samples.values())
+    assert report["samples"]["different"] == report["samples"]["equivalent"] == []
+    assert report["verdict"] == "different"
+    for wanted in ("changed: a: ", "gone (not-found, 1): b: ", "edited: c: captions: the recipe says ('another caption',)", "obtainable: "):
+        assert wanted in done.stdout
+
+
+def videos_of(dataset: Dataset) -> dict[str, str]:
+    return {key: clip.video for key, clip in sorted(lock.read(dataset.recipe).clips.items())}
+
+
+def test_a_recipe_that_would_give_other_clips_is_refused_field_by_field(clone: Dataset) -> None:
+    text = clone.recipe.read_text().replace("size = 64", "size = 72").replace("max_samples = 2", "max_samples = 3\nseed = 9")
+    clone.recipe.write_text(text.replace('preset = "tiny"', 'preset = "tiny"\nimage_frames = 2'))
+    done = pipeline("reproduce", clone.recipe, "--data", clone.data)
+    assert done.returncode == 2
+    for told in (
+        "[extract] size: the recipe gives 72, the lock has 64",
+        "[encode] image_frames: the recipe gives 2, the lock has 3",
+        "[shard] max_samples: the recipe gives 3, the lock has 2",
+        "[shard] seed: the recipe gives 9, the lock has 0",
+    ):
+        assert told in done.stderr
+    assert not clone.data.exists()
+
+
+@pytest.mark.parametrize(("noise", "verdict"), [(0.002, "equivalent"), (1.0, "different")])
+def test_other_last_bits_are_equivalent_and_more_is_not(
+    clone: Dataset, monkeypatch: pytest.MonkeyPatch, noise: float, verdict: str
+) -> None:
+    exact = encoders.latents
+
+    def near(*args: Any) -> Any:
+        mean, std = exact(*args)
+        return (mean + np.random.default_rng(0).normal(scale=noise, size=mean.shape)).astype(np.float16), std
+
+    monkeypatch.setattr(encoders, "latents", near)
+    report = rebuilt(clone)
+    assert report["verdict"] == verdict
+    kind = "equivalent" if verdict == "equivalent" else "different"
+    assert len(report["samples"][kind]) == report["obtainable"]["of"]
+    apart = report["samples"]["apart"]["latents.npy"]
+    assert apart["mean_abs"] == pytest.approx(0.8 * noise, rel=0.3)
+    assert noise < apart["max_abs"] < 6 * noise
+    psnr = report["samples"]["round_trip_psnr_db"]
+    assert (psnr["locked"] - psnr["found"] < 0.05) == (verdict == "equivalent")
+    told = "\n".join(compare.lines(report))
+    assert ("equivalent within tolerance" if verdict == "equivalent" else "not what the lock says") in told
+    assert "dB PSNR after decoding" in told
+
+
+def test_clips_of_the_same_pictures_in_another_container_are_told_from_other_clips(small_dataset: Dataset, clone: Dataset) -> None:
+    locked = lock.read(clone.recipe)
+    loaded = recipes.load(clone.recipe)
+    steps = list(reproduce.reproduce(loaded, locked, clone.data, Inline(), "cpu", Progress()))
+    keys = list(locked.clips)
+    locked.clips[keys[0]] = replace(locked.clips[keys[0]], sha256="0" * 64)
+    locked.clips[keys[1]] = replace(locked.clips[keys[1]], sha256="0" * 64, pictures="0" * 64)
+    clips = compare.judge(locked, steps, [], Store(clone.data / "store"))["clips"]
+    assert clips == {"identical": len(keys) - 2, "same_frames": [keys[0]], "different": [keys[1]], "lost": []}
+
+
+def test_a_source_that_was_taken_down_or_renamed_costs_its_own_samples(small_dataset: Dataset, clone: Dataset) -> None:
+    loaded, locked = recipes.load(clone.recipe), lock.read(clone.recipe)
+    gone = replace(loaded, removed={"a": Removal("2026-01-01T00:00:00Z", "asked to")})
+    assert reproduce.source_of(locked.videos["a"], gone) is None
+    assert reproduce.source_of(locked.videos["b"], gone) is not None
+    renamed = replace(loaded, sources=tuple(source for source in loaded.sources if source.key != "b"))
+    assert reproduce.edits(renamed, locked) == [reproduce.Edit("b", "missing")]
+    more = replace(loaded, sources=(*loaded.sources, Source("new", "file:new.mp4")))
+    assert reproduce.edits(more, locked) == [reproduce.Edit("new", "added")]
+
+
+@pytest.mark.parametrize(
+    ("entry", "address", "wanted"),
+    [
+        ("https://example.org/playlist", "https://example.org/v1", "https://example.org/v1"),
+        ("https://example.org/playlist", "file:/etc/passwd", None),
+        ("https://example.org/playlist", "s3://bucket/film.mp4", None),
+        ("s3://bucket/*.mp4", "https://example.org/v1", None),
+    ],
+)
+def test_a_lock_may_not_lead_elsewhere_than_the_recipe(clone: Dataset, entry: str, address: str, wanted: str | None) -> None:
+    loaded = replace(recipes.load(clone.recipe), sources=(Source("show", entry),))
+    video = replace(lock.read(clone.recipe).videos["a"], key="show-v1", uri=address, fetched_as="137+140")
+    if wanted is None:
+        with pytest.raises(Damaged, match="is of another kind"):
+            reproduce.source_of(video, loaded)
+        return
+    found = reproduce.source_of(video, loaded)
+    assert found is not None
+    assert (found.uri, found.format, found.sha256) == (wanted, "137+140", video.sha256)
+
+
+def test_a_file_of_a_glob_is_found_under_the_recipe_s_folder_and_nowhere_else(clone: Dataset) -> None:
+    loaded = replace(recipes.load(clone.recipe), sources=(Source("all", "file:*.mp4"),))
+    video = replace(lock.read(clone.recipe).videos["a"], key="all-a")
+    for address, wanted in [("file:a.mp4", "file:a.mp4"), ("file:/etc/passwd", "file:*.mp4"), ("file:../x.mp4", "file:*.mp4")]:
+        found = reproduce.source_of(replace(video, uri=address), loaded)
+        assert found is not None
+        assert (found.uri, found.format) == (wanted, None)
+
+
+def test_a_forged_time_base_is_damage_and_no_wrong_clip(clone: Dataset) -> None:
+    loaded, locked = recipes.load(clone.recipe), lock.read(clone.recipe)
+    key = next(iter(locked.clips))
+    locked.clips[key] = replace(locked.clips[key], time_base=Fraction(1, 3))
+    with pytest.raises(Damaged, match=f"counts '{key}' in 1/3 s"):
+        list(reproduce.reproduce(loaded, locked, clone.data, Inline(), "cpu", Progress()))
+
+
+def test_without_a_lock_nothing_is_rebuilt(clone: Dataset) -> None:
+    clone.lock.unlink()
+    done = pipeline("reproduce", clone.recipe, "--data", clone.data)
+    assert done.returncode == 2
+    assert "there is no lock" in done.stderr
+
+
+def test_another_version_of_a_stage_is_said(clone: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    locked = lock.read(clone.recipe)
+    monkeypatch.setattr(extract, "VERSION", extract.VERSION + 1)
+    loaded = recipes.load(clone.recipe)
+    steps = [step for step in look(loaded, clone.data, "cpu") if step.manifest.stage in ("extract", "encode")]
+    told = reproduce.versions(locked, steps)
+    assert told == [f"stage 'extract' is version {extract.VERSION} here and {extract.VERSION - 1} in the lock: its bytes may differ"]
+
+
+def test_a_build_where_the_lock_cannot_be_written_stops_before_any_work(clone: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(Exception, match="cannot write a lock beside"):
+        clone.build()
+    assert not clone.data.exists()
