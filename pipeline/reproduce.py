@@ -109,7 +109,7 @@ def source_of(video: LockedVideo, loaded: Loaded) -> Source | None:
             uri = next((file for file in files if public(file) == video.uri), entry.uri)
         elif not kinds <= {"http", "https"}:
             raise Damaged(f"the lock's address of '{video.key}' is of another kind ({uri}) than the recipe's ({entry.uri})")
-    chosen = video.fetched_as if download.scheme(uri) in ("http", "https") else None
+    chosen = video.fetched_as if download.scheme(uri) in ("http", "https") and video.fetched_as != "unknown" else None
     return replace(entry, key=video.key, uri=uri, sha256=video.sha256, format=chosen, start_s=video.start_s, end_s=video.end_s)
 
 
@@ -160,5 +160,5 @@ def reproduce(loaded: Loaded, locked: Lock, data: Path, executor: Executor, devi
     check(loaded, locked)
     if device != "auto":
         encoders.choose_device(device)
-    with opened(data) as store:
+    with opened(data) as store, store.unfinished(loaded.recipe.name):
         yield from written(loaded, walk(loaded, locked, runner(store, executor, progress), device), data, store, device)

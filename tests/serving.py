@@ -1,10 +1,10 @@
-"""A small HTTP server with the manners of the real world: ranges, refusals, and dropped connections."""
+"""A small HTTP server with the manners of the real world: ranges, refusals, dropped connections, lies, loops and silence."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -12,14 +12,14 @@ Answer = Callable[["Handler"], None]
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves what `answers` says for a path; notes every request."""
+    """Serves what `answers` says for a path, or for "*"; notes every request."""
 
     answers: dict[str, Answer]
     asked: list[tuple[str, str | None]]
 
     def do_GET(self) -> None:
         self.asked.append((self.path, self.headers.get("Range")))
-        answer = self.answers.get(self.path, status(404))
+        answer = self.answers.get(self.path) or self.answers.get("*", status(404))
         with contextlib.suppress(ConnectionError):
             answer(self)
 
@@ -41,7 +41,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(content[first:])
 
 
-def status(code: int, then: Answer | None = None) -> Answer:
+def status(code: int, then: Answer | None = None, headers: Mapping[str, str] | None = None) -> Answer:
     """Refuse; with `then`, refuse once and answer so from the second time on."""
     state = {"left": 1}
 
@@ -53,9 +53,16 @@ def status(code: int, then: Answer | None = None) -> Answer:
             state["left"] -= 1
         handler.send_response(code)
         handler.send_header("Content-Length", "0")
+        for name, value in (headers or {}).items():
+            handler.send_header(name, value)
         handler.end_headers()
 
     return answer
+
+
+def first_wanted(handler: Handler) -> int:
+    """Where the wanted range begins."""
+    return int(handler.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0] or 0)
 
 
 def content(path: Path, kind: str = "video/mp4", drop_after: int | None = None) -> Answer:
@@ -64,8 +71,7 @@ def content(path: Path, kind: str = "video/mp4", drop_after: int | None = None) 
 
     def answer(handler: Handler) -> None:
         whole = path.read_bytes()
-        wanted = handler.headers.get("Range", "")
-        first = int(wanted.removeprefix("bytes=").partition("-")[0] or 0) if wanted else 0
+        first = first_wanted(handler)
         if state["drops"] and handler.command == "GET" and drop_after is not None and first == 0:
             state["drops"] -= 1
             handler.send(whole[:drop_after], kind, total=len(whole))
@@ -76,13 +82,68 @@ def content(path: Path, kind: str = "video/mp4", drop_after: int | None = None) 
     return answer
 
 
+def dropping(path: Path, after: int) -> Answer:
+    """A file with ranges; every second connection breaks off after so many bytes of it."""
+    state = {"connections": 0}
+
+    def answer(handler: Handler) -> None:
+        state["connections"] += 1
+        whole, first = path.read_bytes(), first_wanted(handler)
+        kept = len(whole) if state["connections"] % 2 else first + after
+        handler.send(whole[:kept], "video/mp4", first, len(whole))
+
+    return answer
+
+
+def lying(path: Path, claims: int) -> Answer:
+    """A file that is said to have so many bytes."""
+
+    def answer(handler: Handler) -> None:
+        whole = path.read_bytes()
+        handler.send(whole, "video/mp4", min(first_wanted(handler), len(whole)), claims)
+
+    return answer
+
+
+def page(text: str, kind: str = "text/html") -> Answer:
+    return lambda handler: handler.send(text.encode(), kind)
+
+
+def redirect(to: str | Callable[[str], str]) -> Answer:
+    """To an address, or to what is made of the path asked for."""
+
+    def answer(handler: Handler) -> None:
+        status(302, headers={"Location": to if isinstance(to, str) else to(handler.path)})(handler)
+
+    return answer
+
+
+def endless(begin: bytes, kind: str) -> Answer:
+    """A stream without length that ends when nobody listens any more."""
+
+    def answer(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", kind)
+        handler.end_headers()
+        handler.wfile.write(begin)
+        while True:
+            handler.wfile.write(b" " * 65536)
+
+    return answer
+
+
+def silent(handler: Handler) -> None:
+    """Accepts, and says nothing for as long as anybody waits."""
+    handler.connection.recv(1)
+
+
 @contextlib.contextmanager
 def serving(answers: dict[str, Answer]) -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
     """The server's address and the list of (path, range) it was asked for."""
     asked: list[tuple[str, str | None]] = []
     kind = type("Here", (Handler,), {"answers": answers, "asked": asked})
     server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}", asked

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tenacity
+from yt_dlp.downloader.http import HttpFD
+from yt_dlp.extractor.generic import GenericIE
+from yt_dlp.utils import ExtractorError, GeoRestrictedError, UnsupportedError, YoutubeDLError
 
-from pipeline import download, fetch
+from pipeline import download, fetch, refusals
 from pipeline.canonical import file_digest
+from pipeline.errors import BadData, Stopped
 from pipeline.executors import Inline
 from pipeline.manifest import Manifest
 from pipeline.records import Source
@@ -96,7 +102,10 @@ def test_a_video_is_fetched_over_http(store: Store, small: Path) -> None:
     assert video.fetched_as
 
 
-@pytest.mark.parametrize(("code", "cause"), [(404, "gone"), (410, "gone"), (403, "forbidden"), (429, "rate-limited"), (503, "network")])
+@pytest.mark.parametrize(
+    ("code", "cause"),
+    [(404, "gone"), (403, "forbidden"), (451, "geo-blocked"), (429, "rate-limited"), (418, "http-status"), (503, "network")],
+)
 def test_a_refusal_is_unavailable_with_its_class(store: Store, tmp_path: Path, code: int, cause: str) -> None:
     with serving({"/film.mp4": status(code)}) as (address, _):
         assert reasons(fetched([Source("a", f"{address}/film.mp4")], store, tmp_path)) == {"a": ("unavailable", cause)}
@@ -170,22 +179,97 @@ def test_pages_of_one_video_are_told_from_lists_without_asking_the_network(store
     assert fetch.entries("https://example.org/film.mp4", store, 1, 1) is None
 
 
-def test_messages_are_classed_by_what_they_mean() -> None:
-    said = {
-        "Private video. Sign in if you've been granted access": "forbidden",
-        "Sign in to confirm you're not a bot": "forbidden",
-        "Video unavailable. This video has been removed by the uploader": "gone",
-        "HTTP Error 429: Too Many Requests": "rate-limited",
-        "The read operation timed out": "timeout",
-        "Connection reset by peer": "network",
-        "HTTP Error 418: I'm a teapot": "http-status",
-    }
-    assert {message: fetch.cause_of(message) for message in said} == said
+MEANS = {  # what yt-dlp's extractors and pip say
+    "private": [
+        "Private video. Sign in if you've been granted access to this video",
+        "This video is private",
+        "Join this channel to get access to members-only content like this video, and other exclusive perks.",
+        "This video is available to this channel's members on level: Friends",
+        "This video is available to this channel\u2019s members on level: Friends",
+        "HTTP Error 403: this is a private video",
+    ],
+    "geo-blocked": [
+        "The uploader has not made this video available in your country",
+        "Video unavailable. This video contains content from SME, who has blocked it in your country on copyright grounds",
+        "This video is not available from your location due to geo restriction",
+        "This video is either unavailable in your region or is DRM protected",
+        "This song is blocked in this region",
+        "HTTP Error 451: Unavailable For Legal Reasons",
+    ],
+    "bot-check": [
+        "Sign in to confirm you're not a bot. Use --cookies for the authentication",
+        "Sign in to confirm you\u2019re not a bot. This helps protect our community.",
+        "Please try again. YouTube is requiring a captcha challenge before playback",
+        "Got HTTP Error 403 caused by Cloudflare anti-bot challenge",
+    ],
+    "forbidden": [
+        "Sign in to confirm your age. This video may be inappropriate for some users.",
+        "This video is only available for registered users. Use --cookies, --cookies-from-browser",
+        "HTTP Error 401: Unauthorized",
+        "This video requires payment to watch",
+        "Password protected video, use --video-password <password>",
+    ],
+    "gone": [
+        "Video unavailable. This video has been removed by the uploader",
+        "Video unavailable. This video is no longer available because the YouTube account associated with this video has been terminated.",
+        "Video unavailable. This video contains content from SME, who has blocked it on copyright grounds",
+        "This video does not exist",
+        "HTTP Error 410: Gone",
+        "ERROR: No matching distribution found for captcha==1.0",
+    ],
+    "rate-limited": [
+        "HTTP Error 429: Too Many Requests",
+        "This content isn't available, try again later. The current session has been rate-limited by YouTube for up to an hour",
+    ],
+    "timeout": ["The read operation timed out", "HTTP Error 408: Request Timeout"],
+    "network": [
+        "Connection reset by peer",
+        "HTTP Error 503: Service Unavailable",
+        "cannot read https://example.org/members-only/timeout.mp4",
+    ],
+    "http-status": ["HTTP Error 418: I'm a teapot"],
+    "unsupported": ["Unsupported URL: https://example.org/", "No video formats found!", "This video is DRM protected"],
+}
+
+
+@pytest.mark.parametrize(("cause", "message"), [(cause, message) for cause, messages in MEANS.items() for message in messages])
+def test_messages_are_classed_by_what_they_mean(cause: str, message: str) -> None:
+    assert refusals.cause_of(message) == cause
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (GeoRestrictedError("Not here", countries=["DE"]), "geo-blocked"),
+        (ExtractorError("Private video", expected=True, video_id="a"), "private"),
+        (ExtractorError("Premieres in 3 days", expected=True, video_id="timeout"), "unsupported"),
+        (UnsupportedError("https://example.org/private video"), "unsupported"),
+    ],
+)
+def test_what_an_extractor_raises_is_classed_by_its_type_and_its_words(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, cause: str
+) -> None:
+    def refuse(self: object, url: str) -> None:
+        raise error
+
+    monkeypatch.setattr(GenericIE, "_real_extract", refuse)
+    manifest = fetched([Source("a", "https://example.org/private-video.mp4")], store, tmp_path)
+    assert reasons(manifest) == {"a": ("unavailable", cause)}
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fills_up_during_a_download_stops_the_build(
+    store: Store, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def full(self: object, *_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(HttpFD, "sanitize_open", full)
+    with serving({"/film.mp4": content(small)}) as (address, _), pytest.raises(Stopped, match="disk full"):
+        fetched([Source("a", f"{address}/film.mp4")], store, tmp_path)
 
 
 def test_a_wheel_without_the_file_is_not_found(store: Store, tmp_path: Path) -> None:
-    import zipfile
-
     with zipfile.ZipFile(tmp_path / "some.whl", "w") as wheel:
         wheel.writestr("some/film.mp4", b"film")
     blob = store.link(tmp_path / "some.whl")
@@ -193,6 +277,25 @@ def test_a_wheel_without_the_file_is_not_found(store: Store, tmp_path: Path) -> 
     assert store.path(fetch.from_wheel("pypi:some==1.0/some/film.mp4", store, 1, 1).sha256).read_bytes() == b"film"
     with pytest.raises(fetch.Unavailable, match=r"not-found: the wheel of some==1.0 holds no some/other.mp4"):
         fetch.from_wheel("pypi:some==1.0/some/other.mp4", store, 1, 1)
+
+
+def test_a_disk_that_fills_up_under_ffmpeg_is_told_by_its_words() -> None:
+    assert isinstance(refusals.of(YoutubeDLError("Postprocessing: av_interleaved_write_frame(): No space left on device"), None), OSError)
+
+
+def test_a_damaged_wheel_and_one_that_unpacks_to_too_much_are_bad(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "some.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
+        wheel.writestr("some/film.mp4", b"\0" * 5_000_000)
+    whole = path.read_bytes()
+    (tmp_path / "damaged.whl").write_bytes(whole[:60] + bytes(255 - byte for byte in whole[60:69]) + whole[69:])
+    store.once(["wheel", "damaged==1.0"], lambda: store.link(tmp_path / "damaged.whl"))
+    with pytest.raises(BadData, match=r"unreadable: the wheel of damaged==1.0 does not give some/film.mp4"):
+        fetch.from_wheel("pypi:damaged==1.0/some/film.mp4", store, 1, 1)
+    store.once(["wheel", "some==1.0"], lambda: store.link(path))
+    monkeypatch.setattr(fetch, "MAX_BYTES", 3_000_000)
+    with pytest.raises(BadData, match="too-large"):
+        fetch.from_wheel("pypi:some==1.0/some/film.mp4", store, 1, 1)
 
 
 def test_a_hard_link_is_used_where_possible(store: Store, tmp_path: Path) -> None:
@@ -265,3 +368,14 @@ def test_a_download_that_takes_too_long_is_unavailable_not_bad(store: Store, tmp
     for _ in range(2):
         manifest, cached = run_stage(stage, [Source("a", "https://example.org/a.mp4")], store, Slow(), Progress())  # type: ignore[arg-type]
         assert (reasons(manifest), cached) == ({"a": ("unavailable", "timeout")}, 0)
+
+
+def test_a_source_with_a_format_of_its_own_is_fetched_in_that_one(store: Store, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(
+        fetch, "from_web", lambda uri, store, folder, selector, *_: (asked.append(selector), (store.link(small), selector))[1]
+    )
+    source = Source("a", "https://example.org/film")
+    for wanted in (source, replace(source, format="137")):
+        assert fetched([wanted], store, small.parent).records[0].fetched_as == asked[-1]  # type: ignore[union-attr]
+    assert asked == [PARAMS.format, "137"]

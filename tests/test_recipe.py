@@ -333,6 +333,12 @@ def test_time_ranges_and_captions_stay_with_their_source_when_videos_are_expande
             '[[source]]\nuri = "pypi:gradio/world.mp4"',
             "got 'pypi:gradio/world.mp4', a pypi: address has the form pypi:NAME==VERSION/path/in/",
         ),
+        (SOURCE + "[download]\nlicenses = []", "mine.toml:4: download.licenses: got [], licences are a list of at least one, such as "),
+        (SOURCE + '[download]\nlicenses = "CC0-1.0"', "mine.toml:4: download.licenses: got 'CC0-1.0', licences are a list of"),
+        (
+            SOURCE + '[download]\nlicenses = ["CC0-1.0", " "]',
+            "mine.toml:4: download.licenses: got ['CC0-1.0', ' '], licences are a list of",
+        ),
         ('name = "a/b"\n' + SOURCE, "mine.toml:1: name: got 'a/b', string should match pattern"),
         ('name = "empty"', 'mine.toml: no sources: write [[source]] tables or sources = "FILE.csv"'),
         ("[[source]\n", "mine.toml is not TOML: "),
@@ -354,7 +360,7 @@ def test_every_wrong_field_is_named_at_once(tmp_path: Path) -> None:
 
 def test_two_sources_with_one_id_are_both_named(tmp_path: Path) -> None:
     text = '[[source]]\nuri = "file:a.mp4"\nid = "sea"\n[[source]]\nuri = "file:b.mp4"\nid = "sea"\n'
-    wanted = "mine.toml: source[1]: the id 'sea' is taken by mine.toml: source[0]: ids must differ"
+    wanted = "mine.toml:4: source[1]: the id 'sea' is taken by mine.toml:1: source[0]: ids must differ"
     assert complaint(tmp_path, text) == wanted
 
 
@@ -371,6 +377,58 @@ def test_a_recipe_in_another_encoding_is_not_toml(tmp_path: Path) -> None:
     path.write_bytes("name = 'é'".encode("latin-1"))
     with pytest.raises(RecipeError, match=r"mine\.toml is not TOML: 'utf-8' codec"):
         recipe.load(path)
+
+
+# Licences
+
+
+ONLY = '[download]\nlicenses = ["CC0-1.0", "CC-BY-4.0"]\n'  # two lines
+
+
+def test_without_a_list_of_licences_any_will_do(tmp_path: Path) -> None:
+    assert [source.license for source in sources(tmp_path, SOURCE + 'license = "mine"\n')] == ["mine"]
+
+
+def test_sources_with_a_licence_of_the_list_are_let_in(tmp_path: Path) -> None:
+    text = f'{ONLY}[[source]]\nuri = "file:a.mp4"\nlicense = " CC0-1.0 "\n[[source]]\nuri = "file:b.mp4"\nlicense = "CC-BY-4.0"\n'
+    assert len(sources(tmp_path, text)) == 2
+
+
+def test_every_source_with_another_licence_or_none_is_named_with_its_line_and_what_is_allowed(tmp_path: Path) -> None:
+    entries = [("a", ""), ("b", 'license = "CC0-1.0"'), ("c", 'license = "cc-by-4.0"'), ("d", 'license = "CC-BY"'), ("e", 'license = " "')]
+    text = ONLY + "".join(f'\n[[source]]\nid = "{key}"\nuri = "file:{key}.mp4"\n{license}\n' for key, license in entries)
+    assert complaint(tmp_path, text).splitlines() == [
+        "mine.toml:4: source[0]: 'a' has no licence",
+        "mine.toml:14: source[2]: 'c' has the licence 'cc-by-4.0'; did you mean 'CC-BY-4.0'?",
+        "mine.toml:19: source[3]: 'd' has the licence 'CC-BY'",
+        "mine.toml:24: source[4]: 'e' has no licence",
+        "mine.toml:2: download.licenses allows 'CC0-1.0', 'CC-BY-4.0'",
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_rows_with_another_licence_are_named_up_to_ten_and_then_counted(tmp_path: Path, suffix: str) -> None:
+    rows = [{"uri": f"file:{n}.mp4", "name": f"n{n}", "terms": "CC0-1.0" if n == 3 else "all rights reserved"} for n in range(14)]
+    write_table(tmp_path / f"t{suffix}", rows)
+    said = complaint(tmp_path, f'sources = "t{suffix}"\n{ONLY}[columns]\nid = "name"\nlicense = "terms"\n').splitlines()
+    assert said[0] == f"t{suffix}: row 1: 'n0' has the licence 'all rights reserved'"
+    assert said[3:] == [
+        *(f"t{suffix}: row {n + 1}: 'n{n}' has the licence 'all rights reserved'" for n in range(4, 11)),
+        "and 3 more",
+        "mine.toml:3: download.licenses allows 'CC0-1.0', 'CC-BY-4.0'",
+    ]
+
+
+def test_sources_in_one_array_are_named_by_the_line_it_begins_at(tmp_path: Path) -> None:
+    text = 'source = [\n  {uri = "file:a.mp4", id = "a", license = "CC0-1.0"},\n  {uri = "file:b.mp4", id = "b"},\n]\n' + ONLY
+    assert complaint(tmp_path, text).splitlines()[0] == "mine.toml:1: source[1]: 'b' has no licence"
+
+
+def test_the_list_of_licences_changes_no_task_key(tmp_path: Path) -> None:
+    source = Source("a", "https://example.org/a.mp4", license="CC0-1.0")
+    plain, strict = download.Params(), download.Params(licenses=("CC0-1.0",))
+    for stage in (download.stage, download.expand_stage):
+        assert stage(plain, tmp_path).task_key(source) == stage(strict, tmp_path).task_key(source)
 
 
 # Wrong tables

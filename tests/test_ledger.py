@@ -1,0 +1,155 @@
+"""The closed list of what can go wrong: every class of it is reached, by what goes wrong in the world."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tenacity
+from yt_dlp.extractor.generic import GenericIE
+from yt_dlp.utils import ExtractorError
+
+from pipeline import cut, encoders, fetch, reel
+from pipeline import filter as filtering
+from pipeline.errors import CAUSES, REASONS, BadData
+from pipeline.executors import Executor, Inline, Processes
+from pipeline.records import Record, Source, Video
+from pipeline.stage import Progress, Stage, run_stage
+from pipeline.store import Store
+from tests import footage
+from tests.serving import Answer, endless, page, serving, silent, status
+from tests.test_download import fetched
+from tests.test_executors import STAGE as BEHAVE
+
+PENDING = {"removed"}
+
+
+@dataclass(frozen=True)
+class World:
+    """Where a class is provoked. What provokes it returns the (fate, class) that was counted."""
+
+    store: Store
+    folder: Path
+    film: Callable[..., Path]
+    video_of: Callable[..., Video]
+    new_scene: Callable[..., Record]
+    monkeypatch: pytest.MonkeyPatch
+
+    def staged(self, stage: Stage, record: Record, executor: Executor | None = None) -> tuple[str, str]:
+        manifest, _ = run_stage(stage, [record], self.store, executor or Inline(), Progress())
+        [one] = manifest.rejections
+        return one.fate, one.reason
+
+    def downloaded(self, uri: str, sha256: str | None = None) -> tuple[str, str]:
+        [one] = fetched([Source("a", uri, sha256=sha256)], self.store, self.folder).rejections
+        return one.fate, one.reason
+
+    def file(self, path: Path, sha256: str | None = None) -> tuple[str, str]:
+        return self.downloaded(f"file:{path}", sha256)
+
+    def answered(self, answer: Answer) -> tuple[str, str]:
+        with serving({"/film.mp4": answer}) as (address, _):
+            return self.downloaded(f"{address}/film.mp4")
+
+    def said(self, words: str) -> tuple[str, str]:
+        def refuse(self: object, url: str) -> None:
+            raise ExtractorError(words, expected=True)
+
+        self.monkeypatch.setattr(GenericIE, "_real_extract", refuse)
+        return self.downloaded("https://example.org/film")
+
+
+@pytest.fixture
+def world(
+    store: Store,
+    tmp_path: Path,
+    film: Callable[..., Path],
+    video_of: Callable[..., Video],
+    new_scene: Callable[..., Record],
+    monkeypatch: pytest.MonkeyPatch,
+) -> World:
+    monkeypatch.setattr(tenacity, "wait_exponential_jitter", lambda **_: tenacity.wait_none())
+    return World(store, tmp_path, film, video_of, new_scene, monkeypatch)
+
+
+def blank_pictures(world: World) -> tuple[str, str]:
+    whole = world.film(footage.plain, 1, size="160x120", movflags="faststart").read_bytes()
+    start = whole.index(b"mdat") + 4
+    path = world.folder / "blank.mp4"
+    path.write_bytes(whole[:start] + bytes(len(whole) - start))
+    return world.file(path)
+
+
+def past_the_end(world: World) -> tuple[str, str]:
+    return world.staged(cut.stage(cut.Whole(), reel.Params()), world.video_of(world.film(footage.plain, 1, size="160x120"), Fraction(9)))
+
+
+def without_end(world: World) -> tuple[str, str]:
+    world.monkeypatch.setattr(fetch, "MAX_BYTES", 100_000)
+    return world.answered(endless(b"", "video/mp4"))
+
+
+def not_a_number(world: World) -> tuple[str, str]:
+    import torch
+
+    broken = torch.full((2, 4, 8, 8), torch.nan)
+    posterior = SimpleNamespace(latent_dist=SimpleNamespace(mean=broken, std=broken))
+    vae = SimpleNamespace(encode=lambda pixels: posterior, dtype=torch.float32, device="cpu")
+    with pytest.raises(BadData) as caught:
+        encoders.latents(vae, np.zeros((2, 64, 64, 3), np.uint8), 2, with_std=False)
+    return "bad", caught.value.reason
+
+
+def no_answer(world: World) -> tuple[str, str]:
+    world.monkeypatch.setattr(fetch, "SILENCE_S", 0.3)
+    return world.answered(silent)
+
+
+def missing_member(world: World) -> tuple[str, str]:
+    with zipfile.ZipFile(world.folder / "some.whl", "w") as wheel:
+        wheel.writestr("some/film.mp4", b"film")
+    world.store.once(["wheel", "some==1.0"], lambda: world.store.link(world.folder / "some.whl"))
+    return world.downloaded("pypi:some==1.0/some/other.mp4")
+
+
+PROVOKED: dict[str, Callable[[World], tuple[str, str]]] = {
+    "unreadable": lambda world: world.answered(page("<html><body>Please log in</body></html>", "video/mp4")),
+    "no-video-stream": lambda world: world.file(world.film(footage.audio_only)),
+    "no-timestamps": lambda world: world.file(world.film(footage.plain, 1, size="160x120", suffix=".h264")),
+    "truncated": lambda world: world.file(world.film(footage.truncated)),
+    "decode-error": blank_pictures,
+    "outside-span": past_the_end,
+    "too-few-frames": lambda world: world.staged(filtering.stage(filtering.Params(), Fraction(10)), world.new_scene(0, 400)),
+    "too-large": without_end,
+    "non-finite": not_a_number,
+    "crashed": lambda world: world.staged(BEHAVE, Source("a", "crash:a"), Processes(1)),
+    "timed-out": lambda world: world.staged(replace(BEHAVE, timeout=lambda cost: 0.5), Source("a", "sleep:a"), Processes(1)),
+    "gone": lambda world: world.answered(status(404)),
+    "forbidden": lambda world: world.answered(status(403)),
+    "private": lambda world: world.said("Private video. Sign in if you've been granted access to this video"),
+    "geo-blocked": lambda world: world.answered(status(451)),
+    "bot-check": lambda world: world.said("Sign in to confirm you\u2019re not a bot. This helps protect our community."),
+    "rate-limited": lambda world: world.answered(status(429)),
+    "http-status": lambda world: world.answered(status(418)),
+    "network": lambda world: world.answered(lambda handler: None),
+    "timeout": no_answer,
+    "checksum": lambda world: world.file(world.film(footage.plain, 1, size="160x120"), sha256="0" * 64),
+    "not-found": missing_member,
+    "unsupported": lambda world: world.downloaded("gopher://example.org/film.mp4"),
+}
+
+
+def test_the_table_has_every_class_there_is_and_no_other() -> None:
+    assert PROVOKED.keys() | PENDING == REASONS | CAUSES
+    assert not PROVOKED.keys() & PENDING
+
+
+@pytest.mark.parametrize("name", PROVOKED)
+def test_every_class_is_reached_by_what_goes_wrong(world: World, name: str) -> None:
+    assert PROVOKED[name](world) == ("bad" if name in REASONS else "unavailable", name)
