@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline import build, canonical, video
-from pipeline import recipe as recipes
-from pipeline.build import Step
-from pipeline.executors import Inline
+from pipeline import canonical, video
 from pipeline.records import Blob, Container, Scene, Source, Video
-from pipeline.stage import Progress
 from pipeline.store import Store
-from tests import footage
+from tests.dataset import Dataset, small
 
 
 @pytest.fixture(scope="session")
@@ -83,73 +76,7 @@ def new_scene() -> Callable[..., Scene]:
     return make
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """A recipe and what was built of it, in a folder of its own."""
-
-    recipe: Path
-    data: Path
-
-    @property
-    def folder(self) -> Path:
-        return self.data / self.recipe.stem
-
-    @property
-    def lock(self) -> Path:
-        return self.recipe.with_suffix(".lock.jsonl")
-
-    @property
-    def index(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.folder / "shards" / "index.json").read_text())
-        return found
-
-    def copy(self, folder: Path) -> Dataset:
-        """All of it again elsewhere, with nothing linked between the two."""
-        shutil.copytree(self.recipe.parent, folder / "recipe")
-        shutil.copytree(self.data, folder / "data")
-        return Dataset(folder / "recipe" / self.recipe.name, folder / "data")
-
-    def published(self, folder: Path) -> Dataset:
-        """What somebody else gets: recipe, lock and access to the videos; nothing is built."""
-        shutil.copytree(self.recipe.parent, folder / "clone")
-        return Dataset(folder / "clone" / self.recipe.name, folder / "elsewhere")
-
-    def build(self) -> list[Step]:
-        loaded = recipes.load(self.recipe)
-        return list(build.build(loaded, self.data, Inline(), "cpu", "shard", Progress()))
-
-
-SMALL_RECIPE = """
-[filter]
-min_frames = 20
-max_frames = 60
-[extract]
-size = 64
-[encode]
-preset = "tiny"
-psnr_share = 1.0
-[shard]
-max_samples = 2
-"""
-
-
 @pytest.fixture(scope="session")
 def small_dataset(film: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Six clips of four videos, in three shards; one more video is too short. Built once a session, not to be changed: copy it."""
-    folder = tmp_path_factory.mktemp("small")
-    (folder / "recipe").mkdir()
-    videos = {
-        "a": film(footage.joined, (4.0, 5.0), 12),
-        "b": film(footage.plain, 8, size="240x320"),
-        "c": film(footage.plain, 3, size="160x120"),
-        "d": film(footage.joined, (1.0,), 5, size="160x120"),
-        "short": film(footage.plain, 1, size="160x120"),
-    }
-    text = ""
-    for key, path in videos.items():
-        shutil.copyfile(path, folder / "recipe" / f"{key}.mp4")
-        text += f'[[source]]\nid = "{key}"\nuri = "file:{key}.mp4"\ncaption = "the film {key}"\nlicense = "CC0-1.0"\n'
-    (folder / "recipe" / "small.toml").write_text(text + SMALL_RECIPE)
-    made = Dataset(folder / "recipe" / "small.toml", folder / "data")
-    made.build()
-    return made
+    """Built once a session, not to be changed: copy it, or publish it."""
+    return small(tmp_path_factory.mktemp("small"), film)

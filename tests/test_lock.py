@@ -19,7 +19,7 @@ from pipeline import canonical, lock
 from pipeline import recipe as recipes
 from pipeline.errors import Damaged, RecipeError
 from pipeline.records import Container
-from tests.conftest import Dataset
+from tests.dataset import Dataset
 
 DIGESTS = st.text("0123456789abcdef", min_size=64, max_size=64)
 KEYS = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9_-]{0,20}\Z")

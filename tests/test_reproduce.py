@@ -23,7 +23,7 @@ from pipeline.removals import Removal
 from pipeline.stage import Progress
 from pipeline.store import Store
 from tests import footage
-from tests.conftest import Dataset
+from tests.dataset import Dataset
 from tests.test_bad_input import pipeline
 
 FUNNEL = ["1-download.jsonl", "4-extract.jsonl", "5-encode.jsonl", "6-shard.jsonl"]

@@ -17,7 +17,7 @@ from pipeline.manifest import Manifest, read
 from pipeline.records import Blob, Clip, Sample, Video
 from pipeline.stage import Progress
 from pipeline.store import Store
-from tests.conftest import Dataset
+from tests.dataset import Dataset
 from tests.test_bad_input import pipeline
 
 
