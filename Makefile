@@ -7,6 +7,10 @@ DATA     ?= data
 EXECUTOR ?= processes
 WORKERS  ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
 DEVICE   ?= auto
+KEEP_RAW ?= yes
+SOURCE   ?=
+DRY_RUN  ?= yes
+CLASS    ?=
 PYTHON   ?= python3
 
 SHARDS   ?= $(DATA)/$(DATASET)/shards
@@ -20,16 +24,19 @@ FRAMES   ?= 65
 OUT      ?= runs/$(DATASET).mp4
 
 PY    := .venv/bin/python
-BUILD  = $(PY) -m pipeline build $(MANIFEST) --data $(DATA) --executor $(EXECUTOR) --workers $(WORKERS) --device $(DEVICE)
+HOW    = --data $(DATA) --executor $(EXECUTOR) --workers $(WORKERS) --device $(DEVICE)
+BUILD  = $(PY) -m pipeline build $(MANIFEST) $(HOW) --keep-raw $(KEEP_RAW)
 TRAIN  = $(PY) -m training train --shards $(SHARDS) --device $(DEVICE) $(if $(STEPS),--steps $(STEPS))
 INDEX  = $(if $(findstring ://,$(SHARDS)),,$(SHARDS)/index.json)
 
-.PHONY: help setup shards download cut filter extract encode status rejections train-keyframe train-interp sample evaluate plan test check format bench schema constraints clean
+.PHONY: help setup shards download cut filter extract encode status rejections retry plan-shards reproduce verify remove gc card \
+	train-keyframe train-interp sample evaluate plan test check chaos format bench schema constraints clean
 
 help:  ## what there is to type
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-36s %s\n", $$1, $$2}'
 	@echo
 	@echo "  DATASET=$(DATASET)  MANIFEST=$(MANIFEST)  DATA=$(DATA)  EXECUTOR=$(EXECUTOR) (inline, processes, ray)  WORKERS=$(WORKERS)  DEVICE=$(DEVICE)"
+	@echo "  KEEP_RAW=$(KEEP_RAW)  SOURCE=id  CLASS=rate-limited  DRY_RUN=$(DRY_RUN)"
 	@echo "  PRESET=tiny-keyframe, tiny-interp, sd15-keyframe, ...  STEPS=  RUN=runs/NAME  KEYFRAME=$(KEYFRAME)  INTERP=$(INTERP)"
 	@echo "  PROMPT=\"$(PROMPT)\"  FRAMES=$(FRAMES)  OUT=$(OUT)  SHARDS=$(SHARDS) (or a URL)"
 
@@ -54,8 +61,29 @@ download cut filter extract encode: setup  ## build as far as that stage
 status: setup  ## the funnel: what is done, rejected, pending
 	@$(PY) -m pipeline status $(MANIFEST) --data $(DATA)
 
-rejections: setup  ## what was dropped, and why
+rejections: setup  ## what was dropped, why, when, how often it was tried
 	@$(PY) -m pipeline rejections $(MANIFEST) --data $(DATA)
+
+retry: setup  ## try again what failed, of one class: CLASS=rate-limited
+	@$(PY) -m pipeline retry $(MANIFEST) --class $(CLASS) $(HOW)
+
+plan-shards: setup  ## what a build would do, why, how long it would take; nothing is done
+	@$(PY) -m pipeline plan $(MANIFEST) --data $(DATA) --device $(DEVICE)
+
+reproduce: setup  ## rebuild a published dataset from recipe and lock, and say how near it comes
+	@$(PY) -m pipeline reproduce $(MANIFEST) $(HOW)
+
+verify: setup  ## check what is on disk against the lock, to the last byte
+	@$(PY) -m pipeline verify $(MANIFEST) --data $(DATA) --device $(DEVICE)
+
+remove: setup  ## take a source down and leave nothing of it behind: SOURCE=id
+	@$(PY) -m pipeline remove $(MANIFEST) $(SOURCE) --data $(DATA)
+
+gc: setup  ## what no dataset refers to any more; DRY_RUN=no deletes it
+	@$(PY) -m pipeline gc --data $(DATA) $(if $(filter no,$(DRY_RUN)),,--dry-run)
+
+card: setup  ## a dataset card for the model hub, beside the recipe
+	@$(PY) -m pipeline card $(MANIFEST)
 
 $(DATA)/$(DATASET)/shards/index.json: | setup
 	@$(BUILD)
@@ -75,8 +103,11 @@ evaluate: setup $(INDEX)  ## how much better than copied and blended frames, on 
 plan: setup  ## what a preset costs before anything is trained: parameters, memory, FLOPs, storage
 	@$(PY) -m training plan --preset $(or $(PRESET),tiny-interp)
 
-test: setup  ## all tests
-	@$(PY) -m pytest -q
+test: setup  ## all tests, on up to four cores
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile
+
+chaos: setup  ## kill, damage and starve builds on purpose; the table goes into docs/reliability.md (an hour)
+	@OMP_NUM_THREADS=1 $(PY) -m tests.chaos --write
 
 check: setup  ## format, lint, types
 	@$(PY) -m ruff format --check --quiet . || { echo "run 'make format'"; exit 1; }
