@@ -317,11 +317,12 @@ def _mapped(row: Mapping[str, Any], columns: Columns) -> Iterator[dict[str, Any]
     def value(column: str | None) -> Any:
         if column is None:
             return None
+        if "{" in column and not re.fullmatch(r"([^{}]|\{\{|\}\}|\{[^][{}.!:]+\})*", column):  # str.format would look into objects
+            raise ValueError(f"{column!r}: a template holds plain {{column}} names: no '.', '[', '!' or ':' in braces")
         return column.format_map(row) if "{" in column else row[column]
 
     captions = _as_list(value(columns.caption))
-    common = {name: value(getattr(columns, name)) for name in ("uri", "id", "license", "sha256")}
-    common = {name: found for name, found in common.items() if found not in (None, "")}
+    common = {name: found for name in ("uri", "id", "license", "sha256") if (found := value(getattr(columns, name))) not in (None, "")}
     if columns.ranges is None:
         times = {name: value(getattr(columns, name)) for name in ("start", "end")}
         yield {**common, "caption": captions, **{name: time for name, time in times.items() if time not in (None, "")}}
@@ -331,9 +332,8 @@ def _mapped(row: Mapping[str, Any], columns: Columns) -> Iterator[dict[str, Any]
     for index, found in enumerate(ranges):
         if not isinstance(found, list | tuple) or len(found) != 2:
             raise ValueError(f"{columns.ranges}: got {found!r}, a time range is [start, end]")
-        start, end = found
         suffix = {"id": f"{common['id']}-{index:03d}"} if "id" in common else {}
-        yield {**common, **suffix, "start": start, "end": end, "caption": captions[index : index + 1] if each else captions}
+        yield {**common, **suffix, "start": found[0], "end": found[1], "caption": captions[index : index + 1] if each else captions}
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -343,6 +343,8 @@ def _as_list(value: Any) -> list[Any]:
     if isinstance(value, str) and value.startswith("["):
         try:
             value = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+            if isinstance(error, RecursionError | MemoryError) or "nested" in str(error):
+                raise ValueError(f"got {value[:20]!r}..., which is nested too deeply for a list") from None
             return [value]
     return list(value) if isinstance(value, list | tuple) else [value]

@@ -17,7 +17,6 @@ from typing import Any
 
 import av
 from av.error import FFmpegError
-from av.filter import Graph
 from av.video.frame import VideoFrame
 from pydantic import Field
 
@@ -88,7 +87,7 @@ class Writer:
         self.first_index: int | None = None
         self.num_frames = 0
         self._facts, self._params = facts, params
-        self._graph: Graph | None = None
+        self._small = video.Conversion(facts, *self._filters())
         self._shape = (facts.width, facts.height)
         self._container: Any = av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"})
         options = {"preset": "ultrafast", "crf": str(params.crf), "g": "1", "bf": "0", "threads": "1"}
@@ -130,9 +129,7 @@ class Writer:
     def _fit(self, frame: VideoFrame) -> VideoFrame:
         if (frame.width, frame.height) != self._shape:
             raise BadData("decode-error", f"the picture changes from {self._shape} to {(frame.width, frame.height)} pixels")
-        if self._graph is None:
-            self._graph = video.graph(frame, self._facts.time_base, *self._filters())
-        small = video.through(self._graph, frame)
+        small = self._small.of(frame)
         small.pict_type = av.video.frame.PictureType.NONE
         return small
 
@@ -154,8 +151,10 @@ def task(record: Video, params: Params) -> object:
 
 
 def finish(writer: Writer, path: Path, store: Store) -> dict[str, Any]:
-    """Close the writer and store its file; what `of` returns."""
+    """Close the writer and store its file; what `of` returns. Raises BadData('too-few-frames') if nothing was written."""
     writer.close()
+    if not writer.num_frames:
+        raise BadData("too-few-frames", "no frame lies on the grid of the target frame rate")
     blob = store.adopt(path)
     return {"reel": blob, "first_index": writer.first_index or 0, "num_frames": writer.num_frames, "crop": writer.crop}
 

@@ -173,3 +173,10 @@ def test_preparing_empties_scratch_and_keeps_the_rest(store: Store) -> None:
     assert not left_over(store)
     assert store.recall(TASK) is not None
     assert (store.partial(TASK) / "video.part").read_bytes() == b"half"
+
+
+def test_a_link_is_taken_in_as_the_file_it_leads_to(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "film.mp4").write_bytes(b"film")
+    (tmp_path / "link.mp4").symlink_to("film.mp4")
+    found = store.path(store.link(tmp_path / "link.mp4").sha256)
+    assert (found.read_bytes(), found.is_symlink()) == (b"film", False)

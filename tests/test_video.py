@@ -1,12 +1,17 @@
 import itertools
-from collections.abc import Callable
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
-from pipeline import video
+from pipeline import reel, video
 from pipeline.errors import BadData
 from tests import footage
 
@@ -242,3 +247,200 @@ def test_a_file_that_is_no_clip_is_bad_data(tmp_path: Path) -> None:
     path.write_bytes(b"no clip" * 99)
     with pytest.raises(BadData, match=r"^decode-error: decord cannot read the clip"):
         video.read_clip(path)
+
+
+# What one file may cost
+
+LOOK = """
+import resource, sys
+from pathlib import Path
+from pipeline import video
+from pipeline.errors import BadData
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    list(video.frames(Path(sys.argv[1]), video.probe(Path(sys.argv[1]))))
+except BadData as error:
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, error)
+"""
+
+
+def cost_of(path: Path) -> tuple[int, str]:
+    """How many more megabytes a process needs to look at a video, and why it is rejected."""
+    megabytes, _, why = subprocess.run([sys.executable, "-c", LOOK, path], capture_output=True, text=True, check=True).stdout.partition(" ")
+    return int(megabytes), why.strip()
+
+
+def vp9(film: Film) -> bytearray:
+    return bytearray(film(footage.plain, 0.4, size="64x64", codec="libvpx-vp9", suffix=".ivf", deadline="realtime").read_bytes())
+
+
+def resized(content: bytearray, frame: int, width: int, height: int) -> None:
+    """Have the VP9 key frame at byte `frame` say that it is of another size: two 16-bit numbers after 36 bits."""
+    head = int.from_bytes(content[frame : frame + 12], "big") & ~(0xFFFFFFFF << 28)
+    content[frame : frame + 12] = (head | ((width - 1) << 16 | (height - 1)) << 28).to_bytes(12, "big")
+
+
+def test_a_header_that_promises_too_large_pictures_is_believed_before_anything_is_decoded(film: Film, tmp_path: Path) -> None:
+    path, honest = tmp_path / "film.mkv", film(footage.plain, 0.4, size="64x64", codec="mpeg4", suffix=".mkv").read_bytes()
+    path.write_bytes(honest.replace(b"\xb0\x81\x40\xba\x81\x40", b"\xb0\x83\x01\x86\xa0\xba\x81\x40"))
+    megabytes, why = cost_of(path)
+    assert why == "too-large: pixels on a side: 100000 found, 16384 allowed"
+    assert megabytes < 100
+
+
+def test_many_pixels_are_too_many_also_where_no_side_is_too_long(tmp_path: Path) -> None:
+    path = tmp_path / "film.y4m"
+    path.write_bytes(b"YUV4MPEG2 W16000 H8000 F25:1 Ip A1:1 C420\nFRAME\n" + bytes(1000))
+    with pytest.raises(BadData, match=r"^too-large: pixels of a picture: 128000000 found, 67108864 allowed$"):
+        video.probe(path)
+
+
+def test_a_picture_larger_than_any_header_says_is_never_held(film: Film, tmp_path: Path) -> None:
+    path, content = tmp_path / "film.ivf", vp9(film)
+    resized(content, 44, 16000, 16000)
+    path.write_bytes(content)
+    megabytes, why = cost_of(path)
+    assert why == "decode-error: after 0 frames: Invalid argument"
+    assert megabytes < 100
+
+
+def first_of(content: bytes) -> bytearray:
+    """The first frame of an IVF file, as one that comes later."""
+    key = bytearray(content[32 : 44 + struct.unpack_from("<I", content, 32)[0]])
+    struct.pack_into("<Q", key, 4, 100)
+    return key
+
+
+def test_a_picture_that_grows_on_the_way_is_never_held(film: Film, tmp_path: Path) -> None:
+    path, content = tmp_path / "film.ivf", vp9(film)
+    key = first_of(content)
+    resized(key, 12, 16000, 16000)
+    path.write_bytes(content + key)
+    megabytes, why = cost_of(path)
+    assert why == "decode-error: after 10 frames: Invalid argument"
+    assert megabytes < 100
+
+
+@pytest.mark.parametrize(
+    ("size", "why"),
+    [
+        ("96x64", "decode-error: the picture changes from 64x64 yuv420p to 96x64 yuv420p"),
+        ("16448x64", "too-large: pixels on a side: 16448 found, 16384 allowed"),
+    ],
+)
+def test_a_picture_keeps_its_size(film: Film, tmp_path: Path, size: str, why: str) -> None:
+    path = tmp_path / "film.ivf"
+    path.write_bytes(vp9(film) + first_of(film(footage.plain, 0.04, size=size, codec="libvpx-vp9", suffix=".ivf").read_bytes()))
+    with pytest.raises(BadData) as caught:
+        stamps(path)
+    assert str(caught.value) == why
+
+
+@pytest.mark.parametrize(
+    ("setpts", "why"),
+    [
+        ("N*25*3500", "hours: 57.36 found, 48 allowed"),
+        ("N*25*3601", "hours: 59.02 found, 48 allowed"),
+        ("N+gte(N,30)*25*3601", "seconds of one picture: 3601.04 found, 3600 allowed"),
+    ],
+)
+def test_time_that_no_reel_could_hold_is_too_large(film: Film, setpts: str, why: str) -> None:
+    with pytest.raises(BadData) as caught:
+        video.probe(film(footage.numbered, setpts=setpts, fps_mode="passthrough", bf=0))
+    assert str(caught.value) == f"too-large: {why}"
+
+
+def test_a_picture_stays_at_most_an_hour_also_where_the_packets_between_show_nothing(film: Film, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = film(footage.numbered)
+    facts = video.probe(path)
+    monkeypatch.setattr(video, "MAX_STILL_S", 0.01)
+    with pytest.raises(BadData, match=r"^too-large: seconds of one picture: 0.04 found"):
+        list(video.frames(path, facts))
+
+
+@pytest.mark.parametrize(("suffix", "found"), [(".mp4", 60), (".ts", 11)])
+def test_frames_are_counted_in_the_header_and_on_the_way(film: Film, monkeypatch: pytest.MonkeyPatch, suffix: str, found: int) -> None:
+    path = film(footage.numbered, suffix=suffix)
+    monkeypatch.setattr(video, "MAX_FRAMES", 10)
+    with pytest.raises(BadData, match=rf"^too-large: frames: {found} found, 10 allowed$"):
+        video.probe(path)
+
+
+# What may be opened
+
+
+def test_only_regular_files_are_opened(film: Film, tmp_path: Path) -> None:
+    (tmp_path / "link.mp4").symlink_to(film(footage.plain, 2, size="160x120"))
+    for path in (tmp_path, tmp_path / "link.mp4", Path("/dev/null")):
+        with pytest.raises(BadData, match=r"^unreadable: not a regular file$"):
+            video.probe(path)
+        with pytest.raises(BadData, match=r"^decode-error: .*not a regular file$"):
+            video.read_clip(path)
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".mkv", ".ts"])
+def test_decord_sees_nothing_but_mp4_files(film: Film, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    import torch  # noqa: F401  before decord
+
+    import decord  # isort: skip
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("decord was asked")
+
+    path = film(footage.plain, 0.4, size="64x64", suffix=suffix)
+    monkeypatch.setattr(decord, "VideoReader", never)
+    with pytest.raises(BadData, match=r"^decode-error: decord cannot read the clip: not an mp4 file$"):
+        video.read_clip(path)
+
+
+def test_a_clip_that_would_fill_the_memory_is_too_large(film: Film, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = film(footage.plain, 0.4, size="64x64")
+    assert video.read_clip(path).shape == (10, 64, 64, 3)
+    monkeypatch.setattr(video, "MAX_CLIP_BYTES", 10 * 64 * 64 * 3 - 1)
+    with pytest.raises(BadData, match=r"^too-large: bytes of pixels: 122880 found, 122879 allowed$"):
+        video.read_clip(path)
+
+
+# What damaged videos taught
+
+
+@pytest.mark.parametrize("tag", [b"9e99999999:00:00.0", b"1/0:00:00.00000000", b"-0:-1:00.000000000", b"\xff\xfe:00:00.00000000"])
+def test_a_duration_that_is_no_duration_is_not_computed(film: Film, tmp_path: Path, tag: bytes) -> None:
+    path, honest = tmp_path / "film.mkv", film(footage.plain, 2, size="160x120", suffix=".mkv").read_bytes()
+    assert honest.count(b"00:00:02.000000000") == 1
+    path.write_bytes(honest.replace(b"00:00:02.000000000", tag))
+    start = time.monotonic()
+    assert video.probe(path).num_frames == 50
+    assert time.monotonic() - start < 5
+
+
+def test_a_video_that_cannot_be_searched_is_read_from_its_start(film: Film, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise av.error.PermissionError(1, "Operation not permitted")
+
+    path = film(footage.numbered)
+    monkeypatch.setattr(video, "_seek", refuse)
+    assert numbers(path, Fraction(33, 25), Fraction(35, 25)) == [33, 34]
+
+
+def test_a_stream_that_turns_up_late_ends_the_packets_and_not_the_build() -> None:
+    class Late:
+        def demux(self, stream: object) -> Iterator[int]:
+            yield from (1, 2)
+            raise IndexError("list index out of range")  # PyAV 18.1, when it flushes a stream that no header named
+
+    assert list(video._demux(Late(), None)) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "tag", ["transfer_characteristics=9", "matrix_coefficients=8", "colour_primaries=3"]
+)  # logarithmic, YCgCo, reserved
+def test_colours_that_cannot_be_converted_are_taken_as_untagged(film: Film, tmp_path: Path, tag: str) -> None:
+    path = film(footage.plain, 0.4, size="64x64", pix_fmt="yuv444p10le", **{"bsf:v": f"h264_metadata={tag}"})
+    facts = video.probe(path)
+    frame = next(video.frames(path, facts))[0]
+    assert video.Thumbnails(facts, 32).of(frame).shape == (32, 32, 3)
+    writer = reel.Writer(tmp_path / "reel.mp4", facts, reel.Params(size=64))
+    writer.add(frame, 0, facts.end_pts)
+    writer.close()
+    assert writer.num_frames == 4

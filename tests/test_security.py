@@ -1,0 +1,258 @@
+"""What a video, a name, a recipe or a file from elsewhere must not be able to do: docs/security.md."""
+
+from __future__ import annotations
+
+import ast
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import pytest
+
+from pipeline import download, fetch, recipe, video
+from pipeline.errors import BadData, RecipeError, Unavailable
+from pipeline.records import Source
+from pipeline.store import Store
+from tests import footage, fuzz
+from tests.serving import content, serving
+
+ROOT = Path(__file__).parents[1]
+CODE = sorted(path for folder in ("pipeline", "training", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py"))
+Film = Callable[..., Path]
+
+# Lists of other files that call themselves a video
+
+LISTS = {
+    "hls": "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{}\n#EXT-X-ENDLIST\n",
+    "hls of playlists": "#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1280000\n{}\n",
+    "hls with a key": '#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXT-X-KEY:METHOD=AES-128,URI="{0}"\n#EXTINF:9,\n{0}\n#EXT-X-ENDLIST\n',
+    "concat": "ffconcat version 1.0\nfile '{}'\n",
+    "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" mediaPresentationDuration="PT2S" profiles='
+    '"urn:mpeg:dash:profile:isoff-on-demand:2011"><Period><AdaptationSet mimeType="video/mp4"><Representation id="1" bandwidth="1">'
+    "<BaseURL>{}</BaseURL></Representation></AdaptationSet></Period></MPD>",
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\na=control:{}\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+    "asx": '<asx version="3.0"><entry><ref href="{}"/></entry></asx>',
+    "smil": '<smil><body><video src="{}"/></body></smil>',
+    "pls": "[playlist]\nFile1={}\nNumberOfEntries=1\nVersion=2\n",
+    "plain list": "{0}\n{0}\n",
+    "real": "RTSPtext\r\n{}\r\n",
+    "avisynth": 'DirectShowSource("{}")\n',
+    "imf": '<AssetMap xmlns="http://www.smpte-ra.org/schemas/429-9/2007/AM"><AssetList><Path>{}</Path></AssetList></AssetMap>',
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_a_list_that_calls_itself_a_video_is_unreadable_and_nobody_is_asked(film: Film, tmp_path: Path, kind: str) -> None:
+    secret, path = tmp_path / "secret.mp4", tmp_path / "film.mp4"
+    secret.write_bytes(film(footage.plain, 2, size="160x120").read_bytes())
+    with serving({"/secret.mp4": content(secret)}) as (address, asked):
+        for target in (f"{address}/secret.mp4", str(secret), f"file:{secret}", "secret.mp4"):
+            path.write_text(LISTS[kind].format(target))
+            with pytest.raises(BadData, match=r"^unreadable: "):
+                video.probe(path)
+            with pytest.raises(BadData, match=r"^decode-error: "):
+                video.read_clip(path)
+    assert asked == []
+
+
+def elsewhere(movie: bytes, path: Path) -> bytes:
+    """A QuickTime file without pictures of its own, whose tracks are said to lie in another file."""
+    name = str(path).encode() + b"\0" * (len(str(path)) % 2)
+    record = bytes(150) + b"\0\2" + len(name).to_bytes(2, "big") + name + b"\xff\xff\0\0"  # an alias with an absolute path
+    alias = (12 + len(record)).to_bytes(4, "big") + b"alis" + bytes(4) + record
+
+    def boxes(part: bytes) -> bytes:
+        out, at = b"", 0
+        while at < len(part):
+            size, kind = int.from_bytes(part[at : at + 4], "big"), part[at + 4 : at + 8]
+            body = part[at + 8 : at + size]
+            if kind in (b"moov", b"trak", b"mdia", b"minf", b"dinf"):
+                body = boxes(body)
+            body = {b"dref": bytes(4) + (1).to_bytes(4, "big") + alias, b"mdat": bytes(len(body))}.get(kind, body)
+            out += (len(body) + 8).to_bytes(4, "big") + kind + body
+            at += size
+        return out
+
+    return boxes(movie)
+
+
+def test_a_movie_whose_pictures_lie_in_another_file_has_none(film: Film, tmp_path: Path) -> None:
+    secret, path = film(footage.plain, 0.4, size="64x64", suffix=".mov"), tmp_path / "film.mp4"
+    path.write_bytes(elsewhere(secret.read_bytes(), secret))
+    with av.open(str(path), options={"enable_drefs": "1", "use_absolute_path": "1"}) as careless:
+        assert len(list(careless.decode(video=0))) == 10
+    with pytest.raises(BadData, match=r"^no-timestamps: "):
+        video.probe(path)
+
+
+# Names that would like to be paths
+
+HOSTILE = (
+    *("../up", "..", "a/b", "/etc/passwd", "a\\b", "a\nb", "a\n", "a\0b"),
+    *("", "-a", ".hidden", "~", "a b", "ä", "a" * 61, "CON.mp4", "%2e%2e"),
+)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("line", ['[[source]]\nuri = "file:a.mp4"\nid = {}\n', 'name = {}\n[[source]]\nuri = "file:a.mp4"\n'])
+def test_a_name_in_a_recipe_is_letters_digits_and_little_else(tmp_path: Path, name: str, line: str) -> None:
+    path = tmp_path / "mine.toml"
+    quoted = '"' + "".join(char if char.isprintable() and char not in '"\\' else f"\\u{ord(char):04x}" for char in name) + '"'
+    path.write_text(line.format(quoted), "utf-8")
+    with pytest.raises(RecipeError, match=r"mine\.toml:\d: (source\[0\]\.id|name): got "):
+        recipe.load(path)
+
+
+def test_names_of_files_and_of_entries_of_a_list_become_fit_for_keys(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("-rf.mp4", "a\nb.mp4", "a b.mp4", "a%2fb.mp4", "a...-... .mp4"):
+        (tmp_path / name).touch()
+    listed = [(name, f"https://example.org/{index}") for index, name in enumerate((*HOSTILE, "x" * 300))]
+    monkeypatch.setattr(fetch, "entries", lambda *_: listed)
+    for uri, count in (("file:*.mp4", 5), ("https://example.org/list", len(listed))):
+        keys = [source.key for source in download.expand(Source("s", uri), store, download.Params(), tmp_path)]
+        assert len(set(keys)) == count
+        assert all(re.fullmatch(r"s-[A-Za-z0-9_-]{0,89}", key) for key in keys)
+
+
+CLIPS = ["s--rf-0000.mp4", "s-a_-0000.mp4", "s-a_b-0000.mp4"]
+
+
+def test_a_build_writes_nothing_outside_of_its_data_folder(film: Film, tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "recipes"
+    folder.mkdir(parents=True)
+    for name in ("-rf.mp4", "a\nb.mp4", "a...mp4"):
+        (folder / name).write_bytes(film(footage.plain, 2, size="160x120").read_bytes())
+    path = folder / "fuzz.toml"
+    path.write_text('[[source]]\nid = "s"\nuri = "file:*.mp4"\n[filter]\nmin_frames = 5\n[extract]\nsize = 64\n')
+    before = set(tmp_path.rglob("*"))
+    built = fuzz.build(path)
+    assert built.code == 0, built.said
+    new = [found.relative_to(folder / "data") for found in set(tmp_path.rglob("*")) - before]
+    assert sorted(found.name for found in new if found.parts[1:2] == ("clips",) and found.suffix) == CLIPS
+
+
+@pytest.mark.parametrize("member", ["../../x", "/etc/passwd", "../../etc/passwd", "some/../../x"])
+def test_a_member_of_a_wheel_is_read_and_never_unpacked(store: Store, tmp_path: Path, member: str) -> None:
+    with zipfile.ZipFile(tmp_path / "x.whl", "w") as wheel:
+        wheel.writestr("../../x", b"film")
+    blob = store.link(tmp_path / "x.whl")
+    store.once(["wheel", "x==1"], lambda: blob)
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    if member == "../../x":
+        assert store.path(fetch.from_wheel(f"pypi:x==1/{member}", store, 1, 1).sha256).read_bytes() == b"film"
+    else:
+        with pytest.raises(Unavailable, match="not-found"):
+            fetch.from_wheel(f"pypi:x==1/{member}", store, 1, 1)
+    new = {path for path in tmp_path.rglob("*") if path.is_file()} - before
+    assert all(path.is_relative_to(store.root / "blobs") or path.is_relative_to(store.root / "slots") for path in new)
+
+
+@pytest.mark.parametrize("host", ["../../x", "..", "/etc", "a\0b", ""])
+def test_a_host_that_would_like_to_be_a_path_is_one_file_of_the_store(store: Store, host: str) -> None:
+    with fetch.slot(store, host, 1):
+        [place] = (store.root / "slots").iterdir()
+        assert re.fullmatch(r"[a-z0-9_.-]+\.0", place.name)
+
+
+# Code that would run what it reads
+
+CALLS = {  # what reads code out of data, or hands data to a shell
+    *("eval", "exec", "os.system", "os.popen", "subprocess.getoutput", "marshal.loads", "runpy.run_path", "tempfile.mktemp"),
+    *("torch.load", "torch.save", "torch.hub.load", "pandas.read_pickle", "yaml.load", "yaml.unsafe_load"),
+}
+METHODS = {"extractall", "extract", "unpack_archive"}
+OPTIONS = {("shell", True), ("allow_pickle", True), ("trust_remote_code", True), ("weights_only", False)}
+EXCEPTIONS = {  # with their reasons
+    ("tests/test_format.py", "exec"),  # runs the reader that docs/format.md prints
+    ("tests/test_stream.py", "allow_pickle=True"),  # makes a file with a pickle in it, which must be refused
+}
+
+
+def dangers(text: str, strict: bool) -> set[str]:
+    """What of CALLS, METHODS and OPTIONS a module does; `strict`: np.load must say allow_pickle=False too."""
+    found = set()
+    for call in (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)):
+        name = ast.unparse(call.func)
+        options = {(option.arg, option.value.value) for option in call.keywords if isinstance(option.value, ast.Constant)}
+        found |= {name} & CALLS
+        found |= {name.rpartition(".")[2]} & METHODS if "." in name else set()
+        found |= {f"{option}={value}" for option, value in options & OPTIONS}
+        if strict and name.endswith(("np.load", "numpy.load", "read_array", "np.save")) and ("allow_pickle", False) not in options:
+            found.add(f"{name} without allow_pickle=False")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("model.eval(); re.compile(x); np.load(f, allow_pickle=False); tar.extractfile(m); subprocess.run(['a'])", set()),
+        ("eval(x); exec(y)", {"eval", "exec"}),
+        ("import os; os.system('x'); torch.load(f)", {"os.system", "torch.load"}),
+        ("subprocess.run('x', shell=True); f(trust_remote_code=True)", {"shell=True", "trust_remote_code=True"}),
+        ("tarfile.open(f).extractall(d); zip.extract(m)", {"extractall", "extract"}),
+        ("np.load(f)", {"np.load without allow_pickle=False"}),
+        ("np.load(f, allow_pickle=True)", {"allow_pickle=True", "np.load without allow_pickle=False"}),
+    ],
+)
+def test_the_rule_sees_what_it_forbids(text: str, found: set[str]) -> None:
+    assert dangers(text, strict=True) == found
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_module_unpickles_evaluates_unpacks_or_asks_a_shell(path: Path) -> None:
+    place = path.relative_to(ROOT).as_posix()
+    found = dangers(path.read_text("utf-8"), strict=not place.startswith("tests/"))
+    assert {danger for danger in found if (place, danger) not in EXCEPTIONS} == set()
+
+
+def test_tests_and_benchmarks_import_no_pickle_either() -> None:  # pipeline and training: test_architecture.py
+    forbidden = re.compile(r"^\s*(import|from)\s+(pickle|cloudpickle|dill|shelve|joblib|marshal)\b", re.MULTILINE)
+    assert [path.name for path in CODE if forbidden.search(path.read_text("utf-8"))] == []
+
+
+# A recipe is data
+
+
+def complaint(folder: Path, columns: str, row: str) -> str:
+    (folder / "t.csv").write_text(f"uri,x\nhttps://example.org/a,{row}\n")
+    (folder / "mine.toml").write_text(f'sources = "t.csv"\n[columns]\n{columns}\n')
+    with pytest.raises(RecipeError) as caught:
+        recipe.load(folder / "mine.toml")
+    return str(caught.value)
+
+
+TEMPLATES = (
+    *("{uri.__class__.__mro__}", "{uri[0]}", "{x!r}", "{x!r:>{uri}}", "{x:>{uri}}", "{x:>9999999999}"),
+    *("{x.real}", "{}", "{x{uri}}", "{x", "x}{x}"),
+)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_template_looks_up_columns_and_does_nothing_else(tmp_path: Path, template: str) -> None:
+    said = complaint(tmp_path, f'uri = "https://example.org/{template}"', "7")
+    assert "t.csv: row 1: " in said
+    assert "a template holds plain {column} names" in said
+
+
+def test_a_template_may_hold_any_column_and_braces_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"my name-2": "a", "n": 7}\n')
+    (tmp_path / "mine.toml").write_text('sources = "t.jsonl"\n[columns]\nuri = "https://e.org/{my name-2}/{{{n}}}"\n')
+    assert [source.uri for source in recipe.load(tmp_path / "mine.toml").sources] == ["https://e.org/a/{7}"]
+
+
+@pytest.mark.parametrize("column", ["caption", "ranges"])
+@pytest.mark.parametrize("value", ["[" * 100_000, "[" * 300 + "]" * 300, "[" + "-" * 100_000 + "1]", "[" + "(" * 5000])
+def test_a_list_nested_without_end_is_an_error_of_the_recipe(tmp_path: Path, column: str, value: str) -> None:
+    said = complaint(tmp_path, f'{column} = "x"', value)
+    assert "t.csv: row 1: got '[" in said
+    assert "nested too deeply" in said
+    assert len(said) < 500
+
+
+@pytest.mark.parametrize("value", ["[__import__('os').getpid()]", "[x for x in y]", "[1+1]", "[open('f')]"])
+def test_a_list_written_as_text_is_read_and_never_run(tmp_path: Path, value: str) -> None:
+    (tmp_path / "t.csv").write_text(f'uri,x\nhttps://example.org/a,"{value}"\n')
+    (tmp_path / "mine.toml").write_text('sources = "t.csv"\n[columns]\ncaption = "x"\n')
+    assert recipe.load(tmp_path / "mine.toml").sources[0].captions == (value,)
