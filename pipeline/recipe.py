@@ -300,7 +300,7 @@ def _rows(table: Path) -> Iterator[Any]:
             for number, line in enumerate(file, 1):
                 try:
                     yield json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise RecipeError(f"{table}: row {number}: not JSON: {error}") from error
     elif table.suffix == ".parquet":
         from pyarrow import parquet
