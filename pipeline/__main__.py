@@ -14,6 +14,7 @@ if __name__ == "__main__":
     interrupts.leave_at_once()  # before the imports below: they take half a second
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,9 @@ import typer
 
 from pipeline import upkeep  # noqa: F401  more commands
 from pipeline.command import CORES, PROCESSES, Data, Device, ExecutorName, ExecutorOption, RecipePath, StageName, Workers, app, guarded
+
+WAVE = 4  # sources a worker, with --keep-raw no: fewer take less disk, more keep the workers busy
+YesNo = StrEnum("YesNo", ["yes", "no"])
 
 
 @app.command()
@@ -31,25 +35,42 @@ def build(
     executor: ExecutorOption = PROCESSES,
     workers: Workers = CORES,
     device: Device = "auto",
+    keep_raw: Annotated[
+        YesNo, typer.Option(help="no: raw videos go once their clips are verified, and are fetched again if they are needed.")
+    ] = YesNo.yes,
 ) -> None:
     """Build a dataset, or go on with one; what is done already is not done again. Writes the lock beside the recipe."""
-    _build(recipe, until, data, executor, workers, device)
+    _build(recipe, until, data, executor, workers, device, keep_raw=keep_raw is YesNo.yes)
 
 
 def _build(
-    recipe: Path, until: StageName, data: Path, executor: ExecutorName, workers: int, device: str, classes: frozenset[str] | None = None
+    recipe: Path,
+    until: StageName,
+    data: Path,
+    executor: ExecutorName,
+    workers: int,
+    device: str,
+    classes: frozenset[str] | None = None,
+    keep_raw: bool = True,
 ) -> None:
     def act(console: Any) -> int:
         from pipeline import executors, report
         from pipeline import recipe as recipes
         from pipeline.build import build as run
+        from pipeline.raw import Raws
 
         loaded = recipes.load(recipe)
+        raws = None if keep_raw else Raws(WAVE * workers)
+        if raws:
+            console.print(report.raws_before(raws, until.value), soft_wrap=True)
         steps = []
         with interrupts.raised(), report.progress(console) as progress:
-            for step in run(loaded, data, executors.make(executor.value, workers), device, until.value, progress, classes):
+            for step in run(loaded, data, executors.make(executor.value, workers), device, until.value, progress, classes, raws):
                 steps.append(step)
-        return _summary(console, loaded, data, steps)
+        code = _summary(console, loaded, data, steps)
+        if raws:
+            console.print(report.raws_after(raws), markup=False, soft_wrap=True)
+        return code
 
     guarded(act)
 
@@ -117,6 +138,25 @@ def status(recipe: RecipePath, data: Data = Path("data"), device: Device = "auto
         pending = next((step for step in steps if step.num_pending), None)
         if pending:
             console.print(f"next: {pending.num_pending} to {pending.manifest.stage}; later stages show what is known so far")
+        return 0
+
+    guarded(act)
+
+
+@app.command()
+def plan(recipe: RecipePath, data: Data = Path("data"), device: Device = "auto") -> None:
+    """Say what a build would do, why, how long it would take and how much disk, before any work."""
+
+    def act(console: Any) -> int:
+        from pipeline import plan as plans
+        from pipeline import recipe as recipes
+
+        loaded = recipes.load(recipe)
+        made = plans.of(loaded, data, device)
+        if not made.is_idle:
+            console.print(plans.table(made, f"{loaded.recipe.name}, in {data / loaded.recipe.name}"))
+        for line in plans.sentences(made):
+            console.print(line, markup=False, soft_wrap=True)
         return 0
 
     guarded(act)

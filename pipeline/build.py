@@ -20,16 +20,15 @@ from typing import Any
 
 import filelock
 
-from pipeline import cut, download, encode, encoders, extract, ledger, lock, shard
+from pipeline import cut, download, encode, encoders, extract, ledger, lock, rates, raw, shard
 from pipeline import filter as filter_stage
 from pipeline.errors import Stopped
 from pipeline.executors import Inline
 from pipeline.manifest import Manifest
 from pipeline.recipe import Loaded
-from pipeline.records import Blob, Clip, Record, Rejection, Sample, Shard, Video
-from pipeline.removals import Removal
+from pipeline.records import Blob, Clip, Record, Rejection, Sample, Shard, Source, Video
 from pipeline.stage import Executor, Progress, Stage, Survey, collect, run_stage, survey
-from pipeline.store import Store, link_or_copy
+from pipeline.store import Store, blobs_in, link_or_copy
 
 NAMES = ("download", "cut", "filter", "extract", "encode", "shard")
 LIBRARIES = ("longtake", "torch", "diffusers", "open_clip_torch", "av", "decord2")
@@ -46,11 +45,12 @@ class Step:
     seconds: float = 0
     failures: tuple[ledger.Failure, ...] = ()  # of a survey: rejections with their history
     found: Survey | None = None
+    let_go: frozenset[Blob] = frozenset()  # raw videos that are no longer there
 
     @property
     def num_bytes(self) -> int:
         """Bytes of what the stage stored, each blob once."""
-        return sum(blob.num_bytes for blob in {blob for record in self.manifest.records for blob in blobs_of(record)})
+        return sum(blob.num_bytes for blob in {blob for record in self.manifest.records for blob in blobs_of(record)} - self.let_go)
 
     @property
     def hours(self) -> float:
@@ -70,9 +70,13 @@ def blobs_of(record: Record) -> list[Blob]:
 
 def walk(loaded: Loaded, run: Run, device: str, until: str, offline: bool = False) -> Iterator[Step]:
     """Take the sources through the stages in order, as far as `until`. `run`'s last argument says: never on a cluster."""
+    yield from onward(loaded, expanded(loaded, run), run, device, until, offline)
+
+
+def onward(loaded: Loaded, sources: Step, run: Run, device: str, until: str, offline: bool = False) -> Iterator[Step]:
+    """Take sources, each of one video, through the stages."""
     recipe, folder = loaded.recipe, loaded.folder
-    expanded = without(loaded, run(download.expand_stage(recipe.download, folder), loaded.sources, True))
-    step = joined(expanded, run(download.stage(recipe.download, folder), expanded.manifest.records, False))
+    step = joined(sources, run(download.stage(recipe.download, folder), sources.manifest.records, False))
     yield step
     stages: dict[str, Callable[[], tuple[Stage, bool]]] = {
         "cut": lambda: (cut.stage(recipe.cut, recipe.extract), False),
@@ -90,27 +94,26 @@ def walk(loaded: Loaded, run: Run, device: str, until: str, offline: bool = Fals
         yield step
 
 
-def without(loaded: Loaded, expanded: Step) -> Step:
-    """Sources that were taken down become rejections, whether the recipe names them or a list of it does."""
-    made, removed = expanded.manifest, loaded.removed
-    whole = [source.key for source in loaded.sources if source.key in removed]
-
-    def why(key: str) -> Removal | None:
-        return removed.get(key) or next((removed[entry] for entry in whole if key.startswith(f"{entry}-")), None)
-
-    down = {record.key: told for record in made.records if (told := why(record.key))}
-    left = tuple(record for record in made.records if record.key not in down)
-    taken = tuple(Rejection(key, "download", "bad", "removed", told.why) for key, told in down.items())
-    failures = tuple(ledger.Failure(one, down[one.key].at, down[one.key].at, 1) for one in taken)
-    return replace(
-        expanded, manifest=replace(made, records=left, rejections=made.rejections + taken), failures=expanded.failures + failures
-    )
+def expanded(loaded: Loaded, run: Run) -> Step:
+    """One source per video. Those that were taken down become rejections: one the recipe names is not even asked for its list."""
+    removed = loaded.removed
+    asked = [source for source in loaded.sources if source.key not in removed]
+    step = run(download.expand_stage(loaded.recipe.download, loaded.folder), asked, True)
+    made = step.manifest
+    left = tuple(record for record in made.records if record.key not in removed)
+    down = sorted({one.key for one in (*loaded.sources, *made.records)} & removed.keys())
+    taken = tuple(Rejection(key, "download", "bad", "removed", removed[key].why) for key in down)
+    failures = tuple(ledger.Failure(one, removed[one.key].at, removed[one.key].at, 1) for one in taken)
+    num_in = made.num_in + len(loaded.sources) - len(asked)
+    counted = replace(made, num_in=num_in, records=left, rejections=made.rejections + taken)
+    return replace(step, manifest=counted, failures=step.failures + failures)
 
 
 def joined(first: Step, second: Step) -> Step:
     """Expand and download as the one stage people know."""
     a, b = first.manifest, second.manifest
-    manifest = Manifest(b.stage, b.version, b.params, a.num_in, a.num_split + b.num_split, b.records, a.rejections + b.rejections)
+    num_in, num_split = a.num_in - second.num_pending, a.num_split + b.num_split
+    manifest = Manifest(b.stage, b.version, b.params, num_in, num_split, b.records, a.rejections + b.rejections)
     return replace(
         second,
         manifest=manifest,
@@ -137,32 +140,79 @@ def opened(data: Path) -> Iterator[Store]:
 
 
 def runner(store: Store, executor: Executor, progress: Progress, classes: Collection[str] | None = None) -> Run:
-    """Runs what is missing of a stage; with `classes`, of what failed before only those are tried again."""
+    """Runs what is missing of a stage; with `classes`, of what failed before only those are tried again.
+
+    Raw videos that were let go and are needed are fetched first, by the download stage that ran before.
+    """
+    fetching: list[Stage] = []
 
     def run(stage: Stage, records: Sequence[Record], local: bool) -> Step:
         held = [] if classes is None else ledger.hold(stage, records, store, classes)
-        start = time.monotonic()
-        manifest, cached = run_stage(stage, records, store, Inline() if local else executor, progress, held)
-        return Step(manifest, cached, 0, len(records) - cached - len(held), seconds=time.monotonic() - start)
+        to_run = len(records) - len(held)
+        if stage.name == "download":
+            fetching[:] = [stage]
+        elif fetching:
+            held += raw.fetch_again(fetching[0], stage, records, store, executor, progress, {one.key for one in held})
+        watch, chosen, start = rates.Watch(stage, store), Inline() if local else executor, time.monotonic()
+        manifest, cached = run_stage(watch.stage, records, store, chosen, progress, held)
+        watch.note(time.monotonic() - start, chosen, records, manifest)
+        return Step(manifest, cached, 0, to_run - cached, seconds=time.monotonic() - start, let_go=raw.let_go(manifest, store))
 
     return run
 
 
 def build(
-    loaded: Loaded, data: Path, executor: Executor, device: str, until: str, progress: Progress, classes: Collection[str] | None = None
+    loaded: Loaded,
+    data: Path,
+    executor: Executor,
+    device: str,
+    until: str,
+    progress: Progress,
+    classes: Collection[str] | None = None,
+    raws: raw.Raws | None = None,
 ) -> Iterator[Step]:
-    """Do what is missing, stage by stage, and write the outputs and the lock. Raises Stopped, Bug or RecipeError."""
+    """Do what is missing, stage by stage, and write the outputs and the lock. Raises Stopped, Bug or RecipeError.
+
+    With `raws`, raw videos go as soon as their clips are there and verified.
+    """
     if until == "shard" and not os.access(loaded.folder, os.W_OK):
         raise Stopped(f"cannot write a lock beside {loaded.path}: copy the recipe to a folder you may write to")
     if until in ("encode", "shard"):
         ready(loaded, device)
-    with opened(data) as store:
-        steps = []
-        for step in written(loaded, walk(loaded, runner(store, executor, progress, classes), device, until), data, store, device):
-            steps.append(step)
-            yield step
+    with opened(data) as store, store.unfinished(loaded.recipe.name):
+        steps, run = [], runner(store, executor, progress, classes)
+        done: list[Step] = []
+        if raws is not None and until in NAMES[NAMES.index("extract") :]:
+            done = in_waves(loaded, run, device, raws, data, store)
+            run = runner(store, executor, progress, ())  # what failed a moment ago is not tried again
+        for step in written(loaded, walk(loaded, run, device, until), data, store, device):
+            steps.append(credited(step, done))
+            yield steps[-1]
         if until == "shard" and steps[-1].manifest.records:
             lock.write(lock_of(loaded, [step.manifest for step in steps], store), loaded.path)
+
+
+def in_waves(loaded: Loaded, run: Run, device: str, raws: raw.Raws, data: Path, store: Store) -> list[Step]:
+    """Take a few sources at a time as far as clips, and let their raw videos go; returns every step that was done."""
+    sources = expanded(loaded, run)
+    done = [sources]
+    parts = raw.waves([source for source in sources.manifest.records if isinstance(source, Source)], raws.at_a_time)
+    known = survey(download.stage(loaded.recipe.download, loaded.folder), sources.manifest.records, store)
+    raws.begin(blobs_in(list(known.memos.values())), data, loaded.recipe.name, store)
+    for number, part in enumerate(parts):
+        asked = Manifest("expand", sources.manifest.version, {}, len(part), 0, tuple(part), ())
+        steps = list(onward(loaded, Step(asked, len(part), 0), run, device, "extract"))
+        done += steps
+        raws.let_go(steps[0].manifest, steps[-1].manifest, part, parts[number + 1 :], store)
+    return done
+
+
+def credited(step: Step, done: Sequence[Step]) -> Step:
+    """A step of the walk after the waves, with what they did of it: that was no work of before."""
+    same = [one for one in done if one.manifest.stage in (step.manifest.stage, *(("expand",) if step.manifest.stage == "download" else ()))]
+    num_run = sum(one.num_run for one in same)
+    seconds = step.seconds + sum(one.seconds for one in same)
+    return replace(step, num_cached=max(0, step.num_cached - num_run), num_run=step.num_run + num_run, seconds=seconds)
 
 
 def lock_of(loaded: Loaded, manifests: Sequence[Manifest], store: Store) -> lock.Lock:
@@ -202,17 +252,22 @@ def manifest_path(folder: Path, stage: str) -> Path:
 
 def look(loaded: Loaded, data: Path, device: str) -> Iterator[Step]:
     """What is done of a dataset, what failed and what is pending; nothing is run."""
-    store = Store(data.absolute() / "store")
+    yield from walk(loaded, surveyor(Store(data.absolute() / "store")), device, NAMES[-1], offline=True)
+
+
+def surveyor(store: Store) -> Run:
+    """Tells what is done of a stage, what failed and what is pending, and runs nothing."""
 
     def run(stage: Stage, records: Sequence[Record], local: bool) -> Step:
         found = survey(stage, records, store)
         failed = ledger.unavailable(found, store)
         missing = {record.key for record in found.missing} - {one.rejection.key for one in failed}
         known = [record for record in records if record.key not in missing]
-        manifest = collect(stage, known, found.memos, [one.rejection for one in failed])
-        return Step(manifest, found.num_cached, len(missing), failures=(*ledger.bad(found), *failed), found=found)
+        made = collect(stage, known, found.memos, [one.rejection for one in failed])
+        failures = (*ledger.bad(found), *failed)
+        return Step(made, found.num_cached, len(missing), failures=failures, found=found, let_go=raw.let_go(made, store))
 
-    yield from walk(loaded, run, device, NAMES[-1], offline=True)
+    return run
 
 
 def looked(loaded: Loaded, data: Path, device: str) -> tuple[list[Step], str]:

@@ -109,20 +109,20 @@ def seconds(record: Video) -> float:
 
 def process(record: Video, store: Store, params: AnyParams, extract: reel.Params) -> Iterator[Scene]:
     """Find the scenes of one video, and fill its reel on the way if there is none yet."""
-    reel_task = canonical.digest(reel.task(record, extract))
+    reel_task = reel.task(record, extract)
     detector = new_detector(params, record.container)
     stamps: list[int] = []
     end = 0
     path, span = store.path(record.blob.sha256), (record.source.start_s, record.source.end_s)
     with store.scratch(".mp4") as scratch:
-        writer = reel.Writer(scratch, record.container, extract) if store.recall(reel_task) is None else None
+        writer = reel.Writer(scratch, record.container, extract) if store.recall(canonical.digest(reel_task)) is None else None
         for frame, pts, end in video.frames(path, record.container, *span):  # the last end is the video's
             detector.see(frame)
             stamps.append(pts)
             if writer is not None:
                 writer.add(frame, pts, end)
         if writer is not None:
-            store.remember(reel_task, reel.finish(writer, scratch, store))
+            store.remember(canonical.digest(reel_task), reel.finish(writer, scratch, store), reel_task)
     for index, (start_pts, end_pts) in enumerate(scenes(stamps, end, detector.cuts())):
         yield Scene(f"{record.key}-{index:04d}", record, start_pts, end_pts)
 

@@ -236,3 +236,18 @@ def source_of(record: Record) -> Source:
             raise TypeError(f"{type(record).__name__} '{record.key}' has no single source")
         record = getattr(record, record.parent)
     return record
+
+
+def origins(record: Record) -> list[object]:
+    """What a record is of, so that all that was made of a video can be found: its videos' identities; of a source, its own."""
+    if isinstance(record, Source):
+        return [record.identity()]
+    if isinstance(record, Shard):
+        return []
+    if isinstance(record, Pack):
+        videos = [sample.clip.scene.video for sample in record.samples]
+        parts = {(video.blob, video.source.start_s, video.source.end_s): video for video in videos}
+        return [video.identity() for video in parts.values()]
+    while not isinstance(record, Video):
+        record = record.clip if isinstance(record, Sample) else record.scene if isinstance(record, Clip) else record.video
+    return [record.identity()]

@@ -14,8 +14,10 @@ from rich.table import Table
 
 from pipeline.build import Step
 from pipeline.ledger import Failure
+from pipeline.raw import Raws
 from pipeline.records import Sample, Shard
 from pipeline.stage import Progress
+from pipeline.sweep import Bin
 from pipeline.verify import Checked
 
 
@@ -30,7 +32,10 @@ def progress(console: Console) -> Iterator[Progress]:
     with Bars(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console) as bars:
 
         def start(stage: str, records: int, cost: float) -> None:
-            tasks[stage] = bars.add_task(stage, total=cost, done=0, all=records)
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=0, done=0, all=0)
+            before = bars.tasks[tasks[stage]]
+            bars.update(tasks[stage], total=(before.total or 0) + cost, all=before.fields["all"] + records)
 
         def advance(stage: str, records: int, cost: float) -> None:
             done = bars.tasks[tasks[stage]].fields["done"] + records
@@ -86,6 +91,38 @@ def verified(checked: Checked) -> list[str]:
     looked_at = f"{checked.manifests} manifests, {checked.memos} memos, {checked.blobs} files ({size(checked.num_bytes)})"
     verdict = f"{len(found)} things are not as they should be" if found else "all is as the lock says"
     return [*found, *checked.notes, f"checked: {looked_at}, {checked.arrays} arrays without NaN or infinity{decoded}", verdict]
+
+
+def raws_before(raws: Raws, until: str) -> str:
+    """What `--keep-raw no` promises."""
+    if until in ("download", "cut", "filter"):
+        return f"raw videos stay: `--until {until}` makes no clips of them"
+    return f"raw videos of at most {raws.at_a_time} sources at a time; they go once their clips are verified"
+
+
+def raws_after(raws: Raws) -> str:
+    """What raw videos took on disk."""
+    if not raws.all_bytes:
+        told = "raw videos took no space of their own"
+    else:
+        told = f"raw videos took at most {size(raws.peak_bytes)} at a time, {size(raws.all_bytes)} in all; let go"
+    return told + (f", but for those that {', '.join(sorted(raws.kept_for))} had before" if raws.kept_for else "")
+
+
+def swept(what: Bin, title: str, verb: str) -> Table:
+    """What was deleted, or would be, by kind."""
+    title = title.replace("[", "\\[")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("kind", no_wrap=True)
+    for name in ("count", verb):
+        table.add_column(name, justify="right", no_wrap=True)
+    for kind in sorted(what.counts, key=lambda one: (-what.num_bytes[one], one)):
+        table.add_row(kind, str(what.counts[kind]), size(what.num_bytes[kind]))
+    table.add_row("in all", str(what.counts.total()), size(what.num_bytes.total()))
+    if what.linked_bytes:
+        table.caption = f"{size(what.linked_bytes)} of it are hard links to files of yours, which stay"
+        table.caption_justify = "left"
+    return table
 
 
 def minute(time: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 from pipeline import canonical
 from pipeline.errors import BadData, Bug, LongtakeError, Unavailable
 from pipeline.manifest import Manifest, facts, restore
-from pipeline.records import Record, Rejection
+from pipeline.records import Record, Rejection, origins
 from pipeline.store import Store, now
 
 Outcome = Record | BadData
@@ -112,7 +112,7 @@ class Work:
         for task_key, record, extra in self._prepared(batch):
             try:
                 outputs = self._outputs(record, extra)
-                self.store.remember(task_key, outputs)
+                self.store.remember(task_key, outputs, origins(record))
             except Unavailable as error:
                 self.store.note_failure(task_key, error.cause, error.detail, error.tries)
                 troubles.append(Rejection(record.key, self.name, "unavailable", error.cause, error.detail))
@@ -222,7 +222,7 @@ def _run_missing(found: Survey, store: Store, executor: Executor, progress: Prog
                 store.note_failure(task_key, "timeout", result.detail, 2)
                 told[task_key] = Rejection(record.key, stage.name, "unavailable", "timeout", result.detail)
             elif isinstance(result, Lost):
-                store.remember(task_key, [bad(result.reason, result.detail, 2)])
+                store.remember(task_key, [bad(result.reason, result.detail, 2)], origins(record))
             else:
                 told.update((task_key, trouble) for trouble in result)
     return [replace(told[keys[record.key]], key=record.key) for record in found.missing if keys[record.key] in told]

@@ -1,9 +1,10 @@
 """The content-addressed store: blobs by digest, memos by task key. A crash leaves only whole things.
 
     blobs/ab/abcd...     bytes, named by their sha256
-    memos/12/1234...     what a task gave: records without their parents, or rejections
+    memos/12/1234...     what a task gave: records without their parents, or rejections; and what it was done to
     failures/56/5678...  why a task could not be done, since when and how often it was tried; gone once it is
     released/abcd...     blobs let go on purpose (raw videos, `--keep-raw no`): memos that name them still count
+    unfinished/NAME      builds that have begun and not ended: what they remembered since then is not swept
     partial/TASK/        downloads under way, resumed by the next run
     tmp/                 files being written; emptied when a build starts
 
@@ -30,6 +31,15 @@ from typing import Any
 from pipeline import canonical
 from pipeline.errors import Stopped
 from pipeline.records import Blob
+
+
+@dataclass(frozen=True)
+class Memo:
+    """What a task gave, and what it was done to: its task, or the identities of its sources or videos."""
+
+    key: str
+    outputs: Any
+    of: Any
 
 
 @dataclass(frozen=True)
@@ -112,29 +122,36 @@ class Store:
         os.replace(path, target)
         return blob
 
-    def _memo(self, task_key: str) -> Path:
+    def memo_path(self, task_key: str) -> Path:
         return self.root / "memos" / task_key[:2] / task_key
 
     def recall(self, task_key: str) -> Any:
         """What `remember` stored, or None if it is not there or a blob it names is gone."""
+        memo = self.memo(task_key)
+        if memo is None or not all(self.has(blob) or self.released(blob) for blob in blobs_in(memo.outputs)):
+            return None
+        return memo.outputs
+
+    def memo(self, task_key: str) -> Memo | None:
+        """What is written of a task, be its blobs there or not; None if it cannot be read."""
         try:
-            memo = canonical.unseal(self._memo(task_key).read_bytes())["outputs"]
+            found = canonical.unseal(self.memo_path(task_key).read_bytes())
+            return Memo(task_key, found["outputs"], found.get("of"))
         except (FileNotFoundError, ValueError, KeyError):
             return None
-        return memo if all(self.has(blob) or self.released(blob) for blob in blobs_in(memo)) else None
 
     def remembers(self, task_key: str) -> bool:
         """Whether there is a memo at all, be its blobs there or not."""
-        return self._memo(task_key).is_file()
+        return self.memo_path(task_key).is_file()
 
-    def remember(self, task_key: str, outputs: object) -> None:
-        """Store the outputs of a task; its blobs must be in already."""
-        self._write(self._memo(task_key), {"outputs": outputs})
+    def remember(self, task_key: str, outputs: object, of: object = None) -> None:
+        """Store the outputs of a task; its blobs must be in already. `of` is what it was done to, by which `remove` finds it."""
+        self._write(self.memo_path(task_key), {"outputs": outputs, "of": of})
         self._failure(task_key).unlink(missing_ok=True)
 
     def forget(self, task_key: str) -> None:
         """Drop what is remembered of a task, so that the next run does it again."""
-        self._memo(task_key).unlink(missing_ok=True)
+        self.memo_path(task_key).unlink(missing_ok=True)
         self._failure(task_key).unlink(missing_ok=True)
 
     def _write(self, target: Path, value: dict[str, object]) -> None:
@@ -179,8 +196,26 @@ class Store:
         found = self.recall(task_key)
         if found is None:
             found = canonical.plain(make())
-            self.remember(task_key, found)
+            self.remember(task_key, found, task)
         return found
+
+    def memos(self) -> Iterator[Path]:
+        """The file of every memo, named by its task key."""
+        yield from sorted((self.root / "memos").glob("*/*"))
+
+    def blobs(self) -> dict[str, int]:
+        """Every blob that is there, by digest, with the bytes it takes."""
+        return {path.name: path.stat().st_size for path in sorted((self.root / "blobs").glob("*/*"))}
+
+    @contextlib.contextmanager
+    def unfinished(self, name: str) -> Iterator[None]:
+        """Note that a build of that name has begun; the note goes when it ends, and stays if it is broken off."""
+        note = self.root / "unfinished" / name
+        note.parent.mkdir(parents=True, exist_ok=True)
+        if not note.exists():  # its time is that of the first attempt
+            note.touch()
+        yield
+        note.unlink(missing_ok=True)
 
 
 def now() -> str:
@@ -191,7 +226,7 @@ def now() -> str:
 def link_or_copy(path: Path, target: Path) -> None:
     """Give `path` a second name; a copy where the file system cannot."""
     try:
-        os.link(path, target)
+        os.link(os.path.realpath(path), target)  # of a link, what it leads to: a store holds files
     except OSError:
         shutil.copyfile(path, target)
 

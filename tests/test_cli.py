@@ -23,13 +23,19 @@ HEAVY = ("torch", "diffusers", "transformers", "av", "pydantic", "open_clip", "s
 
 # People's scripts know these: an option may be added, here too; none goes or changes its meaning without a word in the CHANGELOG.
 COMMANDS = {
-    "build": ["recipe", "--until", "--data", "--executor", "--workers", "--device"],
+    "build": ["recipe", "--until", "--data", "--executor", "--workers", "--device", "--keep-raw"],
     "status": ["recipe", "--data", "--device"],
+    "plan": ["recipe", "--data", "--device"],
     "retry": ["recipe", "--class", "--until", "--data", "--executor", "--workers", "--device"],
     "rejections": ["recipe", "--data", "--device"],
     "show": ["recipe", "key", "--data", "--out", "--frames", "--device"],
     "check": ["recipe"],
     "schema": [],
+    "reproduce": ["recipe", "--data", "--executor", "--workers", "--device"],
+    "verify": ["recipe", "--data", "--device", "--drop"],
+    "remove": ["recipe", "source", "--why", "--data", "--device"],
+    "gc": ["--data", "--dry-run"],
+    "card": ["recipe", "--out", "--with-shards"],
 }
 
 

@@ -42,7 +42,9 @@ def sample_of(
 
     source = replace(scene.video.source, key=key, captions=captions)
     video = replace(scene.video, key=key, source=source, blob=Blob(hashlib.sha256(key.encode()).hexdigest(), 1))
-    clip = Clip(key, replace(scene, key=key, video=video), Blob("1" * 64, 1), num_frames, Fraction(10), SIZE, Crop(40, 0, 240, 240), "3" * 64)
+    clip = Clip(
+        key, replace(scene, key=key, video=video), Blob("1" * 64, 1), num_frames, Fraction(10), SIZE, Crop(40, 0, 240, 240), "3" * 64
+    )
     return Sample(
         key=key,
         clip=clip,
