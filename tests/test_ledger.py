@@ -12,22 +12,24 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tenacity
+from typer.testing import CliRunner
 from yt_dlp.extractor.generic import GenericIE
 from yt_dlp.utils import ExtractorError
 
-from pipeline import cut, encoders, fetch, reel
+from pipeline import build, cut, download, encoders, fetch, reel, removals
 from pipeline import filter as filtering
+from pipeline import recipe as recipes
+from pipeline import store as store_module
+from pipeline.__main__ import app
 from pipeline.errors import CAUSES, REASONS, BadData
 from pipeline.executors import Executor, Inline, Processes
 from pipeline.records import Record, Source, Video
 from pipeline.stage import Progress, Stage, run_stage
 from pipeline.store import Store
 from tests import footage
-from tests.serving import Answer, endless, page, serving, silent, status
+from tests.serving import Answer, content, endless, page, serving, silent, status
 from tests.test_download import fetched
 from tests.test_executors import STAGE as BEHAVE
-
-PENDING = {"removed"}
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,14 @@ def missing_member(world: World) -> tuple[str, str]:
     return world.downloaded("pypi:some==1.0/some/other.mp4")
 
 
+def taken_down(world: World) -> tuple[str, str]:
+    recipe = world.folder / "small.toml"
+    recipe.write_text('[[source]]\nid = "a"\nuri = "https://example.org/never-asked"\n')
+    removals.note(recipe, "a", removals.Removal("2026-01-01T00:00:00Z", "asked to"), {})
+    [one] = next(build.look(recipes.load(recipe), world.folder, "cpu")).manifest.rejections
+    return one.fate, one.reason
+
+
 PROVOKED: dict[str, Callable[[World], tuple[str, str]]] = {
     "unreadable": lambda world: world.answered(page("<html><body>Please log in</body></html>", "video/mp4")),
     "no-video-stream": lambda world: world.file(world.film(footage.audio_only)),
@@ -130,6 +140,7 @@ PROVOKED: dict[str, Callable[[World], tuple[str, str]]] = {
     "non-finite": not_a_number,
     "crashed": lambda world: world.staged(BEHAVE, Source("a", "crash:a"), Processes(1)),
     "timed-out": lambda world: world.staged(replace(BEHAVE, timeout=lambda cost: 0.5), Source("a", "sleep:a"), Processes(1)),
+    "removed": taken_down,
     "gone": lambda world: world.answered(status(404)),
     "forbidden": lambda world: world.answered(status(403)),
     "private": lambda world: world.said("Private video. Sign in if you've been granted access to this video"),
@@ -146,10 +157,88 @@ PROVOKED: dict[str, Callable[[World], tuple[str, str]]] = {
 
 
 def test_the_table_has_every_class_there_is_and_no_other() -> None:
-    assert PROVOKED.keys() | PENDING == REASONS | CAUSES
-    assert not PROVOKED.keys() & PENDING
+    assert PROVOKED.keys() == REASONS | CAUSES
 
 
 @pytest.mark.parametrize("name", PROVOKED)
 def test_every_class_is_reached_by_what_goes_wrong(world: World, name: str) -> None:
     assert PROVOKED[name](world) == ("bad" if name in REASONS else "unavailable", name)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], recipes.Loaded]:
+    """`recipe(address)`: two videos on a server and one file that is none."""
+    monkeypatch.setattr(tenacity, "wait_exponential_jitter", lambda **_: tenacity.wait_none())
+    (tmp_path / "text.mp4").write_text("no video")
+
+    def write(address: str) -> recipes.Loaded:
+        path = tmp_path / "small.toml"
+        sources = {"a": f"{address}/a.mp4", "b": f"{address}/b.mp4", "c": "file:text.mp4"}
+        text = "".join(f'[[source]]\nid = "{key}"\nuri = "{uri}"\n' for key, uri in sources.items())
+        path.write_text(f"{text}[download]\nattempts = 3\n")
+        return recipes.load(path)
+
+    return write
+
+
+def built(loaded: recipes.Loaded, classes: set[str] | None = None) -> build.Step:
+    return next(build.build(loaded, loaded.folder / "data", Inline(), "cpu", "download", Progress(), classes))
+
+
+def told(loaded: recipes.Loaded) -> dict[str, tuple[str, int]]:
+    """By source: class and number of tries, as `rejections` shows them."""
+    step = next(build.look(loaded, loaded.folder / "data", "cpu"))
+    return {one.rejection.key: (one.rejection.reason, one.tries) for one in step.failures}
+
+
+def test_the_ledger_counts_tries_and_keeps_first_and_last(
+    recipe: Callable[[str], recipes.Loaded], film: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, times = film(footage.plain, 1, size="160x120"), iter(["2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z", "2026-01-03T00:00:00Z"])
+    answers = {"/a.mp4": status(429), "/b.mp4": content(small)}
+    with serving(answers) as (address, _):
+        loaded = recipe(address)
+        built(loaded)
+        assert told(loaded) == {"a": ("rate-limited", 3), "c": ("unreadable", 1)}
+        monkeypatch.setattr(store_module, "now", lambda: next(times))
+        built(loaded)
+        built(loaded)
+        assert told(loaded)["a"] == ("rate-limited", 9)
+        [failed] = [one for one in next(build.look(loaded, loaded.folder / "data", "cpu")).failures if one.rejection.key == "a"]
+        assert failed.first > failed.last == "2026-01-02T00:00:00Z"  # the clock was set back, and nobody minds
+        answers["/a.mp4"] = content(small)
+        built(loaded)
+        assert told(loaded) == {"c": ("unreadable", 1)}
+
+
+def test_a_retry_of_one_class_asks_nobody_else(recipe: Callable[[str], recipes.Loaded], film: Callable[..., Path]) -> None:
+    answers = {"/a.mp4": status(429), "/b.mp4": status(404)}
+    with serving(answers) as (address, asked):
+        loaded = recipe(address)
+        built(loaded)
+        answers["/a.mp4"] = content(film(footage.plain, 1, size="160x120"))
+        asked.clear()
+        step = built(loaded, {"rate-limited"})
+    assert {path for path, _ in asked} == {"/a.mp4"}
+    assert [record.key for record in step.manifest.records] == ["a"]
+    assert {one.key: one.reason for one in step.manifest.rejections} == {"b": "gone", "c": "unreadable"}
+    assert told(loaded) == {"b": ("gone", 1), "c": ("unreadable", 1)}
+
+
+def test_what_is_remembered_as_bad_is_tried_again_if_its_class_is_named(
+    recipe: Callable[[str], recipes.Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    real = download.video.probe
+    monkeypatch.setattr(download.video, "probe", lambda path: (seen.append(path.name), real(path))[1])
+    with serving({}) as (address, _):
+        loaded = recipe(address)
+        for classes, number in [(None, 1), (None, 1), ({"truncated"}, 1), ({"unreadable"}, 2)]:
+            built(loaded, classes)
+            assert len(seen) == number
+
+
+def test_retry_refuses_a_class_that_is_none() -> None:
+    said = CliRunner().invoke(app, ["retry", "manifests/demo.toml", "--class", "tired"])
+    assert said.exit_code == 2
+    assert "got 'tired', allowed are bot-check, checksum, crashed" in " ".join(said.output.replace("│", " ").split())
