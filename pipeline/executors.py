@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from typing import Any
@@ -24,6 +25,7 @@ from pipeline.stage import Batch, Executor, Lost, Troubles, Work
 
 NAMES = ("inline", "processes", "ray")
 DIED = "the worker died"
+MAX_BARREN = 3  # pools one after the other that broke before they had done anything
 WORKER_INDEX = "LONGTAKE_WORKER"  # which of the workers this process is: picks its GPU
 
 
@@ -66,11 +68,29 @@ def _start_deaf(pool: Any) -> bool:
 
 @dataclass(frozen=True)
 class Processes:
-    """A pool of spawned processes with a time-out per batch (pebble)."""
+    """A pool of spawned processes with a time-out per batch (pebble).
+
+    A worker that dies at its work costs its batch. One that dies without any (killed while it starts, say) breaks the whole pool:
+    then what is left goes to a new one, unless pool after pool breaks before anything is done.
+    """
 
     workers: int
 
     def map(self, work: Work, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Troubles | Lost]]:
+        left, barren = {id(batch): batch for batch in batches}, 0
+        while left and barren < MAX_BARREN:
+            before = len(left)
+            for batch, result in self._pooled(work, list(left.values())):
+                del left[id(batch)]
+                yield batch, result
+            barren = barren + 1 if len(left) == before else 0
+        if left:
+            raise Stopped(
+                f"the workers of stage '{work.name}' die before they do anything: is there memory for {self.workers} (--workers)?"
+            )
+
+    def _pooled(self, work: Work, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Troubles | Lost]]:
+        """What one pool makes of the batches, until it is done or broken."""
         from pebble import ProcessExpired, ProcessPool
 
         context = multiprocessing.get_context("spawn")
@@ -80,11 +100,11 @@ class Processes:
             with ThreadPoolExecutor(1) as aside:
                 aside.submit(_start_deaf, pool).result()
             waiting, pending = list(reversed(batches)), dict[Any, Batch]()
-            while waiting or pending:
+            while (waiting or pending) and pool.active:
                 while waiting and len(pending) < 4 * workers:
                     batch = waiting.pop()
                     pending[pool.schedule(work, args=(batch,), timeout=batch.timeout_s)] = batch
-                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                for future in wait(pending, timeout=1, return_when=FIRST_COMPLETED).done:
                     batch = pending.pop(future)
                     try:
                         result: Troubles | Lost = future.result()
@@ -92,7 +112,12 @@ class Processes:
                         result = Lost("timed-out", f"no result within {batch.timeout_s:.0f} s")
                     except ProcessExpired:
                         result = Lost("crashed", DIED)
+                    except BrokenProcessPool:
+                        return
                     yield batch, result
+        except RuntimeError:  # a broken pool takes nothing more
+            if pool.active:
+                raise
         finally:
             pool.stop()
             pool.join()

@@ -16,11 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import build, canonical, store, verify
+from pipeline import canonical, store, verify
 from pipeline import recipe as recipes
 from pipeline.stage import Progress
 from tests.dataset import Dataset, small
@@ -66,10 +66,7 @@ def at_work(process: subprocess.Popen[str], dataset: Dataset, since: int) -> boo
 
 def finish(dataset: Dataset, wanted: str) -> str:
     """Build to the end; what is lost, or "nothing": the same root digest, everything as the lock says, no temporary file."""
-    process = start(dataset)
-    complaint = process.communicate(timeout=600)[1]
-    if process.returncode:
-        return f"the last build ended with {process.returncode}: {complaint.strip().splitlines()[-1]}"
+    dataset.build()
     if dataset.index["root_digest"] != wanted:
         return f"another root digest: {dataset.index['root_digest']}"
     left = [path.name for path in (dataset.data / "store" / "tmp").iterdir()] + [path.name for path in dataset.data.rglob("*.tmp")]
@@ -176,16 +173,10 @@ def damaged(reference: Dataset, folder: Path, times: int, seed: int) -> Row:
         if not found.findings:
             return Row("a file truncated or a bit flipped", number + 1, "", f"nobody noticed {where}")
         verify.drop(found)
-        list(build_inline(dataset))
+        dataset.build()
         if dataset.index["root_digest"] != wanted or verify.verify(loaded, dataset.data, "cpu", Progress()).findings:
             return Row("a file truncated or a bit flipped", number + 1, "", f"{where} was not made again")
     return Row("a file truncated, or one bit flipped, at random", times, "`verify` named it, `verify --drop` and a build made it again")
-
-
-def build_inline(dataset: Dataset) -> Iterator[build.Step]:
-    from pipeline.executors import Inline
-
-    yield from build.build(recipes.load(dataset.recipe), dataset.data, Inline(), "cpu", "shard", Progress())
 
 
 def half_written(reference: Dataset, folder: Path, times: int, seed: int) -> Row:
@@ -195,7 +186,7 @@ def half_written(reference: Dataset, folder: Path, times: int, seed: int) -> Row
     for number in range(times):
         memo = drawn.choice(sorted((dataset.data / "store" / "memos").glob("*/*")))
         memo.write_bytes(memo.read_bytes()[: drawn.randrange(memo.stat().st_size)])
-        list(build_inline(dataset))
+        dataset.build()
         if dataset.index["root_digest"] != wanted:
             return Row("a memo half written", number + 1, "", "another root digest")
     return Row("a memo half written", times, "it counts as not there; its task ran again")
@@ -207,7 +198,7 @@ def disk_full(reference: Dataset, folder: Path, times: int, seed: int) -> Row:
     for number in range(times):
         dataset = fresh(reference, folder)
         dataset.data.mkdir()
-        command = f"{sys.executable} -m pipeline build {dataset.recipe} --data {dataset.data} --device cpu --workers 2"
+        command = f"{sys.executable} -m pipeline build {dataset.recipe} --data {dataset.data} --device cpu --executor inline"
         script = f"""
             mount -t tmpfs -o size={drawn.randrange(300, 3000)}k none {dataset.data} || exit 99
             {command}; first=$?
@@ -239,11 +230,11 @@ def clock_set_back(reference: Dataset, folder: Path, times: int, seed: int) -> R
     real, store.now = store.now, back
     try:
         for _ in range(times):
-            list(build_inline(dataset))
+            dataset.build()
             for path in dataset.data.rglob("*"):
                 if path.stat().st_nlink == 1:  # a linked video would be an edited one
                     os.utime(path, (4e9, 4e9))
-            steps = list(build_inline(dataset))
+            steps = dataset.build()
             if any(step.num_run for step in steps) or dataset.index["root_digest"] != wanted:
                 return Row("the clock is set back", times, "", "work was done twice, or another root digest")
     finally:

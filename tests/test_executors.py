@@ -217,3 +217,31 @@ def test_ctrl_c_while_a_worker_is_just_being_spawned_is_quiet(strike: str) -> No
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert (done.returncode, done.stderr) == (1, "stopped\n")
+
+
+def dies_at_birth(counter: Any) -> None:
+    """As many workers as the file in the environment has bytes die before they have begun."""
+    path = Path(os.environ["DIES_AT_BIRTH"])
+    if left := path.read_bytes():
+        path.write_bytes(left[1:])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("deaths", "workers"), [(1, 1), (2, 2)])
+def test_a_worker_that_dies_before_it_has_begun_costs_nothing(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaths: int, workers: int
+) -> None:
+    (tmp_path / "left").write_bytes(b"x" * deaths)
+    monkeypatch.setenv("DIES_AT_BIRTH", str(tmp_path / "left"))
+    monkeypatch.setattr(executors, "_start_worker", dies_at_birth)
+    made = run(sources("a1 pass", "b2 pass", "c3 bad"), store, Processes(workers))
+    assert outcome(made) == (["a1", "b2"], [("c3", "bad", "truncated")])
+    assert (tmp_path / "left").read_bytes() == b""
+
+
+def test_workers_that_always_die_before_they_begin_stop_the_build(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "left").write_bytes(b"x" * 10_000)
+    monkeypatch.setenv("DIES_AT_BIRTH", str(tmp_path / "left"))
+    monkeypatch.setattr(executors, "_start_worker", dies_at_birth)
+    with pytest.raises(Stopped, match="the workers of stage 'behave' die before they do anything: is there memory for 2"):
+        run(sources("a1 pass", "b2 pass"), store, Processes(2))
