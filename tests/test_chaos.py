@@ -12,7 +12,7 @@ from tests import chaos
 from tests.dataset import Dataset
 
 SHORT = {
-    "killed": 3,
+    "killed": 2,
     "segfaults": 1,
     "damaged": 6,
     "half_written": 4,

@@ -25,6 +25,7 @@ from pipeline.store import Store
 from tests import footage
 from tests.dataset import Dataset
 from tests.test_bad_input import pipeline
+from tests.test_cli import longtake
 
 FUNNEL = ["1-download.jsonl", "4-extract.jsonl", "5-encode.jsonl", "6-shard.jsonl"]
 
@@ -78,7 +79,7 @@ def test_a_changed_a_missing_and_an_edited_source_are_named_and_nothing_else_is(
     (clone.recipe.parent / "a.mp4").write_bytes(film(footage.plain, 9, size="320x240").read_bytes())
     (clone.recipe.parent / "b.mp4").unlink()
     clone.recipe.write_text(clone.recipe.read_text().replace("the film c", "another caption"))
-    done = pipeline("reproduce", clone.recipe, "--data", clone.data, "--executor", "inline", "--device", "cpu")
+    done = longtake("reproduce", clone.recipe, "--data", clone.data, "--executor", "inline", "--device", "cpu")
     assert done.returncode == 7, done.stdout + done.stderr
     report = json.loads((clone.folder / "reproduce.json").read_text())
     samples = videos_of(small_dataset)
@@ -101,7 +102,7 @@ def videos_of(dataset: Dataset) -> dict[str, str]:
 def test_a_recipe_that_would_give_other_clips_is_refused_field_by_field(clone: Dataset) -> None:
     text = clone.recipe.read_text().replace("size = 64", "size = 72").replace("max_samples = 2", "max_samples = 3\nseed = 9")
     clone.recipe.write_text(text.replace('preset = "tiny"', 'preset = "tiny"\nimage_frames = 2'))
-    done = pipeline("reproduce", clone.recipe, "--data", clone.data)
+    done = longtake("reproduce", clone.recipe, "--data", clone.data)
     assert done.returncode == 2
     for told in (
         "[extract] size: the recipe gives 72, the lock has 64",
@@ -200,7 +201,7 @@ def test_a_forged_time_base_is_damage_and_no_wrong_clip(clone: Dataset) -> None:
 
 def test_without_a_lock_nothing_is_rebuilt(clone: Dataset) -> None:
     clone.lock.unlink()
-    done = pipeline("reproduce", clone.recipe, "--data", clone.data)
+    done = longtake("reproduce", clone.recipe, "--data", clone.data)
     assert done.returncode == 2
     assert "there is no lock" in done.stderr
 

@@ -18,7 +18,7 @@ from pipeline.records import Blob, Clip, Sample, Video
 from pipeline.stage import Progress
 from pipeline.store import Store
 from tests.dataset import Dataset
-from tests.test_bad_input import pipeline
+from tests.test_cli import longtake
 
 
 def checked(dataset: Dataset) -> verify.Checked:
@@ -114,7 +114,7 @@ def test_a_flipped_byte_in_each_kind_of_file_is_found_and_named(built: Dataset, 
 
 def test_the_command_says_so_by_its_exit_code_and_drops_what_is_damaged(built: Dataset) -> None:
     path = flip(KINDS["latents"].path(built))
-    done = pipeline("verify", built.recipe, "--data", built.data, "--device", "cpu", "--drop")
+    done = longtake("verify", built.recipe, "--data", built.data, "--device", "cpu", "--drop")
     assert done.returncode == 7, done.stdout + done.stderr
     assert "a-0000.latents.npy" in done.stdout
     assert "1 damaged files removed" in done.stdout
