@@ -20,7 +20,7 @@ from typing import Any
 
 import filelock
 
-from pipeline import cut, download, encode, encoders, extract, ledger, lock, rates, raw, shard
+from pipeline import cut, download, encode, encoders, extract, foresee, ledger, lock, rates, raw, shard
 from pipeline import filter as filter_stage
 from pipeline.errors import Stopped
 from pipeline.executors import Inline
@@ -259,15 +259,40 @@ def surveyor(store: Store) -> Run:
     """Tells what is done of a stage, what failed and what is pending, and runs nothing."""
 
     def run(stage: Stage, records: Sequence[Record], local: bool) -> Step:
+        if stage.name == "expand":  # where nobody needs to be asked, an edited caption is no list to be read
+            records, foreseen = _foreseen(stage, records, store)
         found = survey(stage, records, store)
         failed = ledger.unavailable(found, store)
         missing = {record.key for record in found.missing} - {one.rejection.key for one in failed}
         known = [record for record in records if record.key not in missing]
         made = collect(stage, known, found.memos, [one.rejection for one in failed])
+        if stage.name == "expand":
+            made = _with(made, foreseen)
         failures = (*ledger.bad(found), *failed)
         return Step(made, found.num_cached, len(missing), failures=failures, found=found, let_go=raw.let_go(made, store))
 
     return run
+
+
+def _foreseen(stage: Stage, records: Sequence[Record], store: Store) -> tuple[list[Record], list[list[Record]]]:
+    """Records whose outcome only running them would tell, or is a failure; and what the others give."""
+    unknown: list[Record] = []
+    known: list[list[Record]] = []
+    for record in records:
+        outcome = foresee.exact(stage, record, store)
+        given = [one for one in outcome or () if not isinstance(one, Rejection)]
+        if outcome is None or len(given) < len(outcome):
+            unknown.append(record)
+        else:
+            known.append(given)
+    return unknown, known
+
+
+def _with(made: Manifest, foreseen: Sequence[Sequence[Record]]) -> Manifest:
+    """A manifest with more records in, and what they gave."""
+    more = [record for given in foreseen for record in given]
+    records = tuple(sorted([*made.records, *more], key=lambda record: record.key))
+    return replace(made, num_in=made.num_in + len(foreseen), num_split=made.num_split + len(more) - len(foreseen), records=records)
 
 
 def looked(loaded: Loaded, data: Path, device: str) -> tuple[list[Step], str]:

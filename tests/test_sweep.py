@@ -422,3 +422,12 @@ def test_gc_says_what_it_would_free(world: World, tmp_path: Path) -> None:
     assert longtake("gc", "--data", tmp_path / "nowhere").returncode == 2
     with pytest.raises(RecipeError):
         sweep.gc(tmp_path / "nowhere", dry=True)
+
+
+def test_a_source_whose_caption_was_edited_meanwhile_keeps_everything(world: World) -> None:
+    edited = world.recipe.read_text().replace("a fractal", "another caption")
+    world.recipe.write_text(edited)
+    before = blobs_of(world.data, "tiny", "b")
+    taken_down(world.recipe, world.data, "a")
+    assert {sha256: world.store.path(sha256).read_bytes() for sha256 in before} == before
+    assert "b" in {record.key for record in next(build.look(recipes.load(world.recipe), world.data, "cpu")).manifest.records}
