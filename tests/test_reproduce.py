@@ -222,9 +222,9 @@ def test_a_build_where_the_lock_cannot_be_written_stops_before_any_work(clone: D
     assert not clone.data.exists()
 
 
-def test_an_edited_caption_leaves_one_text_embedding_pending_and_nothing_else(small_dataset: Dataset, tmp_path: Path) -> None:
+def test_an_edited_caption_leaves_one_text_embedding_pending_and_the_shards(small_dataset: Dataset, tmp_path: Path) -> None:
     built = small_dataset.copy(tmp_path)
     built.build()  # for it knows local files by their inode
     built.recipe.write_text(built.recipe.read_text().replace("the film c", "another caption"))
     steps = {step.manifest.stage: step for step in look(recipes.load(built.recipe), built.data, "cpu")}
-    assert {stage: step.num_pending for stage, step in steps.items() if step.num_pending} == {"encode": 1}
+    assert {stage: step.num_pending for stage, step in steps.items() if step.num_pending} == {"encode": 1, "shard": 3}
