@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests import footage
+from tests.dataset import Dataset
 from tests.test_bad_input import pipeline
 from tests.test_cli import longtake
 
@@ -220,3 +222,19 @@ def test_an_unknown_device_is_refused_before_any_work(recipe: Path, tmp_path: Pa
     done = pipeline("build", recipe, "--data", tmp_path, "--device", device)
     assert done.returncode == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_source_leaves_the_latents_of_all_others_alone(small_dataset: Dataset, tmp_path: Path, film: Callable[..., Path]) -> None:
+    built = small_dataset.copy(tmp_path)
+    built.build()  # for it knows local files by their inode
+    memos = {path: path.stat().st_mtime_ns for path in (built.data / "store" / "memos").glob("*/*")}
+    blobs = {path: path.stat().st_mtime_ns for path in (built.data / "store" / "blobs").glob("*/*")}
+    shutil.copy(film(footage.plain, 4, size="320x240"), built.recipe.parent / "new.mp4")
+    built.recipe.write_text('[[source]]\nid = "new"\nuri = "file:new.mp4"\ncaption = "the film new"\n' + built.recipe.read_text())
+    steps = {step.manifest.stage: step for step in built.build()}
+    assert {stage: step.num_run for stage, step in steps.items() if stage != "shard"} == dict.fromkeys(
+        ("download", "cut", "filter", "extract", "encode"), 1
+    ) | {"download": 2}  # expanded, and fetched
+    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in {**memos, **blobs}.items())
+    fresh = [json.loads(path.read_text())["outputs"] for path in (built.data / "store" / "memos").glob("*/*") if path not in memos]
+    assert len([memo for memo in fresh if isinstance(memo, dict) and "mean" in memo]) == 1

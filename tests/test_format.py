@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pipeline import canonical, encoders, extract, shard
 from pipeline.encoders import Encoders, Weights
@@ -336,3 +338,30 @@ def test_the_worked_example_of_a_task_key_is_true(new_scene: NewScene) -> None:
     key = extract.stage(extract.Params(fps=Fraction(10), size=256)).task_key(replace(scene, video=video))
     assert hashlib.sha256(line.encode()).hexdigest() == key
     assert f"`{key[:8]}...`, is the key" in text
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(0, 2)), min_size=1, max_size=6),
+    st.builds(
+        Params, seed=st.integers(0, 9), max_samples=st.integers(1, 4), max_bytes=st.integers(1_000, 9_000), validation=st.floats(0, 0.9)
+    ),
+)
+def test_whatever_is_packed_the_index_finds_it_byte_for_byte(
+    store: Store, tmp_path: Path, new_scene: NewScene, sizes: list[tuple[int, int]], params: Params
+) -> None:
+    made = [sample_of(store, new_scene(0, 3000), f"k{n}-{'x' * 60}", frames, ("a",) * count) for n, (frames, count) in enumerate(sizes)]
+    index = published(tmp_path / "shards", store, made, params)
+    wanted = {sample.key: {name: blob.sha256 for name, blob in shard.members_of(sample)} for sample in made}
+    found: dict[str, dict[str, str]] = {}
+    for one in index["shards"]:
+        content = (tmp_path / "shards" / one["file"]).read_bytes()
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (one["num_bytes"], one["sha256"])
+        assert len(one["samples"]) <= params.max_samples
+        for sample in one["samples"]:
+            assert sample["key"] not in found
+            parts = {name: content[start : start + size] for name, (start, size, _) in sample["members"].items()}
+            assert all(hashlib.sha256(part).hexdigest() == sample["members"][name][2] for name, part in parts.items())
+            found[sample["key"]] = {name: hashlib.sha256(part).hexdigest() for name, part in parts.items() if name != "json"}
+    assert found == wanted
+    assert index["num_samples"] == len(made)

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pipeline import manifest
-from pipeline.errors import RecipeError
+from pipeline.errors import Damaged, RecipeError
 from pipeline.manifest import Manifest
 from pipeline.records import Blob, Clip, Crop, Member, Pack, Record, Rejection, Sample, Scene, Shard, Source, Video
 
@@ -110,3 +112,34 @@ def test_a_memo_of_facts_does_not_repeat_the_parent(new_scene: Callable[..., Sce
     assert manifest.facts(scene) == {"start_pts": 3, "end_pts": 400}
     assert set(manifest.facts(scene.video)) == {"blob", "fetched_as", "container"}
     assert isinstance(manifest.restore(Video, manifest.facts(scene.video), "film", scene.video.source), Video)
+
+
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=30)
+SOURCES = st.builds(
+    Source,
+    key=st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9_-]{0,12}\Z"),
+    uri=TEXTS,
+    captions=st.lists(TEXTS, max_size=3).map(tuple),
+    license=st.none() | TEXTS,
+    start_s=st.none() | st.fractions(0, 10**5),
+    end_s=st.none() | st.fractions(0, 10**5),
+)
+REJECTIONS = st.builds(Rejection, st.text(max_size=8), st.just("expand"), st.sampled_from(["bad", "unavailable"]), TEXTS, TEXTS)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.lists(SOURCES, max_size=5, unique_by=lambda source: source.key), st.lists(REJECTIONS, max_size=3), st.data())
+def test_any_manifest_comes_back_and_no_flipped_bit_does(
+    tmp_path: Path, sources: list[Source], rejections: list[Rejection], data: st.DataObject
+) -> None:
+    written = Manifest("expand", 1, {"x": Fraction(1, 3)}, len(sources), len(rejections), tuple(sources), tuple(rejections))
+    path = tmp_path / "expand.jsonl"
+    path.write_bytes(written.encode())
+    found = manifest.read(path, Source)
+    assert found.encode() == written.encode()
+    assert set(found.records) == set(sources)
+    content = bytearray(written.encode())
+    content[data.draw(st.integers(0, len(content) - 2))] ^= 1 << data.draw(st.integers(0, 7))  # the last byte ends the last line
+    path.write_bytes(content)
+    with pytest.raises(Damaged):
+        manifest.read(path, Source)
