@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from pipeline import canonical, reel, shard
 from pipeline.errors import Damaged, RecipeError
@@ -74,7 +74,7 @@ class LockedMember:
     """One file of a sample: its digest and, of an array, `PROBES` float16 values (base64) at the places `probe_places` names."""
 
     sha256: Digest
-    probe: str | None
+    probe: Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]{86}==$")] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,33 @@ class LockedShard:
     sha256: Digest
     num_bytes: int
     samples: tuple[Key, ...]
+
+
+class _Stage(BaseModel):
+    version: int
+    params: dict[str, Any]
+    num_in: int = Field(alias="in")
+    split: int
+    out: int
+    rejected: dict[str, int]
+
+
+class _Environment(BaseModel):
+    versions: dict[str, str]
+    machine: str
+    devices: list[str]
+
+
+class _Header(BaseModel):
+    """What the first line must say; it is used as the plain JSON it is."""
+
+    name: str
+    recipe: Digest
+    packing: dict[str, Any]
+    stages: dict[Literal["download", "cut", "filter", "extract", "encode", "shard"], _Stage] = Field(min_length=6)
+    hours: dict[str, float]
+    root_digest: Digest
+    environment: _Environment
 
 
 Line = LockedVideo | LockedClip | LockedSample | LockedShard
@@ -249,6 +276,10 @@ def read(recipe: Path) -> Lock:
     about = header.get("lock")
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise RecipeError(f"{path} is no lock of format {FORMAT}: line 1 says {str(about)[:80]}")
+    try:
+        _Header.model_validate(about)
+    except ValidationError as error:
+        raise Damaged(f"{path.name}: line 1: lock.{_first(error)}") from error
     tables: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
     for number, (kind, line) in enumerate(parsed(path.name, lines), 2):
         if line.key in tables[kind]:
@@ -282,9 +313,13 @@ def parsed(name: str, lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, Li
         try:
             yield kind, adapters[kind].validate_python(line[kind])
         except ValidationError as error:
-            problem = error.errors()[0]
-            where = ".".join(str(part) for part in problem["loc"])
-            raise Damaged(f"{name}: line {number}: {kind}.{where}: {problem['msg']}") from error
+            raise Damaged(f"{name}: line {number}: {kind}.{_first(error)}") from error
+
+
+def _first(error: ValidationError) -> str:
+    """The first field that is wrong, and how."""
+    problem = error.errors()[0]
+    return f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
 
 
 def _contradictions(lock: Lock) -> Iterator[str]:

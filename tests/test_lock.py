@@ -117,6 +117,11 @@ def test_a_line_that_stands_there_twice_is_seen(small_dataset: Dataset, tmp_path
         ("sample", "device", None, "sample.device: Input should be a valid string"),
         ("shard", "split", "test", "shard.split: Input should be 'train' or 'validation'"),
         ("clip", "sha256", "x", "clip.sha256: String should match pattern"),
+        ("clip", "time_base", "1/0", "clip.time_base: Input is not a valid fraction"),
+        ("sample", "members", {"latents.npy": {"sha256": "0" * 64, "probe": "?"}}, "sample.members.latents.npy.probe: String should match"),
+        ("lock", "stages", {}, "lock.stages: Dictionary should have at least 6 items"),
+        ("lock", "environment", None, "lock.environment: Input should be a valid dictionary"),
+        ("lock", "hours", {"download": "many"}, "lock.hours.download: Input should be a valid number"),
     ],
 )
 def test_a_forged_line_is_refused_by_field(
