@@ -20,7 +20,6 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline import upkeep  # noqa: F401  more commands
 from pipeline.command import CORES, PROCESSES, Data, Device, ExecutorName, ExecutorOption, RecipePath, StageName, Workers, app, guarded
 
 WAVE = 4  # sources a worker, with --keep-raw no: fewer take less disk, more keep the workers busy
@@ -244,6 +243,8 @@ def schema() -> None:
 
     guarded(act)
 
+
+from pipeline import upkeep  # noqa: E402, F401  more commands, listed after those above
 
 if __name__ == "__main__":
     try:
