@@ -127,7 +127,7 @@ def status(recipe: RecipePath, data: Data = Path("data"), device: Device = "auto
     def act(console: Any) -> int:
         from pipeline import recipe as recipes
         from pipeline import report
-        from pipeline.build import looked
+        from pipeline.reproduce import looked
 
         loaded = recipes.load(recipe)
         steps, unknown = looked(loaded, data, device)
@@ -168,7 +168,7 @@ def rejections(recipe: RecipePath, data: Data = Path("data"), device: Device = "
     def act(console: Any) -> int:
         from pipeline import recipe as recipes
         from pipeline import report
-        from pipeline.build import looked
+        from pipeline.reproduce import looked
 
         loaded = recipes.load(recipe)
         steps, _ = looked(loaded, data, device)

@@ -188,7 +188,8 @@ def build(
         for step in written(loaded, walk(loaded, run, device, until), data, store, device):
             steps.append(credited(step, done))
             yield steps[-1]
-        if until == "shard" and steps[-1].manifest.records:
+        incomplete = any(one.fate == "unavailable" for step in steps for one in step.manifest.rejections)
+        if until == "shard" and steps[-1].manifest.records and not (incomplete and lock.path_of(loaded.path).is_file()):
             lock.write(lock_of(loaded, [step.manifest for step in steps], store), loaded.path)
 
 

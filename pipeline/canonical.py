@@ -56,12 +56,15 @@ def seal(value: Mapping[str, object]) -> bytes:
 
 def unseal(line: bytes) -> dict[str, Any]:
     """What was sealed, without the check. Raises ValueError for anything that is not exactly that."""
-    found = json.loads(line)
-    if not isinstance(found, dict) or "check" not in found:
-        raise ValueError("no check in it")
-    value = {name: item for name, item in found.items() if name != "check"}
-    if seal(value) != line.rstrip(b"\n"):
-        raise ValueError("it does not agree with its check: some byte was changed")
+    try:
+        found = json.loads(line)
+        if not isinstance(found, dict) or "check" not in found:
+            raise ValueError("no check in it")
+        value = {name: item for name, item in found.items() if name != "check"}
+        if seal(value) != line.rstrip(b"\n"):
+            raise ValueError("it does not agree with its check: some byte was changed")
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"nothing longtake wrote: {error}") from error
     return value
 
 

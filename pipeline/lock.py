@@ -14,6 +14,7 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -107,12 +108,6 @@ class _Stage(BaseModel):
     rejected: dict[str, int]
 
 
-class _Environment(BaseModel):
-    versions: dict[str, str]
-    machine: str
-    devices: list[str]
-
-
 class _Header(BaseModel):
     """What the first line must say; it is used as the plain JSON it is."""
 
@@ -122,7 +117,7 @@ class _Header(BaseModel):
     stages: dict[Literal["download", "cut", "filter", "extract", "encode", "shard"], _Stage] = Field(min_length=6)
     hours: dict[str, float]
     root_digest: Digest
-    environment: _Environment
+    environment: dict[Literal["versions", "machine", "devices", "threads"], Any] = Field(min_length=4)
 
 
 Line = LockedVideo | LockedClip | LockedSample | LockedShard
@@ -153,8 +148,15 @@ class Lock:
         """A stage's parameters, as its manifest had them."""
         return dict(self.header["stages"][stage]["params"])
 
+    @cached_property
+    def _by_video(self) -> dict[str, list[LockedClip]]:
+        found: dict[str, list[LockedClip]] = {}
+        for key in sorted(self.clips):
+            found.setdefault(self.clips[key].video, []).append(self.clips[key])
+        return found
+
     def clips_of(self, video: str) -> list[LockedClip]:
-        return [self.clips[key] for key in sorted(self.clips) if self.clips[key].video == video]
+        return self._by_video.get(video, [])
 
 
 def of(name: str, recipe_digest: str, packing: Mapping[str, Any], manifests: Sequence[Manifest], store: Store) -> Lock:
@@ -332,6 +334,8 @@ def _contradictions(lock: Lock) -> Iterator[str]:
     for clip in lock.clips.values():
         if clip.video not in lock.videos:
             yield f"the clip '{clip.key}' is of a video '{clip.video}' that is not there"
+        elif not clip.num_frames > 0 or not clip.start_pts < clip.end_pts:
+            yield f"the clip '{clip.key}' has no length"
     packed = sorted(key for made in lock.shards.values() for key in made.samples)
     if packed != sorted(lock.samples) or not lock.samples.keys() <= lock.clips.keys():
         yield "the shards do not hold exactly the samples"

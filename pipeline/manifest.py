@@ -101,6 +101,13 @@ class Manifest:
 def read(path: Path, kind: type[Record]) -> Manifest:
     """Read a manifest of records of one kind. Raises Damaged."""
     header, *lines = lines_of(path.name, path.read_bytes())
+    try:
+        return _made(header, lines, kind)
+    except (KeyError, TypeError, ValueError) as error:
+        raise Damaged(f"{path.name}: its lines are not those of a manifest of {kind.__name__}s: {error!r}") from error
+
+
+def _made(header: dict[str, Any], lines: list[dict[str, Any]], kind: type[Record]) -> Manifest:
     return Manifest(
         stage=header["stage"],
         version=header["version"],

@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import canonical, download, encode, encoders, extract, shard
-from pipeline.build import Run, Step, opened, runner, written
-from pipeline.errors import Damaged, RecipeError
+from pipeline import build, canonical, download, encode, encoders, extract, lock, shard
+from pipeline.build import Run, Step, manifest_path, opened, runner, surveyor, written
+from pipeline.errors import Damaged, LongtakeError, RecipeError, Stopped
 from pipeline.lock import Lock, LockedVideo, public
 from pipeline.recipe import Loaded
-from pipeline.records import Rejection, Sample, Scene, Source, Video
+from pipeline.records import Rejection, Sample, Scene, Shard, Source, Video
 from pipeline.stage import Executor, Progress
+from pipeline.store import Store
 
 FIELDS = ("uri", "captions", "license", "start_s", "end_s")
 
@@ -119,11 +120,7 @@ def walk(loaded: Loaded, lock: Lock, run: Run, device: str) -> Iterator[Step]:
     wanted = [video for video in lock.videos.values() if lock.clips_of(video.key)]
     sources = {video.key: source_of(video, loaded) for video in wanted}
     step = run(download.stage(recipe.download, folder), [source for source in sources.values() if source], False)
-    absent = tuple(
-        Rejection(key, "download", "unavailable", "not-found", "the recipe does not name it any more")
-        for key, source in sources.items()
-        if source is None
-    )
+    absent = tuple(_absent(key, loaded) for key, source in sources.items() if source is None)
     made = step.manifest
     step = replace(step, manifest=replace(made, num_in=made.num_in + len(absent), rejections=made.rejections + absent))
     yield step
@@ -135,6 +132,33 @@ def walk(loaded: Loaded, lock: Lock, run: Run, device: str) -> Iterator[Step]:
     yield step
     packs = shard.pack([record for record in step.manifest.records if isinstance(record, Sample)], recipe.shard)
     yield run(shard.stage(), packs, False)
+
+
+def _absent(key: str, loaded: Loaded) -> Rejection:
+    """Why a locked video is not fetched at all."""
+    entry = entry_of(key, loaded.sources)
+    removal = loaded.removed.get(key) or (loaded.removed.get(entry.key) if entry else None)
+    if removal:
+        return Rejection(key, "download", "bad", "removed", removal.why)
+    return Rejection(key, "download", "unavailable", "not-found", "the recipe does not name it any more")
+
+
+def is_rebuilt(folder: Path) -> bool:
+    """Whether what lies in a dataset's folder came from a lock: nothing was cut there."""
+    return manifest_path(folder, "extract").is_file() and not manifest_path(folder, "cut").is_file()
+
+
+def looked(loaded: Loaded, data: Path, device: str) -> tuple[list[Step], str]:
+    """What is done and what is pending, of a build or of a rebuild, and why no more is known of it."""
+    if not is_rebuilt(data / loaded.recipe.name):
+        return build.looked(loaded, data, device)
+    steps: list[Step] = []
+    try:
+        for step in walk(loaded, lock.read(loaded.path), surveyor(Store(data.absolute() / "store")), device):
+            steps.append(step)
+    except LongtakeError as error:
+        return steps, str(error)
+    return steps, ""
 
 
 def _scenes(video: Video, lock: Lock) -> Iterator[Scene]:
@@ -160,5 +184,17 @@ def reproduce(loaded: Loaded, locked: Lock, data: Path, executor: Executor, devi
     check(loaded, locked)
     if device != "auto":
         encoders.choose_device(device)
+    if manifest_path(data / loaded.recipe.name, "cut").is_file():
+        told = "it would prove nothing, and what cannot be had any more would go from there"
+        raise Stopped(f"{data / loaded.recipe.name} holds a build of its own: {told}. Choose another folder with --data (make: DATA=)")
     with opened(data) as store, store.unfinished(loaded.recipe.name):
-        yield from written(loaded, walk(loaded, locked, runner(store, executor, progress), device), data, store, device)
+        for step in written(loaded, walk(loaded, locked, runner(store, executor, progress), device), data, store, device):
+            _read_back(step, store)
+            yield step
+
+
+def _read_back(step: Step, store: Store) -> None:
+    """Shards that were remembered are read again before anybody calls them identical."""
+    for record in step.manifest.records:
+        if isinstance(record, Shard) and canonical.file_digest(store.path(record.blob.sha256)) != record.blob.sha256:
+            raise Damaged(f"the shard '{record.key}' is not on disk as it was written: `verify --drop`, then the same command again")

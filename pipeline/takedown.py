@@ -77,6 +77,7 @@ def remove(loaded: Loaded, data: Path, key: str, why: str, device: str) -> Remov
         steps = rewalk(loaded, folder, list(records), store, device)
         made = [record for record in steps[-1].manifest.records if isinstance(record, Shard)] if steps else []
         was = before.facts["root_digest"]["before"] if before and "root_digest" in before.facts else _root(shards)
+        _keep_others(records, steps, target)
         done = Removed(before.at if before else "", was, _root(made), len(made))
         done.num_rewritten = len({one.blob for one in made} - {one.blob for one in shards})
         done.num_pending = sum(step.num_pending for step in steps)
@@ -91,6 +92,17 @@ def remove(loaded: Loaded, data: Path, key: str, why: str, device: str) -> Remov
         sheets = [path for path in (folder / "show").glob("*.png") if target.scene.fullmatch(path.stem) and path.stem not in left]
         done.bin.drop("contact sheets", sheets)
     return done
+
+
+def _keep_others(records: Mapping[str, Sequence[dict[str, Any]]], steps: Sequence[Step], target: Target) -> None:
+    """Raises Stopped if samples of other sources would go too: what is rewritten is only what is remembered."""
+    left = {record.key for step in steps if step.manifest.stage == "encode" for record in step.manifest.records}
+    others = [record["key"] for record in records.get("encode", ()) if record["clip"]["scene"]["video"]["key"] not in target.videos]
+    if lost := sorted(set(others) - left):
+        raise Stopped(
+            f"{len(lost)} samples of other sources ({', '.join(lost[:3])}) are not remembered as they were built: a moved file, an edited "
+            "recipe, a damaged memo. Run `build` first; nothing was changed"
+        )
 
 
 def _shards(folder: Path) -> list[Shard]:

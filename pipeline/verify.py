@@ -18,15 +18,16 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import canonical, compare, encode, encoders, lock, manifest, reel, shard, video
-from pipeline.build import NAMES, blobs_of, looked, manifest_path
+from pipeline import canonical, compare, encode, encoders, lock, manifest, raw, shard, video
+from pipeline.build import NAMES, blobs_of, manifest_path
 from pipeline.errors import BadData, Damaged, LongtakeError, RecipeError
 from pipeline.lock import Lock
 from pipeline.manifest import Manifest
 from pipeline.recipe import Loaded
 from pipeline.records import Blob, Clip, Member, Record, Sample, Scene, Shard, Video
+from pipeline.reproduce import looked
 from pipeline.stage import Progress
-from pipeline.store import Store
+from pipeline.store import Store, blobs_in
 
 KINDS: dict[str, type[Record]] = {"download": Video, "cut": Scene, "filter": Scene, "extract": Clip, "encode": Sample, "shard": Shard}
 DECODED = 4  # samples looked at
@@ -69,7 +70,7 @@ def verify(loaded: Loaded, data: Path, device: str, progress: Progress) -> Check
     _memos(loaded, data, store, device, checked)
     if locked is not None:
         _against_lock(locked, manifests, store, checked)
-    broken = _blobs(loaded, folder, manifests, store, progress, checked)
+    broken = _blobs(folder, manifests, store, progress, checked)
     _shards(folder / "shards", locked, manifests, broken, store, checked)
     _decode(loaded, manifests, broken, store, device, checked)
     return checked
@@ -127,15 +128,12 @@ def _against_lock(locked: Lock, manifests: Mapping[str, Manifest], store: Store,
         "download": (locked.videos, lambda made, wanted: [] if made.blob.sha256 == wanted.sha256 else ["the video's bytes"]),
         "extract": (locked.clips, _clip_apart),
         "encode": (locked.samples, lambda made, wanted: _sample_apart(made, wanted, store, checked)),
-        "shard": (
-            locked.shards,
-            lambda made, wanted: [] if (made.blob.sha256, made.samples) == (wanted.sha256, wanted.samples) else ["bytes"],
-        ),
+        "shard": (locked.shards, lambda made, wanted: _shard_apart(made, wanted, locked, manifests, checked)),
     }
     for stage, (wanted, apart) in tables.items():
-        if stage not in manifests:
-            continue
-        records = {record.key: record for record in manifests[stage].records}
+        if stage not in manifests and any(finding.kind == "manifest" and f"-{stage}." in finding.name for finding in checked.findings):
+            continue  # it is there, and damaged: that was told
+        records = {record.key: record for record in _of(manifests, stage)}
         needed = wanted.keys() if stage != "download" else {clip.video for clip in locked.clips.values()}
         kind = KINDS[stage].__name__.lower()
         for key in sorted(needed - records.keys()):
@@ -171,9 +169,31 @@ def _sample_apart(made: Sample, wanted: lock.LockedSample, store: Store, checked
     return [*apart, *(here.keys() - wanted.members.keys())]
 
 
-def _named(manifests: Mapping[str, Manifest], loaded: Loaded, store: Store) -> dict[Blob, list[str]]:
+def _shard_apart(made: Shard, wanted: lock.LockedShard, locked: Lock, manifests: Mapping[str, Manifest], checked: Checked) -> list[str]:
+    if made.samples != wanted.samples:
+        return ["its samples"]
+    samples = {record.key: record for record in _of(manifests, "encode") if isinstance(record, Sample)}
+    apart = []
+    for key, members in zip(made.samples, made.members, strict=True):
+        other = key not in samples or not compare.same_but_for_scores(samples[key], locked.samples[key])
+        if members[0].sha256 != locked.samples[key].members["json"].sha256 and other:
+            apart.append(members[0].name)
+    if not apart and made.blob.sha256 != wanted.sha256:
+        checked.notes.append(f"shard '{made.key}' is not bit-identical to the lock's")
+    return apart
+
+
+def _named(manifests: Mapping[str, Manifest], store: Store) -> dict[Blob, list[str]]:
     """Every blob of the dataset, and what it is: clips, arrays, videos, reels, wheels, shards."""
     names: dict[Blob, list[str]] = defaultdict(list)
+
+    def add(task_key: str, name: str) -> None:
+        """What no manifest names; it may be gone, for it would be made again."""
+        memo = store.memo(task_key)
+        for blob in blobs_in(memo.outputs) if memo else ():
+            if store.path(blob.sha256).is_file():
+                names[blob].append(name)
+
     for stage, made in manifests.items():
         for record in made.records:
             if isinstance(record, Sample):
@@ -182,23 +202,18 @@ def _named(manifests: Mapping[str, Manifest], loaded: Loaded, store: Store) -> d
             else:
                 for blob in blobs_of(record):
                     names[blob].append(f"{KINDS[stage].__name__.lower()} '{record.key}'")
-            if isinstance(record, Video) and (found := store.recall(canonical.digest(reel.task(record, loaded.recipe.extract)))):
-                names[Blob(**found["reel"])].append(f"reel of '{record.key}'")
-            if isinstance(record, Video) and (wheel := _wheel(record.source.uri, store)):
-                names[wheel].append(f"wheel of '{record.key}'")
+            if isinstance(record, Video) and "extract" in manifests:
+                add(raw.reel_key(record.identity(), manifests["extract"].params), f"reel of '{record.key}'")
+            if isinstance(record, Video) and (wheel := raw.wheel_key(raw.bundle_of(record.source))):
+                add(wheel, f"wheel of '{record.key}'")
+    if "encode" in manifests:
+        add(canonical.digest([*manifests["encode"].params["text"], ""]), "the empty caption's text.npy")
     return names
 
 
-def _wheel(uri: str, store: Store) -> Blob | None:
-    found = store.recall(canonical.digest(["wheel", uri.removeprefix("pypi:").partition("/")[0]])) if uri.startswith("pypi:") else None
-    return Blob(**found) if found else None
-
-
-def _blobs(
-    loaded: Loaded, folder: Path, manifests: Mapping[str, Manifest], store: Store, progress: Progress, checked: Checked
-) -> set[Blob]:
+def _blobs(folder: Path, manifests: Mapping[str, Manifest], store: Store, progress: Progress, checked: Checked) -> set[Blob]:
     """Read every blob to its end; returns those that are damaged or missing."""
-    names = _named(manifests, loaded, store)
+    names = _named(manifests, store)
     here = {blob: told for blob, told in names.items() if not (store.released(blob) and not store.has(blob))}
     if gone := len(names) - len(here):
         checked.notes.append(f"{gone} raw videos were let go (--keep-raw no)")
@@ -301,7 +316,9 @@ def _decode(loaded: Loaded, manifests: Mapping[str, Manifest], broken: set[Blob]
         return
     try:
         models = encode.find_encoders(loaded.recipe.encode, loaded.folder, offline=True)
-        vae = encoders.load_vae(models.vae_folder, loaded.recipe.encode.precision, encoders.choose_device(device))
+        if models.vae.sha256 != manifests["encode"].params["vae"]:
+            raise RecipeError("the recipe names another VAE than the one these latents are of")
+        vae = encoders.load_vae(models.vae_folder, manifests["encode"].params["precision"], encoders.choose_device(device))
     except LongtakeError as error:
         checked.notes.append(f"no sample was decoded: {error}")
         return

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import compare, cut, encoders, extract, lock, reproduce
+from pipeline import compare, cut, encode, encoders, extract, lock, removals, reproduce, verify
 from pipeline import recipe as recipes
 from pipeline.build import look
-from pipeline.errors import Damaged
+from pipeline.errors import Damaged, Stopped
 from pipeline.executors import Inline
 from pipeline.records import Source
 from pipeline.removals import Removal
@@ -112,6 +112,45 @@ def test_a_recipe_that_would_give_other_clips_is_refused_field_by_field(clone: D
     ):
         assert told in done.stderr
     assert not clone.data.exists()
+
+
+def test_another_measured_psnr_alone_is_equivalent_and_verify_agrees(clone: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = encode.round_trip
+    monkeypatch.setattr(encode, "round_trip", lambda *args: exact(*args) + 0.01)
+    report = rebuilt(clone)
+    assert (report["verdict"], report["samples"]["different"]) == ("equivalent", [])
+    assert len(report["samples"]["equivalent"]) == report["obtainable"]["of"]
+    assert verify.verify(recipes.load(clone.recipe), clone.data, "cpu", Progress()).findings == []
+
+
+def test_status_knows_a_rebuild_from_a_build(clone: Dataset) -> None:
+    rebuilt(clone)
+    steps, unknown = reproduce.looked(recipes.load(clone.recipe), clone.data, "cpu")
+    assert unknown == ""
+    assert {step.manifest.stage: step.num_pending for step in steps} == {"download": 0, "extract": 0, "encode": 0, "shard": 0}
+
+
+def test_a_folder_that_holds_a_build_is_not_rebuilt_over(small_dataset: Dataset, tmp_path: Path) -> None:
+    built = small_dataset.copy(tmp_path)
+    with pytest.raises(Stopped, match="holds a build of its own"):
+        rebuilt(built)
+    assert (built.folder / "shards" / "index.json").is_file()
+
+
+def test_a_shard_that_was_damaged_since_is_not_called_identical(clone: Dataset) -> None:
+    rebuilt(clone)
+    tar = next((clone.folder / "shards").glob("*.tar"))
+    content = bytearray(tar.read_bytes())
+    content[len(content) // 2] ^= 1
+    tar.write_bytes(content)
+    with pytest.raises(Damaged, match="is not on disk as it was written"):
+        rebuilt(clone)
+
+
+def test_a_source_that_was_taken_down_is_counted_as_removed(clone: Dataset) -> None:
+    removals.note(clone.recipe, "a", Removal("2026-01-01T00:00:00Z", "asked to"), {})
+    report = rebuilt(clone)
+    assert report["sources"]["gone"] == [{"source": "a", "class": "removed", "detail": "asked to"}]
 
 
 @pytest.mark.parametrize(("noise", "verdict"), [(0.002, "equivalent"), (1.0, "different")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,11 @@ def reel_of(dataset: Dataset) -> Path:
     return stored(dataset, Blob(**Store(dataset.data / "store").recall(canonical.digest(task))["reel"]))
 
 
+def null_text(dataset: Dataset) -> Blob:
+    task = [*records(dataset, "encode").params["text"], ""]
+    return Blob(**Store(dataset.data / "store").recall(canonical.digest(task)))
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of file: where one is, what `verify` calls it, and whether the next build makes it again."""
@@ -79,6 +85,7 @@ KINDS = {
     "reel": Kind(reel_of, "reel of 'a': its bytes have changed"),
     "clip": Kind(lambda d: stored(d, first(d).clip.blob), "clip 'a-0000': its bytes have changed"),
     "latents": Kind(lambda d: stored(d, first(d).latents), "a-0000.latents.npy: its bytes have changed"),
+    "null-text": Kind(lambda d: stored(d, null_text(d)), "the empty caption's text.npy: its bytes have changed"),
     "text": Kind(lambda d: stored(d, first(d).text[0]), ".text.npy"),
     "image": Kind(lambda d: stored(d, first(d).image or Blob("", 0)), ".image.npy"),
     "shard-blob": Kind(lambda d: stored(d, records(d, "shard").records[0].blob), "shard '00000': its bytes have changed"),  # type: ignore[union-attr]
@@ -192,3 +199,35 @@ def test_an_edited_recipe_is_noted_and_nothing_built_says_what_to_do(built: Data
     assert "the recipe was edited since the lock was written" in found.notes[0]
     with pytest.raises(RecipeError, match="nothing is built in"):
         checked(Dataset(built.recipe, tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("stage", ["download", "extract", "encode", "shard"])
+def test_a_manifest_that_is_gone_leaves_its_records_missing(built: Dataset, stage: str) -> None:
+    next(built.folder.glob(f"?-{stage}.jsonl")).unlink()
+    assert any(one.problem == "is in the lock and not here" for one in checked(built).findings)
+
+
+@pytest.mark.parametrize("line", [b'{"check":"0","x":NaN}', b"[" * 100_000, b"{}", b"3", b""])
+def test_nonsense_in_a_manifest_is_damage_and_no_traceback(built: Dataset, line: bytes) -> None:
+    path = next(built.folder.glob("?-extract.jsonl"))
+    path.write_bytes(line + b"\n" + path.read_bytes())
+    assert any(one.name == "4-extract.jsonl" for one in checked(built).findings)
+    path.write_bytes(b"\n".join(path.read_bytes().splitlines()[2:]))
+    assert any(one.name == "4-extract.jsonl" for one in checked(built).findings)
+
+
+def test_a_shortened_reel_is_found_dropped_and_not_missed(built: Dataset) -> None:
+    path = reel_of(built)
+    path.write_bytes(path.read_bytes()[:-5])
+    assert verify.drop(checked(built)) == 1
+    assert checked(built).findings == []
+
+
+def test_latents_of_another_vae_than_the_recipe_s_are_not_decoded(built: Dataset) -> None:
+    shutil.copytree(Path(verify.encoders.TINY) / "vae", built.recipe.parent / "vae")
+    config = built.recipe.parent / "vae" / "config.json"
+    config.write_text(config.read_text() + " ")
+    built.recipe.write_text(built.recipe.read_text().replace('preset = "tiny"', 'preset = "tiny"\nvae = "vae"'))
+    found = checked(built)
+    assert (found.findings, found.decoded) == ([], [])
+    assert any("another VAE" in note for note in found.notes)
