@@ -84,7 +84,11 @@ def test_a_signal_that_is_ignored_from_outside_stays_ignored() -> None:
 
 
 def test_afterwards_signals_do_what_they_did_before() -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with interrupts.raised():
-        assert signal.getsignal(signal.SIGINT) != before[0]
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    found = signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background job is started with it ignored
+    try:
+        before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+        with interrupts.raised():
+            assert signal.getsignal(signal.SIGINT) != before[0]
+        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    finally:
+        signal.signal(signal.SIGINT, found)
