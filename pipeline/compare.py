@@ -197,9 +197,11 @@ def lines(report: Mapping[str, Any]) -> list[str]:
     for kind in ("edited", "different"):
         told += _named(f"sample {kind}", [f"{one['sample']} ({', '.join(one['members'])})" for one in samples[kind]])
     for name, one in samples["apart"].items():
-        told.append(f"{name}: {one['arrays']} not bit-identical, mean |difference| {one['mean_abs']:.2g}, largest {one['max_abs']:.2g}")
+        apart = f"mean |difference| {one['mean_abs']:.2g}, largest {one['max_abs']:.2g}"
+        told.append(f"{name}: {one['arrays']} not bit-identical; of each {lock.PROBES} values compared: {apart}")
     if psnr := samples["round_trip_psnr_db"]:
-        told.append(f"VAE round trip: {psnr['found']:.2f} dB PSNR after decoding, {psnr['locked']:.2f} in the lock ({psnr['clips']} clips)")
+        two = f"{psnr['found']:.2f} dB PSNR after decoding in the mean, {psnr['locked']:.2f} in the lock"
+        told.append(f"VAE round trip: {two} ({psnr['clips']} clips)")
     if share["samples"] < share["of"]:
         told.append(f"obtainable: {share['samples']} of {share['of']} samples, {share['share_of_frames']:.1%} of the frames")
     root = report["root"]

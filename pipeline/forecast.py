@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline import canonical, download, encode, foresee, rates, reel, shard, why
+from pipeline import canonical, download, encode, foresee, rates, raw, reel, shard, why
 from pipeline.build import NAMES, Step
 from pipeline.encoders import Encoders
 from pipeline.manifest import Manifest
@@ -37,6 +37,7 @@ class Line:
     setting: str = ""  # what of the stage itself is otherwise than in the last build
     num_guessed: int = 0  # of those, how many may turn out to be done already, or to be several
     num_light: int = 0  # of those, how many find all that is costly remembered
+    again: list[str] = field(default_factory=list)  # sources whose raw videos were let go and are fetched again
     about: Amount = field(default_factory=Amount)  # to do besides
     waits_for: str = ""  # the stage that will tell how many, where nothing else does
     video_s: float = 0
@@ -89,6 +90,7 @@ class Forecast:
         self._coming = Amount()  # on the way to this stage, besides the records it is given
         self._origin = ""  # the stage after which that will have a number, where it has none
         self._reels: set[str] = set()  # that are counted already
+        self._again: set[str] = set()  # raw videos, too
 
     def run(self, stage: Stage, records: Sequence[Record], local: bool) -> Step:
         """Foresee one stage; `walk` calls this."""
@@ -144,6 +146,11 @@ class Forecast:
         if not light:
             line.video_s += float(getattr(record, "duration_s", 0))
             line.cost += float(stage.cost(record))
+        video = raw.wanted_again(stage, record, self._store)
+        if video and video.blob.sha256 not in self._again and download.scheme(video.source.uri) != "file":
+            self._again.add(video.blob.sha256)
+            line.again.append(video.key)
+            line.num_bytes["raw videos"] = plus(line.num_bytes.get("raw videos", 0), video.blob.num_bytes)
         for what, num_bytes in self._bytes(stage, record, light):
             line.num_bytes[what] = plus(line.num_bytes.get(what, 0), num_bytes)
 

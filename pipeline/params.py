@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
 
 
 class Table(BaseModel):
@@ -32,8 +32,16 @@ def _time(value: object) -> object:
     return _exact(value)
 
 
+def _own_folder(name: str) -> str:
+    """Datasets lie beside the store."""
+    if name.lower() == "store":
+        raise ValueError("this is the folder of the store they share, so a dataset needs another name")
+    return name
+
+
 _NUMBER = {"anyOf": [{"type": "number"}, {"type": "string", "pattern": "^[0-9]+(/[0-9]+|\\.[0-9]+)?$"}]}
 _CLOCK = {"anyOf": [{"type": "number"}, {"type": "string", "pattern": "^([0-9]+:){0,2}[0-9]+(\\.[0-9]+)?$"}]}
 
 Exact = Annotated[Fraction, BeforeValidator(_exact), WithJsonSchema(_NUMBER)]
 Seconds = Annotated[Fraction, BeforeValidator(_time), WithJsonSchema(_CLOCK)]
+DatasetName = Annotated[str, AfterValidator(_own_folder)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,8 +99,9 @@ def sentences(plan: Plan) -> Iterator[str]:
 
 def _reasons(line: Line) -> Iterator[str]:
     for reason, keys in sorted(line.reasons.items(), key=lambda one: (-len(one[1]), one[0])):
-        more = ", ..." if len(keys) > EXAMPLES else ""
-        yield f"{line.stage}: {len(keys)} {reason} ({', '.join(keys[:EXAMPLES])}{more})"
+        yield f"{line.stage}: {len(keys)} {reason} ({_some(keys)})"
+    if line.again:
+        yield f"{line.stage}: {len(line.again)} raw videos were let go and are fetched again ({_some(line.again)})"
     if line.num_light:
         yield f"{line.stage}: {line.num_light} of them find their latents remembered: text alone is embedded"
     changed = f"; {line.setting}" if line.setting not in (*line.reasons, "") else ""
@@ -108,6 +109,10 @@ def _reasons(line: Line) -> Iterator[str]:
         yield f"{line.stage}: about {line.about.count:.0f}{' more' if line.num_named else ''} on what comes of the stages before{changed}"
     elif changed:
         yield f"{line.stage}: {line.setting}"
+
+
+def _some(keys: Sequence[str]) -> str:
+    return ", ".join([*keys[:EXAMPLES], *(["..."] if len(keys) > EXAMPLES else [])])
 
 
 def _times(plan: Plan) -> Iterator[str]:

@@ -136,8 +136,8 @@ def fetch_again(
     waiting: dict[Blob, dict[str, Record]] = {}
     videos: dict[str, Video] = {}
     for record in records:
-        needed = video_of(record) if stage.name in ("cut", "extract") and record.key not in held else None
-        if needed and _is_gone(needed.blob, store) and _is_missing(stage, record, needed, store):
+        needed = wanted_again(stage, record, store) if record.key not in held else None
+        if needed:
             waiting.setdefault(needed.blob, {})[record.key] = record
             videos.setdefault(needed.blob.sha256, needed)
     if not waiting:
@@ -169,11 +169,13 @@ def video_of(record: Record) -> Video | None:
     return record if isinstance(record, Video) else record.video if isinstance(record, Scene) else None
 
 
-def _is_missing(stage: Stage, record: Record, needed: Video, store: Store) -> bool:
-    """Whether the stage has to decode the video: an extract with a reel has not."""
-    if store.recall(stage.task_key(record)) is not None:
-        return False
-    return stage.name == "cut" or store.recall(reel_key(needed.identity(), stage.params)) is None
+def wanted_again(stage: Stage, record: Record, store: Store) -> Video | None:
+    """The video that was let go and that the stage has to decode for this record: an extract with a reel has not."""
+    needed = video_of(record) if stage.name in ("cut", "extract") else None
+    if needed is None or not _is_gone(needed.blob, store) or store.recall(stage.task_key(record)) is not None:
+        return None
+    has_reel = stage.name == "extract" and store.recall(reel_key(needed.identity(), stage.params)) is not None
+    return None if has_reel else needed
 
 
 def _pinned(wanted: Video) -> Source:

@@ -26,7 +26,7 @@ from pipeline.download import Params as Download
 from pipeline.encode import Params as Encode
 from pipeline.errors import RecipeError
 from pipeline.filter import Params as Filter
-from pipeline.params import Seconds, Table
+from pipeline.params import DatasetName, Seconds, Table
 from pipeline.records import Source
 from pipeline.reel import Params as Extract
 from pipeline.shard import Params as Shard
@@ -89,7 +89,7 @@ class Columns(Table):
 class Recipe(Table):
     """A dataset, as people write it."""
 
-    name: str = Field(pattern=NAME, max_length=60, description="Name of the dataset: its folder under data/.")
+    name: DatasetName = Field(pattern=NAME, max_length=60, description="Name of the dataset: its folder under data/.")
     description: str = Field(default="", description="What the dataset is, in a sentence or two.")
     sources: str | None = Field(default=None, description="A table of sources beside the recipe: .csv, .jsonl or .parquet.")
     columns: Columns = Field(default=Columns(), description="Which column of that table holds what.")

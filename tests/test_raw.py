@@ -14,7 +14,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from pipeline import build, extract, fetch, raw, sweep, takedown, video
+from pipeline import build, extract, fetch, plan, raw, sweep, takedown, video
 from pipeline import recipe as recipes
 from pipeline.errors import Stopped
 from pipeline.executors import Inline
@@ -141,6 +141,11 @@ def test_another_size_fetches_raw_videos_again_and_other_scenes_do_not(world: Wo
     world.build(raws=raw.Raws(2))
     world.build(OPTIONS.replace("min_frames = 10\nmax_frames = 30", "min_frames = 6\nmax_frames = 11"), until="extract")
     assert world.fetched == []
+    planned = plan.of(recipes.load(world.recipe(BIGGER)), world.data, "cpu")
+    assert sorted(planned.lines["extract"].again + planned.lines["cut"].again) == ["a", "b", "c", "p"]
+    in_wheel = (world.folder / "p" / "p.mp4").stat().st_size
+    assert planned.num_bytes["raw videos"] == sum(world.server.size(f"/{key}.mp4") for key in "abc") + in_wheel
+    assert "extract: 4 raw videos were let go and are fetched again (" in "\n".join(plan.sentences(planned))
     bigger = world.build(BIGGER)
     assert sorted(world.fetched) == ["memory://a.mp4", "memory://b.mp4", "memory://c.mp4", "pypi:some==1.0/p.mp4"]
     assert all(world.raw_videos(bigger).values())
@@ -159,8 +164,11 @@ def test_another_size_without_raw_videos_fetches_a_few_at_a_time_too(world: Worl
 
 def test_another_detector_fetches_raw_videos_again(world: World) -> None:
     world.build(raws=raw.Raws(8), until="extract")
-    world.build(OPTIONS + '[cut]\ndetector = "none"\n', until="cut")
+    other = OPTIONS + '[cut]\ndetector = "none"\n'
+    assert sorted(plan.of(recipes.load(world.recipe(other)), world.data, "cpu").lines["cut"].again) == ["a", "b", "c", "p"]
+    world.build(other, until="cut")
     assert len(world.fetched) == 4
+    assert not any(line.again for line in plan.of(recipes.load(world.recipe(other)), world.data, "cpu").lines.values())
 
 
 @pytest.mark.parametrize("wave", [None, 2])

@@ -340,6 +340,7 @@ def test_time_ranges_and_captions_stay_with_their_source_when_videos_are_expande
             "mine.toml:4: download.licenses: got ['CC0-1.0', ' '], licences are a list of",
         ),
         ('name = "a/b"\n' + SOURCE, "mine.toml:1: name: got 'a/b', string should match pattern"),
+        ('name = "Store"\n' + SOURCE, "mine.toml:1: name: got 'Store', this is the folder of the store they share"),
         ('name = "empty"', 'mine.toml: no sources: write [[source]] tables or sources = "FILE.csv"'),
         ("[[source]\n", "mine.toml is not TOML: "),
         ("a = [" + "[" * 3000, "mine.toml is not TOML: "),
