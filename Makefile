@@ -24,9 +24,9 @@ FRAMES   ?= 65
 OUT      ?= runs/$(DATASET).mp4
 
 PY    := .venv/bin/python
-HOW    = --data $(DATA) --executor $(EXECUTOR) --workers $(WORKERS) --device $(DEVICE)
-BUILD  = $(PY) -m pipeline build $(MANIFEST) $(HOW) --keep-raw $(KEEP_RAW)
-TRAIN  = $(PY) -m training train --shards $(SHARDS) --device $(DEVICE) $(if $(STEPS),--steps $(STEPS))
+HOW    = --data "$(DATA)" --executor $(EXECUTOR) --workers $(WORKERS) --device $(DEVICE)
+BUILD  = $(PY) -m pipeline build "$(MANIFEST)" $(HOW) --keep-raw $(KEEP_RAW)
+TRAIN  = $(PY) -m training train --shards "$(SHARDS)" --device $(DEVICE) $(if $(STEPS),--steps $(STEPS))
 INDEX  = $(if $(findstring ://,$(SHARDS)),,$(SHARDS)/index.json)
 
 .PHONY: help setup shards download cut filter extract encode status rejections retry plan-shards reproduce verify remove gc card \
@@ -59,46 +59,46 @@ download cut filter extract encode: setup  ## build as far as that stage
 	@$(BUILD) --until $@
 
 status: setup  ## the funnel: what is done, rejected, pending
-	@$(PY) -m pipeline status $(MANIFEST) --data $(DATA)
+	@$(PY) -m pipeline status "$(MANIFEST)" --data "$(DATA)"
 
 rejections: setup  ## what was dropped, why, when, how often it was tried
-	@$(PY) -m pipeline rejections $(MANIFEST) --data $(DATA)
+	@$(PY) -m pipeline rejections "$(MANIFEST)" --data "$(DATA)"
 
 retry: setup  ## try again what failed, of one class: CLASS=rate-limited
-	@$(PY) -m pipeline retry $(MANIFEST) --class $(CLASS) $(HOW)
+	@$(PY) -m pipeline retry "$(MANIFEST)" $(or $(foreach one,$(CLASS),--class $(one)),--class "") $(HOW)
 
 plan-shards: setup  ## what a build would do, why, how long it would take; nothing is done
-	@$(PY) -m pipeline plan $(MANIFEST) --data $(DATA) --device $(DEVICE)
+	@$(PY) -m pipeline plan "$(MANIFEST)" --data "$(DATA)" --device $(DEVICE)
 
 reproduce: setup  ## rebuild a published dataset from recipe and lock, and say how near it comes
-	@$(PY) -m pipeline reproduce $(MANIFEST) $(HOW)
+	@$(PY) -m pipeline reproduce "$(MANIFEST)" $(HOW)
 
 verify: setup  ## check what is on disk against the lock, to the last byte
-	@$(PY) -m pipeline verify $(MANIFEST) --data $(DATA) --device $(DEVICE)
+	@$(PY) -m pipeline verify "$(MANIFEST)" --data "$(DATA)" --device $(DEVICE)
 
 remove: setup  ## take a source down and leave nothing of it behind: SOURCE=id
-	@$(PY) -m pipeline remove $(MANIFEST) $(SOURCE) --data $(DATA)
+	@$(PY) -m pipeline remove "$(MANIFEST)" $(if $(SOURCE),"$(SOURCE)") --data "$(DATA)"
 
 gc: setup  ## what no dataset refers to any more; DRY_RUN=no deletes it
-	@$(PY) -m pipeline gc --data $(DATA) $(if $(filter no,$(DRY_RUN)),,--dry-run)
+	@$(PY) -m pipeline gc --data "$(DATA)" $(if $(filter no,$(DRY_RUN)),,--dry-run)
 
 card: setup  ## a dataset card for the model hub, beside the recipe
-	@$(PY) -m pipeline card $(MANIFEST)
+	@$(PY) -m pipeline card "$(MANIFEST)"
 
 $(DATA)/$(DATASET)/shards/index.json: | setup
 	@$(BUILD)
 
 train-keyframe: setup $(INDEX)  ## train the model that makes 5 keyframes; the same command goes on
-	@$(TRAIN) --preset $(or $(PRESET),tiny-keyframe) --run $(or $(RUN),$(KEYFRAME))
+	@$(TRAIN) --preset $(or $(PRESET),tiny-keyframe) --run "$(or $(RUN),$(KEYFRAME))"
 
 train-interp: setup $(INDEX)  ## train the model that fills in between: 5 -> 17 -> 65
-	@$(TRAIN) --preset $(or $(PRESET),tiny-interp) --run $(or $(RUN),$(INTERP))
+	@$(TRAIN) --preset $(or $(PRESET),tiny-interp) --run "$(or $(RUN),$(INTERP))"
 
 sample: setup  ## make a video with both models: PROMPT, FRAMES, OUT
-	@$(PY) -m training sample --keyframe $(KEYFRAME) --interp $(INTERP) --prompt "$(PROMPT)" --frames $(FRAMES) --out $(OUT) --device $(DEVICE)
+	@$(PY) -m training sample --keyframe "$(KEYFRAME)" --interp "$(INTERP)" --prompt "$(PROMPT)" --frames $(FRAMES) --out "$(OUT)" --device $(DEVICE)
 
 evaluate: setup $(INDEX)  ## how much better than copied and blended frames, on held-out clips
-	@$(PY) -m training evaluate --run $(or $(RUN),$(INTERP)) --shards $(SHARDS) --device $(DEVICE)
+	@$(PY) -m training evaluate --run "$(or $(RUN),$(INTERP))" --shards "$(SHARDS)" --device $(DEVICE)
 
 plan: setup  ## what a preset costs before anything is trained: parameters, memory, FLOPs, storage
 	@$(PY) -m training plan --preset $(or $(PRESET),tiny-interp)
