@@ -8,6 +8,7 @@ never slip into a task key.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -19,7 +20,8 @@ from typing import Any
 
 def plain(value: object) -> Any:
     """The value as JSON types; raises TypeError for what has no stable form."""
-    if value is None or isinstance(value, bool | int | str):
+    kind = type(value)
+    if kind in _AS_THEY_ARE or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
@@ -27,21 +29,29 @@ def plain(value: object) -> Any:
         return value
     if isinstance(value, Fraction):
         return f"{value.numerator}/{value.denominator}"
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    if dataclasses.is_dataclass(kind):
+        return {name: plain(getattr(value, name)) for name in _names(kind)}
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):
             raise TypeError("a mapping with keys that are not strings has no stable form")
         return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [plain(item) for item in value]
-    raise TypeError(f"{type(value).__name__} has no stable form: {value!r}")
+    raise TypeError(f"{kind.__name__} has no stable form: {value!r}")
+
+
+_AS_THEY_ARE = frozenset({str, int, bool, type(None)})
+_text = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
+@functools.cache
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
 
 
 def encode(value: object) -> bytes:
     """Canonical JSON, without a trailing newline."""
-    text = json.dumps(plain(value), sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.encode()
+    return _text(plain(value)).encode()
 
 
 def digest(value: object) -> str:
@@ -51,17 +61,21 @@ def digest(value: object) -> str:
 
 def seal(value: Mapping[str, object]) -> bytes:
     """Canonical JSON of an object that carries its own check, so that a flipped byte is seen when it is read."""
-    return encode({**value, "check": digest(value)[:16]})
+    return _sealed(plain(value))
+
+
+def _sealed(value: dict[str, Any]) -> bytes:
+    check = hashlib.sha256(_text(value).encode()).hexdigest()[:16]
+    return _text({**value, "check": check}).encode()
 
 
 def unseal(line: bytes) -> dict[str, Any]:
     """What was sealed, without the check. Raises ValueError for anything that is not exactly that."""
     try:
-        found = json.loads(line)
-        if not isinstance(found, dict) or "check" not in found:
+        value = json.loads(line)
+        if not isinstance(value, dict) or value.pop("check", None) is None:
             raise ValueError("no check in it")
-        value = {name: item for name, item in found.items() if name != "check"}
-        if seal(value) != line.rstrip(b"\n"):
+        if _sealed(value) != line.rstrip(b"\n"):
             raise ValueError("it does not agree with its check: some byte was changed")
     except (TypeError, RecursionError) as error:
         raise ValueError(f"nothing longtake wrote: {error}") from error
