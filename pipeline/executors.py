@@ -7,6 +7,7 @@ spawned, never forked: decoders and CUDA do not survive a fork. A worker whose b
 
 from __future__ import annotations
 
+import atexit
 import logging
 import multiprocessing
 import os
@@ -44,6 +45,7 @@ def _start_worker(counter: Any) -> None:
         counter.value += 1
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # and no longer by the mask, which ffmpeg and the like would inherit
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    atexit.register(os._exit, 0)  # a pool's last SIGTERM, met by Python as it ends, would be a complaint on the screen
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_follow, args=(parent,), daemon=True).start()

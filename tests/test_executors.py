@@ -219,6 +219,23 @@ def test_ctrl_c_while_a_worker_is_just_being_spawned_is_quiet(strike: str) -> No
     assert (done.returncode, done.stderr) == (1, "stopped\n")
 
 
+ENDS = """
+import multiprocessing
+from pipeline import executors
+class Late:
+    def __del__(self): print("taken apart")
+late = Late()
+if START: executors._start_worker(multiprocessing.Value("i", 0))
+"""
+
+
+@pytest.mark.parametrize(("starts", "said"), [("False", "taken apart\n"), ("True", "")])
+def test_a_worker_ends_at_once_and_meets_no_signal_on_the_way_out(starts: str, said: str) -> None:
+    """Python forgets its signal handlers while it takes itself apart, and complains of the pool's SIGTERM."""
+    done = subprocess.run([sys.executable, "-c", ENDS.replace("START", starts)], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == (said, "")
+
+
 def dies_at_birth(counter: Any) -> None:
     """As many workers as the file in the environment has bytes die before they have begun."""
     path = Path(os.environ["DIES_AT_BIRTH"])
