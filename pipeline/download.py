@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from pipeline import canonical, fetch, video
-from pipeline.errors import Unavailable
+from pipeline.errors import RecipeError, Unavailable
 from pipeline.params import Table
 from pipeline.records import Blob, Source, Video
 from pipeline.stage import Stage
@@ -121,6 +121,8 @@ def fetch_blob(source: Source, store: Store, params: Params, folder: Path) -> tu
         paths = matches(source.uri, folder)
         if not paths:
             raise Unavailable("not-found", f"there is no file {source.uri} (looked in {folder.name or folder})")
+        if not os.access(paths[0], os.R_OK):
+            raise Unavailable("forbidden", f"{source.uri} may not be read by who runs this build")
         return store.link(paths[0]), "file"
     if kind == "pypi":
         return fetch.from_wheel(source.uri, store, params.per_host, params.attempts), "file"
@@ -145,8 +147,13 @@ def matches(uri: str, folder: Path) -> list[Path]:
 
 
 def path_in_recipe(path: Path, folder: Path) -> str:
-    """The path as a recipe would write it: relative to the recipe where that is possible."""
-    return os.path.relpath(path, folder) if path.is_relative_to(folder) else str(path)
+    """The path as a recipe would write it: relative to the recipe where that is possible. Raises RecipeError if it is not UTF-8."""
+    written = os.path.relpath(path, folder) if path.is_relative_to(folder) else str(path)
+    try:
+        written.encode()
+    except UnicodeEncodeError as error:
+        raise RecipeError(f"the file {written!a}: its name is not UTF-8, as every address is; rename it") from error
+    return written
 
 
 def stamp(path: Path) -> list[Any]:

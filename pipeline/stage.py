@@ -7,6 +7,7 @@ back through the store, in input order, so an executor changes how fast a build 
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -114,8 +115,8 @@ class Work:
                 outputs = self._outputs(record, extra)
                 self.store.remember(task_key, outputs, origins(record))
             except Unavailable as error:
-                self.store.note_failure(task_key, error.cause, error.detail, error.tries)
-                troubles.append(Rejection(record.key, self.name, "unavailable", error.cause, error.detail))
+                self.store.note_failure(task_key, error.cause, printable(error.detail), error.tries)
+                troubles.append(Rejection(record.key, self.name, "unavailable", error.cause, printable(error.detail)))
             except LongtakeError:
                 raise
             except Exception as error:
@@ -153,7 +154,12 @@ class Work:
 
 def bad(reason: str, detail: str, tries: int = 1) -> dict[str, Any]:
     """A rejection as a memo holds it. When and how often are for people: no manifest repeats them."""
-    return {"bad": reason, "detail": detail, "at": now(), "tries": tries}
+    return {"bad": reason, "detail": printable(detail), "at": now(), "tries": tries}
+
+
+def printable(detail: str) -> str:
+    """What somebody else said, for people's screens: no control characters, which a terminal would obey, no half characters."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", detail)
 
 
 @dataclass

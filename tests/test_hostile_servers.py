@@ -260,3 +260,11 @@ def test_a_page_that_confuses_the_downloader_costs_one_source_and_not_the_build(
     manifest, _ = got(store, {"/page": page('<html><body><video src="http://[::bad"></video></body></html>')}, "/page")
     assert refusal(manifest) == ("unavailable", "unsupported")
     assert "ValueError: Invalid IPv6 URL" in manifest.rejections[0].detail
+
+
+@pytest.mark.parametrize("name", ["100%(id)s", "50% off", 'it\'s "mine" ü'])
+def test_a_video_arrives_in_a_data_folder_of_any_name(tmp_path: Path, small: Path, name: str) -> None:
+    store = Store(tmp_path / name)
+    store.prepare()
+    assert len(got(store, {"/film.mp4": content(small)})[0].records) == 1
+    assert [path.name for path in tmp_path.iterdir()] == [name]

