@@ -32,6 +32,7 @@ class Raws:
     kept_for: set[str] = field(default_factory=set)  # other datasets that had some of the raw videos before: those stay
     _shared: dict[str, set[str]] = field(default_factory=dict)
     _here: dict[str, int] = field(default_factory=dict)
+    _before: set[str] = field(default_factory=set)  # blobs that were there when the wave began
 
     def begin(self, known: Iterable[Blob], data: Path, name: str, store: Store) -> None:
         """Take stock. Raises Damaged for another dataset's manifest that cannot be read."""
@@ -40,14 +41,19 @@ class Raws:
                 if store.has(blob):
                     self._shared.setdefault(blob.sha256, set()).add(path.parent.name)
         self._count(known, store)
+        self._before = set(store.blobs())
 
     def let_go(self, videos: Manifest, clips: Manifest, part: Sequence[Source], later: Sequence[Sequence[Source]], store: Store) -> None:
-        """Verify the clips of a wave, then let its raw videos go, and wheels that no later wave opens. Raises Stopped for a bad clip."""
+        """Verify the clips of a wave, then let its raw videos go, wheels that no later wave opens, and bytes that were refused.
+
+        Raises Stopped for a bad clip.
+        """
         waiting = {bundle_of(source) for wave in later for source in wave}
         wheels = {bundle: key for bundle in map(bundle_of, part) if (key := wheel_key(bundle))}
         opened = {bundle: blob for bundle, key in wheels.items() for blob in blobs_in(store.recall(key))}
         going = {record.blob for record in videos.records if isinstance(record, Video) and store.has(record.blob)}
-        self._count([*going, *opened.values()], store)
+        refused = self._refused(videos, clips, set(opened.values()), store)
+        self._count([*going, *opened.values(), *refused], store)
         made = [record for record in clips.records if isinstance(record, Clip) and record.scene.video.blob in going]
         check(made, clips, store)
         for blob in going:
@@ -61,6 +67,17 @@ class Raws:
                 store.path(blob.sha256).unlink(missing_ok=True)
                 store.forget(wheels[bundle])
                 self._here.pop(blob.sha256, None)
+        for blob in refused:
+            store.path(blob.sha256).unlink(missing_ok=True)
+            self._here.pop(blob.sha256, None)
+        self._before = set(store.blobs())
+
+    def _refused(self, videos: Manifest, clips: Manifest, wheels: set[Blob], store: Store) -> list[Blob]:
+        """What came in with this wave and nothing names: videos that are none, or whose bytes are not those that were wanted."""
+        reels = [store.recall(reel_key(video.identity(), clips.params)) for video in videos.records if isinstance(video, Video)]
+        made = [record.blob for record in (*videos.records, *clips.records) if isinstance(record, Video | Clip)]
+        named = {blob.sha256 for blob in (*made, *wheels, *blobs_in(reels))}
+        return [Blob(sha256, size) for sha256, size in store.blobs().items() if sha256 not in self._before | named]
 
     def _count(self, blobs: Iterable[Blob], store: Store) -> None:
         for blob in blobs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 import zipfile
@@ -20,7 +21,7 @@ from pipeline.errors import Stopped
 from pipeline.executors import Inline
 from pipeline.records import Blob, Shard, Source, Video
 from pipeline.stage import Progress
-from pipeline.store import Store
+from pipeline.store import Store, blobs_in
 from tests import footage
 from tests.test_cli import longtake
 
@@ -190,6 +191,20 @@ def test_bytes_that_have_changed_meanwhile_are_refused_and_the_build_goes_on(
     looked, _ = build.looked(recipes.load(world.recipe(BIGGER)), world.data, "cpu")
     assert {failed.rejection.reason for failed in looked[3].failures} == {"checksum", "not-found"}
     assert len(world.build(until="extract")[-1].manifest.records) == 6  # what was made of the first bytes is still good
+
+
+def test_bytes_that_were_refused_do_not_stay(world: World) -> None:
+    world.server.pipe("/b.mp4", b"no video at all")
+    pinned = world.recipe().read_text().replace('"memory://c.mp4"', f'"memory://c.mp4"\nsha256 = "{"0" * 64}"')
+    world.folder.joinpath("pinned.toml").write_text(pinned)
+    refused = {hashlib.sha256(world.server.cat(f"/{key}.mp4")).hexdigest() for key in "bc"}
+    raws = raw.Raws(2)
+    steps = list(build.build(recipes.load(world.folder / "pinned.toml"), world.data, Inline(), "cpu", "extract", Progress(), None, raws))
+    assert {one.key: one.reason for one in steps[0].manifest.rejections if one.key in "bc"} == {"b": "unreadable", "c": "checksum"}
+    assert not refused & world.store.blobs().keys()
+    memos = list(sweep.read(world.store))
+    assert world.store.blobs().keys() <= {blob.sha256 for memo in memos for blob in blobs_in(memo.outputs)}
+    assert raws.all_bytes > len(world.server.cat("/c.mp4"))
 
 
 def test_a_clip_that_is_not_as_it_was_written_stops_the_build_before_its_raw_video_goes(
