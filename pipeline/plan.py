@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline import forecast
@@ -65,7 +66,7 @@ def of(loaded: Loaded, data: Path, device: str) -> Plan:
 
 def table(plan: Plan, title: str) -> Table:
     """A row per stage: done, to do, how much video that is, time."""
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    made = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
     made.add_column("stage", no_wrap=True)
     for name in ("done", "to do", "video", "time"):
         made.add_column(name, justify="right", no_wrap=True)

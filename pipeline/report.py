@@ -8,6 +8,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
@@ -56,7 +57,7 @@ def size(num_bytes: int) -> str:
 
 def funnel(steps: Sequence[Step], title: str) -> Table:
     """Per stage: in, out, rejected and why, done before, to do, bytes and hours."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("stage", no_wrap=True)
     for name in ("in", "out", "rejected"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -80,7 +81,7 @@ def rejections(found: Sequence[Failure]) -> Table:
     for one in sorted(found, key=lambda failed: (failed.rejection.stage, failed.rejection.key)):
         told = one.rejection
         when = minute(one.last) + (f" (first {minute(one.first)})" if minute(one.first) != minute(one.last) else "")
-        table.add_row(told.stage, told.key, told.reason, told.detail, when, str(one.tries))
+        table.add_row(told.stage, told.key, told.reason, escape(told.detail), when, str(one.tries))
     return table
 
 
@@ -111,8 +112,7 @@ def raws_after(raws: Raws) -> str:
 
 def swept(what: Bin, title: str, verb: str) -> Table:
     """What was deleted, or would be, by kind."""
-    title = title.replace("[", "\\[")
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("kind", no_wrap=True)
     for name in ("count", verb):
         table.add_column(name, justify="right", no_wrap=True)

@@ -12,18 +12,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tenacity
+from rich.console import Console
 from typer.testing import CliRunner
 from yt_dlp.extractor.generic import GenericIE
 from yt_dlp.utils import ExtractorError
 
-from pipeline import build, cut, download, encoders, fetch, reel, removals
+from pipeline import build, cut, download, encoders, fetch, ledger, reel, removals, report
 from pipeline import filter as filtering
 from pipeline import recipe as recipes
 from pipeline import store as store_module
 from pipeline.__main__ import app
 from pipeline.errors import CAUSES, REASONS, BadData
 from pipeline.executors import Executor, Inline, Processes
-from pipeline.records import Record, Source, Video
+from pipeline.records import Record, Rejection, Source, Video
 from pipeline.stage import Progress, Stage, run_stage
 from pipeline.store import Store
 from tests import footage
@@ -236,6 +237,16 @@ def test_what_is_remembered_as_bad_is_tried_again_if_its_class_is_named(
         for classes, number in [(None, 1), (None, 1), ({"truncated"}, 1), ({"unreadable"}, 2)]:
             built(loaded, classes)
             assert len(seen) == number
+
+
+def test_words_in_brackets_are_shown_as_they_are() -> None:
+    failed = ledger.Failure(Rejection("a", "download", "unavailable", "gone", "[generic] a: [/b] is gone"), "", "", 1)
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(report.rejections([failed]))
+        console.print(report.funnel([], "a, in [/data]"))
+    assert "[generic] a: [/b] is gone" in shown.get()
+    assert "a, in [/data]" in shown.get()
 
 
 def test_retry_refuses_a_class_that_is_none() -> None:
