@@ -128,9 +128,9 @@ def gc(
         else:
             console.print("nothing to sweep: manifests refer to all there is")
         if unfinished:
-            console.print(
-                f"kept: what builds that are not finished have done so far ({', '.join(unfinished)})", markup=False, soft_wrap=True
-            )
+            notes = ", ".join(str(data / "store" / "unfinished" / name) for name in unfinished)
+            told = f"kept: what builds that are not finished have done so far ({', '.join(unfinished)})"
+            console.print(f"{told}: finish them, or if nobody will, delete {notes} and sweep again", markup=False, soft_wrap=True)
         return 0
 
     guarded(act)

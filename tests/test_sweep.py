@@ -396,6 +396,9 @@ def test_gc_keeps_what_an_unfinished_build_has_done(world: World, monkeypatch: p
     assert unfinished == ["tiny"]
     assert swept.counts["latents"] == 0
     assert latents <= {path.name for path in world.store.memos()}
+    note = world.data / "store" / "unfinished" / "tiny"
+    assert f"(tiny): finish them, or if nobody will, delete {note} and sweep again" in longtake("gc", "--data", world.data).stdout
+    assert note.exists()
     built(bigger, world.data)
     assert sweep.gc(world.data, dry=False)[1] == []
     assert not latents <= {path.name for path in world.store.memos()}
