@@ -24,6 +24,8 @@ FRAMES   ?= 65
 OUT      ?= runs/$(DATASET).mp4
 
 PY    := .venv/bin/python
+unexport PYTHONDONTWRITEBYTECODE  # compiled once and kept, PyTorch is imported in a third of the time
+
 HOW    = --data "$(DATA)" --executor $(EXECUTOR) --workers $(WORKERS) --device $(DEVICE)
 BUILD  = $(PY) -m pipeline build "$(MANIFEST)" $(HOW) --keep-raw $(KEEP_RAW)
 TRAIN  = $(PY) -m training train --shards "$(SHARDS)" --device $(DEVICE) $(if $(STEPS),--steps $(STEPS))
