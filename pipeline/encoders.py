@@ -8,11 +8,12 @@ On a CPU everything runs on one thread, so numbers do not depend on the machine'
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -78,7 +79,7 @@ def find(
 ) -> tuple[Path, Weights]:
     """A model's folder and identity: a folder (a relative one begins at the recipe's), else a hub id.
 
-    Raises RecipeError for a folder without the files, Stopped if the hub cannot be reached or has no such model.
+    Raises RecipeError for a folder without the files, or with damaged ones, Stopped if the hub cannot be reached or has no such model.
     """
     folder = next((path for path in (beside / name, Path(name)) if path.is_dir()), None)
     found_revision = None
@@ -89,9 +90,39 @@ def find(
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
         raise RecipeError(f"the model '{name}' has no {missing[0]} (longtake reads safetensors only): looked in {folder}")
+    for file in files:
+        _check(name, folder / file)
     digest = canonical.digest([[file, canonical.file_digest(folder / file)] for file in sorted(files)])
     shown = "longtake/tiny-" + folder.name if folder.is_relative_to(TINY) else (name if found_revision else folder.name)
     return folder, Weights(shown, found_revision, digest)
+
+
+def _check(name: str, path: Path) -> None:
+    """Before hours of decoding: whether a model's file can be read at all, and leads to no other model."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if path.suffix == ".json":
+            config = json.loads(path.read_text("utf-8"))
+            towers = config.get("model_cfg", {})
+            text, pictures = towers.get("text_cfg", {}).get("hf_model_name"), towers.get("vision_cfg", {}).get("timm_model_name")
+            if text or ":" in (pictures or ""):
+                raise RecipeError(f"the model '{name}' is made of another one, '{text or pictures}', which longtake does not fetch: {path}")
+        else:
+            with safe_open(path, "np"):
+                pass
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise RecipeError(f"the model '{name}' is damaged: {path}: {error}") from error
+
+
+@contextlib.contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    """What torch, diffusers and open_clip say of a model they cannot make, and of too little memory, as one line."""
+    try:
+        yield
+    except Exception as error:
+        said = next(iter(str(error).strip().splitlines()), "")
+        raise Stopped(f"the model in {folder} cannot be loaded: {type(error).__name__}: {said}") from error
 
 
 def _from_hub(name: str, revision: str | None, subfolder: str, files: Sequence[str], offline: bool) -> Path:
@@ -164,9 +195,10 @@ def load_vae(folder: Path, precision: Precision, device: str) -> Any:
     from diffusers import AutoencoderKL
 
     place = _settle(device)
-    vae: Any = AutoencoderKL.from_pretrained(  # type: ignore[no-untyped-call]
-        folder, use_safetensors=True, torch_dtype=getattr(torch, precision), local_files_only=True
-    )
+    with _loading(folder):
+        vae: Any = AutoencoderKL.from_pretrained(  # type: ignore[no-untyped-call]
+            folder, use_safetensors=True, torch_dtype=getattr(torch, precision), local_files_only=True
+        )
     return vae.to(place, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
@@ -180,10 +212,11 @@ def load_clip(folder: Path, precision: Precision, device: str) -> Any:
     place = _settle(device)
     logging.disable(logging.WARNING)  # that it is created without weights, which follow
     try:
-        clip: Any = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+        with _loading(folder):
+            clip: Any = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+            clip.load_state_dict(load_file(folder / CLIP_FILES[1]))
     finally:
         logging.disable(logging.NOTSET)
-    clip.load_state_dict(load_file(folder / CLIP_FILES[1]))
     return clip.to(place, getattr(torch, precision)).eval().requires_grad_(False)
 
 
@@ -192,8 +225,8 @@ def vae_facts(folder: Path) -> dict[str, Any]:
     config = json.loads((folder / VAE_FILES[0]).read_text())
     return {
         "scaling_factor": config.get("scaling_factor", 0.18215),
-        "latent_channels": config["latent_channels"],
-        "factor": 2 ** (len(config["block_out_channels"]) - 1),
+        "latent_channels": config.get("latent_channels", 4),  # as diffusers takes it where it is not said
+        "factor": 2 ** (len(config.get("block_out_channels", (64,))) - 1),
     }
 
 

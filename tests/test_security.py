@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +15,8 @@ import av
 import fsspec
 import pytest
 
-from pipeline import download, fetch, recipe, video
-from pipeline.errors import BadData, RecipeError, Unavailable
+from pipeline import download, encoders, fetch, recipe, video
+from pipeline.errors import BadData, RecipeError, Stopped, Unavailable
 from pipeline.executors import Inline
 from pipeline.records import Source
 from pipeline.stage import Progress, run_stage
@@ -276,6 +278,53 @@ def test_no_module_unpickles_evaluates_unpacks_or_asks_a_shell(path: Path) -> No
 def test_tests_and_benchmarks_import_no_pickle_either() -> None:  # pipeline and training: test_architecture.py
     forbidden = re.compile(r"^\s*(import|from)\s+(pickle|cloudpickle|dill|shelve|joblib|marshal)\b", re.MULTILINE)
     assert [path.name for path in CODE if forbidden.search(path.read_text("utf-8"))] == []
+
+
+# Models from elsewhere
+
+
+def model_folder(folder: Path, tower: str = "", **other: str) -> Path:
+    """The tiny CLIP, whose config names another model where a tower is given."""
+    shutil.copytree(encoders.PRESETS["tiny"].clip, folder)
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"].setdefault(tower, {}).update(other)
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("open_clip_model.safetensors", b""),
+        ("open_clip_model.safetensors", (1 << 63).to_bytes(8, "little") + b"{}"),
+        ("open_clip_model.safetensors", b"\x80\x04cos\nsystem\n"),  # a pickle
+        ("open_clip_config.json", b"[" * 100_000),
+        ("open_clip_config.json", b"[]"),
+        ("open_clip_config.json", b"\xff"),
+    ],
+)
+def test_a_damaged_model_is_named_before_any_work(tmp_path: Path, file: str, content: bytes) -> None:
+    (model_folder(tmp_path / "model") / file).write_bytes(content)
+    with pytest.raises(RecipeError, match=rf"the model 'model' is damaged: .*/model/{file}: "):
+        encoders.find("model", None, "", encoders.CLIP_FILES, tmp_path)
+
+
+@pytest.mark.parametrize(("tower", "key", "other"), [("text_cfg", "hf_model_name", "a/b"), ("vision_cfg", "timm_model_name", "hf-hub:a/b")])
+def test_a_model_does_not_lead_to_another(tmp_path: Path, tower: str, key: str, other: str) -> None:
+    model_folder(tmp_path / "model", tower, **{key: other})
+    with pytest.raises(RecipeError, match=f"the model 'model' is made of another one, '{other}'"):
+        encoders.find("model", None, "", encoders.CLIP_FILES, tmp_path)
+
+
+def test_a_model_that_cannot_be_made_stops_the_build_in_a_line(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model", "text_cfg", layers="many")
+    with pytest.raises(Stopped, match=rf"^the model in {folder} cannot be loaded: \w+: .*$"):
+        encoders.load_clip(folder, "float32", "cpu")
+
+
+def test_a_vae_says_what_diffusers_takes_where_its_config_is_silent(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert encoders.vae_facts(tmp_path) == {"scaling_factor": 0.18215, "latent_channels": 4, "factor": 1}
 
 
 # A recipe is data
