@@ -132,12 +132,13 @@ def _body(loaded: Loaded, found: Lock, with_shards: bool) -> Iterator[str]:
 def _what(loaded: Loaded, found: Lock) -> Iterator[str]:
     frames = sum(found.clips[key].num_frames for key in found.samples)
     fps, size = Fraction(found.params("extract")["fps"]), found.params("extract")["size"]
+    cut = "; each clip is of one shot" if found.params("cut")["detector"] != "none" else "; cuts were not looked for"
     splits = _splits(found)
     held = ", ".join(f"{splits[split]} {split}" for split in ("train", "validation") if splits[split])
     yield "## What it is"
     yield ""
     yield f"- {len(found.samples)} {_of(len(found.samples), 'sample')} ({held}) in {len(found.shards)} {_of(len(found.shards), 'shard')}"
-    yield f"- {frames} frames, {float(frames / fps) / 3600:.2f} hours, {size} x {size} at {_number(fps)} fps; each clip is of one shot"
+    yield f"- {frames} frames, {float(frames / fps) / 3600:.2f} hours, {size} x {size} at {_number(fps)} fps{cut}"
     used = {found.clips[key].video for key in found.samples}
     yield f"- from {len(used)} of {len(found.videos)} {_of(len(found.videos), 'video')}"
     scores = sorted(one.round_trip_psnr_db for one in found.samples.values() if one.round_trip_psnr_db is not None)
@@ -180,7 +181,7 @@ def _funnel(found: Lock) -> Iterator[str]:
         rows.append((_code(name), int(one["in"]), int(one["out"]), sum(one["rejected"].values()), why))
     yield from _table(("stage", "in", "out", "rejected", "why"), rows)
     yield ""
-    yield "`cut` and `filter` may give several records for one; nothing else is added, and nothing is dropped without a reason."
+    yield "`download` (of lists of videos), `cut` and `filter` may give several records for one; nothing is dropped without a reason."
 
 
 def _order(stage: str) -> int:
@@ -217,8 +218,8 @@ def _made_with(loaded: Loaded, found: Lock) -> Iterator[str]:
     models = loaded.recipe.encode
     rows = [
         ("encoders", f"preset {_code(models.preset)}"),
-        ("VAE", f"sha256 {_code(encode['vae'])}" + (f", {_code(models.vae)}" if models.vae else "")),
-        ("CLIP", f"sha256 {_code(encode['clip'])}" + (f", {_code(models.clip)}" if models.clip else "")),
+        ("VAE", f"sha256 {_code(encode['vae'])}" + _model(models.vae)),
+        ("CLIP", f"sha256 {_code(encode['clip'])}" + _model(models.clip)),
         ("arithmetic", f"{_code(encode['precision'])}, {int(encode['chunk_frames'])} frames at a time"),
         ("device", ", ".join(_code(device) for device in environment["devices"]) + f" on {_code(environment['machine'])}"),
         ("versions", ", ".join(f"{_text(name)} {_code(version)}" for name, version in sorted(environment["versions"].items()))),
@@ -226,6 +227,11 @@ def _made_with(loaded: Loaded, found: Lock) -> Iterator[str]:
     yield "## Made with"
     yield ""
     yield from _table(("", ""), rows)
+
+
+def _model(name: str | None) -> str:
+    """A model the recipe names, without the folders of anybody's machine."""
+    return f", {_code(os.path.basename(name.rstrip('/')) if os.path.isabs(name) else name)}" if name else ""
 
 
 def _taken_down(loaded: Loaded) -> Iterator[str]:
@@ -245,6 +251,10 @@ def _reproduce(loaded: Loaded, found: Lock) -> Iterator[str]:
     yield ""
     yield f"Copy {_and([_code(name) for name in files])} to `manifests/` of longtake, and there:"
     yield from ("", "```", f"make reproduce DATASET={path.stem}", "```", "")
+    if local := sum(found.videos[key].uri.startswith("file:") for key in {clip.video for clip in found.clips.values()}):
+        yield f"> **{local} of the videos {'is a local file' if local == 1 else 'are local files'}:**"
+        yield "> who has no copy in the place the recipe names gets a dataset without them, and is told so."
+        yield ""
     yield f"Root digest of the shards: {_code(found.root_digest)}"
     yield ""
     yield "On the same kind of machine, with the versions above, the rebuild has this digest; elsewhere it says how near it comes."

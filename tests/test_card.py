@@ -132,6 +132,26 @@ def test_it_says_how_to_build_it_again_and_what_it_was_built_with(demo: Path) ->
     assert "No footage is in here" in text
 
 
+def test_local_files_are_a_loud_line_and_their_folders_are_not_told(demo: Path) -> None:
+    text, found = carded(demo), lock.read(demo)
+    assert "local file" not in text
+    videos = {key: replace(video, uri="file:a.mp4" if key == "world" else video.uri) for key, video in found.videos.items()}
+    loaded = recipe.load(demo)
+    models = loaded.recipe.encode.model_copy(update={"vae": "/home/somebody/my-vae/", "clip": "owner/clip"})
+    loaded = replace(loaded, recipe=loaded.recipe.model_copy(update={"encode": models}))
+    text = card.markdown(loaded, replace(found, videos=videos))
+    assert "> **1 of the videos is a local file:**" in text
+    assert ", `my-vae` |" in text
+    assert ", `owner/clip` |" in text
+
+
+def test_clips_are_called_shots_only_where_cuts_were_looked_for(demo: Path) -> None:
+    found = lock.read(demo)
+    assert "each clip is of one shot" in card.markdown(recipe.load(demo), found)
+    found.header["stages"]["cut"]["params"] = {"detector": "none"}
+    assert "cuts were not looked for" in card.markdown(recipe.load(demo), found)
+
+
 def test_sources_without_a_licence_are_a_loud_line_and_with_one_there_is_none(change: Callable[..., Path]) -> None:
     assert "> **WARNING: without a licence: 5 of 5 sources.**" in carded(change(license=[None, "  "]))
     assert "WARNING" not in carded(change(license=["MIT"]))
