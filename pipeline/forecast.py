@@ -104,7 +104,7 @@ class Forecast:
         outputs: list[Record | Rejection] = [*made.records, *made.rejections]
         if stage.name != "expand":
             line.num_done = len({found.keys[record.key] for record in known})
-            line.about = self._arriving(stage)
+            line.about = self._arriving(stage, line.num_done)
             line.waits_for = self._origin if line.about.count is None else ""
         self._stood_in, arrived, self._coming = set(), self._coming, Amount()
         outputs += self._missing(line, stage, found.missing)
@@ -167,11 +167,11 @@ class Forecast:
         elif isinstance(record, Source):
             self._coming += self._past.videos(record)
 
-    def _arriving(self, stage: Stage) -> Amount:
+    def _arriving(self, stage: Stage, num_done: int) -> Amount:
         """How much of what is coming is to be done here. Lists that nobody has read yet count as one download each."""
         if stage.name == "download":
             return Amount()
-        return self._past.shards(self._coming) if stage.name == "shard" else self._coming
+        return self._past.packed(self._coming, num_done) if stage.name == "shard" else self._coming
 
     def _through(self, stage: Stage, arrived: Amount) -> Amount:
         """What a stage makes of what was on the way to it."""

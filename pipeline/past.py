@@ -92,9 +92,14 @@ class Past:
         count = times(scenes.count, self._ratio(self._count("filter"), self._count("cut")))
         return Amount(count, times(scenes.video_s, self._ratio(self._seconds("filter"), self._seconds("cut"))))
 
-    def shards(self, samples: Amount) -> Amount:
-        """The shards they fill."""
-        return Amount(times(samples.count, self._ratio(self._count("shard"), self._count("encode"))), samples.video_s)
+    def packed(self, samples: Amount, num_done: int) -> Amount:
+        """The shards they fill, and those of `num_done` that are packed again: a new sample, anywhere in the order, moves all behind it."""
+        share = self._ratio(self._count("encode"), self._count("shard"))  # samples of a shard
+        if not samples.count or share is None:
+            return samples if samples.count == 0 else Amount(None, samples.video_s)
+        moved = num_done * samples.count / (samples.count + 1)
+        of_a_sample = self._ratio(self._seconds("encode"), self._count("encode"))
+        return Amount(samples.count / share + moved, plus(samples.video_s, times(moved * share, of_a_sample)))
 
     @property
     def video_bytes(self) -> float | None:

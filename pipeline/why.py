@@ -87,11 +87,11 @@ class Reasons:
         if not isinstance(before, Video):
             return f"{OTHER}: it gave no video before"
         if before.source.uri != source.uri:
-            return f"{OTHER}: another address"
+            return f"{OTHER}: another address; the same bytes cost nothing more"
         if before.source.identity() != source.identity():
             return f"{OTHER}: other bytes are wanted"
         if download.scheme(source.uri) == "file" and self.store.has(before.blob):
-            return f"{OTHER}: the file is not the one it was"
+            return f"{OTHER}: the file was moved, copied or edited; the same bytes cost nothing more"
         return LOST
 
     def _pack(self, stage: Stage, pack: Pack) -> str:
@@ -155,5 +155,5 @@ def _named(stage: str, name: str) -> str:
 
 
 def _short(value: object) -> str:
-    text = str(value)
+    text = str(value).removesuffix("/1")
     return f"{text[:12]}..." if len(text) > 24 else text
