@@ -60,16 +60,20 @@ def verify(
         from pipeline import recipe as recipes
         from pipeline import report
         from pipeline import verify as checks
+        from pipeline.build import opened
 
         loaded = recipes.load(recipe)
         with report.progress(console) as progress:
             checked = checks.verify(loaded, data, device, progress)
         for line in report.verified(checked):
             console.print(line, markup=False, soft_wrap=True)
-        if checked.findings and drop:
-            console.print(f"{checks.drop(checked)} damaged files removed: `build` (or `reproduce`) makes them again")
-        elif checked.findings:
+        if checks.damaged(checked) and drop:
+            with opened(data):
+                console.print(f"{checks.drop(checked)} damaged files removed: `build` (or `reproduce`) makes them again")
+        elif checks.damaged(checked):
             console.print("--drop removes what is damaged, so that the next build makes it again")
+        elif checked.findings:
+            console.print("there is nothing to drop: `plan` says what a build would make again")
         return DIFFERENT if checked.findings else IDENTICAL
 
     guarded(act)

@@ -80,7 +80,8 @@ def _lock(loaded: Loaded, checked: Checked) -> Lock | None:
     try:
         locked = lock.read(loaded.path)
     except Damaged as error:
-        checked.found("lock", lock.path_of(loaded.path).name, str(error))
+        name = lock.path_of(loaded.path).name
+        checked.found("lock", name, f"{str(error).removeprefix(f'{name}: ')}; get it where it is published, or delete it and build")
         return None
     if locked.header["recipe"] != loaded.digest:
         checked.notes.append("the recipe was edited since the lock was written: `plan` says what a build would do")
@@ -98,7 +99,7 @@ def _manifests(folder: Path, checked: Checked) -> dict[str, Manifest]:
             found[stage] = manifest.read(path, kind)
             checked.manifests += 1
         except (Damaged, AssertionError, RecipeError, ValueError) as error:
-            checked.found("manifest", path.name, str(error), path)
+            checked.found("manifest", path.name, str(error).removeprefix(f"{path.name}: "), path)
     if not found and not checked.findings:
         raise RecipeError(f"nothing is built in {folder}: build the dataset first, or reproduce it")
     for stage, next_stage in itertools.pairwise(NAMES[:-1]):
@@ -336,9 +337,14 @@ def _decode(loaded: Loaded, manifests: Mapping[str, Manifest], broken: set[Blob]
             checked.found("sample", sample.key, told)
 
 
+def damaged(checked: Checked) -> set[Path]:
+    """The files that are damaged and can be made again."""
+    return {finding.path for finding in checked.findings if finding.path is not None and finding.path.is_file()}
+
+
 def drop(checked: Checked) -> int:
-    """Remove what is damaged and can be made again; returns how many files went."""
-    paths = {finding.path for finding in checked.findings if finding.path is not None and finding.path.is_file()}
+    """Remove them; returns how many went."""
+    paths = damaged(checked)
     for path in paths:
         path.unlink()
     return len(paths)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import canonical, lock, reel, verify
+from pipeline import build, canonical, lock, reel, verify
 from pipeline import recipe as recipes
 from pipeline.errors import RecipeError
 from pipeline.manifest import Manifest, read
@@ -126,6 +126,19 @@ def test_the_command_says_so_by_its_exit_code_and_drops_what_is_damaged(built: D
     assert "a-0000.latents.npy" in done.stdout
     assert "1 damaged files removed" in done.stdout
     assert not path.exists()
+    again = longtake("verify", built.recipe, "--data", built.data, "--device", "cpu", "--drop")
+    assert again.returncode == 7
+    assert "there is nothing to drop: `plan` says" in again.stdout
+    assert not [line for line in again.stdout.splitlines() if "removed" in line]
+
+
+def test_nothing_is_dropped_while_a_build_is_at_work(built: Dataset) -> None:
+    path = flip(KINDS["latents"].path(built))
+    with build.opened(built.data):
+        done = longtake("verify", built.recipe, "--data", built.data, "--device", "cpu", "--drop")
+    assert done.returncode == 4
+    assert "another build is working" in done.stderr
+    assert path.exists()
 
 
 def test_a_deleted_file_and_a_shortened_one_are_found(built: Dataset) -> None:
