@@ -7,6 +7,7 @@ back through the store, in input order, so an executor changes how fast a build 
 
 from __future__ import annotations
 
+import errno
 import re
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -15,12 +16,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from pipeline import canonical
-from pipeline.errors import BadData, Bug, LongtakeError, Unavailable
+from pipeline.errors import BadData, Bug, LongtakeError, Stopped, Unavailable
 from pipeline.manifest import Manifest, facts, restore
 from pipeline.records import Record, Rejection, origins
 from pipeline.store import Store, now
 
 Outcome = Record | BadData
+OUTSIDE = (errno.EFBIG, errno.EROFS, errno.EACCES, errno.EMFILE, errno.ENFILE, errno.EIO)  # no bug of ours, and no property of a video
 MIN_BATCHES = 16  # so many at least are left to share out when small groups are joined
 
 
@@ -122,6 +124,8 @@ class Work:
             except Exception as error:
                 if isinstance(error, OSError) and (stopped := self.store.full(error)) is not error:
                     raise stopped from error
+                if isinstance(error, OSError) and error.errno in OUTSIDE:
+                    raise Stopped(f"{error}: stage '{self.name}' on record '{record.key}', in {self.store.root}") from error
                 raise Bug(self.name, record.key, traceback.format_exc()) from error
         return tuple(troubles)
 

@@ -34,6 +34,8 @@ def behave(source: Source, store: Store) -> Iterator[Outcome]:
             raise ZeroDivisionError("one of ours")
         case "full":
             raise OSError(28, "no space left on device")
+        case "read-only":
+            raise OSError(30, "Read-only file system", "store/tmp/1")
         case "crash":
             os.kill(os.getpid(), signal.SIGSEGV)
         case "sleep":
@@ -130,6 +132,12 @@ def test_an_exception_in_a_worker_is_a_bug_with_the_key_of_its_record(store: Sto
 def test_a_full_disk_in_a_worker_stops_the_build(store: Store, start: Start, name: str) -> None:
     with pytest.raises(Stopped, match="disk full"):
         run(sources("a1 full"), store, start(name, 1))
+
+
+@pytest.mark.parametrize("name", ["inline", "processes"])
+def test_a_disk_that_does_not_do_as_asked_stops_the_build_and_is_no_bug(store: Store, start: Start, name: str) -> None:
+    with pytest.raises(Stopped, match=rf"Read-only file system: 'store/tmp/1': stage 'behave' on record 'a1', in {store.root}"):
+        run(sources("a1 read-only"), store, start(name, 1))
 
 
 def test_a_build_that_was_stopped_goes_on_with_another_executor(store: Store, tmp_path: Path, start: Start) -> None:
