@@ -90,7 +90,8 @@ def verified(checked: Checked) -> list[str]:
     found = [f"{one.kind}: {one.name}: {one.problem}" for one in checked.findings]
     decoded = f", {len(checked.decoded)} samples decode to {min(checked.decoded):.1f} dB PSNR or better" if checked.decoded else ""
     looked_at = f"{checked.manifests} manifests, {checked.memos} memos, {checked.blobs} files ({size(checked.num_bytes)})"
-    verdict = f"{len(found)} things are not as they should be" if found else "all is as the lock says"
+    wrong = "1 thing is not as it should be" if len(found) == 1 else f"{len(found)} things are not as they should be"
+    verdict = wrong if found else "all is as the lock says"
     return [*found, *checked.notes, f"checked: {looked_at}, {checked.arrays} arrays without NaN or infinity{decoded}", verdict]
 
 
