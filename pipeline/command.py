@@ -78,6 +78,9 @@ def guarded(act: Callable[[Any], int]) -> None:
 
 
 def _plain(error: Exception) -> str:
+    """What went wrong, as text: a stranger's words in it are no markup, and nothing that a terminal would obey."""
     from rich.markup import escape
 
-    return escape(str(error))
+    from pipeline.stage import printable
+
+    return escape("\n".join(map(printable, str(error).split("\n"))))

@@ -193,3 +193,12 @@ def test_brackets_and_long_names_are_shown_as_they_are(command: str, tmp_path: P
     said = longtake(command, recipe, *(["--data", folder] if command == "rejections" else []))
     assert said.returncode == 0
     assert str(folder) in said.stdout
+
+
+def test_a_strangers_words_in_an_error_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("\x1b[2J\x1b]0;mine\x07,[red]\nfile:a.mp4,b\n")
+    (tmp_path / "mine.toml").write_text('sources = "t.csv"\n')
+    said = longtake("check", tmp_path / "mine.toml")
+    assert said.returncode == 2
+    assert "[red]" in said.stderr and "\x1b" not in said.stderr and "\x07" not in said.stderr
+    assert "\N{REPLACEMENT CHARACTER}[2J" in said.stderr

@@ -408,8 +408,11 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "another dtype": (lambda index: index["latents"].update(dtype="float32"), r"latents\.dtype: .*'float32'"),
     "another order of axes": (lambda index: index["latents"].update(axes="c f h w"), r"latents\.axes: .*'c f h w'"),
     "a factor that is none": (lambda index: index["latents"].update(scaling_factor=float("nan")), r"latents\.scaling_factor: "),
+    "a frame beyond all bounds": (lambda index: index["latents"].update(shape=[2**40] * 3), r"latents\.shape\.0: .*'1099511627776'"),
+    "a rate of 5,000 digits": (lambda index: index.update(fps="1" * 5000 + "/1"), r"fps: "),
     "a null text cut short": (lambda index: index["null_text"].update(npy_base64="k05VTVBZ"), r"null_text: sha256 "),
     "a null text that is none": (lambda index: index["null_text"].update(npy_base64="&"), r"null_text: "),
+    "a null text in Greek": (lambda index: index["null_text"].update(npy_base64="λλλλ"), r"null_text: "),
 }
 
 
@@ -422,7 +425,7 @@ def test_an_index_that_does_not_hold_is_refused_with_what_and_where(tmp_path: Pa
         open_index(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b'{"format": 1}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b'{"format": 1}', b"[" * 200_000], ids=lambda content: content[:9])
 def test_an_index_that_is_no_index_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "index.json").write_bytes(content)
     with pytest.raises(ShardError, match=r"index\.json"):
@@ -562,11 +565,12 @@ def test_an_array_that_is_not_what_it_must_be_is_refused_with_its_name(tmp_path:
     ("content", "said"),
     [
         (npy(np.array([[Bomb()]], object)), "object in C order"),
+        (npy(np.zeros((0, 3), np.float16)).replace(b"(0, 3), }" + b" " * 20, b"(4294967296, 4294967296), }  "), r"wanted \(7, 3\)"),
         (npy(np.zeros((8, 3), np.float16)), r"shape \(8, 3\), wanted \(7, 3\)"),
         (npy(np.full(TEXT, np.inf, np.float16)), "not all numbers are finite"),
         (npy(np.zeros(TEXT, np.float16)) + b"more", r"shape \(7, 3\), wanted \(7, 3\)"),
     ],
-    ids=["objects", "another shape", "an infinity", "a tail"],
+    ids=["objects", "a shape beyond all bounds", "another shape", "an infinity", "a tail"],
 )
 def test_a_text_that_is_not_what_it_must_be_is_refused_with_its_name(tmp_path: Path, content: bytes, said: str) -> None:
     index = made(tmp_path, {"one": clip(1, 9) | {"text.npy": content}})

@@ -7,11 +7,11 @@ Nothing is ever unpickled. Costs: the index in memory, about 1 kB a sample.
 from __future__ import annotations
 
 import base64
-import binascii
 import functools
 import hashlib
 import io
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -31,6 +31,7 @@ MAX_HEADER = 10 + 0xFFFF
 PIECE = 8 << 20  # bytes at a time, to verify a shard
 Array = np.ndarray[Any, Any]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Side = Annotated[int, Field(gt=0, le=1 << 16)]
 
 
 class Fields(BaseModel):
@@ -54,7 +55,7 @@ class Shard(Fields):
 
 class LatentsFields(Fields):
     scaling_factor: FiniteFloat = Field(gt=0)
-    shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    shape: tuple[Side, Side, Side]
     dtype: Literal["float16"]
     axes: Literal["f c h w"]
 
@@ -81,7 +82,7 @@ class NullTextFields(Fields):
 class IndexFields(Fields):
     name: str
     root_digest: Sha256
-    fps: str = Field(pattern=r"^[1-9]\d*/[1-9]\d*$")
+    fps: str = Field(pattern=r"^[1-9][0-9]{0,8}/[1-9][0-9]{0,8}$")
     size: PositiveInt
     latents: LatentsFields
     encoders: EncodersFields
@@ -183,7 +184,7 @@ def open_index(url: str | Path) -> Index:
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}, not {str(one['input'])[:80]!r}" for one in error.errors()[:3])
         raise ShardError(f"{where}: {wrong}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ShardError(f"{where}: cannot be parsed, {error}; build the shards again") from None
     _check_whole(fields, where)
     entries: dict[str, list[Entry]] = {}
@@ -224,7 +225,7 @@ def _check_whole(fields: IndexFields, where: str) -> None:
 
 
 def _entries(shard: Shard, frame_shape: tuple[int, int, int]) -> Iterator[Entry]:
-    frame = int(np.prod(frame_shape)) * DTYPE.itemsize
+    frame = math.prod(frame_shape) * DTYPE.itemsize
     for sample in shard.samples:
         members = {name: Member(shard.file, f"{sample.key}.{name}", *where) for name, where in sample.members.items()}
         texts = [members["text.npy"]]
@@ -237,7 +238,7 @@ def _entries(shard: Shard, frame_shape: tuple[int, int, int]) -> Iterator[Entry]
 def _null_text(fields: NullTextFields, where: str) -> Array:
     try:
         content = base64.b64decode(fields.npy_base64, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise ShardError(f"{where}: {error}") from None
     return parse(content, fields.sha256, where)
 
@@ -247,7 +248,7 @@ def parse(content: bytes | bytearray, sha256: str, where: object, shape: tuple[i
     if (found := hashlib.sha256(content).hexdigest()) != sha256:
         raise ShardError(f"{where}: sha256 {found}, {sha256} in the index: damaged or of another build; build the shards again")
     start, has = parse_header(bytes(content[:MAX_HEADER]), where)
-    if len(has) != 2 or (shape is not None and has != shape) or start + int(np.prod(has)) * DTYPE.itemsize != len(content):
+    if len(has) != 2 or (shape is not None and has != shape) or start + math.prod(has) * DTYPE.itemsize != len(content):
         raise ShardError(f"{where}: {len(content)} bytes of shape {has}, wanted {shape or 'n d'}")
     array = np.frombuffer(content, DTYPE, offset=start).reshape(has)
     if not is_finite(array):

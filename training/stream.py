@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import math
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -109,7 +110,7 @@ class Stream:
         self.bytes_read = self.bytes_used = 0
         self._files = index.files(split)
         self._by_key = {entry.key: entry for entry in index.entries[split]}
-        self._frame_bytes = int(np.prod(index.frame_shape)) * DTYPE.itemsize
+        self._frame_bytes = math.prod(index.frame_shape) * DTYPE.itemsize
         self._first_frame: dict[str, int] = {}  # of each sample whose header was seen, the byte where its numbers begin
         self._texts: dict[Member, Array] = {}
         self._orders: dict[int, Array] = {}
