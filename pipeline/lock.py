@@ -277,7 +277,8 @@ def read(recipe: Path) -> Lock:
     header, *lines = lines_of(path.name, _unpacked(path))
     about = header.get("lock")
     if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise RecipeError(f"{path} is no lock of format {FORMAT}: line 1 says {str(about)[:80]}")
+        found = about.get("format") if isinstance(about, dict) else None
+        raise RecipeError(f"{path} is no lock of format {FORMAT} but of {found!r}: take the longtake that wrote it, or `build` one anew")
     try:
         _Header.model_validate(about)
     except ValidationError as error:
@@ -299,8 +300,7 @@ def _unpacked(path: Path) -> bytes:
     import zstandard
 
     try:
-        content: bytes = zstandard.ZstdDecompressor().decompressobj().decompress(path.read_bytes())
-        return content
+        return bytes(zstandard.ZstdDecompressor().decompressobj().decompress(path.read_bytes()))
     except zstandard.ZstdError as error:
         raise Damaged(f"{path.name} is damaged: {error}") from error
 
@@ -327,10 +327,11 @@ def _first(error: ValidationError) -> str:
 def _contradictions(lock: Lock) -> Iterator[str]:
     """What no build could have written: a line lost, a line too many."""
     counts: dict[str, dict[str, Any]] = {"download": lock.videos, "extract": lock.clips, "encode": lock.samples, "shard": lock.shards}
-    for stage, table in counts.items():
-        told = lock.header["stages"][stage]["out"]
-        if told != len(table):
-            yield f"the header tells of {told} records of stage '{stage}', there are {len(table)}"
+    for stage, told in lock.header["stages"].items():
+        if stage in counts and told["out"] != len(counts[stage]):
+            yield f"the header tells of {told['out']} records of stage '{stage}', there are {len(counts[stage])}"
+        if told["in"] + told["split"] != told["out"] + sum(told["rejected"].values()):
+            yield f"the header's counts of stage '{stage}' do not add up: in + split is not out + rejected"
     for clip in lock.clips.values():
         if clip.video not in lock.videos:
             yield f"the clip '{clip.key}' is of a video '{clip.video}' that is not there"

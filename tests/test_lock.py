@@ -109,6 +109,14 @@ def test_a_line_that_stands_there_twice_is_seen(small_dataset: Dataset, tmp_path
         lock.read(tmp_path / "small.toml")
 
 
+def test_counts_that_do_not_add_up_are_seen(small_dataset: Dataset, tmp_path: Path) -> None:
+    made = lock.read(small_dataset.recipe)
+    made.header["stages"]["filter"]["out"] += 1
+    (tmp_path / "small.lock.jsonl").write_bytes(made.encode())
+    with pytest.raises(Damaged, match="counts of stage 'filter' do not add up"):
+        lock.read(tmp_path / "small.toml")
+
+
 @pytest.mark.parametrize(
     ("kind", "field", "value", "wanted"),
     [
@@ -139,7 +147,7 @@ def test_no_lock_and_another_format_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"there is no lock .*small\.lock\.jsonl: a finished build writes it"):
         lock.read(tmp_path / "small.toml")
     (tmp_path / "small.lock.jsonl").write_bytes(canonical.seal({"lock": {"format": 2}}))
-    with pytest.raises(RecipeError, match="is no lock of format 1"):
+    with pytest.raises(RecipeError, match="is no lock of format 1 but of 2: take the longtake that wrote it"):
         lock.read(tmp_path / "small.toml")
 
 
