@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from rich.table import Table
 
 from pipeline import canonical, lock, shard
 from pipeline.build import Step
+from pipeline.errors import RETRIED
 from pipeline.lock import Lock, LockedMember, LockedSample
 from pipeline.records import Clip, Record, Sample, Shard
 from pipeline.reproduce import Edit
@@ -31,6 +32,7 @@ NAMED = 8  # of each kind, on the screen
 
 Grade = Literal["identical", "equivalent", "different"]
 Verdict = Grade
+Edited = Mapping[str, Collection[str]]  # fields, by source
 
 
 def judge(locked: Lock, steps: Sequence[Step], edits: Sequence[Edit], store: Store) -> dict[str, Any]:
@@ -38,13 +40,22 @@ def judge(locked: Lock, steps: Sequence[Step], edits: Sequence[Edit], store: Sto
     made = {step.manifest.stage: step.manifest for step in steps}
     records: dict[str, dict[str, Any]] = {stage: {record.key: record for record in one.records} for stage, one in made.items()}
     lost = {one.key: one for manifest in made.values() for one in manifest.rejections}
-    edited = {edit.source for edit in edits}
+    edited: dict[str, set[str]] = {}
+    for edit in edits:
+        edited.setdefault(edit.source, set()).add(edit.field)
     report: dict[str, Any] = {
         "sources": _sources(locked, records["download"], lost),
         "edits": [canonical.plain(edit) for edit in edits],
         "clips": _clips(locked, records["extract"]),
         "samples": _samples(locked, records["encode"], records["shard"], edited, store),
         "shards": _shards(locked, records["shard"]),
+        "rejected": [
+            {"key": one.key, "stage": stage, "class": one.reason, "detail": one.detail}
+            for stage, manifest in made.items()
+            for one in manifest.rejections
+            if stage != "download"
+        ],
+        "contradictions": _contradictions(locked, records),
         "root": {"locked": locked.root_digest, "found": shard.root_digest(list(records["shard"].values()))},
         "obtainable": _obtainable(locked, records["encode"]),
         "environment": {
@@ -58,7 +69,9 @@ def judge(locked: Lock, steps: Sequence[Step], edits: Sequence[Edit], store: Sto
 def _sources(locked: Lock, found: Mapping[str, Record], lost: Mapping[str, Any]) -> dict[str, Any]:
     wanted = {clip.video for clip in locked.clips.values()}
     missing = [lost[key] for key in sorted(wanted) if key not in found]
-    told = [{"source": one.key, "class": one.reason, "detail": one.detail} for one in missing]
+    told = [  # download speaks of recipes; here it is the lock that wants these bytes
+        {"source": one.key, "class": one.reason, "detail": one.detail.replace(", the recipe wants ", ", the lock has ")} for one in missing
+    ]
     return {
         "identical": len(wanted & found.keys()),
         "changed": [one for one in told if one["class"] == "checksum"],
@@ -80,9 +93,10 @@ def _clips(locked: Lock, found: Mapping[str, Clip]) -> dict[str, Any]:
     return {**grades, "identical": len(grades["identical"])}
 
 
-def _samples(locked: Lock, found: Mapping[str, Sample], shards: Mapping[str, Shard], edited: set[str], store: Store) -> dict[str, Any]:
+def _samples(locked: Lock, found: Mapping[str, Sample], shards: Mapping[str, Shard], edited: Edited, store: Store) -> dict[str, Any]:
     json_digests = {key: members[0].sha256 for made in shards.values() for key, members in zip(made.samples, made.members, strict=True)}
     grades: dict[str, list[Any]] = {"identical": [], "equivalent": [], "edited": [], "different": [], "lost": []}
+    rescored: list[str] = []
     apart: dict[str, list[tuple[float, float]]] = {}
     psnr = []
     for key, wanted in sorted(locked.samples.items()):
@@ -91,22 +105,37 @@ def _samples(locked: Lock, found: Mapping[str, Sample], shards: Mapping[str, Sha
             grades["lost"].append(key)
             continue
         here = {"json": json_digests[key], **{name: blob.sha256 for name, blob in shard.members_of(sample)}}
-        graded: dict[str, Grade] = {
-            name: grade(member, here.get(name), store, apart.setdefault(name, [])) for name, member in wanted.members.items()
-        }
+        far: dict[str, list[tuple[float, float]]] = {name: [] for name in wanted.members}
+        graded: dict[str, Grade] = {name: grade(member, here.get(name), store, far[name]) for name, member in wanted.members.items()}
         if graded["json"] == "different" and same_but_for_scores(sample, wanted):
             graded["json"] = "equivalent"
+            rescored.append(key)
         graded |= dict.fromkeys(here.keys() - wanted.members.keys(), "different")
         worst = [name for name, one in graded.items() if one == "different"]
+        words = [name for name in worst if _follows(name, edited.get(locked.clips[key].video, ()))]
+        for name in far.keys() - set(words):  # how far apart two captions are tells nothing of the machine
+            apart.setdefault(name, []).extend(far[name])
         if wanted.round_trip_psnr_db is not None and sample.round_trip_psnr_db is not None:
             psnr.append((wanted.round_trip_psnr_db, sample.round_trip_psnr_db))
         if not worst:
             grades["identical" if set(graded.values()) == {"identical"} else "equivalent"].append(key)
-        elif locked.clips[key].video in edited and all(name == "json" or name.startswith("text") for name in worst):
+        elif worst == words:
             grades["edited"].append({"sample": key, "members": sorted(worst)})
         else:
             grades["different"].append({"sample": key, "members": sorted(worst)})
-    return {**grades, "identical": len(grades["identical"]), "apart": _apart(apart), "round_trip_psnr_db": _means(psnr)}
+    return {
+        **grades,
+        "identical": len(grades["identical"]),
+        "more": sorted(found.keys() - locked.samples.keys()),
+        "rescored": rescored,
+        "apart": _apart(apart),
+        "round_trip_psnr_db": _means(psnr),
+    }
+
+
+def _follows(member: str, fields: Collection[str]) -> bool:
+    """Whether a member differs because the recipe says otherwise than the lock in these fields of its source."""
+    return "captions" in fields if member.startswith("text") else member == "json" and not {"uri", "captions", "license"}.isdisjoint(fields)
 
 
 def grade(wanted: LockedMember, found: str | None, store: Store, apart: list[tuple[float, float]]) -> Grade:
@@ -158,13 +187,34 @@ def _obtainable(locked: Lock, found: Mapping[str, Sample]) -> dict[str, Any]:
     return {"samples": sum(key in found for key in locked.samples), "of": len(locked.samples), "share_of_frames": here / max(1, frames)}
 
 
+def _contradictions(locked: Lock, records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+    """What the lock says otherwise than the very bytes it names: no build wrote that."""
+    claims: list[tuple[str, str, str, Any, Any]] = []
+    for key, made in records["download"].items():
+        claims.append(("video", key, "num_bytes", locked.videos[key].num_bytes, made.blob.num_bytes))
+    for key, made in records["extract"].items():
+        claims += [("clip", key, name, getattr(locked.clips[key], name), getattr(made, name)) for name in ("num_frames", "crop")]
+    for key, wanted in locked.shards.items():
+        made = records["shard"].get(key)
+        if made is None or made.blob.sha256 != wanted.sha256:
+            continue
+        claims += [("shard", key, name, getattr(wanted, name), getattr(made, name)) for name in ("split", "samples")]
+        claims.append(("shard", key, "num_bytes", wanted.num_bytes, made.blob.num_bytes))
+        scored = [(one, locked.samples[one], records["encode"][one]) for one in made.samples if one in locked.samples]
+        claims += [("sample", one, "round_trip_psnr_db", a.round_trip_psnr_db, b.round_trip_psnr_db) for one, a, b in scored]
+    return [
+        {"kind": kind, "key": key, "field": name, "locked": str(there), "found": str(here)}
+        for kind, key, name, there, here in claims
+        if there != here
+    ]
+
+
 def _verdict(report: Mapping[str, Any]) -> Verdict:
-    if report["root"]["locked"] == report["root"]["found"]:
+    samples = report["samples"]
+    wrong = [*samples["different"], *report["contradictions"]]
+    if report["root"]["locked"] == report["root"]["found"] and not wrong:
         return "identical"
-    samples, sources = report["samples"], report["sources"]
-    bad = [*samples["edited"], *samples["different"], *samples["lost"], *sources["changed"], *sources["gone"], *report["shards"]["lost"]]
-    edited = [edit for edit in report["edits"] if edit["field"] != "added"]
-    return "different" if bad or edited else "equivalent"
+    return "different" if [*wrong, *samples["edited"], *samples["lost"]] else "equivalent"
 
 
 def show(console: Console, report: Mapping[str, Any], path: Path) -> None:
@@ -187,15 +237,24 @@ def show(console: Console, report: Mapping[str, Any], path: Path) -> None:
 def lines(report: Mapping[str, Any]) -> list[str]:
     """What the table leaves out, in words."""
     sources, samples, share = report["sources"], report["samples"], report["obtainable"]
-    told = [f"{sources['not_needed']} sources gave no clip and are not fetched"] if sources["not_needed"] else []
+    told = []
+    if none := sources["not_needed"]:
+        told.append("1 source gave no clip and is not fetched" if none == 1 else f"{none} sources gave no clip and are not fetched")
     told += _named("changed", [f"{one['source']}: {one['detail']}" for one in sources["changed"]])
     for cause, count in Counter(one["class"] for one in sources["gone"]).items():
         of_cause = [f"{one['source']}: {one['detail']}" for one in sources["gone"] if one["class"] == cause]
         told += _named(f"gone ({cause}, {count})", of_cause)
+    if passing := sorted(RETRIED & {one["class"] for one in sources["gone"]}):
+        told.append(f"what was {' or '.join(passing)} may come back: the same command tries it again")
     told += _named("edited", [_edit(Edit(**edit)) for edit in report["edits"]])
+    told += _named("rejected", [f"{one['key']} ({one['stage']}, {one['class']}): {one['detail']}" for one in report["rejected"]])
     told += _named("clip with other frames", report["clips"]["different"])
     for kind in ("edited", "different"):
         told += _named(f"sample {kind}", [f"{one['sample']} ({', '.join(one['members'])})" for one in samples[kind]])
+    told += _named("sample the lock does not have", samples["more"])
+    told += _named("the lock contradicts itself", [_contradiction(one) for one in report["contradictions"]])
+    if count := len(samples["rescored"]):
+        told.append(f"another PSNR of the round trip, or none, in the metadata of {count} samples that are otherwise as before")
     for name, one in samples["apart"].items():
         apart = f"mean |difference| {one['mean_abs']:.2g}, largest {one['max_abs']:.2g}"
         told.append(f"{name}: {one['arrays']} not bit-identical; of each {lock.PROBES} values compared: {apart}")
@@ -205,8 +264,10 @@ def lines(report: Mapping[str, Any]) -> list[str]:
     if share["samples"] < share["of"]:
         told.append(f"obtainable: {share['samples']} of {share['of']} samples, {share['share_of_frames']:.1%} of the frames")
     root = report["root"]
-    if root["locked"] == root["found"]:
+    if report["verdict"] == "identical":
         return [*told, f"bit-identical: root digest {root['found']}"]
+    if root["locked"] == root["found"]:
+        return [*told, f"not what the lock says, though the root digest is: {root['found']}"]
     apart = _versions(report["environment"])
     why = f"; the lock's machine had {apart}" if apart else ""
     word = "equivalent within tolerance" if report["verdict"] == "equivalent" else "not what the lock says"
@@ -218,11 +279,17 @@ def _named(what: str, names: Sequence[str]) -> list[str]:
     return [f"{what}: {name}" for name in names[:NAMED]] + more
 
 
+def _contradiction(one: Mapping[str, str]) -> str:
+    return f"{one['kind']} {one['key']}: {one['field']} is {one['locked']} in the lock; what has the digests of the lock has {one['found']}"
+
+
 def _edit(edit: Edit) -> str:
     if edit.field == "missing":
         return f"{edit.source} is in the lock and not in the recipe"
     if edit.field == "added":
         return f"{edit.source} is in the recipe and not in the lock: `build` adds it"
+    if edit.source.startswith("["):
+        return f"{edit.source} {edit.field}: the recipe says {edit.found}, the lock {edit.locked}, which is what was used"
     return f"{edit.source}: {edit.field}: the recipe says {edit.found}, the lock {edit.locked}"
 
 

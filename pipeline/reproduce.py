@@ -6,12 +6,15 @@ gone costs its own samples and nothing else. What comes out lies where a build p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from pipeline import build, canonical, download, encode, encoders, extract, lock, shard
+from pipeline import build, canonical, cut, download, encode, encoders, extract, lock, shard
+from pipeline import filter as filter_stage
 from pipeline.build import Run, Step, manifest_path, opened, runner, surveyor, written
 from pipeline.errors import Damaged, LongtakeError, RecipeError, Stopped
 from pipeline.lock import Lock, LockedVideo, public
@@ -27,7 +30,7 @@ FIELDS = ("uri", "captions", "license", "start_s", "end_s")
 class Edit:
     """Something a recipe says otherwise than the lock. `field` is "added" or "missing" for a whole source."""
 
-    source: str
+    source: str  # or a table of options, in brackets
     field: str
     locked: str = ""
     found: str = ""
@@ -42,85 +45,116 @@ def check(loaded: Loaded, lock: Lock) -> None:
         "encode": encode.facts(recipe.encode, found),
         "shard": recipe.shard.model_dump(),
     }
-    differences = []
-    for table, params in wanted.items():
-        locked = lock.header["packing"] if table == "shard" else lock.params(table)
-        here = canonical.plain(params)
-        for name in sorted(locked.keys() | here.keys()):
-            if locked.get(name) != here.get(name):
-                two = f"the recipe gives {_short(here.get(name))}, the lock has {_short(locked.get(name))}"
-                differences.append(f"  [{table}] {name}: {two}")
-    if differences:
-        told = "\n".join(differences)
+    if differences := list(_options(lock, wanted)):
+        told = "\n".join(f"  {one.source} {one.field}: the recipe gives {one.found}, the lock has {one.locked}" for one in differences)
         raise RecipeError(
             f"{loaded.path} is not the recipe the lock was made of:\n{told}\n"
             "Take the recipe (and models) published with the lock, or make a lock of your own with `build`"
         )
 
 
+def _options(lock: Lock, wanted: Mapping[str, Any]) -> Iterator[Edit]:
+    """Options, by table, that are not the lock's."""
+    for table, params in wanted.items():
+        locked = lock.header["packing"] if table == "shard" else lock.params(table)
+        here = canonical.plain(params)
+        for name in sorted(locked.keys() | here.keys()):
+            if locked.get(name) != here.get(name):
+                yield Edit(f"[{table}]", name, _short(locked.get(name)), _short(here.get(name)))
+
+
 def _short(value: object) -> str:
-    text = str(value)
+    text = "nothing" if value is None else str(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def edits(loaded: Loaded, lock: Lock) -> list[Edit]:
-    """What sources say otherwise than the lock, field by field; sources that only one of them has."""
-    made: list[Edit] = []
+    """What the recipe says otherwise than the lock: sources that only one of them has, fields, options that a rebuild does not ask for."""
+    recipe = loaded.recipe
+    unused = {
+        "download": download.stage(recipe.download, loaded.folder).params,
+        "cut": cut.stage(recipe.cut, recipe.extract).params,
+        "filter": filter_stage.stage(recipe.filter, recipe.extract.fps).params,
+    }
+    made = list(_options(lock, unused))
     used: set[str] = set()
     for video in lock.videos.values():
-        entry = entry_of(video.key, loaded.sources)
+        entry = entry_of(video.key, loaded.sources, lock.videos)
         if entry is None:
             made.append(Edit(video.key, "missing"))
             continue
         used.add(entry.key)
         here = {"uri": public(entry.uri) if entry.key == video.key else video.uri}
         here |= {name: getattr(entry, name) for name in FIELDS[1:]}
-        for name in FIELDS:
+        here["sha256"] = entry.sha256 or video.sha256
+        for name in here:
             if here[name] != getattr(video, name):
-                made.append(Edit(video.key, name, str(getattr(video, name)), str(here[name])))
-    rejected = lock.header["stages"]["download"]["rejected"]
-    if not rejected:  # else it may have been in the recipe and unavailable when the lock was made
-        made += [Edit(source.key, "added") for source in loaded.sources if source.key not in used]
+                made.append(Edit(video.key, name, _said(getattr(video, name)), _said(here[name])))
+    rejected = lock.header["stages"]["download"]["rejected"].keys()
+    if rejected <= {"removed"}:  # else it may have been in the recipe and unavailable when the lock was made
+        made += [Edit(source.key, "added") for source in loaded.sources if source.key not in {*used, *loaded.removed}]
     return made
 
 
-def entry_of(key: str, sources: Sequence[Source]) -> Source | None:
-    """The line of the recipe a video came from: itself, or the glob, playlist or channel whose key its own begins with."""
+def _said(value: object) -> str:
+    """A field's value, on one line."""
+    if isinstance(value, Fraction):
+        return f"{value} s"
+    return json.dumps(value, ensure_ascii=False) if value else "nothing"
+
+
+def entry_of(key: str, sources: Sequence[Source], videos: Collection[str] = ()) -> Source | None:
+    """The line of the recipe a video came from: itself, or the glob, playlist or channel whose key its own begins with.
+
+    What is one of the lock's `videos` itself is no list of others.
+    """
     exact = next((source for source in sources if source.key == key), None)
     if exact is not None:
         return exact
-    lists = [source for source in sources if key.startswith(f"{source.key}-")]
+    lists = [source for source in sources if key.startswith(f"{source.key}-") and source.key not in videos]
     return max(lists, key=lambda source: len(source.key), default=None)
 
 
-def source_of(video: LockedVideo, loaded: Loaded) -> Source | None:
-    """What to fetch for a locked video, and under which captions: the recipe's; None if the recipe does not name it.
+def source_of(video: LockedVideo, loaded: Loaded, videos: Collection[str] = ()) -> Source | Rejection:
+    """What to fetch for a locked video, and under which captions: the recipe's; or why it is not fetched at all.
 
     An address that only the lock knows (one video of a playlist, one file of a glob) must be of the kind the recipe's is.
     """
-    entry = entry_of(video.key, loaded.sources)
-    if entry is None or video.key in loaded.removed or entry.key in loaded.removed:
-        return None
+    entry = entry_of(video.key, loaded.sources, videos)
+    removal = loaded.removed.get(video.key) or (loaded.removed.get(entry.key) if entry else None)
+    if removal:
+        return Rejection(video.key, "download", "bad", "removed", removal.why or f"taken down on {removal.at}")
+    if entry is None:
+        return Rejection(video.key, "download", "unavailable", "not-found", "the recipe does not name it any more")
     uri = entry.uri
     if entry.key != video.key:
         uri = video.uri
         kinds = {download.scheme(entry.uri), download.scheme(uri)}
         if kinds == {"file"}:
-            files = [f"file:{download.path_in_recipe(path, loaded.folder)}" for path in download.matches(entry.uri, loaded.folder)]
-            uri = next((file for file in files if public(file) == video.uri), entry.uri)
+            paths = [path for path in download.matches(entry.uri, loaded.folder) if _named(path, loaded.folder) == video.uri]
+            if not paths:
+                detail = f"{entry.uri} does not match {uri.removeprefix('file:')} any more"
+                return Rejection(video.key, "download", "unavailable", "not-found", detail)
+            same = (path for path in paths if len(paths) > 1 and canonical.file_digest(path) == video.sha256)
+            uri = f"file:{download.path_in_recipe(next(same, paths[0]), loaded.folder)}"
         elif not kinds <= {"http", "https"}:
             raise Damaged(f"the lock's address of '{video.key}' is of another kind ({uri}) than the recipe's ({entry.uri})")
     chosen = video.fetched_as if download.scheme(uri) in ("http", "https") and video.fetched_as != "unknown" else None
     return replace(entry, key=video.key, uri=uri, sha256=video.sha256, format=chosen, start_s=video.start_s, end_s=video.end_s)
 
 
+def _named(path: Path, folder: Path) -> str:
+    """What a lock calls a file of a glob."""
+    return public(f"file:{download.path_in_recipe(path, folder)}")
+
+
 def walk(loaded: Loaded, lock: Lock, run: Run, device: str) -> Iterator[Step]:
     """Take the lock's videos that gave clips through download, extract, encode and shard."""
     recipe, folder = loaded.recipe, loaded.folder
     wanted = [video for video in lock.videos.values() if lock.clips_of(video.key)]
-    sources = {video.key: source_of(video, loaded) for video in wanted}
-    step = run(download.stage(recipe.download, folder), [source for source in sources.values() if source], False)
-    absent = tuple(_absent(key, loaded) for key, source in sources.items() if source is None)
+    sources = [source_of(video, loaded, lock.videos) for video in wanted]
+    step = run(download.stage(recipe.download, folder), [source for source in sources if isinstance(source, Source)], False)
+    absent = tuple(source for source in sources if isinstance(source, Rejection))
     made = step.manifest
     step = replace(step, manifest=replace(made, num_in=made.num_in + len(absent), rejections=made.rejections + absent))
     yield step
@@ -132,15 +166,6 @@ def walk(loaded: Loaded, lock: Lock, run: Run, device: str) -> Iterator[Step]:
     yield step
     packs = shard.pack([record for record in step.manifest.records if isinstance(record, Sample)], recipe.shard)
     yield run(shard.stage(), packs, False)
-
-
-def _absent(key: str, loaded: Loaded) -> Rejection:
-    """Why a locked video is not fetched at all."""
-    entry = entry_of(key, loaded.sources)
-    removal = loaded.removed.get(key) or (loaded.removed.get(entry.key) if entry else None)
-    if removal:
-        return Rejection(key, "download", "bad", "removed", removal.why)
-    return Rejection(key, "download", "unavailable", "not-found", "the recipe does not name it any more")
 
 
 def is_rebuilt(folder: Path) -> bool:
