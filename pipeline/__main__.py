@@ -66,7 +66,7 @@ def _build(
         with interrupts.raised(), report.progress(console) as progress:
             for step in run(loaded, data, executors.make(executor.value, workers), device, until.value, progress, classes, raws):
                 steps.append(step)
-        code = _summary(console, loaded, data, steps)
+        code = _summary(console, loaded, data, steps, classes)
         if raws:
             console.print(report.raws_after(raws), markup=False, soft_wrap=True)
         return code
@@ -74,7 +74,7 @@ def _build(
     guarded(act)
 
 
-def _summary(console: Any, loaded: Any, data: Path, steps: list[Any]) -> int:
+def _summary(console: Any, loaded: Any, data: Path, steps: list[Any], classes: frozenset[str] | None) -> int:
     from pipeline import lock, report, shard
 
     name = loaded.recipe.name
@@ -86,15 +86,19 @@ def _summary(console: Any, loaded: Any, data: Path, steps: list[Any]) -> int:
     for one in missing[:10]:
         console.print(f"unavailable: {one.key} ({one.reason}): {one.detail}", markup=False, soft_wrap=True)
     if missing:
-        console.print(f"{len(missing)} unavailable in all: the same command tries them again")
+        again = "the same command tries them again" if classes is None else "`build` tries all of them again"
+        console.print(f"{len(missing)} unavailable in all: {again}")
     if not any(step.num_run for step in steps):
-        console.print("nothing to do: everything was built before")
+        why = f"nothing had failed as {', '.join(sorted(classes))}" if classes else "everything was built before"
+        console.print(f"nothing to do: {why}")
     if steps[-1].manifest.stage == "shard":
         made = report.shards(steps)
         samples = sum(len(one.samples) for one in made)
         console.print(f"{samples} samples in {len(made)} shards, root digest {shard.root_digest(made)}", soft_wrap=True)
         if made:
-            console.print(f"lock: {lock.path_of(loaded.path)}", markup=False, soft_wrap=True)
+            stays = missing and lock.read(loaded.path).root_digest != shard.root_digest(made)
+            told = " stays as it was: it has samples that could not be had this time" if stays else ""
+            console.print(f"lock: {lock.path_of(loaded.path)}{told}", markup=False, soft_wrap=True)
     if missing:
         return 3
     return 0 if steps[-1].manifest.records else 5

@@ -22,7 +22,7 @@ import filelock
 
 from pipeline import cut, download, encode, encoders, extract, foresee, ledger, lock, rates, raw, shard
 from pipeline import filter as filter_stage
-from pipeline.errors import Stopped
+from pipeline.errors import LongtakeError, Stopped
 from pipeline.executors import Inline
 from pipeline.manifest import Manifest
 from pipeline.recipe import Loaded
@@ -189,8 +189,19 @@ def build(
             steps.append(credited(step, done))
             yield steps[-1]
         incomplete = any(one.fate == "unavailable" for step in steps for one in step.manifest.rejections)
-        if until == "shard" and steps[-1].manifest.records and not (incomplete and lock.path_of(loaded.path).is_file()):
-            lock.write(lock_of(loaded, [step.manifest for step in steps], store), loaded.path)
+        if until == "shard" and steps[-1].manifest.records:
+            made = lock_of(loaded, [step.manifest for step in steps], store)
+            if not (incomplete and _loses(made, loaded)):
+                lock.write(made, loaded.path)
+
+
+def _loses(made: lock.Lock, loaded: Loaded) -> bool:
+    """Whether the lock that is there is of this very recipe, and has samples that could not be had this time."""
+    try:
+        there = lock.read(loaded.path)
+    except LongtakeError:
+        return False
+    return there.header["recipe"] == loaded.digest and not there.samples.keys() <= made.samples.keys()
 
 
 def in_waves(loaded: Loaded, run: Run, device: str, raws: raw.Raws, data: Path, store: Store) -> list[Step]:

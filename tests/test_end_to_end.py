@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import lock
 from tests import footage
 from tests.dataset import Dataset
 from tests.test_bad_input import pipeline
@@ -238,3 +239,26 @@ def test_a_new_source_leaves_the_latents_of_all_others_alone(small_dataset: Data
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in {**memos, **blobs}.items())
     fresh = [json.loads(path.read_text())["outputs"] for path in (built.data / "store" / "memos").glob("*/*") if path not in memos]
     assert len([memo for memo in fresh if isinstance(memo, dict) and "mean" in memo]) == 1
+
+
+def test_a_build_that_cannot_have_everything_takes_no_sample_out_of_its_lock(small_dataset: Dataset, tmp_path: Path) -> None:
+    built = small_dataset.copy(tmp_path)
+    before, away = built.lock.read_bytes(), built.recipe.parent / "c.mp4"
+    content = away.read_bytes()
+
+    def build(*more: str) -> str:
+        said = longtake("build", built.recipe, "--data", built.data, "--executor", "inline", "--device", "cpu", *more)
+        assert said.returncode == (0 if away.exists() else 3)
+        return said.stdout
+
+    away.unlink()
+    assert "small.lock.jsonl stays as it was: it has samples that could not be had this time\n" in build()
+    assert built.lock.read_bytes() == before
+    said = longtake("retry", built.recipe, "--class", "rate-limited", "--data", built.data, "--executor", "inline", "--device", "cpu")
+    assert "1 unavailable in all: `build` tries all of them again\nnothing to do: nothing had failed as rate-limited\n" in said.stdout
+    built.recipe.write_text(built.recipe.read_text().replace("the film a", "another film"))
+    assert build().endswith("small.lock.jsonl\n")  # of another recipe: the old lock says nothing about it
+    assert {clip.video for clip in lock.read(built.recipe).clips.values()} == {"a", "b", "d"}
+    away.write_bytes(content)
+    build()
+    assert {clip.video for clip in lock.read(built.recipe).clips.values()} == {"a", "b", "c", "d"}
