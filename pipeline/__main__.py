@@ -78,7 +78,7 @@ def _summary(console: Any, loaded: Any, data: Path, steps: list[Any], classes: f
     from pipeline import lock, report, shard
 
     name = loaded.recipe.name
-    console.print(report.funnel(steps, f"{name}, built in {data / name}"))
+    report.show(console, f"{name}, built in {data / name}", report.funnel(steps))
     if scores := report.scores(steps):
         console.print(scores)
     rejected = [one for step in steps for one in step.manifest.rejections]
@@ -137,7 +137,7 @@ def status(recipe: RecipePath, data: Data = Path("data"), device: Device = "auto
         steps, unknown = looked(loaded, data, device)
         if unknown:
             console.print(f"later stages are not known: {unknown}", markup=False, soft_wrap=True)
-        console.print(report.funnel(steps, f"{loaded.recipe.name}, in {data / loaded.recipe.name}"))
+        report.show(console, f"{loaded.recipe.name}, in {data / loaded.recipe.name}", report.funnel(steps))
         pending = next((step for step in steps if step.num_pending), None)
         if pending:
             console.print(f"next: {pending.num_pending} to {pending.manifest.stage}; later stages show what is known so far")
@@ -153,11 +153,12 @@ def plan(recipe: RecipePath, data: Data = Path("data"), device: Device = "auto")
     def act(console: Any) -> int:
         from pipeline import plan as plans
         from pipeline import recipe as recipes
+        from pipeline import report
 
         loaded = recipes.load(recipe)
         made = plans.of(loaded, data, device)
         if not made.is_idle:
-            console.print(plans.table(made, f"{loaded.recipe.name}, in {data / loaded.recipe.name}"))
+            report.show(console, f"{loaded.recipe.name}, in {data / loaded.recipe.name}", plans.table(made))
         for line in plans.sentences(made):
             console.print(line, markup=False, soft_wrap=True)
         return 0

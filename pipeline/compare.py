@@ -69,9 +69,7 @@ def judge(locked: Lock, steps: Sequence[Step], edits: Sequence[Edit], store: Sto
 def _sources(locked: Lock, found: Mapping[str, Record], lost: Mapping[str, Any]) -> dict[str, Any]:
     wanted = {clip.video for clip in locked.clips.values()}
     missing = [lost[key] for key in sorted(wanted) if key not in found]
-    told = [  # download speaks of recipes; here it is the lock that wants these bytes
-        {"source": one.key, "class": one.reason, "detail": one.detail.replace(", the recipe wants ", ", the lock has ")} for one in missing
-    ]
+    told = [{"source": one.key, "class": one.reason, "detail": one.detail} for one in missing]
     return {
         "identical": len(wanted & found.keys()),
         "changed": [one for one in told if one["class"] == "checksum"],

@@ -110,7 +110,7 @@ def process(source: Source, store: Store, params: Params, folder: Path) -> Itera
     """Fetch and probe one video. Raises Unavailable (any cause) or BadData (see `video.probe`; too-large: `fetch.MAX_BYTES`)."""
     blob, fetched_as = fetch_blob(source, store, params, folder)
     if source.sha256 is not None and blob.sha256 != source.sha256:
-        raise Unavailable("checksum", f"{source.uri} has sha256 {blob.sha256}, the recipe wants {source.sha256}")
+        raise Unavailable("checksum", f"{source.uri} has sha256 {blob.sha256}, wanted is {source.sha256}")
     yield Video(source.key, source, blob, fetched_as, video.probe(store.path(blob.sha256)))
 
 

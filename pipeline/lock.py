@@ -26,13 +26,14 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from pipeline import canonical, reel, shard
 from pipeline.errors import Damaged, RecipeError
 from pipeline.manifest import Manifest, lines_of
-from pipeline.records import Clip, Container, Crop, Sample, Shard, Split, Video
+from pipeline.records import Clip, Container, Crop, Sample, Shard, Split, Video, public
 from pipeline.store import Store
 
 FORMAT = 1
 LIBRARIES = ("longtake", "torch", "diffusers", "open_clip_torch", "av", "decord2", "numpy")
 SUFFIX = ".lock.jsonl"
 LARGE = 20_000_000  # bytes from which on a lock is compressed
+MOST = 2 << 30  # bytes of one that is unpacked: a million samples
 PROBES = 32  # values kept of every array
 
 Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=250)]  # it becomes file names
@@ -207,12 +208,6 @@ def _video(video: Video) -> LockedVideo:
     return LockedVideo(video.key, public(source.uri), *facts, video.blob.sha256, video.blob.num_bytes, video.fetched_as, video.container)
 
 
-def public(uri: str) -> str:
-    """An address without the folders of this machine."""
-    path = uri.removeprefix("file:")
-    return f"file:{os.path.basename(path)}" if uri.startswith("file:") and os.path.isabs(path) else uri
-
-
 def _clip(clip: Clip) -> LockedClip:
     scene = clip.scene
     span = (scene.start_pts, scene.end_pts, scene.time_base)
@@ -227,8 +222,7 @@ def _sample(sample: Sample, json_digest: str, store: Store) -> LockedSample:
 def probe_places(size: int) -> NDArray[np.int64]:
     """Which values of an array of so many are kept: `PROBES` places drawn from its size alone."""
     drawn = np.frombuffer(hashlib.shake_256(f"longtake probe {size}".encode()).digest(8 * PROBES), "<u8")
-    places: NDArray[np.int64] = (drawn % max(1, size)).astype(np.int64)
-    return places
+    return (drawn % max(1, size)).astype(np.int64)
 
 
 def probe(path: Path) -> str:
@@ -299,10 +293,16 @@ def _unpacked(path: Path) -> bytes:
         return path.read_bytes()
     import zstandard
 
+    content = bytearray()
     try:
-        return bytes(zstandard.ZstdDecompressor().decompressobj().decompress(path.read_bytes()))
+        with zstandard.open(path) as packed:
+            while part := packed.read(LARGE):
+                content += part
+                if len(content) > MOST:
+                    raise Damaged(f"{path.name} unpacks to more than {MOST >> 20} MiB: that is no lock")
     except zstandard.ZstdError as error:
         raise Damaged(f"{path.name} is damaged: {error}") from error
+    return bytes(content)
 
 
 def parsed(name: str, lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, Line]]:

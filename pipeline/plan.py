@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from pipeline import forecast
@@ -64,9 +63,9 @@ def of(loaded: Loaded, data: Path, device: str) -> Plan:
     return Plan(ahead.lines, unknown, shutil.disk_usage(there).free)
 
 
-def table(plan: Plan, title: str) -> Table:
+def table(plan: Plan) -> Table:
     """A row per stage: done, to do, how much video that is, time."""
-    made = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
     made.add_column("stage", no_wrap=True)
     for name in ("done", "to do", "video", "time"):
         made.add_column(name, justify="right", no_wrap=True)

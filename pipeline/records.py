@@ -10,6 +10,7 @@ decodes nothing and one video behind two addresses is decoded once.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar, Literal
@@ -227,6 +228,12 @@ def grid_index(pts: int, time_base: Fraction, fps: Fraction) -> int:
     """The first n with n / fps at or after `pts`: ceil(pts * time_base * fps), in whole numbers."""
     rate = time_base * fps
     return -((-pts * rate.numerator) // rate.denominator)
+
+
+def public(uri: str) -> str:
+    """An address without the folders of this machine."""
+    path = uri.removeprefix("file:")
+    return f"file:{os.path.basename(path)}" if uri.startswith("file:") and os.path.isabs(path) else uri
 
 
 def source_of(record: Record) -> Source:

@@ -55,18 +55,24 @@ def size(num_bytes: int) -> str:
     return f"{value:.2f} TB"
 
 
-def funnel(steps: Sequence[Step], title: str) -> Table:
+def show(console: Console, title: str, table: Table) -> None:
+    """A table under its title, which is not wrapped to the table's width."""
+    console.print(title, markup=False, soft_wrap=True)
+    console.print(table)
+
+
+def funnel(steps: Sequence[Step]) -> Table:
     """Per stage: in, out, rejected and why, done before, to do, bytes and hours."""
-    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    reasons = [", ".join(f"{count} {reason}" for reason, count in sorted(step.manifest.reasons.items())) for step in steps]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("stage", no_wrap=True)
     for name in ("in", "out", "rejected"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("why", min_width=16, overflow="fold")
+    table.add_column("why", min_width=min(10, max(map(len, reasons), default=0)), overflow="fold")
     for name in ("cached", "pending", "size", "hours"):
         table.add_column(name, justify="right", no_wrap=True)
-    for step in steps:
+    for step, why in zip(steps, reasons, strict=True):
         made = step.manifest
-        why = ", ".join(f"{count} {reason}" for reason, count in sorted(made.reasons.items()))
         counts = (made.num_in + step.num_pending, len(made.records), len(made.rejections))
         sizes = (size(step.num_bytes) if step.num_bytes else "", f"{step.hours:.2f}")
         table.add_row(made.stage, *map(str, counts), why, str(step.num_cached), str(step.num_pending or ""), *sizes)
@@ -111,9 +117,9 @@ def raws_after(raws: Raws) -> str:
     return told + (f", but for those that {', '.join(sorted(raws.kept_for))} had before" if raws.kept_for else "")
 
 
-def swept(what: Bin, title: str, verb: str) -> Table:
+def swept(what: Bin, verb: str) -> Table:
     """What was deleted, or would be, by kind."""
-    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("kind", no_wrap=True)
     for name in ("count", verb):
         table.add_column(name, justify="right", no_wrap=True)

@@ -17,9 +17,9 @@ from pipeline import build, canonical, cut, download, encode, encoders, extract,
 from pipeline import filter as filter_stage
 from pipeline.build import Run, Step, manifest_path, opened, runner, surveyor, written
 from pipeline.errors import Damaged, LongtakeError, RecipeError, Stopped
-from pipeline.lock import Lock, LockedVideo, public
+from pipeline.lock import Lock, LockedVideo
 from pipeline.recipe import Loaded
-from pipeline.records import Rejection, Sample, Scene, Shard, Source, Video
+from pipeline.records import Rejection, Sample, Scene, Shard, Source, Video, public
 from pipeline.stage import Executor, Progress
 from pipeline.store import Store
 

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from pipeline import canonical, encoders
 from pipeline.params import Table
-from pipeline.records import Blob, Member, Pack, Sample, Shard, Split, source_of
+from pipeline.records import Blob, Member, Pack, Sample, Shard, Split, public, source_of
 from pipeline.stage import Stage
 from pipeline.store import Store, link_or_copy
 
@@ -120,7 +120,7 @@ def metadata(sample: Sample) -> dict[str, Any]:
         "fps": canonical.plain(clip.fps),
         "num_frames": clip.num_frames,
         "size": clip.size,
-        "source": {"key": source.key, "uri": source.uri, "license": source.license, "sha256": scene.video.blob.sha256},
+        "source": {"key": source.key, "uri": public(source.uri), "license": source.license, "sha256": scene.video.blob.sha256},
         "scene": {"start_pts": scene.start_pts, "end_pts": scene.end_pts, "time_base": canonical.plain(scene.time_base)},
         "crop": canonical.plain(clip.crop),
         "scores": {} if sample.round_trip_psnr_db is None else {"round_trip_psnr_db": sample.round_trip_psnr_db},

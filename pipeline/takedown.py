@@ -128,7 +128,7 @@ def find(loaded: Loaded, key: str, folder: Path, records: Mapping[str, Sequence[
     keys = {key, *told}
     if key in own:
         keys |= {name for name, (entry, _) in listed.items() if entry == key}
-        keys |= {name for name in built if (entry := reproduce.entry_of(name, loaded.sources)) and entry.key == key}
+        keys |= {name for name in built if (entry := reproduce.entry_of(name, loaded.sources, built)) and entry.key == key}
     sources = [canonical.plain(own[name].identity()) for name in keys & own.keys()]
     sources += [listed[name][1] for name in keys & listed.keys()]
     sources += [sweep.source_identity(built[name]["source"]) for name in keys & built.keys()]
@@ -205,7 +205,9 @@ def delete(loaded: Loaded, target: Target, kept: Held, memos: Sequence[Memo], st
         done.bin.drop("partial downloads", [file for file in path.rglob("*") if file.is_file()])
         shutil.rmtree(path, ignore_errors=True)
     for sha256 in sorted(found.footage & kept.users.keys()):
-        done.notes.append(f"kept: the video {sha256[:12]} and what is made of it are also used by {', '.join(sorted(kept.users[sha256]))}")
+        users = ", ".join(sorted(kept.users[sha256]))
+        told = f"kept: the video {sha256[:12]} and what is made of it are also used by {users}"
+        done.notes.append(f"{told}: `remove` it there too if all of it is to go")
 
 
 class Condemned:

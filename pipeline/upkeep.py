@@ -40,7 +40,8 @@ def reproduce(
         judged = compare.judge(locked, steps, edits, Store(data.absolute() / "store"))
         path = data / loaded.recipe.name / "reproduce.json"
         path.write_bytes(canonical.encode(judged) + b"\n")
-        console.print(report.funnel(steps, f"{loaded.recipe.name}, rebuilt in {data / loaded.recipe.name} from {lock.path_of(recipe)}"))
+        title = f"{loaded.recipe.name}, rebuilt in {data / loaded.recipe.name} from {lock.path_of(recipe)}"
+        report.show(console, title, report.funnel(steps))
         compare.show(console, judged, path)
         return {"identical": IDENTICAL, "equivalent": EQUIVALENT, "different": DIFFERENT}[judged["verdict"]]
 
@@ -99,7 +100,7 @@ def remove(
         if done.since:
             console.print(f"'{source}' was taken down on {report.minute(done.since)} UTC already", markup=False)
         if done.bin.counts:
-            console.print(report.swept(done.bin, f"{source}, taken down from {loaded.recipe.name}", "deleted"))
+            report.show(console, f"{source}, taken down from {loaded.recipe.name}", report.swept(done.bin, "deleted"))
         else:
             console.print("nothing of it was left to delete")
         if done.before or done.after:
@@ -128,7 +129,7 @@ def gc(
         with interrupts.raised():
             swept, unfinished = sweep.gc(data, dry_run)
         if swept.counts:
-            console.print(report.swept(swept, str(data), "would free" if dry_run else "freed"))
+            report.show(console, str(data), report.swept(swept, "would free" if dry_run else "freed"))
         else:
             console.print("nothing to sweep: manifests refer to all there is")
         if unfinished:

@@ -171,8 +171,8 @@ def _sample_apart(made: Sample, wanted: lock.LockedSample, store: Store, checked
 
 
 def _shard_apart(made: Shard, wanted: lock.LockedShard, locked: Lock, manifests: Mapping[str, Manifest], checked: Checked) -> list[str]:
-    if made.samples != wanted.samples:
-        return ["its samples"]
+    if (made.samples, made.split) != (wanted.samples, wanted.split):
+        return ["its samples or split"]
     samples = {record.key: record for record in _of(manifests, "encode") if isinstance(record, Sample)}
     apart = []
     for key, members in zip(made.samples, made.members, strict=True):

@@ -24,6 +24,7 @@ from pipeline import store as store_module
 from pipeline.__main__ import app
 from pipeline.errors import CAUSES, REASONS, BadData
 from pipeline.executors import Executor, Inline, Processes
+from pipeline.manifest import Manifest
 from pipeline.records import Record, Rejection, Source, Video
 from pipeline.stage import Progress, Stage, run_stage
 from pipeline.store import Store
@@ -244,9 +245,19 @@ def test_words_in_brackets_are_shown_as_they_are() -> None:
     console = Console(width=200)
     with console.capture() as shown:
         console.print(report.rejections([failed]))
-        console.print(report.funnel([], "a, in [/data]"))
+        report.show(console, "a, in [/data]", report.funnel([]))
     assert "[generic] a: [/b] is gone" in shown.get()
     assert "a, in [/data]" in shown.get()
+
+
+def test_a_funnel_of_many_records_fits_a_narrow_screen() -> None:
+    many = Manifest("download", 1, {}, 30_000, 0, (), tuple(Rejection(str(n), "download", "bad", "too-large", "") for n in range(30_000)))
+    console = Console(width=76)
+    with console.capture() as shown:
+        report.show(console, f"films, built in /{'folder/' * 20}films", report.funnel([build.Step(many, 0, 0)]))
+    title, _, header, *_ = shown.get().splitlines()
+    assert title.endswith("/folder/films")
+    assert header.split() == ["stage", "in", "out", "rejected", "why", "cached", "pending", "size", "hours"]
 
 
 def test_retry_refuses_a_class_that_is_none() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.records import Blob, Clip, Crop, Pack, Scene, grid_index, source_of
+from pipeline.records import Blob, Clip, Crop, Pack, Scene, grid_index, public, source_of
 
 TIME_BASES = st.sampled_from(
     [Fraction(1, 12800), Fraction(1, 90000), Fraction(1, 1000), Fraction(1001, 30000), Fraction(1001, 24000), Fraction(1, 25), Fraction(1)]
@@ -106,3 +106,9 @@ def test_every_record_leads_back_to_its_source(new_scene: Callable[..., Scene]) 
 def test_records_cannot_be_changed(new_scene: Callable[..., Scene]) -> None:
     with pytest.raises(FrozenInstanceError):
         new_scene(0, 400).end_pts = 3
+
+
+def test_an_absolute_local_address_keeps_its_file_name_alone() -> None:
+    assert public("file:/home/somebody/films/a b.mp4") == "file:a b.mp4"
+    assert public("file:films/a.mp4") == "file:films/a.mp4"
+    assert public("https://example.org/file:/a.mp4") == "https://example.org/file:/a.mp4"
