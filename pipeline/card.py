@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -250,7 +251,7 @@ def _reproduce(loaded: Loaded, found: Lock) -> Iterator[str]:
     yield "## Build it again"
     yield ""
     yield f"Copy {_and([_code(name) for name in files])} to `manifests/` of longtake, and there:"
-    yield from ("", "```", f"make reproduce DATASET={path.stem}", "```", "")
+    yield from ("", "```", f"make reproduce DATASET={shlex.quote(path.stem)}", "```", "")
     if local := sum(found.videos[key].uri.startswith("file:") for key in {clip.video for clip in found.clips.values()}):
         yield f"> **{local} of the videos {'is a local file' if local == 1 else 'are local files'}:**"
         yield "> who has no copy in the place the recipe names gets a dataset without them, and is told so."

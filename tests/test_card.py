@@ -126,6 +126,9 @@ def test_it_says_how_to_build_it_again_and_what_it_was_built_with(demo: Path) ->
     text, found = carded(demo), lock.read(demo)
     assert "Copy `demo.toml` and `demo.lock.jsonl` to `manifests/`" in text
     assert "\nmake reproduce DATASET=demo\n" in text
+    for path in (demo, lock.path_of(demo)):
+        path.rename(path.with_name(f"my {path.name}"))
+    assert "\nmake reproduce DATASET='my demo'\n" in carded(demo.with_name("my demo.toml"))
     assert f"`{found.root_digest}`" in text
     assert found.params("encode")["vae"] in text
     assert f"torch `{found.header['environment']['versions']['torch']}`" in text
