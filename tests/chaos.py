@@ -105,7 +105,7 @@ def struck(reference: Dataset, folder: Path, times: int, seed: int, number: int,
     return Row(
         f"{signal.Signals(number).name} to {'the build and its workers' if whole_group else 'the build'} at a random moment",
         hits,
-        f"{ends} datasets were finished on the way and one after it, all with the same root digest",
+        f"what they left was finished, {ends + 1} {'dataset' if not ends else 'datasets'} in all: the same root digest",
         lost,
     )
 
