@@ -8,7 +8,7 @@ interrupted. What was finished is kept in every case; the same command goes on.
 
 from __future__ import annotations
 
-from pipeline import interrupts  # isort: split
+from pipeline.core import interrupts  # isort: split
 
 if __name__ == "__main__":
     interrupts.leave_at_once()  # before the imports below: they take half a second
@@ -20,7 +20,19 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.command import CORES, PROCESSES, Data, Device, ExecutorName, ExecutorOption, RecipePath, StageName, Workers, app, guarded
+from pipeline.commands.command import (
+    CORES,
+    PROCESSES,
+    Data,
+    Device,
+    ExecutorName,
+    ExecutorOption,
+    RecipePath,
+    StageName,
+    Workers,
+    app,
+    guarded,
+)
 
 WAVE = 4  # sources a worker, with --keep-raw no: fewer take less disk, more keep the workers busy
 YesNo = StrEnum("YesNo", ["yes", "no"])
@@ -53,10 +65,11 @@ def _build(
     keep_raw: bool = True,
 ) -> None:
     def act(console: Any) -> int:
-        from pipeline import executors, report
-        from pipeline import recipe as recipes
-        from pipeline.build import build as run
-        from pipeline.raw import Raws
+        from pipeline.commands import report
+        from pipeline.core import executors
+        from pipeline.dataset import recipe as recipes
+        from pipeline.dataset.build import build as run
+        from pipeline.dataset.raw import Raws
 
         loaded = recipes.load(recipe)
         raws = None if keep_raw else Raws(WAVE * workers)
@@ -75,7 +88,9 @@ def _build(
 
 
 def _summary(console: Any, loaded: Any, data: Path, steps: list[Any], classes: frozenset[str] | None) -> int:
-    from pipeline import lock, report, shard
+    from pipeline.commands import report
+    from pipeline.dataset import lock
+    from pipeline.stages import shard
 
     name = loaded.recipe.name
     report.show(console, f"{name}, built in {data / name}", report.funnel(steps))
@@ -115,7 +130,7 @@ def retry(
     device: Device = "auto",
 ) -> None:
     """Build, and of what failed before try only these classes again; crashed, timed-out and other bad ones too if named."""
-    from pipeline.errors import CAUSES, REASONS
+    from pipeline.core.errors import CAUSES, REASONS
 
     allowed = sorted((REASONS | CAUSES) - {"removed"})
     for one in classes:
@@ -129,9 +144,9 @@ def status(recipe: RecipePath, data: Data = Path("data"), device: Device = "auto
     """Show the funnel: per stage what went in, came out, was rejected and why, is done, is pending."""
 
     def act(console: Any) -> int:
-        from pipeline import recipe as recipes
-        from pipeline import report
-        from pipeline.reproduce import looked
+        from pipeline.commands import report
+        from pipeline.dataset import recipe as recipes
+        from pipeline.publish.reproduce import looked
 
         loaded = recipes.load(recipe)
         steps, unknown = looked(loaded, data, device)
@@ -151,9 +166,9 @@ def plan(recipe: RecipePath, data: Data = Path("data"), device: Device = "auto")
     """Say what a build would do, why, how long it would take and how much disk, before any work."""
 
     def act(console: Any) -> int:
-        from pipeline import plan as plans
-        from pipeline import recipe as recipes
-        from pipeline import report
+        from pipeline.commands import report
+        from pipeline.dataset import recipe as recipes
+        from pipeline.plan import plan as plans
 
         loaded = recipes.load(recipe)
         made = plans.of(loaded, data, device)
@@ -171,9 +186,9 @@ def rejections(recipe: RecipePath, data: Data = Path("data"), device: Device = "
     """List every record that was dropped: at which stage, why, since when, how often it was tried."""
 
     def act(console: Any) -> int:
-        from pipeline import recipe as recipes
-        from pipeline import report
-        from pipeline.reproduce import looked
+        from pipeline.commands import report
+        from pipeline.dataset import recipe as recipes
+        from pipeline.publish.reproduce import looked
 
         loaded = recipes.load(recipe)
         steps, _ = looked(loaded, data, device)
@@ -201,8 +216,8 @@ def show(
     """Draw a contact sheet: a clip's frames, and under them its latents decoded."""
 
     def act(console: Any) -> int:
-        from pipeline import recipe as recipes
-        from pipeline.show import contact_sheet
+        from pipeline.commands.show import contact_sheet
+        from pipeline.dataset import recipe as recipes
 
         path, line = contact_sheet(recipes.load(recipe), data, key, out, frames, device)
         console.print(f"{line}\n{path}", markup=False, soft_wrap=True)
@@ -218,8 +233,8 @@ def check(recipe: RecipePath) -> None:
     def act(console: Any) -> int:
         from collections import Counter
 
-        from pipeline import recipe as recipes
-        from pipeline.download import scheme
+        from pipeline.dataset import recipe as recipes
+        from pipeline.stages.download import scheme
 
         loaded = recipes.load(recipe)
         kinds = Counter(scheme(source.uri) for source in loaded.sources)
@@ -241,7 +256,7 @@ def schema() -> None:
     """Print the JSON schema of a recipe, for editors."""
 
     def act(console: Any) -> int:
-        from pipeline import recipe as recipes
+        from pipeline.dataset import recipe as recipes
 
         sys.stdout.write(recipes.schema())
         return 0
@@ -249,7 +264,7 @@ def schema() -> None:
     guarded(act)
 
 
-from pipeline import upkeep  # noqa: E402, F401  more commands, listed after those above
+from pipeline.commands import upkeep  # noqa: E402, F401  more commands, listed after those above
 
 if __name__ == "__main__":
     try:

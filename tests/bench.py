@@ -32,13 +32,15 @@ import ffmpeg
 import imageio_ffmpeg
 import numpy as np
 
-from pipeline import build, cut, encode, encoders, extract, fetch, reel, shard, video
-from pipeline import filter as filter_stage
-from pipeline import recipe as recipes
-from pipeline.executors import Inline, Processes
-from pipeline.records import Blob, Clip, Container, Pack, Sample, Shard, Source, Video
-from pipeline.stage import Batch, Progress, run_stage
-from pipeline.store import Store
+from pipeline.core.executors import Inline, Processes
+from pipeline.core.records import Blob, Clip, Container, Pack, Sample, Shard, Source, Video
+from pipeline.core.stage import Batch, Progress, run_stage
+from pipeline.core.store import Store
+from pipeline.dataset import build
+from pipeline.dataset import recipe as recipes
+from pipeline.media import encoders, fetch, reel, video
+from pipeline.stages import cut, encode, extract, shard
+from pipeline.stages import filter as filter_stage
 from tests import bench_training
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tests.test_stream import Members, made, npy
+from tests.training.test_stream import Members, made, npy
 from training.frames import Window
 from training.ranges import Range
 from training.stream import Index, Stream

@@ -20,10 +20,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import canonical, store, verify
-from pipeline import recipe as recipes
-from pipeline.stage import Progress
-from tests.dataset import Dataset, small
+from pipeline.core import canonical, store
+from pipeline.core.stage import Progress
+from pipeline.dataset import recipe as recipes
+from pipeline.publish import verify
+from tests.making.dataset import Dataset, small
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reliability.md"

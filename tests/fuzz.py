@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests import footage
+from tests.making import footage
 
 KINDS: tuple[tuple[str, str, dict[str, Any]], ...] = (  # codec, container, how it is made
     ("h264", "mp4", {"codec": "libx264"}),

@@ -1,4 +1,4 @@
-"""Who may import whom, and how large a module may be."""
+"""Who may import whom: a rule a folder. The folders are drawn in README's tree."""
 
 import ast
 from pathlib import Path
@@ -6,144 +6,157 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PIPELINE = {path.stem: path for path in sorted((ROOT / "pipeline").glob("*.py"))}
-TRAINING = {path.stem: path for path in sorted((ROOT / "training").glob("*.py"))}
-EVERYTHING = sorted([*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "training").rglob("*.py")])
-STAGES = ("download", "cut", "filter", "extract", "encode", "shard")
-MAY_IMPORT = {  # of pipeline
+PIPELINE = sorted((ROOT / "pipeline").rglob("*.py"))
+TRAINING = sorted((ROOT / "training").rglob("*.py"))
+MAY_IMPORT = {  # a folder of pipeline: the other folders it may import
+    "core": set(),
+    "media": {"core"},
+    "stages": {"core", "media"},
+    "dataset": {"core", "media", "stages"},
+    "publish": {"core", "media", "stages", "dataset"},
+    "plan": {"core", "media", "stages", "dataset"},
+    "commands": {"core", "media", "stages", "dataset", "publish", "plan"},
+}
+FLOORS_OF_CORE = {  # a module of core: the other modules of core it may import
     "errors": set(),
     "canonical": {"errors"},
     "records": {"errors"},
     "store": {"canonical", "records", "errors"},
     "manifest": {"canonical", "records", "errors"},
     "stage": {"canonical", "records", "errors", "manifest", "store"},
-    "executors": {"errors", "stage"},
-    "ledger": {"records", "stage", "store"},
-    "removals": {"canonical", "errors"},
-    "lock": {"canonical", "errors", "manifest", "records", "reel", "shard", "store"},
 }
-OF_TRAINING_MAY_IMPORT = {
-    "errors": set(),
-    "frames": set(),
-    "presets": {"errors", "frames"},
-    "ranges": {"errors"},
-    "shards": {"errors", "ranges"},
-    "stream": {"errors", "frames", "ranges", "shards"},
-    "attention": {"errors"},
-    "flat": set(),
-    "unet": {"errors", "attention", "flat"},
-    "diffusion": {"frames", "presets"},
-    "codec": {"errors"},
-    "media": {"codec", "errors"},
-    "quality": {"frames"},
-    "checkpoint": {"errors", "presets", "unet"},
-}
+OF_PIPELINE_FOR_TRAINING = {"pipeline.media.encoders"}
 LIGHT = ("errors", "frames", "presets", "__main__")
+HEAVY = {"torch", "diffusers", "numpy", "einops", "av", "PIL", "accelerate", "transformers"}
 DECODERS = {"av", "decord"}
 TORCH = {"torch", "diffusers", "open_clip"}
 MAY_USE_DECODERS = {"video", "reel"}
-MAY_USE_TORCH = {"encoders", "encode"}
-MAX_LINES = 350
+MAY_USE_TORCH = {"encoders", "make_clip", "train_vae"}
+PICKLES = {"pickle", "cloudpickle", "dill", "shelve", "joblib"}
 
 
 def imports(path: Path) -> set[str]:
-    """Every module a file imports, at its top or inside a function: `pipeline.store`, `av.error`, ..."""
-    found: set[str] = set()
+    """Every module a file imports, at its top or inside a function: `pipeline.core.store`, ..."""
+    modules: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name} has a relative import"
-            found |= (
-                {f"{node.module}.{alias.name}" for alias in node.names} if node.module in ("pipeline", "training") else {str(node.module)}
-            )
-    return found
+            module = str(node.module)
+            is_folder = (ROOT / module.replace(".", "/")).is_dir()
+            names = {f"{module}.{alias.name}" for alias in node.names}
+            modules |= names if is_folder else {module}
+    return modules
 
 
 def roots(path: Path) -> set[str]:
+    """The top-level packages a file imports."""
     return {name.partition(".")[0] for name in imports(path)}
 
 
-def of_pipeline(path: Path) -> set[str]:
-    """The pipeline's modules a file imports."""
+def folders(path: Path) -> set[str]:
+    """The folders of pipeline a file imports from."""
     return {name.split(".")[1] for name in imports(path) if name.startswith("pipeline.")}
 
 
-def of_training(path: Path) -> set[str]:
-    return {name.split(".")[1] for name in imports(path) if name.startswith("training.")}
+def label(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def in_folder(folder: str) -> list[Path]:
+    return [path for path in PIPELINE if path.is_relative_to(ROOT / "pipeline" / folder)]
 
 
 def test_the_rules_see_imports_of_every_form(tmp_path: Path) -> None:
     path = tmp_path / "module.py"
     path.write_text(
-        "import av.error, json\nfrom pipeline import store, video as v\nfrom pipeline.cut import stage\ndef f():\n    import torch\n"
+        "import av.error, json\n"
+        "from pipeline.core import store\n"
+        "from pipeline.media import video as v\n"
+        "from pipeline.stages.cut import stage\n"
+        "def f():\n    import torch\n"
     )
-    assert imports(path) == {"av.error", "json", "pipeline.store", "pipeline.video", "pipeline.cut", "torch"}
+    ours = {"pipeline.core.store", "pipeline.media.video", "pipeline.stages.cut"}
+    assert imports(path) == {"av.error", "json", "torch", *ours}
     assert roots(path) == {"av", "json", "pipeline", "torch"}
-    assert of_pipeline(path) == {"store", "video", "cut"}
+    assert folders(path) == {"core", "media", "stages"}
 
 
-def test_pipeline_and_training_never_import_each_other() -> None:
-    assert {path.name for path in PIPELINE.values() if "training" in roots(path)} == set()
-    assert {path.name for path in (ROOT / "training").rglob("*.py") if "pipeline" in roots(path)} == set()
+def test_every_folder_has_a_rule() -> None:
+    folders = {path.name for path in (ROOT / "pipeline").iterdir() if list(path.glob("*.py"))}
+    assert folders == MAY_IMPORT.keys()
 
 
-@pytest.mark.parametrize("name", MAY_IMPORT)
-def test_the_core_imports_only_what_lies_beneath_it(name: str) -> None:
-    assert of_pipeline(PIPELINE[name]) <= MAY_IMPORT[name]
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_imports_go_one_way(folder: str) -> None:
+    wrong = {
+        label(path): folders(path) - MAY_IMPORT[folder] - {folder}
+        for path in in_folder(folder)
+        if not folders(path) <= MAY_IMPORT[folder] | {folder}
+    }
+    assert wrong == {}
 
 
-@pytest.mark.parametrize("name", OF_TRAINING_MAY_IMPORT)
-def test_what_training_is_made_of_imports_only_what_lies_beneath_it(name: str) -> None:
-    assert of_training(TRAINING[name]) <= OF_TRAINING_MAY_IMPORT[name]
+@pytest.mark.parametrize("name", FLOORS_OF_CORE)
+def test_the_core_has_floors(name: str) -> None:
+    modules = imports(ROOT / "pipeline" / "core" / f"{name}.py")
+    ours = {module.split(".")[2] for module in modules if module.startswith("pipeline.core.")}
+    assert ours <= FLOORS_OF_CORE[name]
+
+
+def test_stages_never_import_each_other() -> None:
+    importing = {label(path) for path in in_folder("stages") if "stages" in folders(path)}
+    assert importing == set()
+
+
+def test_pipeline_never_imports_training() -> None:
+    assert {label(path) for path in PIPELINE if "training" in roots(path)} == set()
+
+
+def test_training_imports_of_the_pipeline_the_encoders_alone() -> None:
+    modules = {module for path in TRAINING for module in imports(path)}
+    ours = {module for module in modules if module.startswith("pipeline")}
+    assert ours <= OF_PIPELINE_FOR_TRAINING
 
 
 @pytest.mark.parametrize("name", LIGHT)
 def test_light_modules_of_training_import_nothing_heavy_at_their_top(name: str) -> None:
-    tree = ast.parse(TRAINING[name].read_text("utf-8"))
-    top = {alias.name.split(".")[0] for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
-    top |= {str(node.module).split(".")[0] for node in tree.body if isinstance(node, ast.ImportFrom)}
-    assert top & {"torch", "diffusers", "numpy", "einops", "av", "PIL", "accelerate", "transformers"} == set()
+    tree = ast.parse((ROOT / "training" / f"{name}.py").read_text("utf-8"))
+    plain = [node for node in tree.body if isinstance(node, ast.Import)]
+    top = {alias.name.partition(".")[0] for node in plain for alias in node.names}
+    top |= {str(node.module).partition(".")[0] for node in tree.body if isinstance(node, ast.ImportFrom)}
+    assert top & HEAVY == set()
 
 
-@pytest.mark.parametrize("name", TRAINING)
-def test_nothing_of_training_reads_or_writes_pickles_through_torch(name: str) -> None:
-    calls_on_torch = {
-        node.attr
-        for node in ast.walk(ast.parse(TRAINING[name].read_text("utf-8")))
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "torch"
-    }
-    assert calls_on_torch & {"load", "save"} == set()
+@pytest.mark.parametrize("path", TRAINING, ids=label)
+def test_nothing_of_training_reads_or_writes_pickles_through_torch(path: Path) -> None:
+    attributes = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Attribute)]
+    of_torch = {node.attr for node in attributes if isinstance(node.value, ast.Name) and node.value.id == "torch"}
+    assert of_torch & {"load", "save"} == set()
 
 
-@pytest.mark.parametrize("name", [name for name in STAGES if name in PIPELINE])
-def test_stages_never_import_each_other(name: str) -> None:
-    assert of_pipeline(PIPELINE[name]) & ({*STAGES, "executors", "recipe", "build"} - {name}) == set()
+@pytest.mark.parametrize("path", [*PIPELINE, *TRAINING], ids=label)
+def test_nothing_is_pickled(path: Path) -> None:
+    assert roots(path) & PICKLES == set()
 
 
-@pytest.mark.parametrize("name", ["video", "reel", "fetch", "encoders"])
-def test_what_stages_are_made_of_imports_no_stage(name: str) -> None:
-    if name in PIPELINE:
-        assert of_pipeline(PIPELINE[name]) & {*STAGES, "stage", "executors", "recipe", "build"} == set()
+@pytest.mark.parametrize("path", PIPELINE, ids=label)
+def test_only_video_and_reel_open_videos(path: Path) -> None:
+    allowed = DECODERS if path.stem in MAY_USE_DECODERS else set()
+    assert roots(path) & DECODERS <= allowed
 
 
-@pytest.mark.parametrize("name", PIPELINE)
-def test_only_video_and_reel_open_videos(name: str) -> None:
-    allowed = DECODERS if name in MAY_USE_DECODERS else set()
-    assert roots(PIPELINE[name]) & DECODERS <= allowed
-
-
-@pytest.mark.parametrize("name", PIPELINE)
-def test_only_encoders_and_encode_touch_torch(name: str) -> None:
-    allowed = TORCH if name in MAY_USE_TORCH else set()
-    used = roots(PIPELINE[name]) & TORCH
-    if name == "video":  # decord must be imported after torch: see `read_clip`
-        used -= {"torch"}
-    assert used <= allowed
+@pytest.mark.parametrize("path", PIPELINE, ids=label)
+def test_only_encoders_touch_torch(path: Path) -> None:
+    allowed = TORCH if path.stem in MAY_USE_TORCH else set()
+    if path.stem == "video":  # decord must be imported after torch: see `read_clip`
+        allowed = {"torch"}
+    assert roots(path) & TORCH <= allowed
 
 
 def test_video_imports_torch_in_read_clip_and_nowhere_else() -> None:
-    tree = ast.parse(PIPELINE["video"].read_text("utf-8"))
+    tree = ast.parse((ROOT / "pipeline" / "media" / "video.py").read_text("utf-8"))
     reader = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "read_clip")
     everywhere, inside = (
         [node for node in ast.walk(part) if isinstance(node, ast.Import) and node.names[0].name == "torch"] for part in (tree, reader)
@@ -151,16 +164,6 @@ def test_video_imports_torch_in_read_clip_and_nowhere_else() -> None:
     assert len(everywhere) == len(inside) == 1
 
 
-@pytest.mark.parametrize("path", EVERYTHING, ids=lambda path: str(path.relative_to(ROOT)))
-def test_nothing_is_pickled(path: Path) -> None:
-    assert roots(path) & {"pickle", "cloudpickle", "dill", "shelve", "joblib"} == set()
-
-
-@pytest.mark.parametrize("path", [*PIPELINE.values(), *TRAINING.values()], ids=lambda path: f"{path.parent.name}.{path.stem}")
-def test_a_module_is_short_enough_to_read(path: Path) -> None:
-    assert len(path.read_text("utf-8").splitlines()) <= MAX_LINES
-
-
-@pytest.mark.parametrize("path", EVERYTHING, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", [*PIPELINE, *TRAINING], ids=label)
 def test_no_module_has_a_name_that_says_nothing(path: Path) -> None:
     assert path.stem not in {"utils", "util", "common", "base", "helpers", "misc"}

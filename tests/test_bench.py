@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from pipeline import cut, reel
-from pipeline.store import Store
-from tests import bench, footage
+from pipeline.core.store import Store
+from pipeline.media import reel
+from pipeline.stages import cut
+from tests import bench
 from tests.bench import Row
+from tests.making import footage
 
 SMALL = reel.Params(size=64)
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline import cut, video
+from pipeline.media import video
+from pipeline.stages import cut
 from tests import truth
 from tests.truth import Joint, Piece, Score, Transition
 

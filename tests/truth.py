@@ -23,8 +23,9 @@ from typing import Any, Literal
 import ffmpeg
 import imageio_ffmpeg
 
-from pipeline import cut, fetch, video
-from pipeline.store import Store
+from pipeline.core.store import Store
+from pipeline.media import fetch, video
+from pipeline.stages import cut
 
 Kind = Literal["hard", "fade", "dissolve"]
 KINDS: tuple[Kind, ...] = ("hard", "fade", "dissolve")

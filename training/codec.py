@@ -27,7 +27,7 @@ from training.errors import ShardError, Stopped, UsageError
 
 VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 CLIP_FILES = ("open_clip_config.json", "open_clip_model.safetensors")
-OURS = Path(__file__).parents[1] / "pipeline" / "tiny"  # a folder of weights: nothing of it is imported
+OURS = Path(__file__).parents[1] / "pipeline" / "media" / "tiny"  # a folder of weights: nothing of it is imported
 SHIPPED = {"longtake/tiny-vae": OURS / "vae", "longtake/tiny-clip": OURS / "clip"}
 Pixels = NDArray[np.uint8]
 

@@ -1,0 +1,86 @@
+"""What all commands share: the program, its options, and how an error becomes a message and an exit code."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.core import interrupts
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Raw videos in, training-ready latent shards out: download, cut, filter, extract, encode, shard.",
+    epilog="Exit codes: 0 done, 1 bug, 2 wrong recipe or command, 3 something was unavailable (run again), "
+    "4 stopped from outside (disk full, no such model), 5 nothing was kept, 6 reproduced within tolerance, "
+    "7 not what the lock says, 130 interrupted. The same command resumes.",
+)
+
+
+StageName = StrEnum("StageName", ["download", "cut", "filter", "extract", "encode", "shard"])
+
+
+ExecutorName = StrEnum("ExecutorName", ["inline", "processes", "ray"])
+
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe such as manifests/demo.toml.")]
+Data = Annotated[Path, typer.Option("--data", help="Folder for the store and the datasets.")]
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+        raise typer.BadParameter(f"got '{value}', allowed are auto, cpu, cuda, cuda:N and mps")
+    return value
+
+
+Device = Annotated[
+    str, typer.Option(callback=_device, help="Where models run: auto, cpu, cuda, cuda:1, mps. Recorded, never part of a task's key.")
+]
+
+ExecutorOption = Annotated[
+    ExecutorName, typer.Option("--executor", help="inline: this process; processes: safe from crashes and hangs; ray: a cluster.")
+]
+Workers = Annotated[int, typer.Option("--workers", min=1, help="Tasks at a time, by default one per core.")]
+PROCESSES = ExecutorName.processes
+CORES = os.cpu_count() or 1
+
+
+def guarded(act: Callable[[Any], int]) -> None:
+    """Run a command with a console; turn what went wrong into a message and an exit code."""
+    from rich.console import Console
+
+    from pipeline.core.errors import BadData, Bug, RecipeError, Stopped, Unavailable
+
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        code = act(Console(highlight=False))
+    except RecipeError as error:
+        errors.print(f"[red]recipe:[/] {_plain(error)}")
+        code = 2
+    except (Stopped, BadData, Unavailable, OSError) as error:
+        errors.print(f"[red]stopped:[/] {_plain(error)}")
+        code = 4
+    except Bug as error:
+        errors.print(f"[red]bug:[/] {_plain(error)}\nPlease report it with the lines above; the same command goes on after a fix.")
+        code = 1
+    except KeyboardInterrupt:
+        errors.print(interrupts.MESSAGE)
+        code = interrupts.CODE
+    raise typer.Exit(code)
+
+
+def _plain(error: Exception) -> str:
+    """What went wrong, as text: a stranger's words in it are no markup, and nothing that a terminal would obey."""
+    from rich.markup import escape
+
+    from pipeline.core.stage import printable
+
+    return escape("\n".join(map(printable, str(error).split("\n"))))

@@ -1,0 +1,70 @@
+"""A contact sheet: frames of a clip, and under them what the stored latents decode to."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from pipeline.core import manifest
+from pipeline.core.errors import RecipeError
+from pipeline.core.records import Clip, Sample, source_of
+from pipeline.core.store import Store
+from pipeline.dataset.recipe import Loaded
+from pipeline.media import encoders, video
+from pipeline.stages import encode
+
+TEXT, GAP = 28, 4
+
+
+def find(folder: Path, key: str) -> Sample | Clip:
+    """The sample, or else the clip, of that key. Raises RecipeError with the nearest keys."""
+    known: dict[str, None] = {}
+    for name, kind in (("5-encode.jsonl", Sample), ("4-extract.jsonl", Clip)):
+        if not (folder / name).is_file():
+            continue
+        for record in manifest.read(folder / name, kind).records:
+            if record.key == key and isinstance(record, Sample | Clip):
+                return record
+            known.setdefault(record.key)
+    near = difflib.get_close_matches(key, known, 3, cutoff=0.3) or list(known)[:3]
+    if not known:
+        raise RecipeError(f"no clips in {folder} yet: build the dataset first")
+    raise RecipeError(f"no clip is called '{key}'; near it: {', '.join(near)}")
+
+
+def contact_sheet(loaded: Loaded, data: Path, key: str, out: Path | None, count: int, device: str) -> tuple[Path, str]:
+    """Write the sheet; returns its path and a line about what it shows."""
+    store = Store(data.absolute() / "store")
+    found = find(data / loaded.recipe.name, key)
+    clip = found.clip if isinstance(found, Sample) else found
+    if not store.has(clip.blob):
+        raise RecipeError(f"the clip of '{key}' is not in the store any more: build again")
+    picks = np.linspace(0, clip.num_frames - 1, count).round().astype(int)
+    frames = video.read_clip(store.path(clip.blob.sha256))[picks]
+    rows = [frames]
+    line = f"{key}  {clip.num_frames} frames at {float(clip.fps):g} fps"
+    if isinstance(found, Sample):
+        models = encode.find_encoders(loaded.recipe.encode, loaded.folder)
+        vae = encoders.load_vae(models.vae_folder, "float32", encoders.choose_device(device))
+        stored = np.load(store.path(found.latents.sha256), allow_pickle=False)
+        decoded = encoders.decode(vae, stored[picks])
+        rows.append(decoded)
+        line += f"   above: the clip, below: its latents decoded, {encoders.psnr_db(decoded, frames):.1f} dB PSNR"
+    path = out or data / loaded.recipe.name / "show" / f"{key}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    caption = next(iter(source_of(clip).captions), "")
+    _draw(rows, f"{line}   {caption}").save(path, optimize=True)
+    return path, line
+
+
+def _draw(rows: list[np.ndarray], line: str) -> Image.Image:
+    count, height, width = rows[0].shape[:3]
+    sheet = Image.new("RGB", (count * (width + GAP) + GAP, TEXT + len(rows) * (height + GAP)), "white")
+    ImageDraw.Draw(sheet).text((GAP, 6), line, fill="black", font_size=16)
+    for r, row in enumerate(rows):
+        for c, picture in enumerate(row):
+            sheet.paste(Image.fromarray(picture), (GAP + c * (width + GAP), TEXT + r * (height + GAP)))
+    return sheet

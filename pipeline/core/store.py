@@ -1,0 +1,243 @@
+"""The content-addressed store: blobs by digest, memos by task key. A crash leaves only whole things.
+
+    blobs/ab/abcd...     bytes, named by their sha256
+    memos/12/1234...     what a task gave: records without their parents, or rejections; and what it was done to
+    failures/56/5678...  why a task could not be done, since when and how often it was tried; gone once it is
+    released/abcd...     blobs let go on purpose (raw videos, `--keep-raw no`): memos that name them still count
+    unfinished/NAME      builds that have begun and not ended: what they remembered since then is not swept
+    partial/TASK/        downloads under way, resumed by the next run
+    tmp/                 files being written; emptied when a build starts
+
+Everything is written beside its place and renamed into it, blobs (to disk, not only to the cache) before
+the memo that names them, so a power cut leaves nothing half there that counts as whole.
+A memo whose blobs are missing or have another size counts as not there, so a deleted blob is rebuilt; so
+does one of which a byte has changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.core import canonical
+from pipeline.core.errors import Stopped
+from pipeline.core.records import Blob
+
+
+@dataclass(frozen=True)
+class Memo:
+    """What a task gave, and what it was done to: its task, or the identities of its sources or videos."""
+
+    key: str
+    outputs: Any
+    of: Any
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of blobs and memos, shared by every dataset under one data folder."""
+
+    root: Path
+
+    def prepare(self) -> None:
+        """Make the folders and throw away what a killed build left half written."""
+        shutil.rmtree(self.root / "tmp", ignore_errors=True)
+        for name in ("blobs", "memos", "partial", "tmp"):
+            (self.root / name).mkdir(parents=True, exist_ok=True)
+
+    @contextlib.contextmanager
+    def scratch(self, suffix: str = "") -> Iterator[Path]:
+        """A path to write to; what is not `adopt`ed by the end of the block is removed."""
+        path = self.root / "tmp" / f"{os.getpid()}-{uuid.uuid4().hex}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield path
+        except OSError as error:
+            raise self.full(error) from error
+        finally:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+    def full(self, error: OSError) -> Exception:
+        """A full disk as an error that says so; any other error as it is."""
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return error
+        free = shutil.disk_usage(self.root).free
+        return Stopped(f"disk full: {self.root} has {free / 1e6:.0f} MB left; free some space and run the same command")
+
+    def partial(self, task_key: str) -> Path:
+        """A folder that survives a crash, for a download that can go on where it stopped."""
+        path = self.root / "partial" / task_key
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def path(self, sha256: str) -> Path:
+        return self.root / "blobs" / sha256[:2] / sha256
+
+    def has(self, blob: Blob) -> bool:
+        try:
+            return self.path(blob.sha256).stat().st_size == blob.num_bytes
+        except FileNotFoundError:
+            return False
+
+    def adopt(self, path: Path) -> Blob:
+        """Move a finished file in."""
+        return self.settle(path, Blob(canonical.file_digest(path), path.stat().st_size))
+
+    def put(self, content: bytes) -> Blob:
+        """Store bytes."""
+        blob = Blob(hashlib.sha256(content).hexdigest(), len(content))
+        if not self.has(blob):
+            with self.scratch() as path:
+                path.write_bytes(content)
+                self.settle(path, blob)
+        return blob
+
+    def link(self, path: Path) -> Blob:
+        """Take in a file that is somebody else's: a hard link where possible, else a copy."""
+        blob = Blob(canonical.file_digest(path), path.stat().st_size)
+        if not self.has(blob):
+            with self.scratch() as copy:
+                link_or_copy(path, copy)
+                self.settle(copy, blob)
+        return blob
+
+    def settle(self, path: Path, blob: Blob) -> Blob:
+        """Move a finished file in whose digest is known, on disk before any memo can name it."""
+        target = self.path(blob.sha256)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(path, target)
+        return blob
+
+    def memo_path(self, task_key: str) -> Path:
+        return self.root / "memos" / task_key[:2] / task_key
+
+    def recall(self, task_key: str) -> Any:
+        """What `remember` stored, or None if it is not there or a blob it names is gone."""
+        memo = self.memo(task_key)
+        if memo is None or not all(self.has(blob) or self.released(blob) for blob in blobs_in(memo.outputs)):
+            return None
+        return memo.outputs
+
+    def memo(self, task_key: str) -> Memo | None:
+        """What is written of a task, be its blobs there or not; None if it cannot be read."""
+        try:
+            found = canonical.unseal(self.memo_path(task_key).read_bytes())
+            return Memo(task_key, found["outputs"], found.get("of"))
+        except (FileNotFoundError, ValueError, KeyError):
+            return None
+
+    def remembers(self, task_key: str) -> bool:
+        """Whether there is a memo at all, be its blobs there or not."""
+        return self.memo_path(task_key).is_file()
+
+    def remember(self, task_key: str, outputs: object, of: object = None) -> None:
+        """Store the outputs of a task; its blobs must be in already. `of` is what it was done to, by which `remove` finds it."""
+        self._write(self.memo_path(task_key), {"outputs": outputs, "of": of})
+        self._failure(task_key).unlink(missing_ok=True)
+
+    def forget(self, task_key: str) -> None:
+        """Drop what is remembered of a task, so that the next run does it again."""
+        self.memo_path(task_key).unlink(missing_ok=True)
+        self._failure(task_key).unlink(missing_ok=True)
+
+    def _write(self, target: Path, value: dict[str, object]) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with self.scratch() as path:
+            path.write_bytes(canonical.seal(value))
+            os.replace(path, target)
+
+    def _failure(self, task_key: str) -> Path:
+        return self.root / "failures" / task_key[:2] / task_key
+
+    def failure(self, task_key: str) -> dict[str, Any] | None:
+        """Why a task could not be done: `cause`, `detail`, `first`, `last` (UTC), `tries`; None if it could, or was never tried."""
+        try:
+            return canonical.unseal(self._failure(task_key).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def note_failure(self, task_key: str, cause: str, detail: str, tries: int) -> None:
+        """Add to the tries of a task the world would not let happen. It is no memo: the next run tries again."""
+        before = self.failure(task_key) or {"first": now(), "tries": 0}
+        noted = {"cause": cause, "detail": detail, "first": before["first"], "last": now(), "tries": before["tries"] + tries}
+        self._write(self._failure(task_key), noted)
+
+    def released(self, blob: Blob) -> bool:
+        return (self.root / "released" / blob.sha256).exists()
+
+    def release(self, blob: Blob) -> None:
+        """Let a blob go on purpose: what was made of it stays remembered."""
+        marker = self.root / "released" / blob.sha256
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+        self.path(blob.sha256).unlink(missing_ok=True)
+
+    def reclaim(self, blob: Blob) -> None:
+        """Take back `release`: what names the blob counts as not there until it is there again."""
+        (self.root / "released" / blob.sha256).unlink(missing_ok=True)
+
+    def once(self, task: object, make: Callable[[], object]) -> Any:
+        """The remembered result of `task` as plain JSON, or what `make` returns, remembered."""
+        task_key = canonical.digest(task)
+        found = self.recall(task_key)
+        if found is None:
+            found = canonical.plain(make())
+            self.remember(task_key, found, task)
+        return found
+
+    def memos(self) -> Iterator[Path]:
+        """The file of every memo, named by its task key."""
+        yield from sorted((self.root / "memos").glob("*/*"))
+
+    def blobs(self) -> dict[str, int]:
+        """Every blob that is there, by digest, with the bytes it takes."""
+        return {path.name: path.stat().st_size for path in sorted((self.root / "blobs").glob("*/*"))}
+
+    @contextlib.contextmanager
+    def unfinished(self, name: str) -> Iterator[None]:
+        """Note that a build of that name has begun; the note goes when it ends, and stays if it is broken off."""
+        note = self.root / "unfinished" / name
+        note.parent.mkdir(parents=True, exist_ok=True)
+        if not note.exists():  # its time is that of the first attempt
+            note.touch()
+        yield
+        note.unlink(missing_ok=True)
+
+
+def now() -> str:
+    """The time, as UTC to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def link_or_copy(path: Path, target: Path) -> None:
+    """Give `path` a second name; a copy where the file system cannot."""
+    try:
+        os.link(os.path.realpath(path), target)  # of a link, what it leads to: a store holds files
+    except OSError:
+        shutil.copyfile(path, target)
+
+
+def blobs_in(value: object) -> Iterator[Blob]:
+    """Every `{"sha256", "num_bytes"}` object in plain JSON that stands for a blob."""
+    if isinstance(value, dict):
+        if value.keys() == {"sha256", "num_bytes"}:
+            yield Blob(value["sha256"], value["num_bytes"])
+        for item in value.values():
+            yield from blobs_in(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from blobs_in(item)

@@ -1,0 +1,1 @@
+"""The world: bytes, codecs, models. Imports core alone."""

@@ -1,0 +1,212 @@
+"""The reel: one video's low-fps, centre-cropped, square copy, from which clips are cut without loss.
+
+A video is decoded once: while `cut` looks for scenes, the frames that fall on the grid n / fps of the
+video's own clock are cropped, scaled and encoded. Every frame of a reel is a key frame, so a clip is a
+range of its packets: no second decode, no second loss, and other scenes of the same video cost nothing.
+The price is one reel per video kept beside the clips (20 to 80 kB a frame at 512 x 512, see docs/decisions.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+from av.error import FFmpegError
+from av.video.frame import VideoFrame
+from pydantic import Field
+
+from pipeline.core.errors import BadData
+from pipeline.core.params import Exact, Table
+from pipeline.core.records import Container, Crop, Video, grid_index
+from pipeline.core.store import Store
+from pipeline.media import video
+
+VERSION = 1
+QUARTER_TURNS = {90: (("transpose", "clock"),), 180: (("hflip", ""), ("vflip", "")), 270: (("transpose", "cclock"),)}
+WIDE = ("smpte2084", "arib-std-b67")  # PQ and HLG
+
+
+class Params(Table):
+    """`[extract]`: which frames of a video are kept, and how."""
+
+    fps: Exact = Field(default=Fraction(10), gt=0, le=240, description="Frames per second of the clips, by time stamps.")
+    size: int = Field(default=512, ge=64, le=4096, multiple_of=8, description="Side of the square clip, in pixels.")
+    crf: float = Field(default=14, ge=0, le=40, description="x264 quality of the stored clips; lower is better and larger.")
+
+
+def ffmpeg_version() -> str:
+    """Of the libraries that decode, scale and encode here."""
+    return str(av.ffmpeg_version_info)
+
+
+def crop_of(facts: Container) -> Crop:
+    """The centre square as displayed, in coded pixels, on even positions (chroma is half size)."""
+    aspect = facts.pixel_aspect
+    side = min(facts.width * aspect, Fraction(facts.height))
+    width = min(facts.width, max(2, int(side / aspect) // 2 * 2))
+    height = min(facts.height, max(2, int(side) // 2 * 2))
+    return Crop((facts.width - width) // 4 * 2, (facts.height - height) // 4 * 2, width, height)
+
+
+def to_bt709(facts: Container) -> str:
+    """Arguments of `scale` that bring any video to 8-bit BT.709, limited range.
+
+    Untagged video is BT.709 from 720 lines up and BT.601 below. HDR (PQ, HLG) and BT.2020 colours are
+    mapped colorimetrically, SDR reference white kept (BT.2408: 203 cd/m2); brighter is clipped.
+    """
+    matrix = facts.color_matrix
+    if matrix == video.UNKNOWN:
+        matrix = "bt709" if facts.height >= 720 else "smpte170m"
+    source = [f"in_range={'tv' if facts.color_range == video.UNKNOWN else facts.color_range}"]
+    if not facts.pix_fmt.startswith(("gbr", "rgb", "bgr", "pal8")):
+        source.append(f"in_color_matrix={matrix}")
+    else:
+        source = []
+    if facts.color_transfer in WIDE or facts.color_primaries == "bt2020":
+        transfer = facts.color_transfer if facts.color_transfer in WIDE else "bt709"
+        source += [
+            f"in_transfer={transfer}",
+            "in_primaries=bt2020",
+            "out_transfer=bt709",
+            "out_primaries=bt709",
+            "intent=relative_colorimetric",
+        ]
+    return ":".join([*source, "out_color_matrix=bt709", "out_range=tv"])
+
+
+class Writer:
+    """Encodes the frames it is given as they come: `add` for each decoded frame, `close` at the end."""
+
+    def __init__(self, path: Path, facts: Container, params: Params) -> None:
+        self.crop = crop_of(facts)
+        self.first_index: int | None = None
+        self.num_frames = 0
+        self._facts, self._params = facts, params
+        self._small = video.Conversion(facts, *self._filters())
+        self._shape = (facts.width, facts.height)
+        self._container: Any = av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"})
+        options = {"preset": "ultrafast", "crf": str(params.crf), "g": "1", "bf": "0", "threads": "1"}
+        self._stream: Any = self._container.add_stream("libx264", rate=params.fps, options=options)
+        self._stream.width = self._stream.height = params.size
+        self._stream.pix_fmt = "yuv420p"
+        context = self._stream.codec_context
+        context.thread_count = 1
+        context.flags |= av.codec.context.Flags.bitexact
+        context.color_primaries = context.color_trc = context.colorspace = context.color_range = 1
+
+    def add(self, frame: VideoFrame, pts: int, end_pts: int) -> None:
+        """Keep the frame once for every grid point from `pts` up to `end_pts`."""
+        start, end = (grid_index(at, self._facts.time_base, self._params.fps) for at in (pts, end_pts))
+        if self.first_index is None:
+            self.first_index = start
+        if start == end:
+            return
+        small = self._fit(frame)
+        for _ in range(end - start):
+            small.pts, small.time_base = self.num_frames, 1 / self._params.fps
+            self._write(self._stream.encode(small))
+            self.num_frames += 1
+
+    def close(self) -> None:
+        try:
+            if self.num_frames:
+                self._write(self._stream.encode(None))
+            self._container.close()
+        except FFmpegError as error:
+            raise OSError(error.errno, error.strerror) from error
+
+    def _write(self, packets: list[Any]) -> None:
+        try:
+            self._container.mux(packets)
+        except FFmpegError as error:
+            raise OSError(error.errno, error.strerror) from error
+
+    def _fit(self, frame: VideoFrame) -> VideoFrame:
+        if (frame.width, frame.height) != self._shape:
+            raise BadData("decode-error", f"the picture changes from {self._shape} to {(frame.width, frame.height)} pixels")
+        small = self._small.of(frame)
+        small.pict_type = av.video.frame.PictureType.NONE
+        return small
+
+    def _filters(self) -> list[tuple[str, str]]:
+        crop, size = self.crop, self._params.size
+        return [
+            ("crop", f"{crop.width}:{crop.height}:{crop.x}:{crop.y}:exact=1"),
+            ("scale", f"{size}:{size}:flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact:{to_bt709(self._facts)}"),
+            ("format", "yuv420p"),
+            *((("hflip", ""),) if self._facts.mirrored else ()),
+            *QUARTER_TURNS.get(self._facts.rotation, ()),
+            ("setsar", "1"),
+        ]
+
+
+def task(record: Video, params: Params) -> object:
+    """What a reel's bytes depend on."""
+    return ["reel", VERSION, record.identity(), params.model_dump()]
+
+
+def finish(writer: Writer, path: Path, store: Store) -> dict[str, Any]:
+    """Close the writer and store its file; what `of` returns. Raises BadData('too-few-frames') if nothing was written."""
+    writer.close()
+    if not writer.num_frames:
+        raise BadData("too-few-frames", "no frame lies on the grid of the target frame rate")
+    blob = store.adopt(path)
+    return {"reel": blob, "first_index": writer.first_index or 0, "num_frames": writer.num_frames, "crop": writer.crop}
+
+
+def of(record: Video, params: Params, store: Store) -> dict[str, Any]:
+    """The video's reel: `reel` blob, `first_index` on the grid, `num_frames`, `crop`. Decodes if there is none."""
+
+    def decode() -> object:
+        with store.scratch(".mp4") as path:
+            writer = Writer(path, record.container, params)
+            span = (record.source.start_s, record.source.end_s)
+            for frame, pts, end_pts in video.frames(store.path(record.blob.sha256), record.container, *span):
+                writer.add(frame, pts, end_pts)
+            return finish(writer, path, store)
+
+    found: dict[str, Any] = store.once(task(record, params), decode)
+    return found
+
+
+def cut_clip(reel: Path, start: int, count: int, out: Path) -> tuple[int, str]:
+    """Copy `count` frames from frame `start` on into a new file; returns how many there were, and a digest of their pictures.
+
+    The digest is over the coded slices alone (H.264 decodes to the bit), so it outlives another muxer or x264's signature.
+    """
+    copied, pictures = 0, hashlib.sha256()
+    with (
+        av.open(str(reel), options=video.OPTIONS) as source,
+        av.open(str(out), "w", format="mp4", options={"fflags": "+bitexact"}) as target,
+    ):
+        stream: Any = source.streams.video[0]
+        copy: Any = target.add_stream_from_template(stream)
+        step = math.floor(1 / (stream.average_rate * stream.time_base))
+        source.seek(start * step, stream=stream, backward=True)
+        for packet in source.demux(stream):
+            if not packet.size or packet.pts is None or packet.pts < start * step:
+                continue
+            if copied == count:
+                break
+            packet.pts = packet.dts = copied * step
+            packet.stream = copy
+            for slice_ in _slices(bytes(packet)):
+                pictures.update(slice_)
+            target.mux(packet)
+            copied += 1
+    return copied, pictures.hexdigest()
+
+
+def _slices(packet: bytes) -> Iterator[bytes]:
+    """The NAL units of an MP4 packet (each after its length in 4 bytes) that hold picture: types 1 to 5."""
+    at = 0
+    while at + 4 < len(packet):
+        end = at + 4 + int.from_bytes(packet[at : at + 4])
+        if 1 <= packet[at + 4] & 31 <= 5:
+            yield packet[at + 4 : end]
+        at = end

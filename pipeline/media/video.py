@@ -1,0 +1,350 @@
+"""The only module that opens videos: probe, exact frames with time stamps, small pictures, clips.
+
+PyAV in process, one thread per video (two videos side by side beat one video on two threads). Only
+regular files in the containers named here are opened, with the `file` protocol alone, so that a
+playlist which calls itself a video is refused instead of followed. Limits: docs/security.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import re
+import stat
+import struct
+from array import array
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.error import FFmpegError
+from av.filter import Graph
+from av.sidedata.sidedata import Type
+from av.video.frame import VideoFrame
+from numpy.typing import NDArray
+
+from pipeline.core.errors import BadData
+from pipeline.core.records import Container
+
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,ivf,flv,asf,ogg,mxf,nut,yuv4mpegpipe,gif,dv"
+MAX_SIDE = 16384  # pixels
+MAX_PIXELS = 8192 * 8192  # of one picture; a decoder holds up to 17 of them
+MAX_HOURS = 48
+MAX_STILL_S = 3600  # how long one picture may stay: a broken time stamp would fill the reel with copies of it
+MAX_FRAMES = 20_000_000
+MAX_CLIP_BYTES = 16 * 10**9  # of a clip's pixels, which are in memory all at once
+OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
+MISSING_S = Fraction(1)  # a container may promise this much more than it holds, or 5 %, whichever is more
+SEEK_BACK_S = 2  # where a container finds no key frame before a point, how much earlier to look at first
+
+MATRICES = {1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
+RANGES = {1: "tv", 2: "pc"}
+PRIMARIES = {1: "bt709", 4: "bt470m", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 9: "bt2020", 12: "smpte432"}
+TRANSFERS = {1: "bt709", 6: "smpte170m", 13: "iec61966-2-1", 14: "bt2020-10", 15: "bt2020-12", 16: "smpte2084", 18: "arib-std-b67"}
+UNKNOWN = "unknown"
+UNTAGGED = ("setparams", "colorspace=unknown:color_primaries=unknown:color_trc=unknown")
+
+logging.getLogger("libav").setLevel(logging.CRITICAL)  # broken input is reported as a rejection, once
+
+
+def _open(path: Path) -> Any:
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise BadData("unreadable", "not a regular file")
+        return av.open(str(path), options=OPTIONS, metadata_errors="replace")
+    except (FFmpegError, FileNotFoundError, ValueError) as error:
+        raise BadData("unreadable", f"not a video longtake can open: {_why(error)}") from error
+
+
+def _why(error: Exception) -> str:
+    """FFmpeg's reason without the path, so that equal failures are equal text."""
+    return str(getattr(error, "strerror", None) or type(error).__name__)
+
+
+def _check(what: str, found: float, allowed: float) -> None:
+    if found > allowed:
+        raise BadData("too-large", f"{what}: {round(found, 2):.15g} found, {allowed:.15g} allowed")
+
+
+def _check_picture(width: int, height: int) -> None:
+    _check("pixels on a side", max(width, height), MAX_SIDE)
+    _check("pixels of a picture", width * height, MAX_PIXELS)
+
+
+def _video_stream(container: Any) -> Any:
+    streams = [stream for stream in container.streams.video if not stream.disposition & av.stream.Disposition.attached_pic]
+    if not streams:
+        kinds = sorted({str(stream.type) for stream in container.streams})
+        raise BadData("no-video-stream", f"the file has {', '.join(kinds) or 'no streams'}")
+    stream = streams[0]
+    if stream.codec_context is None:
+        raise BadData("unreadable", "no decoder for the video stream")
+    _check_picture(stream.codec_context.width, stream.codec_context.height)
+    _check("frames", stream.frames, MAX_FRAMES)
+    stream.thread_type = "NONE"
+    stream.codec_context.thread_count = 1
+    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # again, for pictures that are larger than the header says
+    return stream
+
+
+def probe(path: Path) -> Container:
+    """Container facts from one pass over the packets and the first decoded frame.
+
+    Raises BadData: unreadable, no-video-stream, no-timestamps, too-large, truncated or decode-error.
+    """
+    with _open(path) as container:
+        stream = _video_stream(container)
+        stamps, end_pts = _packet_stamps(container, stream)
+        declared = _declared_s(stream)
+    with _open(path) as container:
+        stream = _video_stream(container)
+        first = next(_decode(container, stream), None)
+        if first is None:
+            raise BadData("decode-error", "no frame can be decoded")
+        start_pts, steps = int(stamps[0]), np.diff(stamps)
+        mirrored, rotation = _display(first)
+        held = (end_pts - start_pts) * stream.time_base
+        if declared is not None and declared - held > max(MISSING_S, declared / 20):
+            raise BadData("truncated", f"the container promises {float(declared):.2f} s of video and holds {float(held):.2f} s")
+        return Container(
+            format=container.format.name,
+            codec=stream.codec_context.codec.canonical_name,
+            pix_fmt=first.format.name,
+            width=first.width,
+            height=first.height,
+            mirrored=mirrored,
+            rotation=rotation,
+            pixel_aspect=Fraction(stream.sample_aspect_ratio or 1) or Fraction(1),
+            color_matrix=MATRICES.get(first.colorspace, UNKNOWN),
+            color_range=RANGES.get(first.color_range, UNKNOWN),
+            color_primaries=PRIMARIES.get(first.color_primaries, UNKNOWN),
+            color_transfer=TRANSFERS.get(first.color_trc, UNKNOWN),
+            time_base=Fraction(stream.time_base),
+            average_fps=Fraction(len(stamps)) / held if held else Fraction(1),
+            num_frames=len(stamps),
+            start_pts=start_pts,
+            end_pts=end_pts,
+            variable_fps=bool(steps.size and np.ptp(steps) > 2),
+        )
+
+
+def _display(frame: VideoFrame) -> tuple[bool, int]:
+    """(flip left to right first, then turn clockwise by so many degrees), from the display matrix."""
+    sides: Any = frame.side_data
+    side = sides.get(Type.DISPLAYMATRIX)
+    if side is None:
+        return False, 0
+    a, b, _, c, d = struct.unpack_from("=5i", side)
+    mirrored = a * d < b * c
+    turn = math.atan2(-b, -a) if mirrored else math.atan2(b, a)
+    return mirrored, round(turn / (math.pi / 2)) * 90 % 360
+
+
+def _demux(container: Any, stream: Any) -> Iterator[Any]:
+    """The stream's packets and an empty one, which flushes the decoder."""
+    with contextlib.suppress(IndexError):  # then PyAV flushes other streams, and stumbles over one that turned up late
+        yield from container.demux(stream)
+
+
+def _packet_stamps(container: Any, stream: Any) -> tuple[NDArray[np.int64], int]:
+    """Sorted time stamps, and the end of the last frame."""
+    pts, top, duration = array("q"), -math.inf, 0
+    try:
+        for packet in _demux(container, stream):
+            if packet.size and packet.pts is not None and not packet.is_discard:
+                pts.append(packet.pts)
+                _check("frames", len(pts), MAX_FRAMES)
+                if packet.pts >= top:
+                    top, duration = packet.pts, packet.duration or 0
+    except FFmpegError as error:
+        if not pts:
+            raise BadData("unreadable", _why(error)) from error
+    if not pts:
+        raise BadData("no-timestamps", "no packet of the video stream carries a time stamp")
+    stamps = np.unique(np.frombuffer(pts, np.int64))
+    first, last = int(stamps[0]), int(stamps[-1])
+    _check("hours", float((last - first) * stream.time_base / 3600), MAX_HOURS)  # before steps are taken, which may overflow
+    steps = np.diff(stamps)
+    rate = stream.average_rate or stream.guessed_rate
+    fallback = int(steps[-1]) if steps.size else (round(1 / (rate * stream.time_base)) if rate else 1)
+    end = last + max(1, duration or fallback)
+    _check("seconds of one picture", float(max(end - last, int(steps.max(initial=0))) * stream.time_base), MAX_STILL_S)
+    return stamps, end
+
+
+def _declared_s(stream: Any) -> Fraction | None:
+    """How long the container says this stream is; None where it does not say."""
+    if stream.duration and stream.container.format.name != "mpegts":
+        return Fraction(stream.duration * stream.time_base)
+    tag = re.fullmatch(r"(\d{1,9}):(\d{1,9}):(\d{1,9}(\.\d{1,20})?)", stream.metadata.get("DURATION", ""), re.ASCII)
+    return Fraction(tag[1]) * 3600 + Fraction(tag[2]) * 60 + Fraction(tag[3]) if tag else None
+
+
+def _decode(container: Any, stream: Any) -> Iterator[VideoFrame]:
+    count = 0
+    try:
+        for frame in (frame for packet in _demux(container, stream) for frame in packet.decode()):
+            _check_picture(frame.width, frame.height)
+            _check("frames", count, MAX_FRAMES)
+            yield frame
+            count += 1
+    except FFmpegError as error:
+        raise BadData("decode-error", f"after {count} frames: {_why(error)}") from error
+
+
+def frames(
+    path: Path, facts: Container, start_s: Fraction | None = None, end_s: Fraction | None = None
+) -> Iterator[tuple[VideoFrame, int, int]]:
+    """Decode in display order: (frame, its pts, the pts at which the next one replaces it).
+
+    `start_s` and `end_s` count from the video's first frame, as a player does; frames that start
+    inside [start_s, end_s) are given. Raises BadData: decode-error, no-timestamps, outside-span, too-large.
+    """
+    low = facts.start_pts + (-(-start_s // facts.time_base) if start_s else 0)
+    high = facts.end_pts if end_s is None else min(facts.end_pts, facts.start_pts - (-end_s // facts.time_base))
+    with _open_at(path, low) if start_s else _open(path) as container:
+        stream = _video_stream(container)
+        held: tuple[VideoFrame, int] | None = None
+        step, given = 1, False
+        for frame in _decode(container, stream):
+            if frame.pts is None:
+                raise BadData("no-timestamps", "a decoded frame has no time stamp")
+            if held is not None and frame.pts <= held[1]:
+                continue
+            _check_same(frame, facts)
+            if held is not None:
+                step = frame.pts - held[1]
+                _check("seconds of one picture", float((min(frame.pts, high) - held[1]) * facts.time_base), MAX_STILL_S)
+                if low <= held[1]:
+                    given = True
+                    yield (*held, min(frame.pts, high))
+            held = (frame, frame.pts)
+            if frame.pts >= high:
+                break
+        if held is not None and low <= held[1] < high:
+            yield (*held, min(high, held[1] + (held[0].duration or step)))
+        elif not given:
+            raise BadData("outside-span", f"no frame in the time range that begins at {float(start_s or 0):.3f} s")
+
+
+def _check_same(frame: VideoFrame, facts: Container) -> None:
+    """Filters are made for one size and format: a frame of another they would read beyond its end."""
+    was = f"{facts.width}x{facts.height} {facts.pix_fmt.replace('yuvj', 'yuv')}"
+    now = f"{frame.width}x{frame.height} {frame.format.name.replace('yuvj', 'yuv')}"
+    if was != now:
+        raise BadData("decode-error", f"the picture changes from {was} to {now}")
+
+
+def _open_at(path: Path, pts: int) -> Any:
+    container = _open(path)
+    with contextlib.suppress(FFmpegError, OverflowError):
+        _seek(container, _video_stream(container), pts)
+        return container
+    container.close()  # it cannot be searched: from the start, then
+    return _open(path)
+
+
+def _seek(container: Any, stream: Any, pts: int) -> None:
+    """Go to a frame at or before `pts` that decoding can start from; to the start if there is none."""
+    start = stream.start_time or 0
+    target, back = pts, math.ceil(SEEK_BACK_S / stream.time_base)
+    while target > start:
+        container.seek(target, stream=stream, backward=True)
+        first = next((packet for packet in _demux(container, stream) if packet.pts is not None and packet.is_keyframe), None)
+        if first is not None and first.pts <= pts:
+            break
+        target, back = pts - back, back * 4
+    container.seek(max(start, target), stream=stream, backward=True)
+
+
+def graph(frame: VideoFrame, time_base: Fraction, *filters: tuple[str, str]) -> Graph:
+    """A one-threaded chain of filters for frames like this one."""
+    made = Graph()
+    made.threads = 1
+    nodes = [made.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=time_base)]
+    nodes += [made.add(name, args) for name, args in filters]
+    nodes.append(made.add("buffersink"))
+    made.link_nodes(*nodes).configure()
+    return made
+
+
+def through(chain: Graph, frame: VideoFrame) -> VideoFrame:
+    """Push one frame, pull one frame. Raises BadData('decode-error') for a picture that cannot be converted."""
+    try:
+        chain.push(frame)
+        return chain.pull()  # type: ignore[return-value]
+    except FFmpegError as error:
+        raise BadData("decode-error", f"the picture cannot be converted: {_why(error)}") from error
+
+
+class Conversion:
+    """A chain of filters for all frames of a video. Colours tagged as something swscale does not know lose their tags."""
+
+    def __init__(self, facts: Container, *filters: tuple[str, str]) -> None:
+        self._time_base, self._filters = facts.time_base, filters
+        self._graph: Graph | None = None
+
+    def of(self, frame: VideoFrame) -> VideoFrame:
+        self._graph = self._graph or graph(frame, self._time_base, *self._filters)
+        try:
+            return through(self._graph, frame)
+        except BadData:
+            self._graph = graph(frame, self._time_base, UNTAGGED, *self._filters)
+            return through(self._graph, frame)
+
+
+class Thumbnails:
+    """Frames as small `h w 3` uint8 BGR arrays, which is what PySceneDetect's detectors eat."""
+
+    def __init__(self, facts: Container, width: int) -> None:
+        width = min(width, facts.width)
+        height = max(2, round(facts.height * width / facts.width))
+        self._small = Conversion(facts, ("scale", f"{width}:{height}:flags=fast_bilinear"), ("format", "bgr24"))
+
+    def of(self, frame: VideoFrame) -> NDArray[np.uint8]:
+        pixels: NDArray[np.uint8] = self._small.of(frame).to_ndarray()  # type: ignore[assignment]
+        return pixels
+
+
+class SceneScore:
+    """ffmpeg's scdet: the score of a frame against the one before, 0 to 100."""
+
+    def __init__(self, facts: Container) -> None:
+        self._scored = Conversion(facts, ("scdet", "threshold=100"))
+
+    def of(self, frame: VideoFrame) -> float:
+        return float(self._scored.of(frame).metadata.get("lavfi.scd.score", 0.0))
+
+
+def read_clip(path: Path) -> NDArray[np.uint8]:
+    """All frames of a clip as `f h w c` uint8 RGB, read with decord. Raises BadData: decode-error or too-large."""
+    import torch  # noqa: F401  before decord: the other order binds torch to a BLAS that is not there
+
+    import decord  # isort: skip
+
+    frame_bytes = _clip_frame_bytes(path)
+    try:
+        reader = decord.VideoReader(str(path), num_threads=1)
+        _check("bytes of pixels", len(reader) * frame_bytes, MAX_CLIP_BYTES)
+        pixels: NDArray[np.uint8] = reader.get_batch(range(len(reader))).asnumpy()
+    except (RuntimeError, IndexError, decord.DECORDError) as error:
+        raise BadData("decode-error", f"decord cannot read the clip: {type(error).__name__}") from error
+    return pixels
+
+
+def _clip_frame_bytes(path: Path) -> int:
+    """Bytes of one picture of a clip. decord takes no options, so what it must not open is held back here."""
+    try:
+        with _open(path) as container, path.open("rb") as file:
+            if file.read(8)[4:] != b"ftyp":
+                raise BadData("decode-error", "not an mp4 file")
+            context = _video_stream(container).codec_context
+            return int(context.width * context.height * 3)
+    except BadData as error:
+        if error.reason == "too-large":
+            raise
+        raise BadData("decode-error", f"decord cannot read the clip: {error.detail}") from error

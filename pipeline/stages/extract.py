@@ -1,0 +1,56 @@
+"""Scene -> Clip: a range of the reel's packets, as a file a person can play."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from pipeline.core import canonical
+from pipeline.core.errors import BadData
+from pipeline.core.records import Blob, Clip, Crop, Scene, grid_index
+from pipeline.core.stage import Stage
+from pipeline.core.store import Store
+from pipeline.media import reel
+
+VERSION = 2
+Params = reel.Params
+
+
+def stage(params: Params) -> Stage:
+    return Stage(
+        name="extract",
+        version=VERSION,
+        params={"reel": reel.VERSION, **canonical.plain(params.model_dump())},
+        makes=Clip,
+        process=partial(process, params=params),
+        group=same_video,
+        cost=seconds,
+        reach=whole_video,
+    )
+
+
+def same_video(scene: Scene) -> str:
+    return canonical.digest(scene.video.identity())
+
+
+def seconds(scene: Scene) -> float:
+    return float(scene.duration_s)
+
+
+def whole_video(scene: Scene) -> float:
+    """The reel is made of all of the video if it is not there."""
+    return float(scene.video.duration_s)
+
+
+def process(scene: Scene, store: Store, params: Params) -> Iterator[Clip]:
+    """Cut the scene's frames out of its video's reel. Raises BadData('too-few-frames') if some are not there."""
+    promised = scene.num_frames(params.fps)
+    found: dict[str, Any] = reel.of(scene.video, params, store)
+    start = grid_index(scene.start_pts, scene.time_base, params.fps) - found["first_index"]
+    with store.scratch(".mp4") as path:
+        copied, pictures = reel.cut_clip(store.path(found["reel"]["sha256"]), start, promised, path)
+        if copied < promised:
+            raise BadData("too-few-frames", f"{promised} frames promised by the time stamps, {copied} decoded")
+        blob: Blob = store.adopt(path)
+    yield Clip(scene.key, scene, blob, promised, params.fps, params.size, Crop(**found["crop"]), pictures)

@@ -1,0 +1,270 @@
+"""The closed list of what can go wrong: every class of it is reached, by what goes wrong in the world."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tenacity
+from rich.console import Console
+from typer.testing import CliRunner
+from yt_dlp.extractor.generic import GenericIE
+from yt_dlp.utils import ExtractorError
+
+from pipeline.__main__ import app
+from pipeline.commands import report
+from pipeline.core import ledger
+from pipeline.core import store as store_module
+from pipeline.core.errors import CAUSES, REASONS, BadData
+from pipeline.core.executors import Executor, Inline, Processes
+from pipeline.core.manifest import Manifest
+from pipeline.core.records import Record, Rejection, Source, Video
+from pipeline.core.stage import Progress, Stage, run_stage
+from pipeline.core.store import Store
+from pipeline.dataset import build, removals
+from pipeline.dataset import recipe as recipes
+from pipeline.media import encoders, fetch, reel
+from pipeline.stages import cut, download
+from pipeline.stages import filter as filtering
+from tests.core.test_executors import STAGE as BEHAVE
+from tests.making import footage
+from tests.making.serving import Answer, content, endless, page, serving, silent, status
+from tests.stages.test_download import fetched
+
+
+@dataclass(frozen=True)
+class World:
+    """Where a class is provoked. What provokes it returns the (fate, class) that was counted."""
+
+    store: Store
+    folder: Path
+    film: Callable[..., Path]
+    video_of: Callable[..., Video]
+    new_scene: Callable[..., Record]
+    monkeypatch: pytest.MonkeyPatch
+
+    def staged(self, stage: Stage, record: Record, executor: Executor | None = None) -> tuple[str, str]:
+        manifest, _ = run_stage(stage, [record], self.store, executor or Inline(), Progress())
+        [one] = manifest.rejections
+        return one.fate, one.reason
+
+    def downloaded(self, uri: str, sha256: str | None = None) -> tuple[str, str]:
+        [one] = fetched([Source("a", uri, sha256=sha256)], self.store, self.folder).rejections
+        return one.fate, one.reason
+
+    def file(self, path: Path, sha256: str | None = None) -> tuple[str, str]:
+        return self.downloaded(f"file:{path}", sha256)
+
+    def answered(self, answer: Answer) -> tuple[str, str]:
+        with serving({"/film.mp4": answer}) as (address, _):
+            return self.downloaded(f"{address}/film.mp4")
+
+    def said(self, words: str) -> tuple[str, str]:
+        def refuse(self: object, url: str) -> None:
+            raise ExtractorError(words, expected=True)
+
+        self.monkeypatch.setattr(GenericIE, "_real_extract", refuse)
+        return self.downloaded("https://example.org/film")
+
+
+@pytest.fixture
+def world(
+    store: Store,
+    tmp_path: Path,
+    film: Callable[..., Path],
+    video_of: Callable[..., Video],
+    new_scene: Callable[..., Record],
+    monkeypatch: pytest.MonkeyPatch,
+) -> World:
+    monkeypatch.setattr(tenacity, "wait_exponential_jitter", lambda **_: tenacity.wait_none())
+    return World(store, tmp_path, film, video_of, new_scene, monkeypatch)
+
+
+def blank_pictures(world: World) -> tuple[str, str]:
+    whole = world.film(footage.plain, 1, size="160x120", movflags="faststart").read_bytes()
+    start = whole.index(b"mdat") + 4
+    path = world.folder / "blank.mp4"
+    path.write_bytes(whole[:start] + bytes(len(whole) - start))
+    return world.file(path)
+
+
+def past_the_end(world: World) -> tuple[str, str]:
+    return world.staged(cut.stage(cut.Whole(), reel.Params()), world.video_of(world.film(footage.plain, 1, size="160x120"), Fraction(9)))
+
+
+def without_end(world: World) -> tuple[str, str]:
+    world.monkeypatch.setattr(fetch, "MAX_BYTES", 100_000)
+    return world.answered(endless(b"", "video/mp4"))
+
+
+def not_a_number(world: World) -> tuple[str, str]:
+    import torch
+
+    broken = torch.full((2, 4, 8, 8), torch.nan)
+    posterior = SimpleNamespace(latent_dist=SimpleNamespace(mean=broken, std=broken))
+    vae = SimpleNamespace(encode=lambda pixels: posterior, dtype=torch.float32, device="cpu")
+    with pytest.raises(BadData) as caught:
+        encoders.latents(vae, np.zeros((2, 64, 64, 3), np.uint8), 2, with_std=False)
+    return "bad", caught.value.reason
+
+
+def no_answer(world: World) -> tuple[str, str]:
+    world.monkeypatch.setattr(fetch, "SILENCE_S", 0.3)
+    return world.answered(silent)
+
+
+def missing_member(world: World) -> tuple[str, str]:
+    with zipfile.ZipFile(world.folder / "some.whl", "w") as wheel:
+        wheel.writestr("some/film.mp4", b"film")
+    world.store.once(["wheel", "some==1.0"], lambda: world.store.link(world.folder / "some.whl"))
+    return world.downloaded("pypi:some==1.0/some/other.mp4")
+
+
+def taken_down(world: World) -> tuple[str, str]:
+    recipe = world.folder / "small.toml"
+    recipe.write_text('[[source]]\nid = "a"\nuri = "https://example.org/never-asked"\n')
+    removals.note(recipe, "a", removals.Removal("2026-01-01T00:00:00Z", "asked to"), {})
+    [one] = next(build.look(recipes.load(recipe), world.folder, "cpu")).manifest.rejections
+    return one.fate, one.reason
+
+
+PROVOKED: dict[str, Callable[[World], tuple[str, str]]] = {
+    "unreadable": lambda world: world.answered(page("<html><body>Please log in</body></html>", "video/mp4")),
+    "no-video-stream": lambda world: world.file(world.film(footage.audio_only)),
+    "no-timestamps": lambda world: world.file(world.film(footage.plain, 1, size="160x120", suffix=".h264")),
+    "truncated": lambda world: world.file(world.film(footage.truncated)),
+    "decode-error": blank_pictures,
+    "outside-span": past_the_end,
+    "too-few-frames": lambda world: world.staged(filtering.stage(filtering.Params(), Fraction(10)), world.new_scene(0, 400)),
+    "too-large": without_end,
+    "non-finite": not_a_number,
+    "crashed": lambda world: world.staged(BEHAVE, Source("a", "crash:a"), Processes(1)),
+    "timed-out": lambda world: world.staged(replace(BEHAVE, timeout=lambda cost: 0.5), Source("a", "sleep:a"), Processes(1)),
+    "removed": taken_down,
+    "gone": lambda world: world.answered(status(404)),
+    "forbidden": lambda world: world.answered(status(403)),
+    "private": lambda world: world.said("Private video. Sign in if you've been granted access to this video"),
+    "geo-blocked": lambda world: world.answered(status(451)),
+    "bot-check": lambda world: world.said("Sign in to confirm you\u2019re not a bot. This helps protect our community."),
+    "rate-limited": lambda world: world.answered(status(429)),
+    "http-status": lambda world: world.answered(status(418)),
+    "network": lambda world: world.answered(lambda handler: None),
+    "timeout": no_answer,
+    "checksum": lambda world: world.file(world.film(footage.plain, 1, size="160x120"), sha256="0" * 64),
+    "not-found": missing_member,
+    "unsupported": lambda world: world.downloaded("gopher://example.org/film.mp4"),
+}
+
+
+def test_the_table_has_every_class_there_is_and_no_other() -> None:
+    assert PROVOKED.keys() == REASONS | CAUSES
+
+
+@pytest.mark.parametrize("name", PROVOKED)
+def test_every_class_is_reached_by_what_goes_wrong(world: World, name: str) -> None:
+    assert PROVOKED[name](world) == ("bad" if name in REASONS else "unavailable", name)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], recipes.Loaded]:
+    """`recipe(address)`: two videos on a server and one file that is none."""
+    monkeypatch.setattr(tenacity, "wait_exponential_jitter", lambda **_: tenacity.wait_none())
+    (tmp_path / "text.mp4").write_text("no video")
+
+    def write(address: str) -> recipes.Loaded:
+        path = tmp_path / "small.toml"
+        sources = {"a": f"{address}/a.mp4", "b": f"{address}/b.mp4", "c": "file:text.mp4"}
+        text = "".join(f'[[source]]\nid = "{key}"\nuri = "{uri}"\n' for key, uri in sources.items())
+        path.write_text(f"{text}[download]\nattempts = 3\n")
+        return recipes.load(path)
+
+    return write
+
+
+def built(loaded: recipes.Loaded, classes: set[str] | None = None) -> build.Step:
+    return next(build.build(loaded, loaded.folder / "data", Inline(), "cpu", "download", Progress(), classes))
+
+
+def told(loaded: recipes.Loaded) -> dict[str, tuple[str, int]]:
+    """By source: class and number of tries, as `rejections` shows them."""
+    step = next(build.look(loaded, loaded.folder / "data", "cpu"))
+    return {one.rejection.key: (one.rejection.reason, one.tries) for one in step.failures}
+
+
+def test_the_ledger_counts_tries_and_keeps_first_and_last(
+    recipe: Callable[[str], recipes.Loaded], film: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, times = film(footage.plain, 1, size="160x120"), iter(["2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z", "2026-01-03T00:00:00Z"])
+    answers = {"/a.mp4": status(429), "/b.mp4": content(small)}
+    with serving(answers) as (address, _):
+        loaded = recipe(address)
+        built(loaded)
+        assert told(loaded) == {"a": ("rate-limited", 3), "c": ("unreadable", 1)}
+        monkeypatch.setattr(store_module, "now", lambda: next(times))
+        built(loaded)
+        built(loaded)
+        assert told(loaded)["a"] == ("rate-limited", 9)
+        [failed] = [one for one in next(build.look(loaded, loaded.folder / "data", "cpu")).failures if one.rejection.key == "a"]
+        assert failed.first > failed.last == "2026-01-02T00:00:00Z"  # the clock was set back, and nobody minds
+        answers["/a.mp4"] = content(small)
+        built(loaded)
+        assert told(loaded) == {"c": ("unreadable", 1)}
+
+
+def test_a_retry_of_one_class_asks_nobody_else(recipe: Callable[[str], recipes.Loaded], film: Callable[..., Path]) -> None:
+    answers = {"/a.mp4": status(429), "/b.mp4": status(404)}
+    with serving(answers) as (address, asked):
+        loaded = recipe(address)
+        built(loaded)
+        answers["/a.mp4"] = content(film(footage.plain, 1, size="160x120"))
+        asked.clear()
+        step = built(loaded, {"rate-limited"})
+    assert {path for path, _ in asked} == {"/a.mp4"}
+    assert [record.key for record in step.manifest.records] == ["a"]
+    assert {one.key: one.reason for one in step.manifest.rejections} == {"b": "gone", "c": "unreadable"}
+    assert told(loaded) == {"b": ("gone", 1), "c": ("unreadable", 1)}
+
+
+def test_what_is_remembered_as_bad_is_tried_again_if_its_class_is_named(
+    recipe: Callable[[str], recipes.Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    real = download.video.probe
+    monkeypatch.setattr(download.video, "probe", lambda path: (seen.append(path.name), real(path))[1])
+    with serving({}) as (address, _):
+        loaded = recipe(address)
+        for classes, number in [(None, 1), (None, 1), ({"truncated"}, 1), ({"unreadable"}, 2)]:
+            built(loaded, classes)
+            assert len(seen) == number
+
+
+def test_words_in_brackets_are_shown_as_they_are() -> None:
+    failed = ledger.Failure(Rejection("a", "download", "unavailable", "gone", "[generic] a: [/b] is gone"), "", "", 1)
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(report.rejections([failed]))
+        report.show(console, "a, in [/data]", report.funnel([]))
+    assert "[generic] a: [/b] is gone" in shown.get()
+    assert "a, in [/data]" in shown.get()
+
+
+def test_a_funnel_of_many_records_fits_a_narrow_screen() -> None:
+    many = Manifest("download", 1, {}, 30_000, 0, (), tuple(Rejection(str(n), "download", "bad", "too-large", "") for n in range(30_000)))
+    console = Console(width=76)
+    with console.capture() as shown:
+        report.show(console, f"films, built in /{'folder/' * 20}films", report.funnel([build.Step(many, 0, 0)]))
+    title, _, header, *_ = shown.get().splitlines()
+    assert title.endswith("/folder/films")
+    assert header.split() == ["stage", "in", "out", "rejected", "why", "cached", "pending", "size", "hours"]
+
+
+def test_retry_refuses_a_class_that_is_none() -> None:
+    said = CliRunner().invoke(app, ["retry", "manifests/demo.toml", "--class", "tired"])
+    assert said.exit_code == 2
+    assert "got 'tired', allowed are bot-check, checksum, crashed" in " ".join(said.output.replace("│", " ").split())

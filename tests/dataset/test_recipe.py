@@ -1,0 +1,531 @@
+"""Recipes: the ones we ship are right, and wrong ones say file, line, field, what was found, what is allowed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import tomllib
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from pipeline.core import canonical
+from pipeline.core.errors import RecipeError
+from pipeline.core.executors import Inline
+from pipeline.core.params import Table
+from pipeline.core.records import Source
+from pipeline.core.stage import Progress, run_stage
+from pipeline.core.store import Store
+from pipeline.dataset import recipe
+from pipeline.dataset.recipe import Columns, Recipe, SourceEntry
+from pipeline.stages import cut, download
+
+MANIFESTS = Path(__file__).parents[2] / "manifests"
+TEMPLATE = MANIFESTS / "template.toml"
+SOURCE = '[[source]]\nuri = "file:a.mp4"\n'  # two lines
+TABLES: dict[str, type[Table]] = {
+    "source": SourceEntry,
+    "columns": Columns,
+    **{name: type(Recipe.model_fields[name].default) for name in ("download", "filter", "extract", "encode", "shard")},
+}
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "mine.toml"
+    path.write_text(text, "utf-8")
+    return path
+
+
+def sources(folder: Path, text: str) -> tuple[Source, ...]:
+    return recipe.load(written(folder, text)).sources
+
+
+def complaint(folder: Path, text: str) -> str:
+    """What a wrong recipe is told, its folder left out."""
+    with pytest.raises(RecipeError) as caught:
+        recipe.load(written(folder, text))
+    return str(caught.value).replace(f"{folder}/", "")
+
+
+# The recipes we ship
+
+
+@pytest.mark.parametrize("path", sorted(MANIFESTS.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_loads(path: Path) -> None:
+    loaded = recipe.load(path)
+    assert loaded.recipe.name == path.stem
+    assert loaded.sources
+    assert path.read_text("utf-8").startswith("#:schema ./recipe.schema.json\n")
+
+
+def test_the_schema_for_editors_is_up_to_date() -> None:
+    assert (MANIFESTS / "recipe.schema.json").read_text("utf-8") == recipe.schema(), "run `make schema`"
+
+
+def test_the_demo_is_five_packaged_videos_at_256_with_the_tiny_encoders() -> None:
+    loaded = recipe.load(MANIFESTS / "demo.toml")
+    made = loaded.recipe
+    assert [source.key for source in loaded.sources] == ["bigbuckbunny", "bikes", "fish-a", "fish-b", "world"]
+    assert all(source.uri.startswith("pypi:") for source in loaded.sources)
+    assert [len(source.captions) for source in loaded.sources] == [2, 2, 2, 2, 2]
+    assert (made.cut.detector, made.filter.min_frames, made.filter.max_frames) == ("adaptive", 100, 1000)
+    assert (made.extract.fps, made.extract.size) == (Fraction(10), 256)
+    assert (made.encode.preset, made.encode.psnr_share, made.encode.precision) == ("tiny", 1.0, "float32")
+    assert (made.shard.seed, made.shard.validation) == (4, 0.34)
+
+
+def test_the_seeds_recipes_are_10_fps_512_and_100_frames() -> None:
+    for name in ("scenic-drive", "fashion-walk"):
+        made = recipe.load(MANIFESTS / f"{name}.toml").recipe
+        assert (made.extract.fps, made.extract.size, made.filter.min_frames, made.encode.preset) == (10, 512, 100, "sd15")
+
+
+# The template: every option, none that is gone, each with its default
+
+
+def uncommented(lines: list[str]) -> str:
+    """Commented options and table headers as TOML; prose stays a comment."""
+    return "\n".join(re.sub(r"^# (?=\[+\w+\]+$|\w+ = )", "", line) for line in lines)
+
+
+def template() -> tuple[list[str], list[str]]:
+    """Lines of the template proper, and of the published tables at its end."""
+    lines = TEMPLATE.read_text("utf-8").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("# --- "))
+    return lines[:start], lines[start:]
+
+
+def template_blocks() -> list[tuple[str, dict[str, Any], set[str]]]:
+    """(table, its options with the values shown, those marked as having no default) for every table of the template."""
+    blocks: list[tuple[str, list[str]]] = [("", [])]
+    for line in uncommented(template()[0]).splitlines():
+        if header := re.match(r"\[+(\w+)\]+$", line):
+            blocks.append((header[1], []))
+        elif re.match(r"\w+ = ", line):
+            blocks[-1][1].append(line)
+    return [
+        (table, tomllib.loads("\n".join(lines)), {line.partition(" =")[0] for line in lines if "# (none) " in line})
+        for table, lines in blocks
+    ]
+
+
+def model_of(table: str, shown: dict[str, Any]) -> type[Table]:
+    if table == "cut":
+        return next(kind for kind in cut.KINDS if kind.model_fields["detector"].default == shown["detector"])
+    return TABLES[table] if table else Recipe
+
+
+def test_the_template_has_every_option_and_no_other() -> None:
+    found = [(model_of(table, shown), set(shown)) for table, shown, _ in template_blocks()]
+    tables = {"source", "columns", "download", "cut", "filter", "extract", "encode", "shard"}
+    assert found[0] == (Recipe, set(Recipe.model_fields) - tables)
+    assert [model for model, _ in found[1:]] == [SourceEntry, TABLES["download"], *cut.KINDS] + [
+        TABLES[name] for name in ("filter", "extract", "encode", "shard", "columns")
+    ]
+    for model, keys in found[1:]:
+        assert keys == set(model.model_fields), model
+
+
+def test_the_template_shows_the_defaults_and_marks_what_has_none() -> None:
+    for table, shown, marked in template_blocks():
+        if not table:
+            continue
+        model = model_of(table, shown)
+        required = {name for name, field in model.model_fields.items() if field.is_required()}
+        unset = {name for name, field in model.model_fields.items() if field.default in (None, ()) and name not in required}
+        assert marked == unset, model
+        plainly = model.model_validate({key: value for key, value in shown.items() if key not in marked})
+        assert plainly == model.model_validate({key: shown[key] for key in required}), model
+        model.model_validate(shown)
+
+
+def test_the_template_with_everything_uncommented_loads() -> None:
+    lines, seen = [], 0
+    for line in uncommented(template()[0]).splitlines():
+        seen += line == "[cut]"
+        if line.startswith("sources = ") or (seen > 1 and not line.startswith("[filter]")):
+            continue  # one [cut] of seven, and no table
+        seen = 0 if line.startswith("[filter]") else seen
+        lines.append(line)
+    made = Recipe.model_validate({"name": "template", **tomllib.loads("\n".join(lines))})
+    assert made.cut == cut.DEFAULT
+    assert made.filter.max_frames == 1000
+
+
+def test_an_option_written_out_with_its_default_changes_no_task_key() -> None:
+    for table, shown, marked in template_blocks():
+        if table in ("", "source", "columns"):
+            continue
+        model = model_of(table, shown)
+        written_out = model.model_validate({key: value for key, value in shown.items() if key not in marked})
+        assert canonical.encode(written_out.model_dump()) == canonical.encode(model().model_dump()), model
+
+
+# Published tables, by the template's own advice
+
+
+PANDA = {
+    "videoID": "--4tfbSyYDE",
+    "url": "https://www.youtube.com/watch?v=--4tfbSyYDE",
+    "timestamp": "[['0:00:13.580', '0:00:16.916'], ['0:10:00.000', '1:00:00.001']]",
+    "caption": "['A man is riding a bike.', \"It's a dog.\"]",
+    "matching_score": "[0.44, 0.39]",
+}
+INTERNVID = [
+    {"YoutubeID": "FbzKbGyLEdQ", "Start_timestamp": "00:07:33.689", "End_timestamp": "00:07:51.085", "Caption": "a woman cooking"},
+    {"YoutubeID": "FbzKbGyLEdQ", "Start_timestamp": "00:08:00.000", "End_timestamp": "00:08:04.500", "Caption": "[music] a pan"},
+    {"YoutubeID": "FbzKbGyLEdQ", "Start_timestamp": "00:07:33.689", "End_timestamp": "00:07:51.085", "Caption": "a kitchen"},
+]
+OPENVID = {"video": "0_0_Nq.mp4", "caption": "A hill, at dusk.", "aesthetic score": 5.2, "motion score": 1.1, "fps": 30.0, "seconds": 4.1}
+
+
+def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows in the form the suffix says."""
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    elif path.suffix == ".csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        parquet.write_table(pa.Table.from_pylist(rows), path)
+
+
+def published(folder: Path, title: str, rows: list[dict[str, Any]], suffix: str) -> list[Source]:
+    """The sources that the template's recipe for a published table makes of these rows, in the order of time."""
+    lines = template()[1]
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"# --- {title}"))
+    end = next((i for i in range(start + 1, len(lines)) if lines[i].startswith("# --- ")), len(lines))
+    text = re.sub(r'^sources = "(.*)\.\w+"$', rf'sources = "\1{suffix}"', uncommented(lines[start:end]), flags=re.MULTILINE)
+    values = tomllib.loads(text)
+    write_table(folder / values["sources"], rows)
+    loaded = recipe.load(written(folder, text))
+    assert loaded.recipe.cut.detector == "none"
+    return sorted(loaded.sources, key=lambda source: source.start_s or 0)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_panda_70m_gives_a_source_and_a_caption_for_each_time_range(tmp_path: Path, suffix: str) -> None:
+    row: dict[str, Any] = dict(PANDA)
+    if suffix == ".parquet":  # which can hold lists as lists
+        row |= {
+            "timestamp": [["0:00:13.580", "0:00:16.916"], ["0:10:00.000", "1:00:00.001"]],
+            "caption": ["A man is riding a bike.", "It's a dog."],
+        }
+    uri = PANDA["url"]
+    assert published(tmp_path, "Panda-70M", [row], suffix) == [
+        Source("yt---4tfbSyYDE-000", uri, ("A man is riding a bike.",), start_s=Fraction(1358, 100), end_s=Fraction(16916, 1000)),
+        Source("yt---4tfbSyYDE-001", uri, ("It's a dog.",), start_s=Fraction(600), end_s=Fraction(3600001, 1000)),
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_internvid_gives_a_source_for_each_row_and_unites_the_captions_of_equal_ones(tmp_path: Path, suffix: str) -> None:
+    found = published(tmp_path, "InternVid", INTERNVID, suffix)
+    assert [(source.start_s, source.end_s) for source in found] == [
+        (Fraction(453689, 1000), Fraction(471085, 1000)),
+        (Fraction(480), Fraction(4845, 10)),
+    ]
+    assert [source.captions for source in found] == [("a woman cooking", "a kitchen"), ("[music] a pan",)]
+    assert {source.uri for source in found} == {"https://www.youtube.com/watch?v=FbzKbGyLEdQ"}
+    assert all(re.fullmatch("[0-9a-f]{12}", source.key) for source in found)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_openvid_gives_a_local_file_for_each_row(tmp_path: Path, suffix: str) -> None:
+    (found,) = published(tmp_path, "OpenVid-1M", [OPENVID], suffix)
+    assert (found.uri, found.captions, found.start_s, found.end_s) == ("file:OpenVid-1M/0_0_Nq.mp4", ("A hill, at dusk.",), None, None)
+
+
+def test_one_caption_serves_all_time_ranges_of_a_row(tmp_path: Path) -> None:
+    write_table(tmp_path / "t.jsonl", [{"uri": "file:a.mp4", "at": [[0, 1.5], [2, "3.1"]], "says": "waves"}])
+    found = sources(tmp_path, 'sources = "t.jsonl"\n[columns]\nranges = "at"\ncaption = "says"\n')
+    assert sorted((source.start_s, source.end_s, source.captions) for source in found) == [
+        (Fraction(0), Fraction(3, 2), ("waves",)),
+        (Fraction(2), Fraction(31, 10), ("waves",)),
+    ]
+
+
+def test_sources_stand_in_key_order_whatever_order_they_are_written_in(tmp_path: Path) -> None:
+    entries = [f'[[source]]\nuri = "file:{name}.mp4"\nid = "{name}"\n' for name in "cab"]
+    assert [source.key for source in sources(tmp_path, "".join(entries))] == ["a", "b", "c"]
+
+
+def test_the_same_source_twice_unites_captions(tmp_path: Path) -> None:
+    text = "".join(f'[[source]]\nuri = "file:a.mp4"\ncaption = {caption}\n' for caption in ('"sea"', '["waves", "sea"]'))
+    (found,) = sources(tmp_path, text)
+    assert found.captions == ("sea", "waves")
+
+
+def test_time_ranges_and_captions_stay_with_their_source_when_videos_are_expanded(tmp_path: Path, store: Store) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"not looked into")
+
+    def expanded(first: str) -> list[Source]:
+        spans = [("x", first, 0, 1), ("y", "dog", 2, 3)]
+        text = "".join(f'[[source]]\nid="{i}"\nuri="file:a.mp4"\ncaption="{c}"\nstart={a}\nend={b}\n' for i, c, a, b in spans)
+        loaded = recipe.load(written(tmp_path, text))
+        stage = download.expand_stage(loaded.recipe.download, loaded.folder)
+        manifest, _ = run_stage(stage, loaded.sources, store, Inline(), Progress())
+        assert manifest.records == loaded.sources
+        return list(loaded.sources)
+
+    assert [source.captions for source in expanded("cat")] == [("cat",), ("dog",)]
+    assert [source.captions for source in expanded("kitten")] == [("kitten",), ("dog",)]
+
+
+# Wrong recipes
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (
+            SOURCE + "[filter]\nmin_frame = 5",
+            "mine.toml:4: filter.min_frame: unknown key; did you mean 'min_frames'? allowed are max_frames, ",
+        ),
+        (SOURCE + "[filtr]\nmin_frames = 5", "mine.toml:3: filtr: unknown key; did you mean 'filter'? allowed are columns, cut, "),
+        ("sorces = 5\n" + SOURCE, "mine.toml:1: sorces: unknown key; did you mean 'sources'?"),
+        (
+            SOURCE + 'adress = "x"',
+            "mine.toml:3: source[0].adress: unknown key; allowed are caption, end, id, license, sha256, start, uri",
+        ),
+        (SOURCE + SOURCE + "captoin = 5", "mine.toml:5: source[1].captoin: unknown key; did you mean 'caption'?"),
+        (SOURCE + "[cut]\nthreshold = 3", "mine.toml:4: cut.threshold: unknown key; did you mean 'adaptive_threshold'?"),
+        (SOURCE + '[filter]\nmin_frames = "many"', "mine.toml:4: filter.min_frames: got 'many', input should be a valid integer"),
+        (SOURCE + "[filter]\nmin_frames = 0", "mine.toml:4: filter.min_frames: got 0, input should be greater than or equal to 1"),
+        (SOURCE + "[extract]\nsize = 513", "mine.toml:4: extract.size: got 513, input should be a multiple of 8"),
+        (SOURCE + "[extract]\nfps = 0", "mine.toml:4: extract.fps: got 0, input should be greater than 0"),
+        (SOURCE + '[extract]\nfps = "1/0"', "mine.toml:4: extract.fps: got '1/0', input is not a valid fraction"),
+        (SOURCE + "[cut]\nmin_scene_s = inf", "mine.toml:4: cut.min_scene_s: got inf, input should be a finite number"),
+        (
+            SOURCE + '[cut]\ndetector = "contnt"',
+            "mine.toml:4: cut.detector: got 'contnt', allowed are 'adaptive', 'content', 'histogram', 'hash', 'threshold', 'scdet', 'none'",
+        ),
+        (
+            SOURCE + '[cut]\ndetector = "content"\nthreshold = 300',
+            "mine.toml:5: cut.threshold: got 300, input should be less than or equal",
+        ),
+        (SOURCE + '[encode]\npreset = "sdxl"', "mine.toml:4: encode.preset: got 'sdxl', input should be 'sd15', 'sd21' or 'tiny'"),
+        (
+            SOURCE + "\n[filter]\nmin_frames = 10\nmax_frames = 5",
+            "max_frames must be at least 19: equal parts of a longer scene would fall below min_frames",
+        ),
+        (SOURCE + "\n[filter]\nmin_frames = 10\nmax_frames = 5", "mine.toml:4: filter: got"),
+        (SOURCE + 'start = "0:01:00"\nend = 59.5', "mine.toml:1: source[0]: got"),
+        (SOURCE + 'start = "0:01:00"\nend = 59.5', "end (59.5 s) must lie after start (60.0 s)"),
+        (SOURCE + 'start = "soon"', "mine.toml:3: source[0].start: got 'soon', "),
+        (SOURCE + 'start = "1/0:3"', "mine.toml:3: source[0].start: got '1/0:3', a time is seconds or [H:]MM:SS"),
+        (SOURCE + "caption = 5", "mine.toml:3: source[0].caption: got 5, wanted is a string or a list of strings"),
+        (SOURCE + 'id = "a b"', "mine.toml:3: source[0].id: got 'a b', string should match pattern"),
+        (SOURCE + 'sha256 = "12"', "mine.toml:3: source[0].sha256: got '12', string should match pattern '^[0-9a-f]{64}$'"),
+        ('[[source]]\nid = "a"', "mine.toml:1: source[0].uri: is missing"),
+        (
+            '[[source]]\nuri = "a.mp4"',
+            "mine.toml:2: source[0].uri: got 'a.mp4', an address begins with its kind: https:, http:, file:, pypi:",
+        ),
+        (
+            '[[source]]\nuri = "pypi:gradio/world.mp4"',
+            "got 'pypi:gradio/world.mp4', a pypi: address has the form pypi:NAME==VERSION/path/in/",
+        ),
+        (SOURCE + "[download]\nlicenses = []", "mine.toml:4: download.licenses: got [], licences are a list of at least one, such as "),
+        (SOURCE + '[download]\nlicenses = "CC0-1.0"', "mine.toml:4: download.licenses: got 'CC0-1.0', licences are a list of"),
+        (
+            SOURCE + '[download]\nlicenses = ["CC0-1.0", " "]',
+            "mine.toml:4: download.licenses: got ['CC0-1.0', ' '], licences are a list of",
+        ),
+        ('name = "a/b"\n' + SOURCE, "mine.toml:1: name: got 'a/b', string should match pattern"),
+        ('name = "Store"\n' + SOURCE, "mine.toml:1: name: got 'Store', this is the folder of the store they share"),
+        ('name = "empty"', 'mine.toml: no sources: write [[source]] tables or sources = "FILE.csv"'),
+        ("[[source]\n", "mine.toml is not TOML: "),
+        ("a = [" + "[" * 3000, "mine.toml is not TOML: "),
+    ],
+)
+def test_a_wrong_recipe_is_told_where_what_and_what_is_allowed(tmp_path: Path, text: str, wanted: str) -> None:
+    assert wanted in complaint(tmp_path, text)
+
+
+def test_a_wrong_value_is_complained_of_once(tmp_path: Path) -> None:
+    assert len(complaint(tmp_path, SOURCE + "caption = 5").splitlines()) == 1
+
+
+def test_every_wrong_field_is_named_at_once(tmp_path: Path) -> None:
+    said = complaint(tmp_path, SOURCE + "[filter]\nmin_frames = 0\n[extract]\nsize = 5").splitlines()
+    assert [line.partition(": got")[0] for line in said] == ["mine.toml:4: filter.min_frames", "mine.toml:6: extract.size"]
+
+
+def test_two_sources_with_one_id_are_both_named(tmp_path: Path) -> None:
+    text = '[[source]]\nuri = "file:a.mp4"\nid = "sea"\n[[source]]\nuri = "file:b.mp4"\nid = "sea"\n'
+    wanted = "mine.toml:4: source[1]: the id 'sea' is taken by mine.toml:1: source[0]: ids must differ"
+    assert complaint(tmp_path, text) == wanted
+
+
+def test_a_recipe_that_is_not_there_names_those_beside_it(tmp_path: Path) -> None:
+    written(tmp_path, SOURCE)
+    with pytest.raises(RecipeError, match=r"there is no recipe .*yours\.toml; beside it: mine"):
+        recipe.load(tmp_path / "yours.toml")
+    with pytest.raises(RecipeError, match="cannot read"):
+        recipe.load(tmp_path)
+
+
+def test_a_recipe_in_another_encoding_is_not_toml(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes("name = 'é'".encode("latin-1"))
+    with pytest.raises(RecipeError, match=r"mine\.toml is not TOML: 'utf-8' codec"):
+        recipe.load(path)
+
+
+# Licences
+
+
+ONLY = '[download]\nlicenses = ["CC0-1.0", "CC-BY-4.0"]\n'  # two lines
+
+
+def test_without_a_list_of_licences_any_will_do(tmp_path: Path) -> None:
+    assert [source.license for source in sources(tmp_path, SOURCE + 'license = "mine"\n')] == ["mine"]
+
+
+def test_sources_with_a_licence_of_the_list_are_let_in(tmp_path: Path) -> None:
+    text = f'{ONLY}[[source]]\nuri = "file:a.mp4"\nlicense = " CC0-1.0 "\n[[source]]\nuri = "file:b.mp4"\nlicense = "CC-BY-4.0"\n'
+    assert len(sources(tmp_path, text)) == 2
+
+
+def test_every_source_with_another_licence_or_none_is_named_with_its_line_and_what_is_allowed(tmp_path: Path) -> None:
+    entries = [("a", ""), ("b", 'license = "CC0-1.0"'), ("c", 'license = "cc-by-4.0"'), ("d", 'license = "CC-BY"'), ("e", 'license = " "')]
+    text = ONLY + "".join(f'\n[[source]]\nid = "{key}"\nuri = "file:{key}.mp4"\n{license}\n' for key, license in entries)
+    assert complaint(tmp_path, text).splitlines() == [
+        "mine.toml:4: source[0]: 'a' has no licence",
+        "mine.toml:14: source[2]: 'c' has the licence 'cc-by-4.0'; did you mean 'CC-BY-4.0'?",
+        "mine.toml:19: source[3]: 'd' has the licence 'CC-BY'",
+        "mine.toml:24: source[4]: 'e' has no licence",
+        "mine.toml:2: download.licenses allows 'CC0-1.0', 'CC-BY-4.0'",
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_rows_with_another_licence_are_named_up_to_ten_and_then_counted(tmp_path: Path, suffix: str) -> None:
+    rows = [{"uri": f"file:{n}.mp4", "name": f"n{n}", "terms": "CC0-1.0" if n == 3 else "all rights reserved"} for n in range(14)]
+    write_table(tmp_path / f"t{suffix}", rows)
+    said = complaint(tmp_path, f'sources = "t{suffix}"\n{ONLY}[columns]\nid = "name"\nlicense = "terms"\n').splitlines()
+    assert said[0] == f"t{suffix}: row 1: 'n0' has the licence 'all rights reserved'"
+    assert said[3:] == [
+        *(f"t{suffix}: row {n + 1}: 'n{n}' has the licence 'all rights reserved'" for n in range(4, 11)),
+        "and 3 more",
+        "mine.toml:3: download.licenses allows 'CC0-1.0', 'CC-BY-4.0'",
+    ]
+
+
+def test_sources_in_one_array_are_named_by_the_line_it_begins_at(tmp_path: Path) -> None:
+    text = 'source = [\n  {uri = "file:a.mp4", id = "a", license = "CC0-1.0"},\n  {uri = "file:b.mp4", id = "b"},\n]\n' + ONLY
+    assert complaint(tmp_path, text).splitlines()[0] == "mine.toml:1: source[1]: 'b' has no licence"
+
+
+def test_the_list_of_licences_changes_no_task_key(tmp_path: Path) -> None:
+    source = Source("a", "https://example.org/a.mp4", license="CC0-1.0")
+    plain, strict = download.Params(), download.Params(licenses=("CC0-1.0",))
+    for stage in (download.stage, download.expand_stage):
+        assert stage(plain, tmp_path).task_key(source) == stage(strict, tmp_path).task_key(source)
+
+
+# Wrong tables
+
+
+@pytest.mark.parametrize("table", ["t.csv", "t.jsonl", "t.parquet"])
+def test_a_table_that_is_not_there_is_named(tmp_path: Path, table: str) -> None:
+    assert complaint(tmp_path, f'sources = "{table}"') == f"there is no sources table {table}"
+
+
+def test_a_table_of_another_kind_is_told_the_kinds_there_are(tmp_path: Path) -> None:
+    (tmp_path / "t.xlsx").write_text("x")
+    assert complaint(tmp_path, 'sources = "t.xlsx"') == "t.xlsx: a sources table ends in .csv, .jsonl or .parquet"
+
+
+GOOD = {"uri": "file:a.mp4", "from": "1", "to": "2"}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    ("columns", "bad", "wanted"),
+    [
+        ('start = "from"', {"from": "soon"}, "row 2: start: got 'soon', input is not a valid fraction"),
+        ('start = "from"\nend = "to"', {"from": "3"}, "end (2.0 s) must lie after start (3.0 s)"),
+        ("", {"uri": "a.mp4"}, "row 2: uri: got 'a.mp4', an address begins with its kind: https:"),
+        ('ranges = "from"', {"from": "[[1, 2, 3]]"}, "row 1: from: got '1', a time range is [start, end]"),
+    ],
+)
+def test_a_bad_row_is_named_by_its_number(tmp_path: Path, suffix: str, columns: str, bad: dict[str, str], wanted: str) -> None:
+    write_table(tmp_path / f"t{suffix}", [GOOD, {**GOOD, "uri": "file:b.mp4", **bad}])
+    said = complaint(tmp_path, f'sources = "t{suffix}"\n[columns]\n{columns}\n')
+    assert wanted in said
+    assert said.startswith(f"t{suffix}: row ")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("column", ["address", "file:{address}"])
+def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path, suffix: str, column: str) -> None:
+    write_table(tmp_path / f"t{suffix}", [GOOD])
+    said = complaint(tmp_path, f'sources = "t{suffix}"\n[columns]\nuri = "{column}"\n')
+    assert said == f"t{suffix}: row 1: no column 'address'; there are uri, from, to"
+
+
+@pytest.mark.parametrize("template", ["file:{", "file:{0}", "file:{uri.x}"])
+def test_a_template_that_cannot_be_filled_is_an_error_of_the_recipe(tmp_path: Path, template: str) -> None:
+    write_table(tmp_path / "t.csv", [GOOD])
+    assert complaint(tmp_path, f'sources = "t.csv"\n[columns]\nuri = "{template}"\n').startswith("t.csv: row 1: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "wanted"),
+    [
+        ("t.jsonl", b'{"uri": "file:a.mp4"}\n{"uri"\n', "t.jsonl: row 2: not JSON: "),
+        ("t.jsonl", b"[1]\n", "t.jsonl: row 1: got [1], a row is an object of columns"),
+        ("t.jsonl", b"\xff", "t.jsonl cannot be read: 'utf-8' codec"),
+        ("t.csv", b"uri\nfile:\xff\n", "t.csv cannot be read: 'utf-8' codec"),
+        ("t.csv", b"uri,from\n", "mine.toml: no sources: t.csv has no rows"),
+        ("t.parquet", b"PAR1", "t.parquet cannot be read: "),
+    ],
+)
+def test_a_table_that_cannot_be_read_says_so(tmp_path: Path, name: str, content: bytes, wanted: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert complaint(tmp_path, f'sources = "{name}"').startswith(wanted)
+
+
+def test_two_rows_with_one_id_are_both_named(tmp_path: Path) -> None:
+    write_table(tmp_path / "t.csv", [{"uri": "file:a.mp4", "name": "sea"}, {"uri": "file:b.mp4", "name": "sea"}])
+    said = complaint(tmp_path, 'sources = "t.csv"\n[columns]\nid = "name"\n')
+    assert said == "t.csv: row 2: the id 'sea' is taken by t.csv: row 1: ids must differ"
+
+
+# Anything at all
+
+
+WORDS = ["[[source]]", "[cut]", "[filter]", "uri", "start", "end", "caption", "detector", "min_frames", "=", '"file:a"', '"1:2:x"', "1e999"]
+LIKE_A_RECIPE = st.lists(st.sampled_from([*WORDS, "nan", "true", "[]", "{}", "\n", "\n", "-1", "07:32:00", "[", '"none"', "sources"]))
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text() | LIKE_A_RECIPE.map(" ".join) | LIKE_A_RECIPE.map(lambda words: SOURCE + " ".join(words)))
+def test_any_text_is_a_recipe_or_a_recipe_error(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    said = ""
+    try:
+        assert recipe.load(path).sources
+    except RecipeError as error:
+        said = str(error)
+    assert not said or "mine.toml" in said or "sources table" in said
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary() | st.text().map(str.encode), suffix=st.sampled_from([".csv", ".jsonl", ".parquet"]))
+def test_any_table_is_sources_or_a_recipe_error(tmp_path: Path, content: bytes, suffix: str) -> None:
+    (tmp_path / f"t{suffix}").write_bytes(content)
+    with pytest.raises(RecipeError, match="t" + suffix):
+        sources(tmp_path, f'sources = "t{suffix}"')

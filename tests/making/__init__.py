@@ -1,0 +1,1 @@
+"""Films, recipes, servers and models made for tests."""

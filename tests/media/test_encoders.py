@@ -1,0 +1,259 @@
+"""encoders and encode: the numbers are those of the models' own libraries, and repeat whatever runs beside them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.core.errors import BadData, RecipeError, Stopped
+from pipeline.core.executors import Inline
+from pipeline.core.records import Clip, Crop, Scene, Video
+from pipeline.core.stage import Progress, run_stage
+from pipeline.core.store import Store
+from pipeline.media import encoders, reel, video
+from pipeline.stages import encode
+from tests.making import footage
+
+TINY = encode.Params(preset="tiny", psnr_share=1)
+FOUND = encode.find_encoders(TINY, Path())
+
+
+@pytest.fixture(scope="module")
+def vae() -> Any:
+    return encoders.load_vae(encoders.TINY / "vae", "float32", "cpu")
+
+
+@pytest.fixture(scope="module")
+def clip_model() -> Any:
+    return encoders.load_clip(encoders.TINY / "clip", "float32", "cpu")
+
+
+@pytest.fixture(scope="module")
+def frames() -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.random.default_rng(0).integers(0, 256, (11, 64, 64, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def clip(store: Store, video_of: Callable[..., Video], film: Callable[..., Path]) -> Clip:
+    """A real clip of 20 frames at 64 x 64."""
+    video = video_of(film(footage.plain, 2, size="160x120"))
+    params = reel.Params(size=64)
+    found = reel.of(video, params, store)
+    with store.scratch(".mp4") as path:
+        assert reel.cut_clip(store.path(found["reel"]["sha256"]), 0, 20, path)[0] == 20
+        blob = store.adopt(path)
+    scene = Scene(f"{video.key}-0000", video, 0, video.container.end_pts)
+    return Clip(scene.key, scene, blob, 20, Fraction(10), 64, Crop(**found["crop"]), "3" * 64)
+
+
+def encoded(clip: Clip, store: Store, params: encode.Params = TINY) -> Any:
+    stage = encode.stage(params, encode.find_encoders(params, Path()), "cpu")
+    return run_stage(stage, [clip], store, Inline(), Progress())[0]
+
+
+def test_latents_are_the_vae_s_posterior_mean_unscaled(vae: Any, frames: Any) -> None:
+    import torch
+
+    mean, std = encoders.latents(vae, frames, 4, with_std=True)
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
+    posterior = vae.encode(pixels).latent_dist
+    assert mean.shape == (11, 4, 8, 8)
+    assert mean.dtype == np.float16
+    np.testing.assert_allclose(mean, posterior.mean.numpy(), atol=2e-2)
+    assert std is not None
+    np.testing.assert_allclose(std, posterior.std.numpy(), atol=2e-2)
+
+
+def test_a_frame_s_latents_do_not_depend_on_how_many_follow(vae: Any, frames: Any) -> None:
+    whole, _ = encoders.latents(vae, frames, 4, with_std=False)
+    part, _ = encoders.latents(vae, frames[:9], 4, with_std=False)
+    np.testing.assert_array_equal(whole[:9], part)
+
+
+def test_latents_are_the_same_on_every_number_of_threads(vae: Any, frames: Any) -> None:
+    import torch
+
+    torch.set_num_threads(2)
+    encoders.load_vae.cache_clear()
+    again = encoders.load_vae(encoders.TINY / "vae", "float32", "cpu")
+    assert torch.get_num_threads() == 1
+    np.testing.assert_array_equal(encoders.latents(again, frames, 4, False)[0], encoders.latents(vae, frames, 4, False)[0])
+
+
+def test_values_that_are_not_finite_are_bad_data(frames: Any) -> None:
+    encoders.load_vae.cache_clear()
+    broken = encoders.load_vae(encoders.TINY / "vae", "float32", "cpu")
+    broken.quant_conv.bias.data[0] = float("nan")
+    with pytest.raises(BadData, match=r"non-finite: \d+ of \d+ values of the latents"):
+        encoders.latents(broken, frames, 4, with_std=False)
+    encoders.load_vae.cache_clear()
+
+
+@pytest.mark.parametrize("layer", ["last", "penultimate"])
+@pytest.mark.parametrize("pad_token", [0, 49407])
+def test_text_is_what_transformers_computes_with_the_same_weights(clip_model: Any, layer: encoders.Layer, pad_token: int) -> None:
+    import open_clip
+    import torch
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    size = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    other = CLIPTextModel(CLIPTextConfig(**size, hidden_act="gelu", attn_implementation="eager")).eval()
+    other.load_state_dict(as_transformers(clip_model.state_dict(), other.state_dict().keys()))
+    tokens = open_clip.SimpleTokenizer()("a fish")
+    tokens[0, int(tokens[0].argmax()) + 1 :] = pad_token
+    with torch.no_grad():
+        said = other(input_ids=tokens, output_hidden_states=True)
+        text = getattr(other, "text_model", other)
+        wanted = said.last_hidden_state if layer == "last" else text.final_layer_norm(said.hidden_states[-2])
+    np.testing.assert_allclose(encoders.text(clip_model, "a fish", layer, pad_token), wanted[0].numpy(), atol=5e-3)
+
+
+def as_transformers(state: dict[str, Any], names: Any) -> dict[str, Any]:
+    """open_clip's text weights under transformers' names."""
+    import torch
+
+    prefix = "text_model." if any(name.startswith("text_model.") for name in names) else ""
+    made = {
+        f"{prefix}embeddings.token_embedding.weight": state["token_embedding.weight"],
+        f"{prefix}embeddings.position_embedding.weight": state["positional_embedding"],
+        f"{prefix}final_layer_norm.weight": state["ln_final.weight"],
+        f"{prefix}final_layer_norm.bias": state["ln_final.bias"],
+    }
+    pairs = {
+        "ln_1": "layer_norm1",
+        "ln_2": "layer_norm2",
+        "mlp.c_fc": "mlp.fc1",
+        "mlp.c_proj": "mlp.fc2",
+        "attn.out_proj": "self_attn.out_proj",
+    }
+    for layer in range(2):
+        ours, theirs = f"transformer.resblocks.{layer}.", f"{prefix}encoder.layers.{layer}."
+        for end in ("weight", "bias"):
+            made.update({f"{theirs}{b}.{end}": state[f"{ours}{a}.{end}"] for a, b in pairs.items()})
+            for name, value in zip("qkv", torch.chunk(state[f"{ours}attn.in_proj_{end}"], 3), strict=True):
+                made[f"{theirs}self_attn.{name}_proj.{end}"] = value
+    extra = {f"{prefix}embeddings.position_ids": torch.arange(77)[None]}
+    return made | {name: value for name, value in extra.items() if name in names}
+
+
+def test_captions_differ_and_the_empty_one_is_a_caption(clip_model: Any) -> None:
+    said = [encoders.text(clip_model, caption, "last", 49407).astype(np.float32) for caption in ("", "a fish", "a road")]
+    assert all(one.shape == (77, 32) for one in said)
+    assert min(np.abs(a - b).mean() for a, b in zip(said, said[1:] + said[:1], strict=True)) > 0.05
+
+
+def test_images_are_close_to_open_clip_s_own_preprocessing(clip_model: Any, film: Callable[..., Path]) -> None:
+    import torch
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+    from PIL import Image
+
+    pictures = video.read_clip(film(footage.plain, 1, size="256x256"))[[0, 20]]
+    transform = image_transform_v2(PreprocessCfg(size=64, interpolation="bicubic"), is_train=False)
+    with torch.no_grad():
+        wanted = clip_model.encode_image(torch.stack([transform(Image.fromarray(one)) for one in pictures])).numpy()
+    ours = encoders.images(clip_model, pictures).astype(np.float32)
+    assert ours.shape == (2, 32)
+    alike = (ours * wanted).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(wanted, axis=1)
+    assert alike.min() > 0.999
+
+
+def test_psnr_is_that_of_the_textbook() -> None:
+    black = np.zeros((1, 2, 2, 3), np.uint8)
+    assert encoders.psnr_db(black, black) == 99
+    assert encoders.psnr_db(black, black + 255) == 0
+    assert encoders.psnr_db(black, black + 1) == pytest.approx(48.13)
+
+
+def test_a_folder_without_safetensors_is_a_recipe_error(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(RecipeError, match=r"'model' has no diffusion_pytorch_model.safetensors .*safetensors only"):
+        encode.find_encoders(encode.Params(preset="tiny", vae="model"), tmp_path)
+
+
+def test_a_model_the_hub_does_not_give_stops_the_build_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(Stopped, match=r"cannot get the model 'nobody/nothing' from the hub: .*name a folder that holds"):
+        encoders.find("nobody/nothing", None, "vae", encoders.VAE_FILES, tmp_path)
+    with pytest.raises(RecipeError, match="neither a folder nor a hub id"):
+        encoders.find("no/such/place", None, "", encoders.VAE_FILES, tmp_path)
+
+
+def test_a_model_is_what_its_bytes_are_not_where_it_lies(tmp_path: Path) -> None:
+    shutil.copytree(encoders.TINY / "vae", tmp_path / "copy")
+    copied = encode.find_encoders(encode.Params(preset="tiny", vae="copy"), tmp_path)
+    assert copied.vae.sha256 == FOUND.vae.sha256
+    assert (copied.vae.name, FOUND.vae.name) == ("copy", "longtake/tiny-vae")
+    config = tmp_path / "copy" / "config.json"
+    config.write_text(config.read_text().replace("}", ', "more": 1}'))
+    encode.find_encoders.cache_clear()
+    assert encode.find_encoders(encode.Params(preset="tiny", vae="copy"), tmp_path).vae.sha256 != FOUND.vae.sha256
+
+
+def test_precision_enters_the_key_and_the_device_does_not(clip: Clip) -> None:
+    stage = encode.stage(TINY, FOUND, "cpu")
+    assert stage.task_key(clip) == encode.stage(TINY, FOUND, "cuda:3").task_key(clip)
+    assert stage.task_key(clip) != encode.stage(TINY.model_copy(update={"precision": "bfloat16"}), FOUND, "cpu").task_key(clip)
+
+
+def test_a_clip_becomes_a_sample_with_every_part(clip: Clip, store: Store) -> None:
+    [sample] = encoded(clip, store, TINY.model_copy(update={"latents_std": True})).records
+    arrays = [np.load(store.path(blob.sha256)) for blob in (sample.latents, sample.latents_std, sample.text[0], sample.image)]
+    assert [array.shape for array in arrays] == [(20, 4, 8, 8), (20, 4, 8, 8), (77, 32), (3, 32)]
+    assert all(array.dtype == np.float16 for array in arrays)
+    picks = [0, 6, 13, 19]
+    decoded = encoders.decode(encoders.load_vae(encoders.TINY / "vae", "float32", "cpu"), arrays[0][picks])
+    assert sample.round_trip_psnr_db == encoders.psnr_db(decoded, video.read_clip(store.path(clip.blob.sha256))[picks])
+    assert re.fullmatch(r"cpu \w+", sample.device)
+
+
+def test_what_is_remembered_is_not_decoded_again(clip: Clip, store: Store) -> None:
+    assert encode.prepare(clip, store, TINY, FOUND) is not None
+    encoded(clip, store)
+    assert encode.prepare(clip, store, TINY, FOUND) is None
+
+
+def test_a_clip_with_fewer_frames_than_promised_is_rejected(clip: Clip, store: Store) -> None:
+    [rejection] = encoded(replace(clip, num_frames=25), store).rejections
+    assert (rejection.reason, rejection.detail) == ("too-few-frames", "the clip promises 25 frames and decodes to 20")
+
+
+def test_without_image_frames_there_is_no_image_embedding(clip: Clip, store: Store) -> None:
+    [sample] = encoded(clip, store, TINY.model_copy(update={"image_frames": 0, "psnr_share": 0.0})).records
+    assert sample.image is None
+    assert sample.round_trip_psnr_db is None
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_lower_precisions_give_nearly_the_same_numbers(clip: Clip, store: Store, precision: str) -> None:
+    exact, rough = (
+        np.load(store.path(encoded(clip, store, TINY.model_copy(update={"precision": one})).records[0].latents.sha256)).astype(np.float32)
+        for one in ("float32", precision)
+    )
+    assert 0 < np.abs(exact - rough).mean() < 0.1 * np.abs(exact).mean() + 0.02
+
+
+def test_the_presets_differ_where_the_models_do() -> None:
+    sd15, sd21 = encoders.PRESETS["sd15"], encoders.PRESETS["sd21"]
+    assert (sd15.text_layer, sd15.pad_token) == ("last", 49407)
+    assert (sd21.text_layer, sd21.pad_token) == ("penultimate", 0)
+
+
+def test_asking_for_a_gpu_that_is_not_there_stops_with_what_to_do() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    with pytest.raises(Stopped, match="use --device cpu or auto"):
+        encoders.choose_device("cuda")
+    assert encoders.num_gpus("auto") == 0

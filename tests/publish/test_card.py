@@ -1,0 +1,258 @@
+"""Dataset cards: a header that a hub reads, counts that are the lock's, and strangers' words that stay words."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import DatasetCard, DatasetCardData
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from pipeline.core.errors import Damaged
+from pipeline.dataset import lock, recipe
+from pipeline.dataset.lock import Lock, LockedClip, LockedSample, LockedShard
+from pipeline.publish import card
+from tests.commands.test_cli import ROOT, longtake
+
+DEMO = ROOT / "manifests" / "demo.toml"
+AWKWARD = [
+    "---\nlicense: mit\n---",
+    "](https://evil.example) <script>alert(1)</script> ![x](y) | cell | www.evil.example",
+    "`code` *bold* _low_ # head \u202e right to left \x00 \x85 \u2028 :smile: @you &lt;",
+    '"quotes" \\ back: {a: [b]} %y & *anchor !tag',
+    "1. a list",
+    "- a list",
+    "x" * 500,
+    "émoji 🎬 and 漢字",
+]
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Path:
+    """The demo's recipe and lock, somewhere else."""
+    for path in (DEMO, lock.path_of(DEMO)):
+        shutil.copy(path, tmp_path)
+    return tmp_path / "demo.toml"
+
+
+@pytest.fixture
+def change(demo: Path) -> Callable[..., Path]:
+    """`change(license=..., captions=...)`: the demo's lock with these lists dealt out to its videos; returns the recipe."""
+
+    def write(**fields: list[Any]) -> Path:
+        found = lock.read(demo)
+        videos = {
+            key: replace(video, **{name: values[index % len(values)] for name, values in fields.items()})
+            for index, (key, video) in enumerate(sorted(found.videos.items()))
+        }
+        lock.write(replace(found, videos=videos), demo)
+        return demo
+
+    return write
+
+
+def carded(path: Path, with_shards: bool = False) -> str:
+    return card.markdown(recipe.load(path), lock.read(path), with_shards)
+
+
+def header(text: str) -> dict[str, Any]:
+    """The YAML between the first two lines of three dashes, as a hub reads it."""
+    found: dict[str, Any] = yaml.safe_load(text.split("---\n")[1])
+    assert DatasetCard(text).data.to_dict() == found
+    return found
+
+
+def parsed(text: str) -> list[Token]:
+    """The body as Markdown."""
+    return MarkdownIt("commonmark").enable("table").parse(text.split("---\n", 2)[2])
+
+
+def rows(text: str, title: str) -> list[list[str]]:
+    """The cells of the table under a heading, without its head."""
+    part = text.split(f"## {title}\n")[1].split("\n## ")[0]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("|")]
+    return cells[2:]
+
+
+def test_the_header_holds_what_a_hub_knows(demo: Path) -> None:
+    found = header(carded(demo))
+    assert found == {
+        "license": "other",
+        "license_name": "mixed",
+        "license_details": "CC-BY-3.0: 1 source; none stated: 4 sources",
+        "pretty_name": "demo",
+        "task_categories": ["text-to-video"],
+        "tags": ["video", "latents", "webdataset", "longtake"],
+        "size_categories": ["n<1K"],
+    }
+    assert DatasetCardData(**found).to_dict() == found
+
+
+def test_with_shards_the_header_says_which_files_are_which_split(demo: Path) -> None:
+    found = header(carded(demo, with_shards=True))
+    [config] = found["configs"]
+    patterns = {one["split"]: one["path"] for one in config["data_files"]}
+    names = {made.split: Path("shards") / f"{key}.tar" for key, made in lock.read(demo).shards.items()}
+    assert patterns.keys() == names.keys() == {"train", "validation"}
+    assert all(names[split].match(patterns[other]) == (split == other) for split in names for other in names)
+
+
+def test_the_counts_are_those_of_the_demo_s_lock(demo: Path) -> None:
+    text, found = carded(demo), lock.read(demo)
+    assert "- 3 samples (2 train, 1 validation) in 2 shards\n" in text
+    assert f"- {sum(clip.num_frames for clip in found.clips.values())} frames, 0.02 hours, 256 x 256 at 10 fps" in text
+    assert "- from 3 of 5 videos\n" in text
+    assert rows(text, "Sources by licence") == [["`CC-BY-3.0`", "1", "0.00", "0"], ["`none stated`", "4", "0.02", "3"]]
+    assert rows(text, "What became of every record") == [
+        ["`download`", "5", "5", "0", ""],
+        ["`cut`", "5", "10", "0", ""],
+        ["`filter`", "10", "3", "7", "7 `too-few-frames`"],
+        ["`extract`", "3", "3", "0", ""],
+        ["`encode`", "3", "3", "0", ""],
+        ["`shard`", "2", "2", "0", ""],
+    ]
+    assert [row[0] for row in rows(text, "What a sample holds")] == [
+        f"`KEY.{name}`" for name in ("json", "latents.npy", "text.npy", "text1.npy", "image.npy")
+    ]
+
+
+def test_it_says_how_to_build_it_again_and_what_it_was_built_with(demo: Path) -> None:
+    text, found = carded(demo), lock.read(demo)
+    assert "Copy `demo.toml` and `demo.lock.jsonl` to `manifests/`" in text
+    assert "\nmake reproduce DATASET=demo\n" in text
+    for path in (demo, lock.path_of(demo)):
+        path.rename(path.with_name(f"my {path.name}"))
+    assert "\nmake reproduce DATASET='my demo'\n" in carded(demo.with_name("my demo.toml"))
+    assert f"`{found.root_digest}`" in text
+    assert found.params("encode")["vae"] in text
+    assert f"torch `{found.header['environment']['versions']['torch']}`" in text
+    assert "No footage is in here" in text
+
+
+def test_local_files_are_a_loud_line_and_their_folders_are_not_told(demo: Path) -> None:
+    text, found = carded(demo), lock.read(demo)
+    assert "local file" not in text
+    videos = {key: replace(video, uri="file:a.mp4" if key == "world" else video.uri) for key, video in found.videos.items()}
+    loaded = recipe.load(demo)
+    models = loaded.recipe.encode.model_copy(update={"vae": "/home/somebody/my-vae/", "clip": "owner/clip"})
+    loaded = replace(loaded, recipe=loaded.recipe.model_copy(update={"encode": models}))
+    text = card.markdown(loaded, replace(found, videos=videos))
+    assert "> **1 of the videos is a local file:**" in text
+    assert ", `my-vae` |" in text
+    assert ", `owner/clip` |" in text
+
+
+def test_clips_are_called_shots_only_where_cuts_were_looked_for(demo: Path) -> None:
+    found = lock.read(demo)
+    assert "each clip is of one shot" in card.markdown(recipe.load(demo), found)
+    found.header["stages"]["cut"]["params"] = {"detector": "none"}
+    assert "cuts were not looked for" in card.markdown(recipe.load(demo), found)
+
+
+def test_sources_without_a_licence_are_a_loud_line_and_with_one_there_is_none(change: Callable[..., Path]) -> None:
+    assert "> **WARNING: without a licence: 5 of 5 sources.**" in carded(change(license=[None, "  "]))
+    assert "WARNING" not in carded(change(license=["MIT"]))
+
+
+@pytest.mark.parametrize(
+    ("licenses", "wanted"),
+    [
+        (["CC-BY-4.0"], {"license": "cc-by-4.0"}),
+        (["CC0-1.0", "cc0-1.0"], {"license": "cc0-1.0"}),
+        (["ODbL-1.0"], {"license": "odbl"}),
+        ([None], {"license": "unknown"}),
+        (["My Own: v1"], {"license": "other", "license_name": "my-own-v1", "license_details": "My Own: v1: 5 sources"}),
+        (["!!"], {"license": "other", "license_name": "custom", "license_details": "!!: 5 sources"}),
+        (["MIT", "CC0-1.0"], {"license": "other", "license_name": "mixed", "license_details": "CC0-1.0: 2 sources; MIT: 3 sources"}),
+    ],
+)
+def test_one_licence_is_spelt_as_the_hub_spells_it_and_several_are_named(
+    change: Callable[..., Path], licenses: list[str | None], wanted: dict[str, str]
+) -> None:
+    found = header(carded(change(license=licenses)))
+    assert {name: value for name, value in found.items() if name.startswith("license")} == wanted
+
+
+@pytest.mark.parametrize("words", AWKWARD)
+def test_strangers_words_change_neither_header_nor_tables_nor_links(change: Callable[..., Path], words: str) -> None:
+    plain = parsed(carded(change(captions=[("x",)], license=["y", "MIT"])))
+    text = carded(change(captions=[(words,)], license=[words, "MIT"]))
+    assert header(text)["license"] == "other"
+    found = parsed(text)
+    assert [token.type for token in found] == [token.type for token in plain]
+    inline = {child.type for token in found for child in token.children or ()}
+    assert inline <= {"text", "text_special", "code_inline", "strong_open", "strong_close", "softbreak"}
+    [example] = [token for token in found if token.type == "inline" and token.level == 5]
+    shown = "".join(child.content for child in example.children or ())
+    assert shown == " ".join(shown.split())
+    assert shown[:20] == " ".join("".join(c if c.isprintable() else " " for c in words).split())[:20]
+    body = text.split("---\n", 2)[2].split("## Sources")[0]
+    assert not re.search(r"(?<!\\):(//|smile)|www\.|(?<!\\)@", body)
+
+
+@pytest.mark.parametrize("words", [*AWKWARD, "\ud800", "\ufeff", "\u2029", "yes", "1e3", "null", "", " x "])
+def test_a_quoted_scalar_is_read_back_as_it_was(words: str) -> None:
+    assert yaml.safe_load(f"a: {card.quoted(words)}") == {"a": words}
+
+
+def test_the_description_is_text(demo: Path) -> None:
+    content = demo.read_text().replace('description = "Five', 'description = "# <b>Five</b> [x](y)')
+    demo.write_text(content)
+    assert "\n\\# \\<b\\>Five\\</b\\> \\[x\\]\\(y\\) short public videos" in carded(demo)
+
+
+def test_sources_taken_down_are_counted_and_their_file_goes_along(demo: Path) -> None:
+    from pipeline.dataset import removals
+
+    assert "0 sources were taken down." in carded(demo)
+    removals.note(demo, "bikes", removals.Removal("2024-01-01T00:00:00Z", "asked"), {})
+    text = carded(demo)
+    assert "1 source was taken down (`demo.removed.jsonl`)" in text
+    assert "Copy `demo.toml`, `demo.lock.jsonl` and `demo.removed.jsonl`" in text
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(999, "n<1K"), (1000, "1K<n<10K"), (100_000, "100K<n<1M")])
+def test_the_size_category_is_that_of_the_number_of_samples(demo: Path, count: int, wanted: str) -> None:
+    found = lock.read(demo)
+    clip: LockedClip = found.clips["world-0000"]
+    sample: LockedSample = found.samples["world-0000"]
+    keys = [f"world-{index:06d}" for index in range(count)]
+    many = Lock(
+        found.header,
+        found.videos,
+        dict.fromkeys(keys, clip),
+        dict.fromkeys(keys, sample),
+        {"00000": LockedShard("00000", "train", "0" * 64, 1, tuple(keys))},
+    )
+    text = card.markdown(recipe.load(demo), many)
+    assert header(text)["size_categories"] == [wanted]
+    assert f"- {count} samples ({count} train) in 1 shard\n" in text
+
+
+def test_the_command_writes_beside_the_recipe_or_where_it_is_told_the_same_bytes(demo: Path, tmp_path: Path) -> None:
+    told = longtake("card", demo)
+    assert (told.returncode, told.stdout, told.stderr) == (0, f"{tmp_path}/demo.card.md\n", "")
+    first = (tmp_path / "demo.card.md").read_bytes()
+    assert longtake("card", demo, "--out", tmp_path / "README.md").returncode == 0
+    assert (tmp_path / "README.md").read_bytes() == first == carded(demo).encode()
+
+
+def test_without_a_lock_it_says_where_one_comes_from(demo: Path) -> None:
+    lock.path_of(demo).unlink()
+    told = longtake("card", demo)
+    assert told.returncode == 2
+    assert "a finished build writes it" in told.stderr
+
+
+def test_a_lock_without_the_facts_of_a_build_is_damaged(demo: Path) -> None:
+    found = lock.read(demo)
+    bare = replace(found, header={name: value for name, value in found.header.items() if name != "environment"})
+    with pytest.raises(Damaged, match="environment"):
+        card.markdown(recipe.load(demo), bare)

@@ -1,0 +1,249 @@
+"""verify: one flipped byte in any kind of file is found and named, and what is damaged can be made again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.core import canonical
+from pipeline.core.errors import RecipeError
+from pipeline.core.manifest import Manifest, read
+from pipeline.core.records import Blob, Clip, Sample, Video
+from pipeline.core.stage import Progress
+from pipeline.core.store import Store
+from pipeline.dataset import build, lock
+from pipeline.dataset import recipe as recipes
+from pipeline.media import reel
+from pipeline.publish import verify
+from tests.commands.test_cli import longtake
+from tests.making.dataset import Dataset
+
+
+def checked(dataset: Dataset) -> verify.Checked:
+    return verify.verify(recipes.load(dataset.recipe), dataset.data, "cpu", Progress())
+
+
+@pytest.fixture
+def built(small_dataset: Dataset, tmp_path: Path) -> Dataset:
+    return small_dataset.copy(tmp_path)
+
+
+def flip(path: Path, at: float = 0.5) -> Path:
+    """Change one bit of one byte, in place, at that share of the file."""
+    content = bytearray(path.read_bytes())
+    content[int(at * (len(content) - 1))] ^= 4
+    path.write_bytes(content)
+    return path
+
+
+def records(dataset: Dataset, stage: str) -> Manifest:
+    return read(next(dataset.folder.glob(f"?-{stage}.jsonl")), verify.KINDS[stage])
+
+
+def stored(dataset: Dataset, blob: Blob) -> Path:
+    return Store(dataset.data / "store").path(blob.sha256)
+
+
+def first(dataset: Dataset) -> Sample:
+    sample = records(dataset, "encode").records[0]
+    assert isinstance(sample, Sample)
+    return sample
+
+
+def reel_of(dataset: Dataset) -> Path:
+    video = records(dataset, "download").records[0]
+    assert isinstance(video, Video)
+    task = reel.task(video, recipes.load(dataset.recipe).recipe.extract)
+    return stored(dataset, Blob(**Store(dataset.data / "store").recall(canonical.digest(task))["reel"]))
+
+
+def null_text(dataset: Dataset) -> Blob:
+    task = [*records(dataset, "encode").params["text"], ""]
+    return Blob(**Store(dataset.data / "store").recall(canonical.digest(task)))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file: where one is, what `verify` calls it, and whether the next build makes it again."""
+
+    path: Callable[[Dataset], Path]
+    named: str
+    again: bool = True
+
+
+KINDS = {
+    "lock": Kind(lambda d: d.lock, "small.lock.jsonl", again=False),
+    **{
+        f"manifest-{stage}": Kind(lambda d, stage=stage: next(d.folder.glob(f"?-{stage}.jsonl")), f"-{stage}.jsonl: line ")  # type: ignore[misc]
+        for stage in verify.KINDS
+    },
+    "memo": Kind(lambda d: sorted((d.data / "store" / "memos").glob("*/*"))[0], "counts as not there"),
+    "video": Kind(lambda d: stored(d, first(d).clip.scene.video.blob), "video 'a': its bytes have changed"),
+    "reel": Kind(reel_of, "reel of 'a': its bytes have changed"),
+    "clip": Kind(lambda d: stored(d, first(d).clip.blob), "clip 'a-0000': its bytes have changed"),
+    "latents": Kind(lambda d: stored(d, first(d).latents), "a-0000.latents.npy: its bytes have changed"),
+    "null-text": Kind(lambda d: stored(d, null_text(d)), "the empty caption's text.npy: its bytes have changed"),
+    "text": Kind(lambda d: stored(d, first(d).text[0]), ".text.npy"),
+    "image": Kind(lambda d: stored(d, first(d).image or Blob("", 0)), ".image.npy"),
+    "shard-blob": Kind(lambda d: stored(d, records(d, "shard").records[0].blob), "shard '00000': its bytes have changed"),  # type: ignore[union-attr]
+    "clip-file": Kind(lambda d: d.folder / "clips" / "b-0000-000.mp4", "b-0000-000.mp4 is not what was built"),
+    "shard-file": Kind(lambda d: d.folder / "shards" / "00000.tar", "latents.npy in 00000.tar has changed"),
+    "index": Kind(lambda d: d.folder / "shards" / "index.json", "index: index.json: "),
+}
+
+
+def test_a_whole_dataset_is_as_the_lock_says(small_dataset: Dataset) -> None:
+    found = checked(small_dataset)
+    assert (found.findings, found.notes) == ([], [])
+    assert (found.manifests, len(found.decoded)) == (6, 4)
+    assert set(found.decoded) <= {
+        sample.round_trip_psnr_db for sample in records(small_dataset, "encode").records if isinstance(sample, Sample)
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_a_flipped_byte_in_each_kind_of_file_is_found_and_named(built: Dataset, kind: Kind) -> None:
+    path = flip(kind.path(built))
+    found = checked(built)
+    told = [f"{one.kind}: {one.name}: {one.problem}" for one in found.findings]
+    assert any(kind.named in line for line in told), told
+    root = built.index["root_digest"] if path.name != "index.json" else None
+    if kind.again:
+        assert verify.drop(found) >= 1
+        assert not path.exists()
+    built.build()
+    assert checked(built).findings == []
+    assert root is None or built.index["root_digest"] == root
+
+
+def test_the_command_says_so_by_its_exit_code_and_drops_what_is_damaged(built: Dataset) -> None:
+    path = flip(KINDS["latents"].path(built))
+    done = longtake("verify", built.recipe, "--data", built.data, "--device", "cpu", "--drop")
+    assert done.returncode == 7, done.stdout + done.stderr
+    assert "a-0000.latents.npy" in done.stdout
+    assert "1 damaged files removed" in done.stdout
+    assert not path.exists()
+    again = longtake("verify", built.recipe, "--data", built.data, "--device", "cpu", "--drop")
+    assert again.returncode == 7
+    assert "there is nothing to drop: `plan` says" in again.stdout
+    assert not [line for line in again.stdout.splitlines() if "removed" in line]
+
+
+def test_nothing_is_dropped_while_a_build_is_at_work(built: Dataset) -> None:
+    path = flip(KINDS["latents"].path(built))
+    with build.opened(built.data):
+        done = longtake("verify", built.recipe, "--data", built.data, "--device", "cpu", "--drop")
+    assert done.returncode == 4
+    assert "another build is working" in done.stderr
+    assert path.exists()
+
+
+def test_a_deleted_file_and_a_shortened_one_are_found(built: Dataset) -> None:
+    clip, latents = stored(built, first(built).clip.blob), stored(built, first(built).latents)
+    clip.unlink()
+    latents.write_bytes(latents.read_bytes()[:-1])
+    (built.folder / "shards" / "00001.tar").unlink()
+    told = {one.name.partition(",")[0]: one.problem for one in checked(built).findings}
+    assert told["clip 'a-0000'"] == "is missing"
+    assert "instead of" in told["a-0000.latents.npy"]
+    assert told["shard '00001'"] == "00001.tar is missing"
+
+
+def test_nan_in_an_array_is_found_even_where_every_digest_agrees(built: Dataset) -> None:
+    store, made = Store(built.data / "store"), records(built, "encode")
+    sample = first(built)
+    values = np.load(store.path(sample.latents.sha256))
+    values[3] = np.nan
+    with store.scratch() as path:
+        with path.open("wb") as file:
+            np.save(file, values)
+        bad = store.adopt(path)
+    path = next(built.folder.glob("?-encode.jsonl"))
+    path.write_bytes(b"".join(canonical.seal(_renamed(line, sample.latents, bad)) + b"\n" for line in path.read_bytes().splitlines()))
+    assert made.records != records(built, "encode").records
+    told = {one.name: one.problem for one in checked(built).findings}
+    assert told["a-0000.latents.npy"] == "holds NaN or infinity"
+
+
+def _renamed(line: bytes, old: Blob, new: Blob) -> dict[str, object]:
+    found: dict[str, object] = canonical.unseal(line)
+    changed: dict[str, object] = json.loads(
+        json.dumps(found).replace(old.sha256, new.sha256).replace(f": {old.num_bytes}}}", f": {new.num_bytes}}}")
+    )
+    return changed
+
+
+def test_records_lost_between_two_stages_are_found(built: Dataset) -> None:
+    path = next(built.folder.glob("?-extract.jsonl"))
+    header, *lines = [canonical.unseal(line) for line in path.read_bytes().splitlines()]
+    header |= {"in": header["in"] - 1, "out": header["out"] - 1}
+    path.write_bytes(b"\n".join(canonical.seal(line) for line in [header, *lines[1:]]))
+    told = [f"{one.name}: {one.problem}" for one in checked(built).findings]
+    assert any("'filter' gave" in line and "'extract' took" in line for line in told), told
+    clip = canonical.plain(lines[0]["record"])["key"]
+    assert f"{clip}: is in the lock and not here" in told
+
+
+def test_a_dataset_of_another_lock_is_not_as_the_lock_says(built: Dataset) -> None:
+    key = next(iter(lock.read(built.recipe).clips))
+    lines = [canonical.unseal(line) for line in built.lock.read_bytes().splitlines()]
+    clip = next(line["clip"] for line in lines if line.get("clip", {}).get("key") == key)
+    clip |= {"start_pts": clip["start_pts"] + 1, "pictures": "0" * 64}
+    built.lock.write_bytes(b"\n".join(canonical.seal(line) for line in lines))
+    told = [f"{one.kind} {one.name}: {one.problem}" for one in checked(built).findings]
+    assert told == [f"clip {key}: not what the lock says: cut or crop, pictures"]
+
+
+def test_raw_videos_that_were_let_go_are_not_missing(built: Dataset) -> None:
+    store, clip = Store(built.data / "store"), first(built).clip
+    assert isinstance(clip, Clip)
+    store.release(clip.scene.video.blob)
+    found = checked(built)
+    assert found.findings == []
+    assert found.notes == ["1 raw videos were let go (--keep-raw no)"]
+
+
+def test_an_edited_recipe_is_noted_and_nothing_built_says_what_to_do(built: Dataset, tmp_path: Path) -> None:
+    built.recipe.write_text(built.recipe.read_text().replace("the film c", "another caption"))
+    found = checked(built)
+    assert "the recipe was edited since the lock was written" in found.notes[0]
+    with pytest.raises(RecipeError, match="nothing is built in"):
+        checked(Dataset(built.recipe, tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("stage", ["download", "extract", "encode", "shard"])
+def test_a_manifest_that_is_gone_leaves_its_records_missing(built: Dataset, stage: str) -> None:
+    next(built.folder.glob(f"?-{stage}.jsonl")).unlink()
+    assert any(one.problem == "is in the lock and not here" for one in checked(built).findings)
+
+
+@pytest.mark.parametrize("line", [b'{"check":"0","x":NaN}', b"[" * 100_000, b"{}", b"3", b""])
+def test_nonsense_in_a_manifest_is_damage_and_no_traceback(built: Dataset, line: bytes) -> None:
+    path = next(built.folder.glob("?-extract.jsonl"))
+    path.write_bytes(line + b"\n" + path.read_bytes())
+    assert any(one.name == "4-extract.jsonl" for one in checked(built).findings)
+    path.write_bytes(b"\n".join(path.read_bytes().splitlines()[2:]))
+    assert any(one.name == "4-extract.jsonl" for one in checked(built).findings)
+
+
+def test_a_shortened_reel_is_found_dropped_and_not_missed(built: Dataset) -> None:
+    path = reel_of(built)
+    path.write_bytes(path.read_bytes()[:-5])
+    assert verify.drop(checked(built)) == 1
+    assert checked(built).findings == []
+
+
+def test_latents_of_another_vae_than_the_recipe_s_are_not_decoded(built: Dataset) -> None:
+    shutil.copytree(Path(verify.encoders.TINY) / "vae", built.recipe.parent / "vae")
+    config = built.recipe.parent / "vae" / "config.json"
+    config.write_text(config.read_text() + " ")
+    built.recipe.write_text(built.recipe.read_text().replace('preset = "tiny"', 'preset = "tiny"\nvae = "vae"'))
+    found = checked(built)
+    assert (found.findings, found.decoded) == ([], [])
+    assert any("another VAE" in note for note in found.notes)

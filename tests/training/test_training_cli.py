@@ -1,0 +1,141 @@
+"""`python -m training`: help at once, errors that say what to do, exit codes, and a run from the command line."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from tests.training.test_loop import waves
+from training import presets
+from training.__main__ import app
+
+ROOT = Path(__file__).parents[2]
+OPTIONS = {  # frozen: an option is a promise
+    "train": {"--preset", "--shards", "--run", "--steps", "--unet", "--seed", "--workers", "--verify", "--vae", "--device"},
+    "sample": {"--keyframe", "--interp", "--out", "--prompt", "--start", "--frames", "--steps", "--guidance", "--sampler", "--seed"}
+    | {"--vae", "--clip", "--device"},
+    "evaluate": {"--run", "--shards", "--windows", "--steps", "--guidance", "--sampler", "--seed", "--vae", "--clip", "--device"},
+    "plan": {"--preset", "--size"},
+    "ablate": {"--shards", "--out", "--preset", "--question", "--steps", "--seeds", "--device"},
+}
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(one) for one in arguments])
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    waves(folder, 2, 70)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> object:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = "import sys, training.__main__ as m; print(sorted({'torch', 'numpy', 'diffusers', 'rich.progress', 'av'} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_the_options_are_those_promised() -> None:
+    for name, wanted in OPTIONS.items():
+        command = next(one for one in app.registered_commands if one.callback is not None and one.callback.__name__ == name)
+        assert command.callback is not None
+        names = {f"--{parameter}" for parameter in inspect.signature(command.callback).parameters}
+        assert names == wanted, name
+    assert len(app.registered_commands) == len(OPTIONS)
+
+
+def test_a_wrong_preset_names_the_nearest(shards: Path, tmp_path: Path) -> None:
+    found = call("train", "--preset", "tiny-interpolation", "--shards", shards, "--run", tmp_path / "run", "--device", "cpu")
+    assert found.exit_code == 2
+    assert "did you mean tiny-interp?" in found.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_shards_that_are_not_there_say_how_to_build_them(tmp_path: Path) -> None:
+    found = call("train", "--preset", "tiny-interp", "--shards", tmp_path / "none", "--run", tmp_path / "run")
+    assert found.exit_code == 2
+    assert "make shards" in found.stderr
+    assert str(tmp_path / "none") in found.stderr
+
+
+def test_a_damaged_shard_stops_before_the_first_step(shards: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in shards.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    tar = copy / "00000.tar"
+    content = bytearray(tar.read_bytes())
+    content[len(content) // 2] ^= 1
+    tar.write_bytes(content)
+    found = call("train", "--preset", "tiny-interp", "--shards", copy, "--run", tmp_path / "run", "--device", "cpu")
+    assert found.exit_code == 4
+    assert "00000.tar" in found.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_is_none_names_the_command_that_makes_one(tmp_path: Path) -> None:
+    found = call("sample", "--keyframe", tmp_path / "a", "--interp", tmp_path / "b", "--prompt", "a fish", "--out", tmp_path / "out.mp4")
+    assert found.exit_code == 2
+    assert "make train-keyframe" in found.stderr
+
+
+def test_nothing_to_make_is_said_so(tmp_path: Path) -> None:
+    found = call("sample", "--keyframe", tmp_path / "a", "--interp", tmp_path / "b", "--out", tmp_path / "out.mp4")
+    assert found.exit_code == 2
+    assert "--prompt" in found.stderr
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "tpu", "cpu:1"])
+def test_a_device_that_is_not_there_is_refused(shards: Path, tmp_path: Path, device: str) -> None:
+    if device.startswith("cuda") and torch.cuda.is_available() and torch.cuda.device_count() > 99:
+        pytest.skip("there are that many")
+    found = call("train", "--preset", "tiny-interp", "--shards", shards, "--run", tmp_path / "run", "--device", device)
+    assert found.exit_code == (4 if device.startswith("cuda") else 2)
+    assert device in found.stderr
+
+
+def test_a_model_is_trained_and_gone_on_with_and_refused_as_another(shards: Path, tmp_path: Path) -> None:
+    command = ["train", "--preset", "tiny-interp", "--shards", shards, "--run", tmp_path / "run", "--unet", shards / "small.json"]
+    command += ["--device", "cpu"]
+    first = call(*command, "--steps", 3)
+    assert first.exit_code == 0, first.output
+    assert "no sample pictures" in first.output  # its encoders are made up
+    assert "3 of 3" in first.output
+    again = call(*command, "--steps", 3)
+    assert again.exit_code == 0
+    assert "going on from step 3 of 3" in again.output
+    other = call(*command, "--seed", 9)
+    assert other.exit_code == 2
+    assert "seed: 0, now 9" in other.stderr
+    ended = call("evaluate", "--run", tmp_path / "run", "--shards", shards)
+    assert ended.exit_code == 2
+    assert "validation" in ended.stderr
+
+
+def test_the_plan_of_a_preset_prints_its_totals() -> None:
+    found = call("plan", "--preset", "seeds-interp")
+    assert found.exit_code == 0
+    assert "1,100,578,616" in found.output
+
+
+def test_every_preset_can_be_planned() -> None:
+    from training import plan
+
+    for row in presets.PRESETS.values():
+        assert plan.subject_of(row).name == row.name

@@ -1,0 +1,1 @@
+"""Whole builds: demo, kills, damage, strangers."""
