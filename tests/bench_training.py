@@ -30,7 +30,9 @@ def measure(data: Path, repeats: int, num_samples: int = 200) -> list[Row]:
 
 
 def stall(shards: Path, repeats: int) -> list[Row]:
-    """Time of steps fed by the stream over that of the same steps on resident batches, for the tiny interpolation preset."""
+    """Time of steps fed by the stream over that of the same steps on resident batches, for the tiny
+    interpolation preset.
+    """
     from tests.bench import Row, cost_of  # which imports this module
 
     try:
@@ -47,7 +49,16 @@ def stall(shards: Path, repeats: int) -> list[Row]:
         schedule = diffusion.scheduler(preset.objective)
         known, noise, t = loop.draw_task(preset, batch, 0, 1000)
         each = diffusion.losses(
-            model, schedule, preset.objective, preset.in_channels, batch.latents, known, batch.text, batch.fps, noise, t
+            model,
+            schedule,
+            preset.objective,
+            preset.in_channels,
+            batch.latents,
+            known,
+            batch.text,
+            batch.fps,
+            noise,
+            t,
         )
         each.mean().backward()
         optimizer.step()
@@ -61,7 +72,12 @@ def stall(shards: Path, repeats: int) -> list[Row]:
         for batch in batches:
             step(batch)
 
-    row = Row(f"tiny-interp, {STEPS} training steps fed by the stream, wall", "s", "resident batches", ("<=", 1.02))
+    row = Row(
+        f"tiny-interp, {STEPS} training steps fed by the stream, wall",
+        "s",
+        "resident batches",
+        ("<=", 1.02),
+    )
     held(resident)
     for _ in range(repeats):
         row.add(cost_of(fed).wall_s, cost_of(held, resident).wall_s)

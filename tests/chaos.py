@@ -1,7 +1,9 @@
-"""Break builds on purpose and see what is lost: `python -m tests.chaos`, with the table written into docs/reliability.md.
+"""Break builds on purpose and see what is lost: `python -m tests.chaos`, with the table written
+into docs/reliability.md.
 
-Every trial works on real footage with the commands people type, ends by building to the end, and compares the root digest with
-that of a build nothing disturbed; no temporary file may be left. `make test` runs the short form (tests/test_chaos.py).
+Every trial works on real footage with the commands people type, ends by building to the end, and
+compares the root digest with that of a build nothing disturbed; no temporary file may be left.
+`make test` runs the short form (tests/test_chaos.py).
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ BEGIN, END = "<!-- chaos: begin -->", "<!-- chaos: end -->"
 
 @dataclass(frozen=True)
 class Row:
-    """What was tried, how often, what was seen on the way, and what was lost (nothing, one hopes)."""
+    """What was tried, how often, what was seen on the way, and what was lost (nothing, one
+    hopes).
+    """
 
     tried: str
     times: int
@@ -43,7 +47,17 @@ class Row:
 
 def start(dataset: Dataset, *options: str, workers: int = 2) -> subprocess.Popen[str]:
     """A build in a session of its own, as a shell starts it."""
-    words = ["build", str(dataset.recipe), "--data", str(dataset.data), "--device", "cpu", "--workers", str(workers), *options]
+    words = [
+        "build",
+        str(dataset.recipe),
+        "--data",
+        str(dataset.data),
+        "--device",
+        "cpu",
+        "--workers",
+        str(workers),
+        *options,
+    ]
     return subprocess.Popen(
         [sys.executable, "-m", "pipeline", *words],
         cwd=ROOT,
@@ -51,7 +65,9 @@ def start(dataset: Dataset, *options: str, workers: int = 2) -> subprocess.Popen
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where this runs in the background of a script
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored where this runs in the background of a script
     )
 
 
@@ -66,11 +82,15 @@ def at_work(process: subprocess.Popen[str], dataset: Dataset, since: int) -> boo
 
 
 def finish(dataset: Dataset, wanted: str) -> str:
-    """Build to the end; what is lost, or "nothing": the same root digest, everything as the lock says, no temporary file."""
+    """Build to the end; what is lost, or "nothing": the same root digest, everything as the lock
+    says, no temporary file.
+    """
     dataset.build()
     if dataset.index["root_digest"] != wanted:
         return f"another root digest: {dataset.index['root_digest']}"
-    left = [path.name for path in (dataset.data / "store" / "tmp").iterdir()] + [path.name for path in dataset.data.rglob("*.tmp")]
+    left = [path.name for path in (dataset.data / "store" / "tmp").iterdir()] + [
+        path.name for path in dataset.data.rglob("*.tmp")
+    ]
     if left:
         return f"temporary files: {', '.join(left)}"
     found = verify.verify(recipes.load(dataset.recipe), dataset.data, "cpu", Progress()).findings
@@ -84,8 +104,12 @@ def fresh(reference: Dataset, folder: Path) -> Dataset:
     return reference.published(folder)
 
 
-def struck(reference: Dataset, folder: Path, times: int, seed: int, number: int, whole_group: bool) -> Row:
-    """Signals at random moments of builds that each go on from the one before; a finished dataset is begun anew."""
+def struck(
+    reference: Dataset, folder: Path, times: int, seed: int, number: int, whole_group: bool
+) -> Row:
+    """Signals at random moments of builds that each go on from the one before; a finished dataset
+    is begun anew.
+    """
     drawn, wanted = random.Random(seed), str(reference.index["root_digest"])
     dataset, hits, ends = fresh(reference, folder / "0"), 0, 0
     while hits < times:
@@ -100,7 +124,12 @@ def struck(reference: Dataset, folder: Path, times: int, seed: int, number: int,
         if process.returncode == 0:
             ends += 1
             if (lost := finish(dataset, wanted)) != "nothing":
-                return Row(f"{signal.Signals(number).name} to a build", hits, f"{ends} datasets finished", lost)
+                return Row(
+                    f"{signal.Signals(number).name} to a build",
+                    hits,
+                    f"{ends} datasets finished",
+                    lost,
+                )
             dataset = fresh(reference, folder / str(ends))
     lost = finish(dataset, wanted)
     return Row(
@@ -131,7 +160,9 @@ def workers_of(process: subprocess.Popen[str]) -> list[int]:
 
 
 def segfaults(reference: Dataset, folder: Path, times: int, seed: int) -> Row:
-    """Segmentation faults in random workers of a build: their tasks run again, and none is taken for bad data."""
+    """Segmentation faults in random workers of a build: their tasks run again, and none is taken
+    for bad data.
+    """
     drawn, wanted, hits = random.Random(seed), str(reference.index["root_digest"]), 0
     while hits < times:
         dataset = fresh(reference, folder)
@@ -144,25 +175,42 @@ def segfaults(reference: Dataset, folder: Path, times: int, seed: int) -> Row:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(drawn.choice(workers), signal.SIGSEGV)
                         hits += 1
-                        break  # a task whose worker dies twice is bad by rule, so one strike a build
+                        # a task whose worker dies twice is bad by rule, so one strike a build
+                        break
         _, complaint = process.communicate(timeout=600)
         if process.returncode:
-            return Row("a worker segfaults", hits, "", f"the build ended with {process.returncode}: {complaint[-200:]}")
+            return Row(
+                "a worker segfaults",
+                hits,
+                "",
+                f"the build ended with {process.returncode}: {complaint[-200:]}",
+            )
         if (lost := finish(dataset, wanted)) != "nothing":
             return Row("a worker segfaults", hits, "", lost)
-    return Row("a worker segfaults (SIGSEGV from outside, at a random moment)", hits, "its tasks ran again; no rejection")
+    return Row(
+        "a worker segfaults (SIGSEGV from outside, at a random moment)",
+        hits,
+        "its tasks ran again; no rejection",
+    )
 
 
 def damaged(reference: Dataset, folder: Path, times: int, seed: int) -> Row:
-    """A random file of the store or the dataset truncated, or with one bit flipped: found, named, dropped, made again."""
+    """A random file of the store or the dataset truncated, or with one bit flipped: found, named,
+    dropped, made again.
+    """
     drawn, wanted = random.Random(seed), str(reference.index["root_digest"])
     dataset = reference.copy(folder)
     loaded = recipes.load(dataset.recipe)
     for number in range(times):
         files = sorted(
-            path for kind in ("store/blobs", "store/memos", "small") for path in (dataset.data / kind).rglob("*") if path.is_file()
+            path
+            for kind in ("store/blobs", "store/memos", "small")
+            for path in (dataset.data / kind).rglob("*")
+            if path.is_file()
         )
-        path = drawn.choice([one for one in files if one.stat().st_size and one.name != "reproduce.json"])
+        path = drawn.choice(
+            [one for one in files if one.stat().st_size and one.name != "reproduce.json"]
+        )
         content = bytearray(path.read_bytes())
         if drawn.random() < 0.5:
             content = content[: drawn.randrange(len(content))]
@@ -173,13 +221,27 @@ def damaged(reference: Dataset, folder: Path, times: int, seed: int) -> Row:
         found = verify.verify(loaded, dataset.data, "cpu", Progress())
         where = path.relative_to(dataset.data)
         if not found.findings:
-            return Row("a file truncated or a bit flipped", number + 1, "", f"nobody noticed {where}")
+            return Row(
+                "a file truncated or a bit flipped", number + 1, "", f"nobody noticed {where}"
+            )
         verify.drop(found)
         dataset.build()
-        left = [f"{one.kind} {one.name}: {one.problem}" for one in verify.verify(loaded, dataset.data, "cpu", Progress()).findings]
+        left = [
+            f"{one.kind} {one.name}: {one.problem}"
+            for one in verify.verify(loaded, dataset.data, "cpu", Progress()).findings
+        ]
         if dataset.index["root_digest"] != wanted or left:
-            return Row("a file truncated or a bit flipped", number + 1, "", f"{where} was not made again; {'; '.join(left)}")
-    return Row("a file truncated, or one bit flipped, at random", times, "`verify` named it, `verify --drop` and a build made it again")
+            return Row(
+                "a file truncated or a bit flipped",
+                number + 1,
+                "",
+                f"{where} was not made again; {'; '.join(left)}",
+            )
+    return Row(
+        "a file truncated, or one bit flipped, at random",
+        times,
+        "`verify` named it, `verify --drop` and a build made it again",
+    )
 
 
 def half_written(reference: Dataset, folder: Path, times: int, seed: int) -> Row:
@@ -196,7 +258,9 @@ def half_written(reference: Dataset, folder: Path, times: int, seed: int) -> Row
 
 
 def disk_full(reference: Dataset, folder: Path, times: int, seed: int) -> Row:
-    """The disk fills at a random point; more room, the same command, the same bytes. Needs a file system of its own."""
+    """The disk fills at a random point; more room, the same command, the same bytes. Needs a file
+    system of its own.
+    """
     drawn, wanted, said = random.Random(seed), str(reference.index["root_digest"]), 0
     for number in range(times):
         dataset = fresh(reference, folder)
@@ -209,19 +273,34 @@ def disk_full(reference: Dataset, folder: Path, times: int, seed: int) -> Row:
             {command} || exit 98
             cp -r {dataset.data} {dataset.data}.kept
             exit $first"""
-        done = subprocess.run(["unshare", "-rm", "sh", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
+        done = subprocess.run(
+            ["unshare", "-rm", "sh", "-c", script],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
         if done.returncode == 99:
             raise OSError("no file system may be mounted here")
         said += "disk full: " in done.stderr
         kept = Dataset(dataset.recipe, dataset.data.with_name(f"{dataset.data.name}.kept"))
         if done.returncode not in (0, 4) or kept.index["root_digest"] != wanted:
-            return Row("the disk fills", number + 1, "", f"exit {done.returncode}: {done.stderr[-300:]}")
+            return Row(
+                "the disk fills", number + 1, "", f"exit {done.returncode}: {done.stderr[-300:]}"
+            )
         shutil.rmtree(kept.data)
-    return Row("the disk fills at a random point", times, f"{said} times `disk full`, exit 4; with more room the same command finished")
+    return Row(
+        "the disk fills at a random point",
+        times,
+        f"{said} times `disk full`, exit 4; with more room the same command finished",
+    )
 
 
 def clock_set_back(reference: Dataset, folder: Path, times: int, seed: int) -> Row:
-    """The clock jumps back a day at every look, and all files are from the future: time decides nothing."""
+    """The clock jumps back a day at every look, and all files are from the future: time decides
+    nothing.
+    """
     del seed
     dataset, wanted = fresh(reference, folder), str(reference.index["root_digest"])
     clock = {"now": time.time()}
@@ -239,14 +318,23 @@ def clock_set_back(reference: Dataset, folder: Path, times: int, seed: int) -> R
                     os.utime(path, (4e9, 4e9))
             steps = dataset.build()
             if any(step.num_run for step in steps) or dataset.index["root_digest"] != wanted:
-                return Row("the clock is set back", times, "", "work was done twice, or another root digest")
+                return Row(
+                    "the clock is set back",
+                    times,
+                    "",
+                    "work was done twice, or another root digest",
+                )
     finally:
         store.now = real
-    return Row("the clock set back, files dated in the future", times, "the second build had nothing to do")
+    return Row(
+        "the clock set back, files dated in the future", times, "the second build had nothing to do"
+    )
 
 
 def two_at_once(reference: Dataset, folder: Path, times: int, seed: int) -> Row:
-    """Two builds of one dataset at the same moment: the second says so and leaves everything alone."""
+    """Two builds of one dataset at the same moment: the second says so and leaves everything
+    alone.
+    """
     drawn, wanted, refused = random.Random(seed), str(reference.index["root_digest"]), 0
     for number in range(times):
         dataset = fresh(reference, folder)
@@ -256,10 +344,16 @@ def two_at_once(reference: Dataset, folder: Path, times: int, seed: int) -> Row:
         ends = [(process.communicate(timeout=600)[1], process.returncode) for process in (one, two)]
         refused += sum(code == 4 and "another build is working" in said for said, code in ends)
         codes = [code for _, code in ends]
-        lost = finish(dataset, wanted) if sorted(codes) in ([0, 0], [0, 4]) else f"exit codes {codes}"
+        lost = (
+            finish(dataset, wanted) if sorted(codes) in ([0, 0], [0, 4]) else f"exit codes {codes}"
+        )
         if lost != "nothing":
             return Row("two builds of one dataset at once", number + 1, "", lost)
-    return Row("two builds of one dataset at once", times, f"{refused} times the second one was told that another build is working")
+    return Row(
+        "two builds of one dataset at once",
+        times,
+        f"{refused} times the second one was told that another build is working",
+    )
 
 
 TRIALS: dict[str, tuple[Callable[[Dataset, Path, int, int], Row], int]] = {
@@ -278,7 +372,11 @@ def prepared(folder: Path) -> Dataset:
     """The dataset all trials work on, built without disturbance."""
 
     def film(make: Callable[..., Path], *args: object, **options: object) -> Path:
-        return make(folder / f"{make.__name__}-{canonical.digest([args, options])[:12]}.mp4", *args, **options)
+        return make(
+            folder / f"{make.__name__}-{canonical.digest([args, options])[:12]}.mp4",
+            *args,
+            **options,
+        )
 
     return small(folder, film)
 
@@ -291,10 +389,22 @@ def table(rows: list[Row]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", choices=TRIALS, default=list(TRIALS), help="trials to run, by default all")
-    parser.add_argument("--times", type=int, help="how often each, by default as in the table of docs/reliability.md")
+    parser.add_argument(
+        "--only",
+        nargs="*",
+        choices=TRIALS,
+        default=list(TRIALS),
+        help="trials to run, by default all",
+    )
+    parser.add_argument(
+        "--times",
+        type=int,
+        help="how often each, by default as in the table of docs/reliability.md",
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--write", action="store_true", help="write the table into docs/reliability.md")
+    parser.add_argument(
+        "--write", action="store_true", help="write the table into docs/reliability.md"
+    )
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory(prefix="chaos-") as name:

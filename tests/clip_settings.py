@@ -1,8 +1,9 @@
-"""How to store clips: time, bytes and loss of candidate encoders. `python -m tests.clip_settings [VIDEO...]`.
+"""How to store clips: time, bytes and loss of candidate encoders. `python -m tests.clip_settings
+[VIDEO...]`.
 
-Frames are cropped and scaled once as a reel would; each candidate encodes and decodes them. Loss is the PSNR
-of the decoded frames in RGB and the signal-to-noise ratio of their latents (variance over mean squared error),
-because latents are what training sees. The table is in docs/decisions.md.
+Frames are cropped and scaled once as a reel would; each candidate encodes and decodes them. Loss is
+the PSNR of the decoded frames in RGB and the signal-to-noise ratio of their latents (variance over
+mean squared error), because latents are what training sees. The table is in docs/decisions.md.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class Candidate:
 def x264(preset: str, crf: int, gop: int) -> Candidate:
     kind = "all key frames" if gop == 1 else f"key frame every {gop}"
     return Candidate(
-        f"x264 {preset} crf {crf}, {kind}", "libx264", {"preset": preset, "crf": str(crf), "g": str(gop), "bf": "0", "threads": "1"}
+        f"x264 {preset} crf {crf}, {kind}",
+        "libx264",
+        {"preset": preset, "crf": str(crf), "g": str(gop), "bf": "0", "threads": "1"},
     )
 
 
@@ -63,14 +66,22 @@ def small_frames(path: Path, full_range: bool) -> list[Any]:
     """The middle `COUNT` of every third frame, cropped and scaled as a reel does it."""
     facts = video.probe(path)
     crop = reel.crop_of(facts)
-    matrix = "out_color_matrix=smpte170m:out_range=pc" if full_range else "out_color_matrix=bt709:out_range=tv"
+    matrix = (
+        "out_color_matrix=smpte170m:out_range=pc"
+        if full_range
+        else "out_color_matrix=bt709:out_range=tv"
+    )
     chain, kept = None, []
     for index, (frame, _, _) in enumerate(video.frames(path, facts)):
         if index % 3:
             continue
         if chain is None:
             scale = f"{SIZE}:{SIZE}:flags=bicubic+accurate_rnd:in_color_matrix=bt709:{matrix}"
-            filters = [("crop", f"{crop.width}:{crop.height}"), ("scale", scale), ("format", "yuvj420p" if full_range else "yuv420p")]
+            filters = [
+                ("crop", f"{crop.width}:{crop.height}"),
+                ("scale", scale),
+                ("format", "yuvj420p" if full_range else "yuv420p"),
+            ]
             chain = video.graph(frame, facts.time_base, *filters)
         kept.append(video.through(chain, frame))
         if len(kept) == COUNT:
@@ -105,15 +116,29 @@ def round_trip(frames: list[Any], candidate: Candidate) -> tuple[float, int, lis
         return spent, len(out.getvalue()), list(made.decode(video=0))
 
 
-def measure(candidate: Candidate, clips: dict[bool, list[list[Any]]], vae: Any) -> tuple[float, float, float, float]:
-    """Milliseconds and kilobytes a frame, PSNR of frames and SNR of latents in dB, averaged over the clips."""
+def measure(
+    candidate: Candidate, clips: dict[bool, list[list[Any]]], vae: Any
+) -> tuple[float, float, float, float]:
+    """Milliseconds and kilobytes a frame, PSNR of frames and SNR of latents in dB, averaged over
+    the clips.
+    """
     rows = []
     for frames in clips[candidate.full_range]:
         spent, size, decoded = round_trip(frames, candidate)
         before, after = (np.stack([rgb(frame) for frame in some[:8]]) for some in (frames, decoded))
-        a, b = (encoders.latents(vae, one, 8, with_std=False)[0].astype(np.float64) for one in (before, after))
+        a, b = (
+            encoders.latents(vae, one, 8, with_std=False)[0].astype(np.float64)
+            for one in (before, after)
+        )
         snr = 10 * np.log10(a.var() / np.mean((a - b) ** 2))
-        rows.append((1000 * spent / len(frames), size / len(frames) / 1000, encoders.psnr_db(before, after), snr))
+        rows.append(
+            (
+                1000 * spent / len(frames),
+                size / len(frames) / 1000,
+                encoders.psnr_db(before, after),
+                snr,
+            )
+        )
     means = np.mean(rows, axis=0)
     return float(means[0]), float(means[1]), float(means[2]), float(means[3])
 
@@ -127,10 +152,14 @@ def main() -> None:
     clips = {full: [small_frames(path, full) for path in paths] for full in (False, True)}
     found = encode.find_encoders(encode.Params(preset="tiny"), Path())
     vae = encoders.load_vae(found.vae_folder, "float32", "cpu")
-    print("| encoder | ms/frame | kB/frame | frames, PSNR dB | latents, SNR dB |\n|---|--:|--:|--:|--:|")
+    print(
+        "| encoder | ms/frame | kB/frame | frames, PSNR dB | latents, SNR dB |\n|---|--:|--:|--:|--:|"
+    )
     for candidate in CANDIDATES:
         spent, size, psnr, snr = measure(candidate, clips, vae)
-        print(f"| {candidate.name} | {spent:.1f} | {size:.1f} | {psnr:.1f} | {snr:.1f} |", flush=True)
+        print(
+            f"| {candidate.name} | {spent:.1f} | {size:.1f} | {psnr:.1f} | {snr:.1f} |", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ from tests.making.dataset import Dataset, small
 
 @pytest.fixture(scope="session")
 def film(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`film(footage.plain, 2, suffix=".mkv")`: the video that function makes, made once a session. Not to be changed."""
+    """`film(footage.plain, 2, suffix=".mkv")`: the video that function makes, made once a session.
+    Not to be changed.
+    """
     folder = tmp_path_factory.mktemp("footage")
 
     def get(make: Callable[..., Path], *args: Any, suffix: str = ".mp4", **options: Any) -> Path:
@@ -39,7 +41,9 @@ def store(tmp_path: Path) -> Store:
 def video_of(store: Store) -> Callable[..., Video]:
     """`video_of(path)`: a file taken into the store and probed, with a time range if wanted."""
 
-    def take_in(path: Path, start_s: Fraction | None = None, end_s: Fraction | None = None) -> Video:
+    def take_in(
+        path: Path, start_s: Fraction | None = None, end_s: Fraction | None = None
+    ) -> Video:
         source = Source(key=path.stem, uri=f"file:{path.name}", start_s=start_s, end_s=end_s)
         return Video(source.key, source, store.link(path), "file", video.probe(path))
 
@@ -50,8 +54,19 @@ def video_of(store: Store) -> Callable[..., Video]:
 def new_scene() -> Callable[..., Scene]:
     """`new_scene(0, 400, Fraction(1, 25))`: a scene of a video that need not exist."""
 
-    def make(start_pts: int, end_pts: int, time_base: Fraction = Fraction(1, 1000), key: str = "film-0000") -> Scene:
-        source = Source("film", "file:film.mp4", captions=("a street", "une rue"), license="CC0-1.0", start_s=Fraction(1, 3))
+    def make(
+        start_pts: int,
+        end_pts: int,
+        time_base: Fraction = Fraction(1, 1000),
+        key: str = "film-0000",
+    ) -> Scene:
+        source = Source(
+            "film",
+            "file:film.mp4",
+            captions=("a street", "une rue"),
+            license="CC0-1.0",
+            start_s=Fraction(1, 3),
+        )
         container = Container(
             format="mov,mp4",
             codec="h264",
@@ -72,7 +87,9 @@ def new_scene() -> Callable[..., Scene]:
             end_pts=end_pts,
             variable_fps=False,
         )
-        return Scene(key, Video("film", source, Blob("0" * 64, 1), "file", container), start_pts, end_pts)
+        return Scene(
+            key, Video("film", source, Blob("0" * 64, 1), "file", container), start_pts, end_pts
+        )
 
     return make
 

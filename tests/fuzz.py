@@ -28,9 +28,21 @@ KINDS: tuple[tuple[str, str, dict[str, Any]], ...] = (  # codec, container, how 
     ("h264", "mkv", {"codec": "libx264"}),
     ("h264", "avi", {"codec": "libx264", "bf": 0}),
     ("h264", "ts", {"codec": "libx264"}),
-    ("hevc", "mp4", {"codec": "libx265", "x265-params": "pools=none:frame-threads=1:log-level=error"}),
-    ("hevc", "mkv", {"codec": "libx265", "x265-params": "pools=none:frame-threads=1:log-level=error"}),
-    ("hevc", "ts", {"codec": "libx265", "x265-params": "pools=none:frame-threads=1:log-level=error"}),
+    (
+        "hevc",
+        "mp4",
+        {"codec": "libx265", "x265-params": "pools=none:frame-threads=1:log-level=error"},
+    ),
+    (
+        "hevc",
+        "mkv",
+        {"codec": "libx265", "x265-params": "pools=none:frame-threads=1:log-level=error"},
+    ),
+    (
+        "hevc",
+        "ts",
+        {"codec": "libx265", "x265-params": "pools=none:frame-threads=1:log-level=error"},
+    ),
     ("vp9", "webm", {"codec": "libvpx-vp9", "deadline": "realtime", "cpu-used": 8}),
     ("vp9", "mp4", {"codec": "libvpx-vp9", "deadline": "realtime", "cpu-used": 8}),
     ("av1", "mp4", {"codec": "libsvtav1", "preset": 12, "svtav1-params": "lp=1"}),
@@ -41,15 +53,24 @@ KINDS: tuple[tuple[str, str, dict[str, Any]], ...] = (  # codec, container, how 
 )
 CODECS = tuple(dict.fromkeys(codec for codec, _, _ in KINDS))
 HEADER = 1024  # bytes at either end, where containers keep what they say of themselves
-HUGE = tuple(value.to_bytes(4, "big") for value in (0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x00FFFFFF, 0x10000000))
-BOXES = re.compile(rb"moov|mvhd|trak|tkhd|elst|mdia|mdhd|minf|stbl|stsd|stts|ctts|stsc|stsz|stco|avcC|hvcC|mdat|strf|strh|idx1|movi")
-ELEMENTS = re.compile(rb"\x1aE\xdf\xa3|\x18S\x80g|\x15I\xa9f|\x16T\xaek|\x1fC\xb6u|\x2a\xd7\xb1|\xae|\xe0|\xb0|\xba|\xa3|\x1cS\xbbk")
+HUGE = tuple(
+    value.to_bytes(4, "big")
+    for value in (0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x00FFFFFF, 0x10000000)
+)
+BOXES = re.compile(
+    rb"moov|mvhd|trak|tkhd|elst|mdia|mdhd|minf|stbl|stsd|stts|ctts|stsc|stsz|stco|avcC|hvcC|mdat|strf|strh|idx1|movi"
+)
+ELEMENTS = re.compile(
+    rb"\x1aE\xdf\xa3|\x18S\x80g|\x15I\xa9f|\x16T\xaek|\x1fC\xb6u|\x2a\xd7\xb1|\xae|\xe0|\xb0|\xba|\xa3|\x1cS\xbbk"
+)
 
 
 def flipped(content: bytearray, rng: random.Random) -> bytearray:
     """Bits of the body."""
     for _ in range(rng.choice((1, 2, 8, 64))):
-        content[rng.randrange(min(HEADER, len(content) // 2), len(content))] ^= 1 << rng.randrange(8)
+        content[rng.randrange(min(HEADER, len(content) // 2), len(content))] ^= 1 << rng.randrange(
+            8
+        )
     return content
 
 
@@ -86,7 +107,13 @@ def _chunk(content: bytearray, rng: random.Random) -> slice:
 def swapped(content: bytearray, rng: random.Random) -> bytearray:
     one, two = sorted((_chunk(content, rng), _chunk(content, rng)), key=lambda chunk: chunk.start)
     middle = content[one.stop : two.start]
-    return content[: one.start] + content[two] + middle + content[one] + content[max(two.stop, one.stop) :]
+    return (
+        content[: one.start]
+        + content[two]
+        + middle
+        + content[one]
+        + content[max(two.stop, one.stop) :]
+    )
 
 
 def doubled(content: bytearray, rng: random.Random) -> bytearray:
@@ -103,7 +130,12 @@ def sized(content: bytearray, rng: random.Random) -> bytearray:
     """A box's or element's size, or what stands right behind its name, is huge or nothing."""
     found = [*BOXES.finditer(content), *ELEMENTS.finditer(content)]
     match = rng.choice(found) if found else None
-    at = max(0, (match.start() - 4 if rng.random() < 0.5 else match.end() + 4 * rng.randrange(4)) if match else 0)
+    at = max(
+        0,
+        (match.start() - 4 if rng.random() < 0.5 else match.end() + 4 * rng.randrange(4))
+        if match
+        else 0,
+    )
     content[at : at + 4] = rng.choice(HUGE)
     return content
 
@@ -132,7 +164,9 @@ def originals(folder: Path) -> dict[tuple[str, str], bytes]:
 
 
 def corpus(folder: Path, count: int, seed: int) -> dict[str, str]:
-    """Write `count` damaged videos; returns each one's codec by its name. Kinds and damages take turns."""
+    """Write `count` damaged videos; returns each one's codec by its name. Kinds and damages take
+    turns.
+    """
     whole = originals(folder / "whole")
     codecs = {}
     for index in range(count):
@@ -146,19 +180,33 @@ def corpus(folder: Path, count: int, seed: int) -> dict[str, str]:
 
 
 def recipe(folder: Path, cut: str = "adaptive") -> Path:
-    """A recipe of all videos of a folder; of every third only a part is wanted, so that there is a seek."""
+    """A recipe of all videos of a folder; of every third only a part is wanted, so that there is a
+    seek.
+    """
     sources = [
-        f'[[source]]\nid = "{path.stem}"\nuri = "file:{path.name}"\n' + ("start = 0.8\n" if index % 3 == 2 else "")
-        for index, path in enumerate(sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".toml"))
+        f'[[source]]\nid = "{path.stem}"\nuri = "file:{path.name}"\n'
+        + ("start = 0.8\n" if index % 3 == 2 else "")
+        for index, path in enumerate(
+            sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".toml")
+        )
     ]
     path = folder / "fuzz.toml"
-    path.write_text("\n".join([*sources, f'[cut]\ndetector = "{cut}"\n[filter]\nmin_frames = 5\n[extract]\nsize = 64\n']))
+    path.write_text(
+        "\n".join(
+            [
+                *sources,
+                f'[cut]\ndetector = "{cut}"\n[filter]\nmin_frames = 5\n[extract]\nsize = 64\n',
+            ]
+        )
+    )
     return path
 
 
 @dataclass(frozen=True)
 class Built:
-    """What a build said, and what became of every source: "clip", or the reason of its rejection."""
+    """What a build said, and what became of every source: "clip", or the reason of its
+    rejection.
+    """
 
     code: int
     said: str
@@ -169,7 +217,12 @@ def build(path: Path) -> Built:
     """Run the command line as a user does, on two workers."""
     data = path.parent / "data"
     words = ["build", path, "--data", data, "--until", "extract", "--workers", "2"]
-    done = subprocess.run([sys.executable, "-m", "pipeline", *map(str, words)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     fates: dict[str, list[str]] = defaultdict(list)
     for manifest in sorted((data / "fuzz").glob("?-*.jsonl")):
         for line in map(json.loads, manifest.read_text().splitlines()[1:]):
@@ -194,16 +247,23 @@ def table(codecs: dict[str, str], fates: dict[str, list[str]]) -> str:
     seen = {fate for counter in counts.values() for fate in counter} | {"crashed", "timed-out"}
     columns = ["clip", *sorted(seen - {"clip", "crashed", "timed-out"}), "crashed", "timed-out"]
     lines = ["codec" + "".join(f"  {column}" for column in columns)]
-    lines += [f"{codec:<5}" + "".join(f"  {counts[codec][column]:>{len(column)}}" for column in columns) for codec in CODECS]
+    lines += [
+        f"{codec:<5}" + "".join(f"  {counts[codec][column]:>{len(column)}}" for column in columns)
+        for codec in CODECS
+    ]
     return "\n".join(lines)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=210)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--detector", default="adaptive")
-    parser.add_argument("--keep", type=Path, help="folder for the videos and the build; otherwise they are deleted")
+    parser.add_argument(
+        "--keep", type=Path, help="folder for the videos and the build; otherwise they are deleted"
+    )
     wanted = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = wanted.keep or Path(scratch)

@@ -125,14 +125,24 @@ def test_light_modules_of_training_import_nothing_heavy_at_their_top(name: str) 
     tree = ast.parse((ROOT / "training" / f"{name}.py").read_text("utf-8"))
     plain = [node for node in tree.body if isinstance(node, ast.Import)]
     top = {alias.name.partition(".")[0] for node in plain for alias in node.names}
-    top |= {str(node.module).partition(".")[0] for node in tree.body if isinstance(node, ast.ImportFrom)}
+    top |= {
+        str(node.module).partition(".")[0] for node in tree.body if isinstance(node, ast.ImportFrom)
+    }
     assert top & HEAVY == set()
 
 
 @pytest.mark.parametrize("path", TRAINING, ids=label)
 def test_nothing_of_training_reads_or_writes_pickles_through_torch(path: Path) -> None:
-    attributes = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Attribute)]
-    of_torch = {node.attr for node in attributes if isinstance(node.value, ast.Name) and node.value.id == "torch"}
+    attributes = [
+        node
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Attribute)
+    ]
+    of_torch = {
+        node.attr
+        for node in attributes
+        if isinstance(node.value, ast.Name) and node.value.id == "torch"
+    }
     assert of_torch & {"load", "save"} == set()
 
 
@@ -157,9 +167,16 @@ def test_only_encoders_touch_torch(path: Path) -> None:
 
 def test_video_imports_torch_in_read_clip_and_nowhere_else() -> None:
     tree = ast.parse((ROOT / "pipeline" / "media" / "video.py").read_text("utf-8"))
-    reader = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "read_clip")
+    reader = next(
+        node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "read_clip"
+    )
     everywhere, inside = (
-        [node for node in ast.walk(part) if isinstance(node, ast.Import) and node.names[0].name == "torch"] for part in (tree, reader)
+        [
+            node
+            for node in ast.walk(part)
+            if isinstance(node, ast.Import) and node.names[0].name == "torch"
+        ]
+        for part in (tree, reader)
     )
     assert len(everywhere) == len(inside) == 1
 

@@ -1,4 +1,6 @@
-"""The benchmark runs, its ratios are numbers, and its page keeps what others wrote. No claim about time is made here."""
+"""The benchmark runs, its ratios are numbers, and its page keeps what others wrote. No claim about
+time is made here.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,11 @@ def two_takes(film: Callable[..., Path]) -> Path:
 
 def sound(rows: list[Row], count: int, repeats: int = 1) -> bool:
     ratios = [ratio for row in rows for ratio in row.ratios]
-    return len(rows) == count and len(ratios) == count * repeats and all(math.isfinite(ratio) and ratio > 0 for ratio in ratios)
+    return (
+        len(rows) == count
+        and len(ratios) == count * repeats
+        and all(math.isfinite(ratio) and ratio > 0 for ratio in ratios)
+    )
 
 
 def test_cutting_and_extracting_is_measured_step_by_step(two_takes: Path, tmp_path: Path) -> None:
@@ -36,7 +42,9 @@ def test_cutting_and_extracting_is_measured_step_by_step(two_takes: Path, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-def test_a_workers_first_video_is_not_counted(two_takes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_workers_first_video_is_not_counted(
+    two_takes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(bench, "FILES", 2)
     copies = bench.copies(two_takes, 2)
     assert copies[0].read_bytes() != copies[1].read_bytes()
@@ -49,10 +57,14 @@ def test_encoding_is_measured_on_every_frame_of_the_clips(two_takes: Path, tmp_p
     assert rows[-1].ratios[0] < 1  # the VAE's time is a part of the stage's
 
 
-def test_shards_are_measured_against_both_writers(two_takes: Path, store: Store, tmp_path: Path) -> None:
+def test_shards_are_measured_against_both_writers(
+    two_takes: Path, store: Store, tmp_path: Path
+) -> None:
     clips, _ = bench.make_clips(bench.take_in(two_takes, store), store, cut.Scdet(), SMALL)
     assert len(clips) == 2
-    assert sound(bench.sharding(clips[0], tmp_path / "scratch", 2, num_bytes=7_000_000), 8, repeats=2)
+    assert sound(
+        bench.sharding(clips[0], tmp_path / "scratch", 2, num_bytes=7_000_000), 8, repeats=2
+    )
 
 
 def row(measured: float, floor: float, promise: Any = None) -> Row:
@@ -65,7 +77,14 @@ def test_a_promise_holds_or_does_not() -> None:
     assert row(19, 20, (">=", 0.95)).holds is True
     assert row(18, 20, (">=", 0.95)).holds is False
     assert row(1, 1).holds is None
-    assert row(18, 20, (">=", 0.95)).cells() == ["something", "18 s", "20, the floor", "0.90", ">= 0.95", "NO"]
+    assert row(18, 20, (">=", 0.95)).cells() == [
+        "something",
+        "18 s",
+        "20, the floor",
+        "0.90",
+        ">= 0.95",
+        "NO",
+    ]
 
 
 def test_only_the_text_between_the_markers_is_replaced(tmp_path: Path) -> None:
@@ -74,15 +93,22 @@ def test_only_the_text_between_the_markers_is_replaced(tmp_path: Path) -> None:
     cuts = "# Benchmarks\n\n## Cut detection\n\n<!-- cuts:begin -->\n| a |\n<!-- cuts:end -->\n"
     page.write_text(cuts)
     bench.write(page, "first\n")
-    assert page.read_text() == f"{cuts}\n## Speed\n\n<!-- speed:begin -->\nfirst\n<!-- speed:end -->\n"
+    assert (
+        page.read_text() == f"{cuts}\n## Speed\n\n<!-- speed:begin -->\nfirst\n<!-- speed:end -->\n"
+    )
     page.write_text(page.read_text() + "\nafter\n")
     bench.write(page, "second\n")
-    assert page.read_text() == f"{cuts}\n## Speed\n\n<!-- speed:begin -->\nsecond\n<!-- speed:end -->\n\nafter\n"
+    assert (
+        page.read_text()
+        == f"{cuts}\n## Speed\n\n<!-- speed:begin -->\nsecond\n<!-- speed:end -->\n\nafter\n"
+    )
 
 
 def test_a_page_that_is_not_there_is_begun(tmp_path: Path) -> None:
     bench.write(tmp_path / "new.md", "text\n")
-    assert (tmp_path / "new.md").read_text() == "# Benchmarks\n\n## Speed\n\n<!-- speed:begin -->\ntext\n<!-- speed:end -->\n"
+    assert (
+        tmp_path / "new.md"
+    ).read_text() == "# Benchmarks\n\n## Speed\n\n<!-- speed:begin -->\ntext\n<!-- speed:end -->\n"
 
 
 def test_the_table_names_the_machine_and_no_host(tmp_path: Path) -> None:

@@ -22,12 +22,20 @@ SOURCES = [
     "life=size=320x180:rate=25:mold=20:seed=4:life_color=orange:death_color=navy",
     "gradients=size=320x180:rate=25:seed=3:c0=white:c1=yellow:nb_colors=2",
 ]
-TRANSITIONS = [Transition("hard"), Transition("fade", 12), Transition("dissolve", 14), Transition("hard")]
+TRANSITIONS = [
+    Transition("hard"),
+    Transition("fade", 12),
+    Transition("dissolve", 14),
+    Transition("hard"),
+]
 
 
 def pixels(path: Path) -> NDArray[np.int16]:
     """Every fourth pixel of every fourth line of all frames, in grey."""
-    grey = (frame.reformat(format="gray").to_ndarray() for frame, _, _ in video.frames(path, video.probe(path)))
+    grey = (
+        frame.reformat(format="gray").to_ndarray()
+        for frame, _, _ in video.frames(path, video.probe(path))
+    )
     return np.stack([picture[::4, ::4].astype(np.int16) for picture in grey])
 
 
@@ -41,7 +49,9 @@ def pieces(tmp_path_factory: pytest.TempPathFactory) -> list[Piece]:
     made = []
     for number, source in enumerate(SOURCES):
         path = folder / f"{number}.mp4"
-        truth.encode(truth.fit(ffmpeg.input(source, f="lavfi", t=2)), path, crf=6, preset="ultrafast")
+        truth.encode(
+            truth.fit(ffmpeg.input(source, f="lavfi", t=2)), path, crf=6, preset="ultrafast"
+        )
         made.append(Piece(path, first=3 * number, num_frames=38 - number))
     return made
 
@@ -131,7 +141,9 @@ HARD, FADE = Joint("a", "hard", 50, 50), Joint("b", "fade", 100, 120)
         ([], 0, 0, 0),
     ],
 )
-def test_each_joint_is_hit_once_and_only_near_its_frames(cuts: list[int], hard: int, fade: int, false: int) -> None:
+def test_each_joint_is_hit_once_and_only_near_its_frames(
+    cuts: list[int], hard: int, fade: int, false: int
+) -> None:
     result = truth.score([FADE, HARD], cuts)
     assert (result.hits["hard"], result.hits["fade"], result.false) == (hard, fade, false)
 
@@ -155,4 +167,7 @@ def test_a_plan_repeats_and_uses_each_take_once_with_no_place_twice_in_a_row() -
         names = [piece.path.name for piece in planned]
         assert sorted(names) == sorted(takes)
         assert all(place[a] != place[b] for a, b in itertools.pairwise(names))
-        assert all(2 * transition.mixed <= 4 * piece.num_frames // 5 for transition, piece in zip(transitions, planned, strict=False))
+        assert all(
+            2 * transition.mixed <= 4 * piece.num_frames // 5
+            for transition, piece in zip(transitions, planned, strict=False)
+        )

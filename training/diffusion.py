@@ -1,10 +1,11 @@
 """The diffusion task: what is noised, what the model is told, what counts as loss.
 
-Input channels follow SD-inpainting: noisy latents, mask (1 = unknown, 0 = known), hint latents. Known
-frames carry their own latents in the hint, the loss counts unknown frames alone. Schedules come from
-diffusers. With `target="residual"` what is diffused is (latents - hint) / residual_std: the same
-process about another origin, so a model that says nothing yet gives the hint, where one that
-diffuses latents must first learn to copy it. A backbone trained on images needs `target="latents"`.
+Input channels follow SD-inpainting: noisy latents, mask (1 = unknown, 0 = known), hint latents.
+Known frames carry their own latents in the hint, the loss counts unknown frames alone. Schedules
+come from diffusers. With `target="residual"` what is diffused is (latents - hint) / residual_std:
+the same process about another origin, so a model that says nothing yet gives the hint, where one
+that diffuses latents must first learn to copy it. A backbone trained on images needs
+`target="latents"`.
 """
 
 from __future__ import annotations
@@ -18,11 +19,15 @@ from torch import Tensor
 from training import frames
 from training.presets import Hint, Objective, Tasks
 
-Network = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # inputs b f c h w, t b, text b n d, fps b -> b f c h w
+Network = Callable[
+    [Tensor, Tensor, Tensor, Tensor], Tensor
+]  # inputs b f c h w, t b, text b n d, fps b -> b f c h w
 
 
 def scheduler(objective: Objective, kind: Literal["ddpm", "ddim", "dpm"] = "ddpm") -> Any:
-    """Stable Diffusion's noise schedule as a diffusers scheduler: for training, or one to sample with."""
+    """Stable Diffusion's noise schedule as a diffusers scheduler: for training, or one to sample
+    with.
+    """
     from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
     common = {
@@ -37,17 +42,20 @@ def scheduler(objective: Objective, kind: Literal["ddpm", "ddim", "dpm"] = "ddpm
     if kind == "ddpm":
         made = DDPMScheduler(**common, clip_sample=False)  # type: ignore[no-untyped-call]
     elif kind == "ddim":
-        made = DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing")  # type: ignore[no-untyped-call]
+        made = DDIMScheduler(
+            **common, clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing"
+        )  # type: ignore[no-untyped-call]
     else:
         made = DPMSolverMultistepScheduler(**common, timestep_spacing="trailing")  # type: ignore[no-untyped-call]
     return made
 
 
 def hints(latents: Tensor, known: Tensor, mode: Hint) -> Tensor:
-    """What each frame is told of its picture: known frames their own latents, unknown ones what `mode` says.
+    """What each frame is told of its picture: known frames their own latents, unknown ones what
+    `mode` says.
 
-    `latents` `b f c h w`, of which only known frames are read; `known` `b f` bool. An unknown frame with
-    one known neighbour only takes that one; with none, zeros.
+    `latents` `b f c h w`, of which only known frames are read; `known` `b f` bool. An unknown frame
+    with one known neighbour only takes that one; with none, zeros.
     """
     rows = []
     for one, flags in zip(latents, known.tolist(), strict=True):
@@ -79,23 +87,30 @@ def from_target(target: Tensor, hint: Tensor, objective: Objective) -> Tensor:
     return hint + objective.residual_std * target if objective.target == "residual" else target
 
 
-def model_input(noisy: Tensor, known: Tensor, hint: Tensor, objective: Objective, num_channels: int) -> Tensor:
-    """The channels a model sees, `b f c h w`: noisy latents alone, or with mask and hint behind them.
+def model_input(
+    noisy: Tensor, known: Tensor, hint: Tensor, objective: Objective, num_channels: int
+) -> Tensor:
+    """The channels a model sees, `b f c h w`: noisy latents alone, or with mask and hint behind
+    them.
 
-    A model of residuals sees hints as residuals, too: less the mean of the known frames, in units of `residual_std`. What
-    stands still is seven times what moves, and would drown it.
+    A model of residuals sees hints as residuals, too: less the mean of the known frames, in units
+    of `residual_std`. What stands still is seven times what moves, and would drown it.
     """
     if num_channels == noisy.shape[2]:
         return noisy
     if objective.target == "residual":
         given = known.to(hint.dtype)[:, :, None, None, None]
-        hint = (hint - (hint * given).sum(1, keepdim=True) / given.sum(1, keepdim=True).clamp(min=1)) / objective.residual_std
+        hint = (
+            hint - (hint * given).sum(1, keepdim=True) / given.sum(1, keepdim=True).clamp(min=1)
+        ) / objective.residual_std
     unknown = torch.zeros_like(known) if objective.mask == "seed" else ~known
     mask = unknown.to(noisy.dtype)[:, :, None, None, None].expand(-1, -1, 1, *noisy.shape[3:])
     return torch.cat([noisy, mask, hint.to(noisy.dtype)], dim=2)
 
 
-def draw_known(num_frames: int, tasks: Tasks, generator: torch.Generator, every: int = 4) -> tuple[bool, ...]:
+def draw_known(
+    num_frames: int, tasks: Tasks, generator: torch.Generator, every: int = 4
+) -> tuple[bool, ...]:
     """Which frames a sample is given, drawn from (task, weight) pairs; see `frames.TASKS`."""
     weights = torch.tensor([weight for _, weight in tasks], dtype=torch.float64)
     task = tasks[int(torch.multinomial(weights, 1, generator=generator))][0]
@@ -104,13 +119,19 @@ def draw_known(num_frames: int, tasks: Tasks, generator: torch.Generator, every:
 
 
 def loss_weight(schedule: Any, t: Tensor, objective: Objective) -> Tensor:
-    """Weight of each sample's loss, `b`: min-SNR-gamma (Hang et al. 2023, eq. 4 and section 3.4), or ones."""
+    """Weight of each sample's loss, `b`: min-SNR-gamma (Hang et al. 2023, eq. 4 and section 3.4),
+    or ones.
+    """
     if not objective.min_snr:
         return torch.ones_like(t, dtype=torch.float32)
     alphas = schedule.alphas_cumprod.to(t.device)[t]
     snr = alphas / (1 - alphas)
     capped = snr.clamp(max=objective.min_snr)
-    return capped / (snr + 1) if objective.prediction == "v_prediction" else torch.where(snr > 0, capped / snr, 1.0)
+    return (
+        capped / (snr + 1)
+        if objective.prediction == "v_prediction"
+        else torch.where(snr > 0, capped / snr, 1.0)
+    )
 
 
 def losses(
@@ -127,8 +148,8 @@ def losses(
 ) -> Tensor:
     """Each sample's loss, `b` float32: mean squared error over its unknown frames, weighted.
 
-    `latents` and `noise` `b f c h w`, scaled; `known` `b f` bool, at least one frame of each unknown; `text`
-    `b n d`; `fps` and `t` `b`.
+    `latents` and `noise` `b f c h w`, scaled; `known` `b f` bool, at least one frame of each
+    unknown; `text` `b n d`; `fps` and `t` `b`.
     """
     hint = hints(latents, known, objective.hint)
     target = to_target(latents, hint, objective)

@@ -1,9 +1,11 @@
-"""Does interpolation explain more than copying and blending do? On held-out clips, beside three baselines.
+"""Does interpolation explain more than copying and blending do? On held-out clips, beside three
+baselines.
 
-Only in-between frames count. Each is compared twice: with the decoded latents of the truth, which is the model's own part,
-and with the clip's pixels, where the VAE's loss is included; the row `truth` of the latter is what that VAE allows at best.
-Numbers are a window's; over windows stand mean and standard deviation, and JSON has each. Cost: sampling, and up to
-four decoded pictures a frame (0.2 s each on a CPU, for the tiny VAE at 256 pixels).
+Only in-between frames count. Each is compared twice: with the decoded latents of the truth, which
+is the model's own part, and with the clip's pixels, where the VAE's loss is included; the row
+`truth` of the latter is what that VAE allows at best. Numbers are a window's; over windows stand
+mean and standard deviation, and JSON has each. Cost: sampling, and up to four decoded pictures a
+frame (0.2 s each on a CPU, for the tiny VAE at 256 pixels).
 """
 
 from __future__ import annotations
@@ -33,7 +35,14 @@ from training.stream import Index, Stream, check_identity, draw, fixed_windows
 
 WINDOWS = (Window(17, 4), Window(65, 1))
 SPLIT = "validation"
-TRUTH, MODEL, ONE_STEP, NEAREST, LATENT_BLEND, PIXEL_BLEND = "truth", "model", "model, 1 step", "nearest", "latent blend", "pixel blend"
+TRUTH, MODEL, ONE_STEP, NEAREST, LATENT_BLEND, PIXEL_BLEND = (
+    "truth",
+    "model",
+    "model, 1 step",
+    "nearest",
+    "latent blend",
+    "pixel blend",
+)
 METRICS = ("psnr_db", "ssim", "psnr_original_db", "ssim_original", "motion", "seam")
 SHOWN_FRAMES = 17  # of a window, in the comparison sheet
 
@@ -54,7 +63,9 @@ class Spread:
 
     @property
     def std(self) -> float | None:
-        return (statistics.stdev(self.found) if len(self.found) > 1 else 0.0) if self.found else None
+        return (
+            (statistics.stdev(self.found) if len(self.found) > 1 else 0.0) if self.found else None
+        )
 
     def plain(self) -> dict[str, Any]:
         return {"mean": self.mean, "std": self.std, "values": list(self.values)}
@@ -64,8 +75,8 @@ class Spread:
 class Score:
     """One way to fill the gaps.
 
-    `motion`: mean change from frame to frame over the truth's, 0 is frozen. `seam`: change beside keyframes over change
-    elsewhere, to be compared with the truth's own.
+    `motion`: mean change from frame to frame over the truth's, 0 is frozen. `seam`: change beside
+    keyframes over change elsewhere, to be compared with the truth's own.
     """
 
     method: str
@@ -74,7 +85,9 @@ class Score:
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """All ways, over the windows of one stride. `known_error_*`: how far the model moved a frame it was given; must be 0."""
+    """All ways, over the windows of one stride. `known_error_*`: how far the model moved a frame it
+    was given; must be 0.
+    """
 
     window: Window
     fps: Fraction
@@ -95,7 +108,10 @@ class Report:
             "num_windows": len(self.windows),
             "windows": [list(pair) for pair in self.windows],
             "known_error": {"latents": self.known_error_latents, "levels": self.known_error_levels},
-            "scores": {score.method: {name: spread.plain() for name, spread in score.metrics.items()} for score in self.scores},
+            "scores": {
+                score.method: {name: spread.plain() for name, spread in score.metrics.items()}
+                for score in self.scores
+            },
         }
 
 
@@ -108,7 +124,11 @@ class Evaluation:
     notes: tuple[str, ...]
 
     def plain(self) -> dict[str, Any]:
-        return {**self.facts, "notes": list(self.notes), "reports": [report.plain() for report in self.reports]}
+        return {
+            **self.facts,
+            "notes": list(self.notes),
+            "reports": [report.plain() for report in self.reports],
+        }
 
 
 def evaluate(
@@ -124,8 +144,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure an interpolation run on `num_windows` evenly spaced held-out windows of each shape.
 
-    Raises UsageError if it is no such run, if nothing was held out or no clip is long enough, ShardError if the shards are of
-    other encoders, and what `Codec.check` and `load_model` raise.
+    Raises UsageError if it is no such run, if nothing was held out or no clip is long enough,
+    ShardError if the shards are of other encoders, and what `Codec.check` and `load_model` raise.
     """
     settings = settings or Settings()
     if run.preset.tasks[0][0] != "every":
@@ -133,7 +153,9 @@ def evaluate(
             f"{run.folder} is a run of {run.preset.name}; what is evaluated is interpolation: give a run of tiny-interp or alike"
         )
     if not index.entries.get(SPLIT):
-        raise UsageError(f"{index.url}: no video was held out; set `validation = 0.1` in [shard] of the recipe and build the shards again")
+        raise UsageError(
+            f"{index.url}: no video was held out; set `validation = 0.1` in [shard] of the recipe and build the shards again"
+        )
     check_identity(index, run.dataset["identity"])
     codec.check()
     notes: list[str] = []
@@ -141,7 +163,14 @@ def evaluate(
     clips = _clips(index, {key for _, pairs in found for key, _ in pairs}, notes)
     null_text = torch.tensor(index.null_text, dtype=torch.float32)
     script = Script(run.preset, null_text, null_text, index.fps, settings)
-    stage = _Stage(load_model(run, device), script, Stream(index, SPLIT, [window for window, _ in found]), codec, clips, progress)
+    stage = _Stage(
+        load_model(run, device),
+        script,
+        Stream(index, SPLIT, [window for window, _ in found]),
+        codec,
+        clips,
+        progress,
+    )
     reports = tuple(_report(stage, window, pairs) for window, pairs in found)
     facts = {
         "run": run.folder.name,
@@ -162,8 +191,12 @@ def _found(
     """Each window with its places, (key, first frame)."""
     found = []
     for window in windows:
-        if window.num_frames not in {interpolated(num, preset.every) for num in range(2, window.num_frames)}:
-            raise UsageError(f"a window of {window.num_frames} frames does not end in a keyframe: take 5, 9, 13, 17, ...")
+        if window.num_frames not in {
+            interpolated(num, preset.every) for num in range(2, window.num_frames)
+        }:
+            raise UsageError(
+                f"a window of {window.num_frames} frames does not end in a keyframe: take 5, 9, 13, 17, ..."
+            )
         try:
             found.append((window, fixed_windows(index, SPLIT, window, num_windows)))
         except UsageError as error:
@@ -179,7 +212,9 @@ def _clips(index: Index, keys: set[str], notes: list[str]) -> Path | None:
     missing = sorted(key for key in keys if not (folder / f"{key}.mp4").is_file())
     if not missing:
         return folder
-    notes.append(f"nothing is compared with the clips' own pixels: {folder} has no {missing[0]}.mp4 (`make shards` leaves the clips there)")
+    notes.append(
+        f"nothing is compared with the clips' own pixels: {folder} has no {missing[0]}.mp4 (`make shards` leaves the clips there)"
+    )
     return None
 
 
@@ -212,11 +247,19 @@ def _report(stage: _Stage, window: Window, pairs: Sequence[tuple[str, int]]) -> 
         outcome = _outcome(stage, window, key, start, done)
         if number == len(pairs) // 2:
             known = known_frames("every", window.num_frames, every=stage.script.preset.every)
-            sheet = _sheet(outcome.videos, known, f"{key}, frame {start} on, {window}: given frames are framed")
+            sheet = _sheet(
+                outcome.videos, known, f"{key}, frame {start} on, {window}: given frames are framed"
+            )
         outcomes.append(replace(outcome, videos={}))
     assert sheet is not None
     scores = [
-        Score(method, {name: Spread(tuple(outcome.metrics[method][name] for outcome in outcomes)) for name in METRICS})
+        Score(
+            method,
+            {
+                name: Spread(tuple(outcome.metrics[method][name] for outcome in outcomes))
+                for name in METRICS
+            },
+        )
         for method in outcomes[0].metrics
     ]
     return Report(
@@ -262,39 +305,57 @@ def _outcome(stage: _Stage, window: Window, key: str, start: int, done: _Counter
     done.total = 2 * len(truth) + (len(made) - 1) * num_unknown
     videos = {TRUTH: done.decode(stage.codec, truth), MODEL: done.decode(stage.codec, made[MODEL])}
     for method in made.keys() - {MODEL}:
-        videos[method] = videos[TRUTH].copy()  # equal latents are equal pixels: known frames need no decoding
+        videos[method] = videos[
+            TRUTH
+        ].copy()  # equal latents are equal pixels: known frames need no decoding
         videos[method][~flags.numpy()] = done.decode(stage.codec, made[method][~flags])
     videos[NEAREST] = quality.nearest(videos[TRUTH], known)
     videos[PIXEL_BLEND] = quality.pixel_blend(videos[TRUTH], known)
-    videos = {method: videos[method] for method in (TRUTH, MODEL, ONE_STEP, NEAREST, LATENT_BLEND, PIXEL_BLEND) if method in videos}
+    videos = {
+        method: videos[method]
+        for method in (TRUTH, MODEL, ONE_STEP, NEAREST, LATENT_BLEND, PIXEL_BLEND)
+        if method in videos
+    }
     original = None
     if stage.clips is not None:
         original = media.read_frames(stage.clips / f"{key}.mp4", window.indices(start))
     off = np.abs(videos[MODEL].astype(int) - videos[TRUTH].astype(int))[flags.numpy()]
     return _Outcome(
-        metrics={method: _measured(video, videos[TRUTH], original, known, method) for method, video in videos.items()},
+        metrics={
+            method: _measured(video, videos[TRUTH], original, known, method)
+            for method, video in videos.items()
+        },
         known_error_latents=float((made[MODEL] - truth)[flags].abs().max()),
         known_error_levels=int(off.max()),
         videos=videos,
     )
 
 
-def _measured(video: Pixels, truth: Pixels, original: Pixels | None, known: Sequence[bool], method: str) -> dict[str, float | None]:
+def _measured(
+    video: Pixels, truth: Pixels, original: Pixels | None, known: Sequence[bool], method: str
+) -> dict[str, float | None]:
     between = ~np.array(known)
     is_truth = method == TRUTH
     moved = quality.change(truth)
     return {
         "psnr_db": None if is_truth else quality.psnr_db(video[between], truth[between]),
         "ssim": None if is_truth else quality.ssim(video[between], truth[between]),
-        "psnr_original_db": None if original is None else quality.psnr_db(video[between], original[between]),
-        "ssim_original": None if original is None else quality.ssim(video[between], original[between]),
+        "psnr_original_db": None
+        if original is None
+        else quality.psnr_db(video[between], original[between]),
+        "ssim_original": None
+        if original is None
+        else quality.ssim(video[between], original[between]),
         "motion": float(quality.change(video).mean() / moved.mean()) if moved.any() else None,
         "seam": quality.seam(video, known),
     }
 
 
 def _sheet(videos: Mapping[str, Pixels], known: Sequence[bool], caption: str) -> Image.Image:
-    rows = [(method, videos[method][:SHOWN_FRAMES], known[:SHOWN_FRAMES]) for method in (TRUTH, MODEL, LATENT_BLEND, NEAREST)]
+    rows = [
+        (method, videos[method][:SHOWN_FRAMES], known[:SHOWN_FRAMES])
+        for method in (TRUTH, MODEL, LATENT_BLEND, NEAREST)
+    ]
     return media.side_by_side(rows, caption, side=96)
 
 
@@ -321,14 +382,22 @@ def _cell(name: str, spread: Spread) -> str:
         return "-"
     if "psnr" in name:
         return f"{spread.mean:.2f} ±{spread.std:.2f}"
-    return f"{spread.mean:.3f} ±{spread.std:.3f}".replace("±0.", "±.") if "ssim" in name else f"{spread.mean:.2f}"
+    return (
+        f"{spread.mean:.3f} ±{spread.std:.3f}".replace("±0.", "±.")
+        if "ssim" in name
+        else f"{spread.mean:.2f}"
+    )
 
 
 def save(evaluation: Evaluation, folder: Path) -> list[Path]:
-    """Write evaluation.json, and a comparison sheet of each stride, into a run's folder. Returns their paths."""
+    """Write evaluation.json, and a comparison sheet of each stride, into a run's folder. Returns
+    their paths.
+    """
     paths = [folder / "evaluation.json"]
     media.write_json(paths[0], evaluation.plain())
     for report in evaluation.reports:
-        paths.append(folder / f"evaluation-{report.window.num_frames}-at-{report.window.stride}.png")
+        paths.append(
+            folder / f"evaluation-{report.window.num_frames}-at-{report.window.stride}.png"
+        )
         media.write_image(paths[-1], report.sheet)
     return paths

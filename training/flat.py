@@ -1,4 +1,6 @@
-"""Configs of the 2-D UNets that are inflated: Stable Diffusion's, as published with their weights, and our own tiny one."""
+"""Configs of the 2-D UNets that are inflated: Stable Diffusion's, as published with their weights,
+and our own tiny one.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,12 @@ _SD = {
     "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
 }
 SD15_UNET: dict[str, Any] = {**_SD, "cross_attention_dim": 768, "attention_head_dim": 8}
-SD21_UNET: dict[str, Any] = {**_SD, "cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}
+SD21_UNET: dict[str, Any] = {
+    **_SD,
+    "cross_attention_dim": 1024,
+    "attention_head_dim": [5, 10, 20, 20],
+    "use_linear_projection": True,
+}
 TINY_UNET: dict[str, Any] = {
     "sample_size": 32,
     "in_channels": 4,
@@ -24,7 +31,8 @@ TINY_UNET: dict[str, Any] = {
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
     "norm_num_groups": 8,
-    "resnet_time_scale_shift": "scale_shift",  # how much noise there is decides how much is said, sooner learnt as a factor than as a term
+    # how much noise there is decides how much is said, sooner learnt as a factor than as a term
+    "resnet_time_scale_shift": "scale_shift",
     "cross_attention_dim": 32,
     "attention_head_dim": 4,
 }

@@ -1,7 +1,9 @@
-"""Which frames: windows cut from clips, known and unknown positions, and the 5 -> 17 -> 65 arithmetic.
+"""Which frames: windows cut from clips, known and unknown positions, and the 5 -> 17 -> 65
+arithmetic.
 
-Whole numbers only, and nothing but the standard library, so that presets and help are there at once.
-What is asked for and cannot be is a ValueError: these are a programmer's arguments, not a user's.
+Whole numbers only, and nothing but the standard library, so that presets and help are there at
+once. What is asked for and cannot be is a ValueError: these are a programmer's arguments, not a
+user's.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ class Window:
 
     def __post_init__(self) -> None:
         if self.num_frames < 1 or self.stride < 1:
-            raise ValueError(f"a window needs at least one frame and a stride of at least 1, not {self.num_frames}@{self.stride}")
+            raise ValueError(
+                f"a window needs at least one frame and a stride of at least 1, not {self.num_frames}@{self.stride}"
+            )
 
     def __str__(self) -> str:
         return f"{self.num_frames}@{self.stride}"
@@ -48,9 +52,10 @@ def interpolated(num_frames: int, factor: int = 4) -> int:
 def known_frames(task: Task, num_frames: int, every: int = 4, prefix: int = 1) -> tuple[bool, ...]:
     """Which frames a model is given (True) and which it makes (False).
 
-    `unconditional` gives none; `first` the first; `ends` the first and the last; `every` frames 0, every, 2 * every, ...,
-    of which the last frame is one whenever the number of frames is `interpolated(m, every)`; `prefix` the first `prefix`.
-    ValueError if there is no such task, or if it leaves no frame to make.
+    `unconditional` gives none; `first` the first; `ends` the first and the last; `every` frames 0,
+    every, 2 * every, ..., of which the last frame is one whenever the number of frames is
+    `interpolated(m, every)`; `prefix` the first `prefix`. ValueError if there is no such task, or
+    if it leaves no frame to make.
     """
     given: dict[str, set[int]] = {
         "unconditional": set(),
@@ -63,15 +68,19 @@ def known_frames(task: Task, num_frames: int, every: int = 4, prefix: int = 1) -
         raise ValueError(f"no task {task!r}: there are {', '.join(TASKS)}")
     known = tuple(index in given[task] for index in range(num_frames))
     if all(known) or (task == "prefix" and prefix < 1):
-        raise ValueError(f"{task!r} of {num_frames} frames (every {every}, prefix {prefix}): it must give some and leave some to make")
+        raise ValueError(
+            f"{task!r} of {num_frames} frames (every {every}, prefix {prefix}): it must give some and leave some to make"
+        )
     return known
 
 
 def neighbours(known: tuple[bool, ...]) -> list[tuple[int | None, int | None, float]]:
-    """For each frame the nearest known frame at or before it, the nearest at or after it, and the weight of the latter.
+    """For each frame the nearest known frame at or before it, the nearest at or after it, and the
+    weight of the latter.
 
-    The weight is that of a linear blend in time: 0 at the left one, 1 at the right one. A known frame is its own
-    neighbour on both sides, with weight 0; with a neighbour on one side only the weight is that side's; with none it is 0.
+    The weight is that of a linear blend in time: 0 at the left one, 1 at the right one. A known
+    frame is its own neighbour on both sides, with weight 0; with a neighbour on one side only the
+    weight is that side's; with none it is 0.
     """
     found: list[tuple[int | None, int | None, float]] = []
     for index in range(len(known)):
@@ -88,11 +97,14 @@ def neighbours(known: tuple[bool, ...]) -> list[tuple[int | None, int | None, fl
 def window_plan(num_keyframes: int, max_keyframes: int) -> list[range]:
     """The keyframes of each window, to interpolate a long sequence in parts that fit into memory.
 
-    A window holds at most `max_keyframes` consecutive keyframes and shares exactly one with the next, so that seams are
-    exact and each gap is made once. As few windows as can be, of sizes that differ by one at most: none is a mere stub.
+    A window holds at most `max_keyframes` consecutive keyframes and shares exactly one with the
+    next, so that seams are exact and each gap is made once. As few windows as can be, of sizes that
+    differ by one at most: none is a mere stub.
     """
     if num_keyframes < 2 or max_keyframes < 2:
-        raise ValueError(f"a gap has two ends: {num_keyframes} keyframes in windows of {max_keyframes} have none")
+        raise ValueError(
+            f"a gap has two ends: {num_keyframes} keyframes in windows of {max_keyframes} have none"
+        )
     num_gaps = num_keyframes - 1
     num_windows = -(-num_gaps // (max_keyframes - 1))
     edges = [index * num_gaps // num_windows for index in range(num_windows + 1)]
@@ -100,5 +112,7 @@ def window_plan(num_keyframes: int, max_keyframes: int) -> list[range]:
 
 
 def frames_between(keyframes: range, factor: int = 4) -> range:
-    """The frames of the interpolated sequence from the first to the last of these keyframes, both included."""
+    """The frames of the interpolated sequence from the first to the last of these keyframes, both
+    included.
+    """
     return range(keyframes[0] * factor, keyframes[-1] * factor + 1)

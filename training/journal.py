@@ -1,7 +1,7 @@
 """What a run says of itself: a progress bar, history.jsonl, a loss curve, TensorBoard scalars.
 
-The history is the record, the others are drawn from it. On resume it is cut back to the checkpoint's step, so that no
-step is told twice.
+The history is the record, the others are drawn from it. On resume it is cut back to the
+checkpoint's step, so that no step is told twice.
 """
 
 from __future__ import annotations
@@ -59,8 +59,14 @@ class Journal:
         """Tell what is trained on what."""
         run, preset = self._run, self._run.preset
         total = sum(parameter.numel() for parameter in model.parameters())
-        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        skipped = f" ({stream.num_skipped} shorter than a window's span skipped)" if stream.num_skipped else ""
+        trained = sum(
+            parameter.numel() for parameter in model.parameters() if parameter.requires_grad
+        )
+        skipped = (
+            f" ({stream.num_skipped} shorter than a window's span skipped)"
+            if stream.num_skipped
+            else ""
+        )
         self.say(
             f"{preset.name} on {run.dataset['name']} ({run.dataset['root_digest'][:12]}): {stream.num_samples} clips{skipped}, windows "
             f"{', '.join(sorted({str(window) for window in preset.windows}))}, {total:,} parameters, {trained:,} trained"
@@ -74,7 +80,13 @@ class Journal:
         if self._console is None:
             yield
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
         columns = (
             BarColumn(bar_width=14),
@@ -97,8 +109,22 @@ class Journal:
         self._smooth = loss if self._smooth is None else SMOOTH * self._smooth + (1 - SMOOTH) * loss
         self._counted += num_samples
         speed = self._counted / max(1e-9, time.monotonic() - self._since)
-        self._append({"step": step, "loss": loss, "grad_norm": norm, "lr": rate, "samples_per_s": round(speed, 3)})
-        for name, value in (("loss", loss), ("grad_norm", norm), ("lr", rate), ("samples_per_s", speed), ("peak_gib", peak_memory_gib())):
+        self._append(
+            {
+                "step": step,
+                "loss": loss,
+                "grad_norm": norm,
+                "lr": rate,
+                "samples_per_s": round(speed, 3),
+            }
+        )
+        for name, value in (
+            ("loss", loss),
+            ("grad_norm", norm),
+            ("lr", rate),
+            ("samples_per_s", speed),
+            ("peak_gib", peak_memory_gib()),
+        ):
             self._scalars.add_scalar(f"train/{name}", value, step)
         if self._bar is not None:
             facts = f"loss {self._smooth:.4f} {speed:.2f} samples/s {peak_memory_gib():.1f} GiB"
@@ -111,7 +137,9 @@ class Journal:
         self._append({"step": step, "validation": losses})
         for name, value in losses.items():
             self._scalars.add_scalar(f"validation/{name}", value, step)
-        buckets = "  ".join(f"{name} {value:.4f}" for name, value in losses.items() if name != "mean")
+        buckets = "  ".join(
+            f"{name} {value:.4f}" for name, value in losses.items() if name != "mean"
+        )
         self.say(f"step {step}: validation loss {losses['mean']:.4f}   by timestep: {buckets}")
         draw_curve(self._run.folder)
 
@@ -159,7 +187,13 @@ def draw_curve(folder: Path) -> None:
     axes.plot(x, [loss for _, loss in steps], color="0.8", linewidth=0.8, label="each step")
     axes.plot(x, smooth, color="tab:blue", linewidth=1.6, label="running mean")
     if held_out:
-        axes.plot(*zip(*held_out, strict=True), color="tab:orange", marker="o", linewidth=1.6, label="held out")
+        axes.plot(
+            *zip(*held_out, strict=True),
+            color="tab:orange",
+            marker="o",
+            linewidth=1.6,
+            label="held out",
+        )
     axes.set(xlabel="step", ylabel="loss", title=folder.name, yscale="log")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -1,9 +1,10 @@
 """The training loop: shards in, a run folder out; reads from top to bottom.
 
-`accelerate` places the model (CPU, one GPU, several through `accelerate launch`) and chooses the arithmetic, diffusers
-averages the weights and plans the learning rate. A step's noise, timesteps and known frames are drawn from
-(seed, sample index), so a step is a function of the weights and its number: a run that was stopped and resumed ends
-with the same bits on a CPU. Cost of that: random numbers are made on the CPU, 10 ms for 65 frames of 64 x 64.
+`accelerate` places the model (CPU, one GPU, several through `accelerate launch`) and chooses the
+arithmetic, diffusers averages the weights and plans the learning rate. A step's noise, timesteps
+and known frames are drawn from (seed, sample index), so a step is a function of the weights and its
+number: a run that was stopped and resumed ends with the same bits on a CPU. Cost of that: random
+numbers are made on the CPU, 10 ms for 65 frames of 64 x 64.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers.optimization import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
+from diffusers.optimization import (
+    get_constant_schedule_with_warmup,
+    get_cosine_schedule_with_warmup,
+)
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
@@ -46,11 +50,18 @@ class Outcome:
 
 
 def new_model(preset: Preset, unet: str, seed: int) -> VideoUNet:
-    """The model a run begins with, a 2-D model inflated: "tiny" and config.json files begin with random weights."""
+    """The model a run begins with, a 2-D model inflated: "tiny" and config.json files begin with
+    random weights.
+    """
     torch.manual_seed(seed)
-    source: Any = TINY_UNET if unet == "tiny" else _config(Path(unet)) if unet.endswith(".json") else unet
+    source: Any = (
+        TINY_UNET if unet == "tiny" else _config(Path(unet)) if unet.endswith(".json") else unet
+    )
     if source is not unet:
-        source = {**source, "in_channels": preset.in_channels}  # to be widened is for models that know something
+        source = {
+            **source,
+            "in_channels": preset.in_channels,
+        }  # to be widened is for models that know something
     model: VideoUNet = VideoUNet.inflate(source, **preset.inflation)
     if source is not unet:  # to say nothing is a better beginning than to say something random
         nn.init.zeros_(model.unet.conv_out.weight)
@@ -62,17 +73,28 @@ def _config(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} is not the config of a diffusers UNet2DConditionModel: {error}") from error
+        raise UsageError(
+            f"{path} is not the config of a diffusers UNet2DConditionModel: {error}"
+        ) from error
 
 
-def draw_task(preset: Preset, batch: Batch, seed: int, num_timesteps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What a step adds to a batch: known frames `b f` bool, noise `b f c h w`, timesteps `b`; by (seed, sample index) alone."""
+def draw_task(
+    preset: Preset, batch: Batch, seed: int, num_timesteps: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a step adds to a batch: known frames `b f` bool, noise `b f c h w`, timesteps `b`; by
+    (seed, sample index) alone.
+    """
     known, noise, t = [], [], []
     for index in batch.sample_indices:
         generator = torch.Generator().manual_seed(draw("noise", seed, index) % 2**63)
-        any_t, terminal = torch.randint(num_timesteps, (), generator=generator), torch.rand((), generator=generator) < preset.terminal
+        any_t, terminal = (
+            torch.randint(num_timesteps, (), generator=generator),
+            torch.rand((), generator=generator) < preset.terminal,
+        )
         t.append(torch.where(terminal, num_timesteps - 1, any_t))
-        known.append(diffusion.draw_known(batch.window.num_frames, preset.tasks, generator, preset.every))
+        known.append(
+            diffusion.draw_known(batch.window.num_frames, preset.tasks, generator, preset.every)
+        )
         noise.append(torch.randn(batch.latents.shape[1:], generator=generator))
     return torch.tensor(known), torch.stack(noise), torch.stack(t)
 
@@ -81,7 +103,14 @@ class Trainer:
     """One process of a run: the model, what moves it, and the loop."""
 
     def __init__(
-        self, run: Run, index: Index, device: str, workers: int = 0, vae: Path | None = None, console: Any = None, pictures: bool = True
+        self,
+        run: Run,
+        index: Index,
+        device: str,
+        workers: int = 0,
+        vae: Path | None = None,
+        console: Any = None,
+        pictures: bool = True,
     ) -> None:
         preset = run.preset
         mixed = "bf16" if preset.precision == "bf16" else "no"
@@ -104,19 +133,31 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         self._prepare()
         self.journal = Journal(run, self.step, console if self.main else None)
-        self.validation = validation.Validation(run, index, self.accelerator.device, vae, pictures, self.journal.say) if self.main else None
+        self.validation = (
+            validation.Validation(
+                run, index, self.accelerator.device, vae, pictures, self.journal.say
+            )
+            if self.main
+            else None
+        )
 
     def _prepare(self) -> None:
         """Model, optimizer, average and schedule, as the newest checkpoint left them or new."""
         preset, found = self.run.preset, checkpoint.checkpoints(self.run)
-        model = checkpoint.load_model(self.run) if found else new_model(preset, self.run.unet, self.run.seed)
+        model = (
+            checkpoint.load_model(self.run)
+            if found
+            else new_model(preset, self.run.unet, self.run.seed)
+        )
         self._check(model)
         self.parameters = model.select_trainable(preset.trainable)
         if preset.checkpointing:
             model.enable_gradient_checkpointing()
         model.to(self.accelerator.device, memory_format=torch.channels_last).train()
         self.optimizer = _optimizer(preset, self.parameters)
-        self.average = EMAModel(self.parameters, decay=preset.ema_decay, use_ema_warmup=True, power=0.75)
+        self.average = EMAModel(
+            self.parameters, decay=preset.ema_decay, use_ema_warmup=True, power=0.75
+        )
         self.step = 0
         self.raw = model
         if found:
@@ -152,7 +193,9 @@ class Trainer:
         self.step = state.step
 
     def train(self) -> Outcome:
-        """Go on to the preset's last step. Ctrl-C finishes the step under way, writes a checkpoint and returns."""
+        """Go on to the preset's last step. Ctrl-C finishes the step under way, writes a checkpoint
+        and returns.
+        """
         preset, began = self.run.preset, time.monotonic()
         loss = math.nan
         self.journal.begin(self.stream, self.raw, self.step)
@@ -162,7 +205,9 @@ class Trainer:
             for batch in self.stream.loader(self.step, preset.steps, self.workers):
                 loss, norm = self._step(batch.to(self.accelerator.device))
                 self.step += 1
-                self.journal.add(self.step, loss, norm, float(self.rate.get_last_lr()[0]), preset.batch_size)
+                self.journal.add(
+                    self.step, loss, norm, float(self.rate.get_last_lr()[0]), preset.batch_size
+                )
                 stop = self._agreed(asked.is_set())
                 last = self.step == preset.steps or stop
                 if not stop and (last or self.step % preset.validate_every == 0):
@@ -172,18 +217,30 @@ class Trainer:
                 if stop:
                     break
         self.journal.end()
-        return Outcome(self.run, self.step, loss, self.step < preset.steps, time.monotonic() - began)
+        return Outcome(
+            self.run, self.step, loss, self.step < preset.steps, time.monotonic() - began
+        )
 
     def _step(self, batch: Batch) -> tuple[float, float]:
-        """One optimizer step over this rank's part of a global batch; the loss over all of it, and the gradient's norm."""
+        """One optimizer step over this rank's part of a global batch; the loss over all of it, and
+        the gradient's norm.
+        """
         preset = self.run.preset
-        known, noise, t = draw_task(preset, batch, self.run.seed, self.schedule.config.num_train_timesteps)
+        known, noise, t = draw_task(
+            preset, batch, self.run.seed, self.schedule.config.num_train_timesteps
+        )
         known, noise, t = (part.to(self.accelerator.device) for part in (known, noise, t))
         size = len(batch.latents)
         total = torch.zeros((), device=self.accelerator.device)
-        parts = [slice(at, min(at + preset.micro_batch, size)) for at in range(0, size, preset.micro_batch)]
+        parts = [
+            slice(at, min(at + preset.micro_batch, size))
+            for at in range(0, size, preset.micro_batch)
+        ]
         for part in parts:
-            with nullcontext() if part is parts[-1] else self.accelerator.no_sync(self.model), self.accelerator.autocast():
+            with (
+                nullcontext() if part is parts[-1] else self.accelerator.no_sync(self.model),
+                self.accelerator.autocast(),
+            ):
                 each = diffusion.losses(
                     self.model,
                     self.schedule,
@@ -200,7 +257,9 @@ class Trainer:
                 self.accelerator.backward(share)
             total += share.detach()
         norm = self.accelerator.clip_grad_norm_(self.parameters, preset.clip_norm)
-        loss, norm = self.accelerator.reduce(torch.stack([total, norm.detach().to(total)]), "mean").tolist()
+        loss, norm = self.accelerator.reduce(
+            torch.stack([total, norm.detach().to(total)]), "mean"
+        ).tolist()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise NonFinite(
                 f"step {self.step + 1}: the loss is {loss}, the gradient's norm {norm}; samples of this rank: "
@@ -217,7 +276,12 @@ class Trainer:
         """Whether any rank was asked to stop: all must leave the loop at the same step."""
         if self.accelerator.num_processes == 1:
             return stop
-        return bool(self.accelerator.reduce(torch.tensor(float(stop), device=self.accelerator.device), "sum") > 0)
+        return bool(
+            self.accelerator.reduce(
+                torch.tensor(float(stop), device=self.accelerator.device), "sum"
+            )
+            > 0
+        )
 
     @contextmanager
     def _averaged(self) -> Iterator[VideoUNet]:
@@ -240,9 +304,21 @@ class Trainer:
     def _save(self) -> None:
         if self.main:
             named = _named(self.raw)
-            weights = {name: parameter.detach().cpu().clone().contiguous() for name, parameter in named.items()}
-            average = {name: shadow.detach().cpu().contiguous() for name, shadow in zip(named, self.average.shadow_params, strict=True)}
-            state = State(self.step, weights, average, self.average.optimization_step, _bare(self.optimizer).state_dict())
+            weights = {
+                name: parameter.detach().cpu().clone().contiguous()
+                for name, parameter in named.items()
+            }
+            average = {
+                name: shadow.detach().cpu().contiguous()
+                for name, shadow in zip(named, self.average.shadow_params, strict=True)
+            }
+            state = State(
+                self.step,
+                weights,
+                average,
+                self.average.optimization_step,
+                _bare(self.optimizer).state_dict(),
+            )
             with self._averaged() as model:
                 checkpoint.save(self.run, model, state)
             self.journal.saved(self.step)
@@ -250,7 +326,9 @@ class Trainer:
 
 
 def _named(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {
+        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
 
 
 def _bare(optimizer: Any) -> torch.optim.Optimizer:
@@ -261,18 +339,26 @@ def _bare(optimizer: Any) -> torch.optim.Optimizer:
 def _rate(preset: Preset, optimizer: torch.optim.Optimizer, step: int) -> Any:
     """The learning rate's plan, after `step` steps."""
     if preset.schedule == "cosine":
-        return get_cosine_schedule_with_warmup(optimizer, preset.warmup, preset.steps, last_epoch=step - 1)
+        return get_cosine_schedule_with_warmup(
+            optimizer, preset.warmup, preset.steps, last_epoch=step - 1
+        )
     return get_constant_schedule_with_warmup(optimizer, preset.warmup, last_epoch=step - 1)
 
 
 def _optimizer(preset: Preset, parameters: list[nn.Parameter]) -> Any:
-    options: dict[str, Any] = {"lr": preset.learning_rate, "betas": (0.9, 0.99), "weight_decay": preset.weight_decay}
+    options: dict[str, Any] = {
+        "lr": preset.learning_rate,
+        "betas": (0.9, 0.99),
+        "weight_decay": preset.weight_decay,
+    }
     if preset.optimizer == "adamw":
         return torch.optim.AdamW(parameters, **options)
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
-        raise Stopped("8-bit AdamW needs bitsandbytes: install longtake[cuda], or take optimizer adamw") from error
+        raise Stopped(
+            "8-bit AdamW needs bitsandbytes: install longtake[cuda], or take optimizer adamw"
+        ) from error
     return AdamW8bit(parameters, **options)
 
 
@@ -297,10 +383,18 @@ def _asked_to_stop() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def begin(preset: str, index: Index, folder: Path, unet: str | None, seed: int, steps: int | None) -> Run:
+def begin(
+    preset: str, index: Index, folder: Path, unet: str | None, seed: int, steps: int | None
+) -> Run:
     """The run these arguments describe; nothing is written yet."""
     row = presets.find(preset)
-    return Run(folder, replace(row, steps=steps) if steps else row, dataset_facts(index), unet or row.unet, seed)
+    return Run(
+        folder,
+        replace(row, steps=steps) if steps else row,
+        dataset_facts(index),
+        unet or row.unet,
+        seed,
+    )
 
 
 def dataset_facts(index: Index) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""Pictures and clips in and out: what a video starts from, and the mp4, GIF and contact sheets it ends in.
+"""Pictures and clips in and out: what a video starts from, and the mp4, GIF and contact sheets it
+ends in.
 
-Pixels are `f h w c` uint8 RGB. Whatever is written is written beside its place and renamed, so there is never half a
-file. An mp4 is h264 in yuv420p, tagged BT.709, which plays everywhere; its chroma is halved, so what must stay exact
-stays in the arrays.
+Pixels are `f h w c` uint8 RGB. Whatever is written is written beside its place and renamed, so
+there is never half a file. An mp4 is h264 in yuv420p, tagged BT.709, which plays everywhere; its
+chroma is halved, so what must stay exact stays in the arrays.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ GAP, LINE = 4, 18  # pixels between tiles, and of a line of text
 
 
 def read_start(path: Path, size: int, fps: Fraction, max_frames: int = 1) -> Pixels:
-    """A picture, or the last `max_frames` frames of a clip at `fps` by time, as `f size size c`: the centre square, resized.
+    """A picture, or the last `max_frames` frames of a clip at `fps` by time, as `f size size c`:
+    the centre square, resized.
 
     Raises UsageError if it is neither.
     """
@@ -58,10 +60,14 @@ def read_start(path: Path, size: int, fps: Fraction, max_frames: int = 1) -> Pix
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise UsageError(f"{path}: no video stream in it")
-            kept = deque(_by_time(container.decode(container.streams.video[0]), fps), maxlen=max_frames)
+            kept = deque(
+                _by_time(container.decode(container.streams.video[0]), fps), maxlen=max_frames
+            )
             aspect = Fraction(container.streams.video[0].sample_aspect_ratio or 1) or Fraction(1)
     except av.FFmpegError as error:
-        raise UsageError(f"{path}: neither a picture nor a video that can be read: {error}") from error
+        raise UsageError(
+            f"{path}: neither a picture nor a video that can be read: {error}"
+        ) from error
     if not kept:
         raise UsageError(f"{path}: no frame in it can be decoded")
     return np.stack([_square(_upright(frame, aspect), size) for frame in kept])
@@ -72,7 +78,11 @@ def _by_time(decoded: Iterable[av.VideoFrame], fps: Fraction) -> Iterator[av.Vid
     held: av.VideoFrame | None = None
     shown, begin, end = 0, 0, Fraction(0)
     for frame in decoded:
-        if frame.pts is None or frame.time_base is None or (held is not None and frame.pts <= (held.pts or 0)):
+        if (
+            frame.pts is None
+            or frame.time_base is None
+            or (held is not None and frame.pts <= (held.pts or 0))
+        ):
             continue
         begin = frame.pts if held is None else begin
         at = (frame.pts - begin) * frame.time_base
@@ -88,32 +98,44 @@ def _by_time(decoded: Iterable[av.VideoFrame], fps: Fraction) -> Iterator[av.Vid
 def _upright(frame: av.VideoFrame, aspect: Fraction) -> Image.Image:
     image = Image.fromarray(frame.to_ndarray(format="rgb24"))
     if aspect != 1:
-        image = image.resize((max(1, round(image.width * aspect)), image.height), Image.Resampling.BICUBIC)
+        image = image.resize(
+            (max(1, round(image.width * aspect)), image.height), Image.Resampling.BICUBIC
+        )
     return image.rotate(frame.rotation, expand=True) if frame.rotation else image
 
 
 def _square(image: Image.Image, size: int) -> Pixels:
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip
-        image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).clip(0, 255).astype(np.uint8))
+        image = Image.fromarray(
+            (np.asarray(image).astype(np.float64) / 257).clip(0, 255).astype(np.uint8)
+        )
     return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS))
 
 
 def read_frames(path: Path, indices: Sequence[int]) -> Pixels:
-    """Frames of a clip by number, as the shards' encoder saw them. Raises ShardError if it has no such frames."""
+    """Frames of a clip by number, as the shards' encoder saw them. Raises ShardError if it has no
+    such frames.
+    """
     try:
         reader = decord.VideoReader(str(path), num_threads=1)
         pixels: Pixels = reader.get_batch(list(indices)).asnumpy()
     except (RuntimeError, IndexError, decord.DECORDError) as error:
-        raise ShardError(f"{path}: frames {indices[0]} to {indices[-1]} cannot be read ({type(error).__name__}); build it again") from error
+        raise ShardError(
+            f"{path}: frames {indices[0]} to {indices[-1]} cannot be read ({type(error).__name__}); build it again"
+        ) from error
     return pixels
 
 
 @contextlib.contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """A path in the same folder, renamed to `path` if all goes well and removed if not. Stopped if it cannot be written."""
+    """A path in the same folder, renamed to `path` if all goes well and removed if not. Stopped if
+    it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=f"{path.suffix}.tmp", dir=path.parent)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.stem}-", suffix=f"{path.suffix}.tmp", dir=path.parent
+        )
         os.close(handle)
         made = Path(name)
         try:
@@ -139,7 +161,10 @@ def write_image(path: Path, image: Image.Image) -> None:
 
 def write_mp4(path: Path, frames: Pixels, fps: Fraction) -> None:
     """h264; height and width must be even."""
-    with beside(path) as made, av.open(str(made), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+    with (
+        beside(path) as made,
+        av.open(str(made), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+    ):
         stream: Any = container.add_stream("libx264", rate=fps, options={"crf": str(CRF)})
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         context = stream.codec_context
@@ -147,42 +172,68 @@ def write_mp4(path: Path, frames: Pixels, fps: Fraction) -> None:
         context.color_range = int(ColorRange.MPEG)
         for pixels in frames:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-            frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+            frame = frame.reformat(
+                format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+            )
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
 
 def write_gif(path: Path, frames: Pixels, fps: Fraction) -> None:
-    """At most 256 pixels wide, one palette for all frames, for ever; a GIF's clock ticks in hundredths of a second."""
+    """At most 256 pixels wide, one palette for all frames, for ever; a GIF's clock ticks in
+    hundredths of a second.
+    """
     side = min(GIF_SIDE, frames.shape[2])
     height = max(1, round(frames.shape[1] * side / frames.shape[2]))
-    small = [Image.fromarray(pixels).resize((side, height), Image.Resampling.LANCZOS) for pixels in frames]
+    small = [
+        Image.fromarray(pixels).resize((side, height), Image.Resampling.LANCZOS)
+        for pixels in frames
+    ]
     palette = _palette(small)
     shown = [image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for image in small]
     edges = [round(index * 100 / fps) for index in range(len(shown) + 1)]
     durations = [max(2, after - before) * 10 for before, after in itertools.pairwise(edges)]
     with beside(path) as made:
-        shown[0].save(made, format="GIF", save_all=True, append_images=shown[1:], duration=durations, loop=0, optimize=False)
+        shown[0].save(
+            made,
+            format="GIF",
+            save_all=True,
+            append_images=shown[1:],
+            duration=durations,
+            loop=0,
+            optimize=False,
+        )
 
 
 def _palette(images: Sequence[Image.Image]) -> Image.Image:
     """256 colours for all of them, from at most 16."""
-    picked = [images[round(index * (len(images) - 1) / 15)] for index in range(16)] if len(images) > 16 else list(images)
+    picked = (
+        [images[round(index * (len(images) - 1) / 15)] for index in range(16)]
+        if len(images) > 16
+        else list(images)
+    )
     strip = Image.new("RGB", (picked[0].width, picked[0].height * len(picked)))
     for index, image in enumerate(picked):
         strip.paste(image, (0, index * image.height))
     return strip.quantize(256, method=Image.Quantize.MEDIANCUT)
 
 
-def contact_sheet(frames: Pixels, known: Sequence[bool], caption: str, side: int = 128) -> Image.Image:
+def contact_sheet(
+    frames: Pixels, known: Sequence[bool], caption: str, side: int = 128
+) -> Image.Image:
     """All frames in reading order; those that were given have an orange frame."""
     columns = len(frames) if len(frames) <= 9 else 9 if len(frames) <= 18 else 13
-    rows: list[Row] = [("", frames[at : at + columns], known[at : at + columns]) for at in range(0, len(frames), columns)]
+    rows: list[Row] = [
+        ("", frames[at : at + columns], known[at : at + columns])
+        for at in range(0, len(frames), columns)
+    ]
     return side_by_side(rows, caption, side)
 
 
 def side_by_side(rows: Sequence[Row], caption: str, side: int = 128) -> Image.Image:
-    """One row of frames for each (label, frames, which were given), the label above it; equal times stand in one column."""
+    """One row of frames for each (label, frames, which were given), the label above it; equal times
+    stand in one column.
+    """
     across = max(len(frames) for _, frames, _ in rows)
     tops, y = [], LINE + 2 * GAP
     for label, _, _ in rows:
@@ -197,7 +248,9 @@ def side_by_side(rows: Sequence[Row], caption: str, side: int = 128) -> Image.Im
             draw.text((GAP, top - LINE), label, INK, font)
         for column, (pixels, given) in enumerate(zip(frames, known, strict=True)):
             x = GAP + column * (side + GAP)
-            sheet.paste(Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS), (x, top))
+            sheet.paste(
+                Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS), (x, top)
+            )
             if given:
                 draw.rectangle((x - 1, top - 1, x + side, top + side), outline=MARK, width=3)
     return sheet

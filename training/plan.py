@@ -1,10 +1,12 @@
-"""What a training step will cost, before anything is trained: parameters, memory and arithmetic by part, storage.
+"""What a training step will cost, before anything is trained: parameters, memory and arithmetic by
+part, storage.
 
-The step is run, forward and backward, on the meta device: shapes and types are real, nothing is allocated or computed, so
-a model of any size is measured in seconds on any machine. Activations are the storages that autograd keeps; with
-checkpointing, the inputs of units and the largest unit's own. bf16 is played as CUDA's autocast does it: float32 weights
-with copies, norms in float32. Not counted: CUDA's context (about 0.5 GiB), workspaces, fragmentation, the gradients of
-activations on their way. Bytes are of one device.
+The step is run, forward and backward, on the meta device: shapes and types are real, nothing is
+allocated or computed, so a model of any size is measured in seconds on any machine. Activations are
+the storages that autograd keeps; with checkpointing, the inputs of units and the largest unit's
+own. bf16 is played as CUDA's autocast does it: float32 weights with copies, norms in float32. Not
+counted: CUDA's context (about 0.5 GiB), workspaces, fragmentation, the gradients of activations on
+their way. Bytes are of one device.
 """
 
 from __future__ import annotations
@@ -27,7 +29,16 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from training import presets
 from training.attention import TemporalAttention
 from training.presets import Preset
-from training.unet import SD15_UNET, SD21_UNET, TINY_UNET, Placement, TemporalConv, Trainable, Unit, VideoUNet
+from training.unet import (
+    SD15_UNET,
+    SD21_UNET,
+    TINY_UNET,
+    Placement,
+    TemporalConv,
+    Trainable,
+    Unit,
+    VideoUNet,
+)
 
 PIXELS = 8  # a latent's side, in pixels
 CLIP_FRAMES = 100
@@ -38,7 +49,9 @@ FLAT = {  # the configs of the 2-D models that presets name
     presets.SD21: SD21_UNET,
 }
 GIB = 2**30
-Part = Literal["spatial convolutions", "spatial attention", "temporal convolutions", "temporal attention"]
+Part = Literal[
+    "spatial convolutions", "spatial attention", "temporal convolutions", "temporal attention"
+]
 KINDS: dict[Part, type[nn.Module]] = {
     "spatial attention": Transformer2DModel,
     "temporal convolutions": TemporalConv,
@@ -49,14 +62,19 @@ REST: Part = "spatial convolutions"  # and what little is neither
 _ATEN = torch.ops.aten
 for _ours, _known in (
     (_ATEN._scaled_dot_product_flash_attention_for_cpu, _ATEN._scaled_dot_product_flash_attention),
-    (_ATEN._scaled_dot_product_flash_attention_for_cpu_backward, _ATEN._scaled_dot_product_flash_attention_backward),
+    (
+        _ATEN._scaled_dot_product_flash_attention_for_cpu_backward,
+        _ATEN._scaled_dot_product_flash_attention_backward,
+    ),
 ):  # older versions of torch do not count these
     flop_registry.setdefault(_ours, flop_registry[_known])
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is to be trained. `flat_config` is the 2-D config, `size` the side of the latents, `batch` windows on a device at a time."""
+    """What is to be trained. `flat_config` is the 2-D config, `size` the side of the latents,
+    `batch` windows on a device at a time.
+    """
 
     name: str
     flat_config: Mapping[str, Any]
@@ -79,7 +97,9 @@ class Subject:
 
 @dataclass(frozen=True)
 class Step:
-    """A training step at one length: bytes by what they hold, and FLOPs by part (multiply and add are two)."""
+    """A training step at one length: bytes by what they hold, and FLOPs by part (multiply and add
+    are two).
+    """
 
     num_frames: int
     weights: int
@@ -106,7 +126,9 @@ class Plan:
 
 
 def subject_of(row: Preset, pixels: int | None = None) -> Subject:
-    """What a preset trains, on pictures of that side; by default of the side its 2-D model was made for."""
+    """What a preset trains, on pictures of that side; by default of the side its 2-D model was made
+    for.
+    """
     config = FLAT[row.unet]
     return Subject(
         name=row.name,
@@ -125,7 +147,10 @@ def plan(subject: Subject) -> Plan:
     """Measure every length of `subject.frames`. Raises UsageError as `VideoUNet` does."""
     with torch.device("meta"), _Fused():
         model = _model(subject)
-        parameters, trainable = _sizes(model, only_trainable=False), _sizes(model, only_trainable=True)
+        parameters, trainable = (
+            _sizes(model, only_trainable=False),
+            _sizes(model, only_trainable=True),
+        )
         steps = tuple(_step(model, subject, num_frames) for num_frames in subject.frames)
     latents = CLIP_FRAMES * int(subject.flat_config.get("out_channels", 4)) * subject.size**2
     text = subject.text_tokens * int(subject.flat_config["cross_attention_dim"])
@@ -154,14 +179,21 @@ def _play_autocast(model: nn.Module) -> None:
     """Types as under CUDA's autocast: convolutions and linear layers in bf16, norms in float32."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            module.to(torch.bfloat16).register_forward_pre_hook(lambda _, args: tuple(x.to(torch.bfloat16) for x in args))
+            module.to(torch.bfloat16).register_forward_pre_hook(
+                lambda _, args: tuple(x.to(torch.bfloat16) for x in args)
+            )
         elif isinstance(module, nn.GroupNorm | nn.LayerNorm):
             module.register_forward_pre_hook(lambda _, args: tuple(x.float() for x in args))
 
 
 def _parts(model: VideoUNet) -> dict[str, Part]:
     """The part that a module of this name belongs to with all beneath it."""
-    return {name: part for name, module in model.named_modules() for part, kind in KINDS.items() if isinstance(module, kind)}
+    return {
+        name: part
+        for name, module in model.named_modules()
+        for part, kind in KINDS.items()
+        if isinstance(module, kind)
+    }
 
 
 def _sizes(model: VideoUNet, only_trainable: bool) -> dict[Part, int]:
@@ -207,7 +239,9 @@ def _loss(model: VideoUNet, subject: Subject, num_frames: int, kept: _Kept) -> T
 
 
 def _by_part(model: VideoUNet, counter: FlopCounterMode) -> dict[Part, int]:
-    counts = {name: sum(by_operation.values()) for name, by_operation in counter.get_flop_counts().items()}
+    counts = {
+        name: sum(by_operation.values()) for name, by_operation in counter.get_flop_counts().items()
+    }
     flops: dict[Part, int] = dict.fromkeys((REST, *KINDS), 0)
     for name, part in _parts(model).items():
         flops[part] += counts.get(f"{type(model).__name__}.{name}", 0)
@@ -216,16 +250,25 @@ def _by_part(model: VideoUNet, counter: FlopCounterMode) -> dict[Part, int]:
 
 
 class _Fused(TorchFunctionMode):
-    """Fused attention, which keeps no matrix of scores: on the meta device torch would choose the plain formula."""
+    """Fused attention, which keeps no matrix of scores: on the meta device torch would choose the
+    plain formula.
+    """
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
         if func is not F.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         options = {"is_causal": False, **(kwargs or {})}
-        q, k, v = [*args, *(options.pop(name) for name in ("query", "key", "value") if name in options)]
+        q, k, v = [
+            *args,
+            *(options.pop(name) for name in ("query", "key", "value") if name in options),
+        ]
         mask = options.pop("attn_mask", None)
         bias = None if mask is None else mask.to(q.dtype)
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias)[0]
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias)[
+            0
+        ]
 
 
 class _Kept:
@@ -233,7 +276,9 @@ class _Kept:
 
     def __init__(self, model: VideoUNet) -> None:
         self.model = model
-        self.weights = {_identity(p) for p in model.parameters() if p.dtype == torch.float32}  # of bf16 there would be copies
+        self.weights = {
+            _identity(p) for p in model.parameters() if p.dtype == torch.float32
+        }  # of bf16 there would be copies
         self.within: dict[nn.Module | None, dict[int, Tensor]] = defaultdict(dict)
         self.inputs: dict[int, Tensor] = {}
         self.unit: nn.Module | None = None
@@ -256,14 +301,22 @@ class _Kept:
         return _bytes(*self.within.values())
 
     def checkpointed(self) -> int:
-        """Units' inputs and what is kept outside of units, then the largest unit while its backward runs."""
+        """Units' inputs and what is kept outside of units, then the largest unit while its backward
+        runs.
+        """
         lasting = {**self.inputs, **self.within[None]}
-        own = [_bytes({key: x for key, x in mine.items() if key not in lasting}) for unit, mine in self.within.items() if unit]
+        own = [
+            _bytes({key: x for key, x in mine.items() if key not in lasting})
+            for unit, mine in self.within.items()
+            if unit
+        ]
         return _bytes(lasting) + max(own, default=0)
 
     def _enter(self, unit: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         self.unit = unit
-        self.inputs |= {_identity(x): x for x in (*args, *options.values()) if isinstance(x, Tensor)}
+        self.inputs |= {
+            _identity(x): x for x in (*args, *options.values()) if isinstance(x, Tensor)
+        }
 
     def _leave(self, *_: object) -> None:
         self.unit = None
@@ -279,7 +332,9 @@ def _identity(x: Tensor) -> int:
 
 
 def _bytes(*stores: Mapping[int, Tensor]) -> int:
-    return sum({key: x.untyped_storage().nbytes() for store in stores for key, x in store.items()}.values())
+    return sum(
+        {key: x.untyped_storage().nbytes() for store in stores for key, x in store.items()}.values()
+    )
 
 
 def render(found: Plan) -> Group:
@@ -287,18 +342,35 @@ def render(found: Plan) -> Group:
     subject = found.subject
     side = f"{subject.size * PIXELS} x {subject.size * PIXELS} pixels"
     how = f"{subject.precision}, {'checkpointing' if subject.checkpointing else 'no checkpointing'}, {subject.optimizer}"
-    parameters = Table("part", "parameters", "trained", title=f"{subject.name}: parameters, training {subject.trainable}")
+    parameters = Table(
+        "part",
+        "parameters",
+        "trained",
+        title=f"{subject.name}: parameters, training {subject.trainable}",
+    )
     for part, size in found.parameters.items():
         parameters.add_row(part, f"{size:,}", f"{found.trainable[part]:,}")
     parameters.add_section()
-    parameters.add_row("total", f"{sum(found.parameters.values()):,}", f"{sum(found.trainable.values()):,}")
+    parameters.add_row(
+        "total", f"{sum(found.parameters.values()):,}", f"{sum(found.trainable.values()):,}"
+    )
     lengths = [f"{step.num_frames} frames" for step in found.steps]
-    memory = Table("GiB, estimated", *lengths, title=f"Memory of a step: {subject.batch} x {side}, {how}")
+    memory = Table(
+        "GiB, estimated", *lengths, title=f"Memory of a step: {subject.batch} x {side}, {how}"
+    )
     for name in ("weights", "gradients", "optimizer", "average", "activations"):
-        memory.add_row("EMA" if name == "average" else name, *(f"{getattr(step, name) / GIB:.2f}" for step in found.steps))
+        memory.add_row(
+            "EMA" if name == "average" else name,
+            *(f"{getattr(step, name) / GIB:.2f}" for step in found.steps),
+        )
     memory.add_section()
     memory.add_row("total", *(f"{step.memory / GIB:.2f}" for step in found.steps))
-    flops = Table("TFLOP", *lengths, title="Arithmetic of a step: forward, backward" + (", forward again" if subject.checkpointing else ""))
+    flops = Table(
+        "TFLOP",
+        *lengths,
+        title="Arithmetic of a step: forward, backward"
+        + (", forward again" if subject.checkpointing else ""),
+    )
     for part in found.parameters:
         flops.add_row(part, *(f"{step.flops[part] / 1e12:.3g}" for step in found.steps))
     flops.add_section()
@@ -307,5 +379,8 @@ def render(found: Plan) -> Group:
         for column in table.columns[1:]:
             column.justify = "right"
     return Group(
-        parameters, memory, flops, f"A clip of {CLIP_FRAMES} frames takes {found.clip_bytes / 1e6:.2f} MB in a shard: latents and text."
+        parameters,
+        memory,
+        flops,
+        f"A clip of {CLIP_FRAMES} frames takes {found.clip_bytes / 1e6:.2f} MB in a shard: latents and text.",
     )

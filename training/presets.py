@@ -1,9 +1,10 @@
 """What is trained: one row of a table per model; rows of a family share a group of settings.
 
-`unet` names the 2-D model that is inflated: "tiny" (random weights, ours) or a hub id; `--unet FOLDER` takes its
-place. Keyframe models make 5 frames at stride 16, interpolation models fill in between every 4th frame, 17 frames at
-stride 4 and 65 at stride 1 in one model; the tiny one learns stride 1 on 17 frames, for time, and makes 65. `seeds-interp`
-is what the blog posts trained, for comparison. At 10 fps, 65 frames are 6.5 s.
+`unet` names the 2-D model that is inflated: "tiny" (random weights, ours) or a hub id; `--unet
+FOLDER` takes its place. Keyframe models make 5 frames at stride 16, interpolation models fill in
+between every 4th frame, 17 frames at stride 4 and 65 at stride 1 in one model; the tiny one learns
+stride 1 on 17 frames, for time, and makes 65. `seeds-interp` is what the blog posts trained, for
+comparison. At 10 fps, 65 frames are 6.5 s.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ Optimizer = Literal["adamw", "adamw8bit"]
 class Objective:
     """What a model is asked for; sampling must ask the same of it.
 
-    `hint`: what unknown frames carry: zeros, the known frame on their left (the seeds' way), or the blend of both
-    neighbours. `mask`: "unknown" is 1 = unknown; "seed" says 0, known, of every frame, as the seeds did. `target`: see
-    `training.diffusion`; `residual_std` is in units of scaled latents. `zero_snr`: zero terminal SNR (Lin et al. 2023).
-    `min_snr`: gamma of Hang et al. 2023, 0 for none.
+    `hint`: what unknown frames carry: zeros, the known frame on their left (the seeds' way), or the
+    blend of both neighbours. `mask`: "unknown" is 1 = unknown; "seed" says 0, known, of every
+    frame, as the seeds did. `target`: see `training.diffusion`; `residual_std` is in units of
+    scaled latents. `zero_snr`: zero terminal SNR (Lin et al. 2023). `min_snr`: gamma of Hang et al.
+    2023, 0 for none.
     """
 
     prediction: Prediction
@@ -46,7 +48,9 @@ class Objective:
 
     def __post_init__(self) -> None:
         if self.zero_snr and self.prediction != "v_prediction":
-            raise UsageError("zero_snr needs prediction = v_prediction: at an SNR of zero, epsilon says nothing about the latents")
+            raise UsageError(
+                "zero_snr needs prediction = v_prediction: at an SNR of zero, epsilon says nothing about the latents"
+            )
 
 
 Tasks = tuple[tuple[Task, float], ...]  # what is asked, and how often
@@ -57,7 +61,9 @@ INTERP_TASKS: Tasks = (("every", 1.0),)
 
 @dataclass(frozen=True)
 class Preset:
-    """One row. `batch_size` counts windows of an optimizer step over all devices; `frame_window` is temporal attention's."""
+    """One row. `batch_size` counts windows of an optimizer step over all devices; `frame_window` is
+    temporal attention's.
+    """
 
     name: str
     unet: str
@@ -86,7 +92,9 @@ class Preset:
     ema_decay: float = 0.9999
     text_dropout: float = 0.1
     stride_jitter: int = 0
-    terminal: float = 0.0  # share of samples at the noisiest timestep, where one step of sampling begins and ends
+    terminal: float = (
+        0.0  # share of samples at the noisiest timestep, where one step of sampling begins and ends
+    )
     precision: Precision = "bf16"
     optimizer: Optimizer = "adamw"
     checkpointing: bool = True
@@ -119,7 +127,9 @@ def from_plain(values: dict[str, Any]) -> Preset:
     """A preset as `plain` wrote it. Raises UsageError for fields of another version."""
     unknown = sorted(set(values) ^ {field.name for field in fields(Preset)})
     if unknown:
-        raise UsageError(f"this run was made by another version of longtake: its preset differs in {', '.join(unknown)}")
+        raise UsageError(
+            f"this run was made by another version of longtake: its preset differs in {', '.join(unknown)}"
+        )
     made = dict(values)
     made["windows"] = tuple(Window(**window) for window in values["windows"])
     made["tasks"] = tuple((task, weight) for task, weight in values["tasks"])
@@ -132,7 +142,11 @@ def find(name: str) -> Preset:
     if name in PRESETS:
         return PRESETS[name]
     near = difflib.get_close_matches(name, PRESETS, 1)
-    raise UsageError(f"no preset is called '{name}'" + (f"; did you mean {near[0]}?" if near else "") + f" There are {', '.join(PRESETS)}")
+    raise UsageError(
+        f"no preset is called '{name}'"
+        + (f"; did you mean {near[0]}?" if near else "")
+        + f" There are {', '.join(PRESETS)}"
+    )
 
 
 K5, I17, I17_1, I65 = Window(5, 16), Window(17, 4), Window(17, 1), Window(65, 1)
@@ -146,7 +160,9 @@ SEEDS_INTERP = Objective("epsilon", "left", mask="seed")
 V_KEYFRAME = Objective("v_prediction", "left", min_snr=5.0)
 V_INTERP = Objective("v_prediction", "blend", min_snr=5.0)
 TINY_KEYFRAME = Objective("v_prediction", "left", zero_snr=True)
-TINY_INTERP = Objective("v_prediction", "blend", target="residual", residual_std=0.15, zero_snr=True)
+TINY_INTERP = Objective(
+    "v_prediction", "blend", target="residual", residual_std=0.15, zero_snr=True
+)
 TINY: dict[str, Any] = {
     "trainable": "all", "precision": "float32", "checkpointing": False, "schedule": "cosine", "warmup": 30, "ema_decay": 0.99,
     "learning_rate": 1e-3, "validate_every": 100, "checkpoint_every": 100, "micro_batch": 4,
@@ -155,18 +171,48 @@ SD: dict[str, Any] = {
     "trainable": "temporal", "precision": "bf16", "checkpointing": True, "schedule": "constant", "warmup": 500, "ema_decay": 0.9999,
     "learning_rate": 1e-4, "validate_every": 1000, "checkpoint_every": 1000, "stride_jitter": 4, "micro_batch": 1,
 }  # fmt: skip
-TINY_KEYS = {**TINY, "sampler_steps": 1, "terminal": 0.25, "learning_rate": 1.5e-3, "everywhere": True}
+TINY_KEYS = {
+    **TINY,
+    "sampler_steps": 1,
+    "terminal": 0.25,
+    "learning_rate": 1.5e-3,
+    "everywhere": True,
+}
 TINY_FILL = {**TINY, "sampler_steps": 1, "terminal": 0.4, "kernel": 9}
 FILL = {**SD, "frame_window": 9}
 SEEDS = {**SD, "frame_window": 5, "placement": "convolutions", "fps_conditioning": False}
 TABLE = (
     # name, 2-D model, windows, tasks, objective, batch size, steps, guidance
     Preset("tiny-keyframe", "tiny", (K5,), TINY_TASKS, TINY_KEYFRAME, 4, 500, 1.0, **TINY_KEYS),
-    Preset("tiny-interp", "tiny", (I17, I17, I17_1), INTERP_TASKS, TINY_INTERP, 1, 350, 1.0, **TINY_FILL),
+    Preset(
+        "tiny-interp",
+        "tiny",
+        (I17, I17, I17_1),
+        INTERP_TASKS,
+        TINY_INTERP,
+        1,
+        350,
+        1.0,
+        **TINY_FILL,
+    ),
     Preset("sd15-keyframe", SD15, (K5,), KEYFRAME_TASKS, KEYFRAME, 8, 100_000, 7.5, **SD),
-    Preset("sd15-interp", SD15_INPAINTING, (I17, I17, I17, I65), INTERP_TASKS, INTERP, 8, 50_000, 3.0, **FILL),
+    Preset(
+        "sd15-interp",
+        SD15_INPAINTING,
+        (I17, I17, I17, I65),
+        INTERP_TASKS,
+        INTERP,
+        8,
+        50_000,
+        3.0,
+        **FILL,
+    ),
     Preset("sd21-keyframe", SD21, (K5,), KEYFRAME_TASKS, V_KEYFRAME, 8, 100_000, 7.5, **SD),
-    Preset("sd21-interp", SD21, (I17, I17, I17, I65), INTERP_TASKS, V_INTERP, 8, 50_000, 3.0, **FILL),
-    Preset("seeds-interp", SD15_INPAINTING, (I65,), INTERP_TASKS, SEEDS_INTERP, 2, 50_000, 7.5, **SEEDS),
+    Preset(
+        "sd21-interp", SD21, (I17, I17, I17, I65), INTERP_TASKS, V_INTERP, 8, 50_000, 3.0, **FILL
+    ),
+    Preset(
+        "seeds-interp", SD15_INPAINTING, (I65,), INTERP_TASKS, SEEDS_INTERP, 2, 50_000, 7.5, **SEEDS
+    ),
 )
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in TABLE}

@@ -1,7 +1,8 @@
 """Bytes of a folder's files by ranges: a local folder, or anything fsspec opens.
 
-Local files are read with `pread`, which threads and forked workers may share; others with ranges fetched all at the
-same time, and tried again when the network is down for a moment. A file of another length than promised is refused.
+Local files are read with `pread`, which threads and forked workers may share; others with ranges
+fetched all at the same time, and tried again when the network is down for a moment. A file of
+another length than promised is refused.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ Range = tuple[str, int, memoryview]  # a file, a first byte, and the buffer to f
 
 
 class Files:
-    """The files of one folder, read by ranges. May be sent to workers; a descriptor is never shared between two positions."""
+    """The files of one folder, read by ranges. May be sent to workers; a descriptor is never shared
+    between two positions.
+    """
 
     def __init__(self, url: str, num_bytes: Mapping[str, int] | None = None) -> None:
         self._url = url
@@ -36,14 +39,18 @@ class Files:
             found, self._root = fsspec.core.url_to_fs(url)
         except (ValueError, ImportError) as error:
             raise UsageError(f"{url}: not a folder or URL that can be read: {error}") from None
-        self._is_local = "file" in ([found.protocol] if isinstance(found.protocol, str) else found.protocol)
+        self._is_local = "file" in (
+            [found.protocol] if isinstance(found.protocol, str) else found.protocol
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Files, (self._url, self._num_bytes)
 
     def _remote(self, names: Sequence[str]) -> tuple[Any, list[str]]:
         """The file system, which is another one in another process, and the files' paths in it."""
-        return fsspec.core.url_to_fs(self._url)[0], [f"{self._root.rstrip('/')}/{name}" for name in names]
+        return fsspec.core.url_to_fs(self._url)[0], [
+            f"{self._root.rstrip('/')}/{name}" for name in names
+        ]
 
     def whole(self, name: str) -> bytes:
         """A small file. FileNotFoundError if it is not there."""
@@ -71,14 +78,20 @@ class Files:
             yield
         except FileNotFoundError as error:
             name = str(error.filename or error.args[0]).rpartition("/")[2]
-            raise ShardError(f"{self._url}: {name} is in the index, but not there; copy it, or build again") from error
+            raise ShardError(
+                f"{self._url}: {name} is in the index, but not there; copy it, or build again"
+            ) from error
 
     def _check_length(self, name: str, found: int | None) -> None:
         if found is None:
-            raise Stopped(f"{self._url}: the server does not say how long {name} is, so it cannot be read by ranges; copy the shards")
+            raise Stopped(
+                f"{self._url}: the server does not say how long {name} is, so it cannot be read by ranges; copy the shards"
+            )
         if found != (wanted := self._num_bytes.get(name, found)):
             found_is = "truncated" if found < wanted else "of another build"
-            raise ShardError(f"{self._url}: {name} has {found} bytes, {wanted} in the index: {found_is}; copy it or build again")
+            raise ShardError(
+                f"{self._url}: {name} has {found} bytes, {wanted} in the index: {found_is}; copy it or build again"
+            )
 
     def _descriptor(self, name: str) -> int:
         if name not in self._open:
@@ -93,22 +106,34 @@ class Files:
         """Read each range into its buffer, from afar all at the same time."""
         if self._is_local:
             try:
-                got = [os.preadv(self._descriptor(name), [buffer], start) for name, start, buffer in ranges]
+                got = [
+                    os.preadv(self._descriptor(name), [buffer], start)
+                    for name, start, buffer in ranges
+                ]
             except OSError as error:
                 raise Stopped(f"{self._url}: cannot be read: {error}") from error
         else:
             fs, paths = self._remote([name for name, _, _ in ranges])
-            starts, ends = [start for _, start, _ in ranges], [start + buffer.nbytes for _, start, buffer in ranges]
+            starts, ends = (
+                [start for _, start, _ in ranges],
+                [start + buffer.nbytes for _, start, buffer in ranges],
+            )
             with self._missing():
-                parts = _tried(self._url, lambda: fs.cat_ranges(paths, starts, ends, on_error="raise"))
+                parts = _tried(
+                    self._url, lambda: fs.cat_ranges(paths, starts, ends, on_error="raise")
+                )
             got = [len(part) for part in parts]
             for (_, _, buffer), part in zip(ranges, parts, strict=True):
                 buffer[: len(part)] = part[: buffer.nbytes]
         for (name, start, buffer), num_bytes in zip(ranges, got, strict=True):
             if num_bytes > buffer.nbytes:
-                raise Stopped(f"{self._url}: the server sends all of {name} when asked for a range; copy the shards")
+                raise Stopped(
+                    f"{self._url}: the server sends all of {name} when asked for a range; copy the shards"
+                )
             if num_bytes < buffer.nbytes:
-                raise ShardError(f"{self._url}: {name} ends at byte {start + num_bytes}: truncated; copy it or build again")
+                raise ShardError(
+                    f"{self._url}: {name} ends at byte {start + num_bytes}: truncated; copy it or build again"
+                )
 
 
 def _close(descriptors: dict[str, int]) -> None:
@@ -117,17 +142,30 @@ def _close(descriptors: dict[str, int]) -> None:
 
 
 def _passes(error: BaseException) -> bool:
-    """Whether it may work the next time: a network is down now and then, a missing file is missing."""
+    """Whether it may work the next time: a network is down now and then, a missing file is
+    missing.
+    """
     error = error.__cause__ or error
     status = getattr(error, "status", None)
     if isinstance(status, int):
         return status in (408, 429) or status >= 500
-    settled = (LongtakeError, FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, ValueError, TypeError, ImportError)
+    settled = (
+        LongtakeError,
+        FileNotFoundError,
+        PermissionError,
+        NotADirectoryError,
+        IsADirectoryError,
+        ValueError,
+        TypeError,
+        ImportError,
+    )
     return isinstance(error, Exception) and not isinstance(error, settled)
 
 
 def _tried(what: str, act: Callable[[], T]) -> T:
-    """Call until it works or there is no hope. No jitter: it would draw from Python's own generator."""
+    """Call until it works or there is no hope. No jitter: it would draw from Python's own
+    generator.
+    """
     retry = tenacity.Retrying(
         retry=tenacity.retry_if_exception(_passes),
         wait=tenacity.wait_exponential(multiplier=WAIT_S, max=20),
@@ -138,7 +176,17 @@ def _tried(what: str, act: Callable[[], T]) -> T:
         return retry(act)
     except Exception as error:
         cause = error.__cause__ or error
-        is_of_the_world = isinstance(cause, OSError) or isinstance(getattr(cause, "status", None), int) or _passes(error)
-        if isinstance(cause, FileNotFoundError | NotADirectoryError) or getattr(cause, "status", None) == 404 or not is_of_the_world:
+        is_of_the_world = (
+            isinstance(cause, OSError)
+            or isinstance(getattr(cause, "status", None), int)
+            or _passes(error)
+        )
+        if (
+            isinstance(cause, FileNotFoundError | NotADirectoryError)
+            or getattr(cause, "status", None) == 404
+            or not is_of_the_world
+        ):
             raise
-        raise Stopped(f"{what}: cannot be read: {type(cause).__name__}: {cause}; type the same command again") from error
+        raise Stopped(
+            f"{what}: cannot be read: {type(cause).__name__}: {cause}; type the same command again"
+        ) from error

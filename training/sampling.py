@@ -1,9 +1,11 @@
-"""From words, a picture or a clip to a video: 5 keyframes, then 17, 65 and further frames between them.
+"""From words, a picture or a clip to a video: 5 keyframes, then 17, 65 and further frames between
+them.
 
-Known frames are put back at every step at that step's noise, and at the end as they were: bit-equal in latents, and,
-because pictures are decoded one by one, in pixels. Each window's noise comes from (seed, level, window) on the CPU, so
-it depends on neither the device nor the windows beside it. A window is at most what the model was trained on and one
-is in the model at a time: memory does not grow with the video, but for the video itself.
+Known frames are put back at every step at that step's noise, and at the end as they were: bit-equal
+in latents, and, because pictures are decoded one by one, in pixels. Each window's noise comes from
+(seed, level, window) on the CPU, so it depends on neither the device nor the windows beside it. A
+window is at most what the model was trained on and one is in the model at a time: memory does not
+grow with the video, but for the video itself.
 """
 
 from __future__ import annotations
@@ -49,14 +51,20 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.scheduler not in SCHEDULERS:
-            raise UsageError(f"no sampler is called {self.scheduler!r}; there are {', '.join(SCHEDULERS)}")
+            raise UsageError(
+                f"no sampler is called {self.scheduler!r}; there are {', '.join(SCHEDULERS)}"
+            )
         if self.steps is not None and not 1 <= self.steps <= 1000:
-            raise UsageError(f"{self.steps} steps: there are 1000 levels of noise, take 1 to 1000 steps")
+            raise UsageError(
+                f"{self.steps} steps: there are 1000 levels of noise, take 1 to 1000 steps"
+            )
 
 
 @dataclass(frozen=True, eq=False)
 class Film:
-    """What was made. `latents` `f c h w` scaled, `frames` `f h w c` uint8; `given` are the frames that were not made but given."""
+    """What was made. `latents` `f c h w` scaled, `frames` `f h w c` uint8; `given` are the frames
+    that were not made but given.
+    """
 
     latents: Tensor
     frames: Pixels
@@ -82,11 +90,13 @@ def sample_window(
     bf16: bool = False,
     progress: Callable[[int, int], object] | None = None,
 ) -> Tensor:
-    """Make the unknown frames of windows: scaled latents `b f c h w`, of which known frames come back bit-equal.
+    """Make the unknown frames of windows: scaled latents `b f c h w`, of which known frames come
+    back bit-equal.
 
-    Of `latents` `b f c h w` only known frames are read; `known` is `f` or `b f` bool, `text` `b n d`, `null_text` `n d`,
-    `fps` `b`. `guidance` 1 asks the model once a step, anything else twice (Ho and Salimans 2022). Two windows of a batch
-    have noise of their own, by (seed, place in the batch).
+    Of `latents` `b f c h w` only known frames are read; `known` is `f` or `b f` bool, `text` `b n
+    d`, `null_text` `n d`, `fps` `b`. `guidance` 1 asks the model once a step, anything else twice
+    (Ho and Salimans 2022). Two windows of a batch have noise of their own, by (seed, place in the
+    batch).
     """
     device = next(model.parameters()).device
     known = (known if known.ndim == 2 else repeat(known, "f -> b f", b=len(latents))).to(device)
@@ -105,7 +115,10 @@ def sample_window(
         noisy = torch.where(held, levels.add_noise(clean, noise, batch_t), noisy)
         shown = diffusion.model_input(noisy, known, hint, objective, model.config.in_channels)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16 and device.type == "cuda"):
-            said = [model(shown.to(model.dtype), batch_t, words.to(model.dtype), fps).float() for words in texts]
+            said = [
+                model(shown.to(model.dtype), batch_t, words.to(model.dtype), fps).float()
+                for words in texts
+            ]
         output = said[0] if guidance == 1 else said[1] + guidance * (said[0] - said[1])
         noisy = schedule.step(output, t, noisy, return_dict=False)[0]
         if progress is not None:
@@ -115,8 +128,12 @@ def sample_window(
 
 
 def starting_noise(shape: tuple[int, ...], seed: int) -> Tensor:
-    """Noise of the given shape `b ...`, each of a batch from (seed, its place), drawn on the CPU."""
-    generators = [torch.Generator().manual_seed(draw("noise", seed, index)) for index in range(shape[0])]
+    """Noise of the given shape `b ...`, each of a batch from (seed, its place), drawn on the
+    CPU.
+    """
+    generators = [
+        torch.Generator().manual_seed(draw("noise", seed, index)) for index in range(shape[0])
+    ]
     return torch.stack([torch.randn(shape[1:], generator=generator) for generator in generators])
 
 
@@ -125,14 +142,20 @@ def _spaced(objective: Objective, kind: Scheduler, steps: int) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # DPM-Solver's way from torch to numpy
         schedule.set_timesteps(steps)
-    if len(schedule.timesteps) != steps:  # diffusers rounds 1000 / 61 so that a step of no noise is left over
-        raise UsageError(f"{steps} steps cannot be spread over 1000 levels of noise; take {steps - 1}")
+    if (
+        len(schedule.timesteps) != steps
+    ):  # diffusers rounds 1000 / 61 so that a step of no noise is left over
+        raise UsageError(
+            f"{steps} steps cannot be spread over 1000 levels of noise; take {steps - 1}"
+        )
     return schedule
 
 
 @dataclass(frozen=True, eq=False)
 class Script:
-    """What one model is told: its words, and how to sample. `text` and `null_text` `n d`; `clip_fps` is the dataset's."""
+    """What one model is told: its words, and how to sample. `text` and `null_text` `n d`;
+    `clip_fps` is the dataset's.
+    """
 
     preset: Preset
     text: Tensor
@@ -149,7 +172,9 @@ class Script:
     def guidance(self) -> float:
         return self.preset.guidance if self.settings.guidance is None else self.settings.guidance
 
-    def window(self, model: Any, latents: Tensor, known: Tensor, stride: Fraction, number: int, of: int) -> Tensor:
+    def window(
+        self, model: Any, latents: Tensor, known: Tensor, stride: Fraction, number: int, of: int
+    ) -> Tensor:
         """Window `number` of `of` at a stride: `f c h w` to the same."""
         made = sample_window(
             model,
@@ -164,32 +189,54 @@ class Script:
             guidance=self.guidance,
             seed=draw(self.settings.seed, "stride", stride, "window", number),
             bf16=self.preset.precision == "bf16",
-            progress=lambda done, steps: self.progress(_name(stride), number * steps + done, of * steps),
+            progress=lambda done, steps: self.progress(
+                _name(stride), number * steps + done, of * steps
+            ),
         )
         return made[0]
 
 
 def _name(stride: Fraction) -> str:
-    return f"every {stride.numerator} frames" if stride > 1 else "every frame" if stride == 1 else f"{1 / stride} a frame"
+    return (
+        f"every {stride.numerator} frames"
+        if stride > 1
+        else "every frame"
+        if stride == 1
+        else f"{1 / stride} a frame"
+    )
 
 
-def keyframes(model: Any, script: Script, frame_shape: tuple[int, int, int], start: Tensor | None = None) -> Tensor:
-    """The first frames of all, `f c h w` scaled, as many and as far apart as in the preset's window.
+def keyframes(
+    model: Any, script: Script, frame_shape: tuple[int, int, int], start: Tensor | None = None
+) -> Tensor:
+    """The first frames of all, `f c h w` scaled, as many and as far apart as in the preset's
+    window.
 
     `start` `f c h w` are those that come first, if some are given: they are kept.
     """
     window = script.preset.windows[0]
-    latents, known = torch.zeros(window.num_frames, *frame_shape), torch.zeros(window.num_frames, dtype=torch.bool)
+    latents, known = (
+        torch.zeros(window.num_frames, *frame_shape),
+        torch.zeros(window.num_frames, dtype=torch.bool),
+    )
     if start is not None:
         latents[: len(start)], known[: len(start)] = start, True
-    return latents if known.all() else script.window(model, latents, known, Fraction(window.stride), 0, 1)
+    return (
+        latents
+        if known.all()
+        else script.window(model, latents, known, Fraction(window.stride), 0, 1)
+    )
 
 
-def interpolate(model: Any, script: Script, latents: Tensor, stride: Fraction, given: Tensor | None = None) -> Tensor:
-    """Keyframes `n c h w` to `(n - 1) * 4 + 1` frames, `stride` (of the result, in frames of a clip) apart.
+def interpolate(
+    model: Any, script: Script, latents: Tensor, stride: Fraction, given: Tensor | None = None
+) -> Tensor:
+    """Keyframes `n c h w` to `(n - 1) * 4 + 1` frames, `stride` (of the result, in frames of a
+    clip) apart.
 
-    `given` `f c h w` are a clip's own first frames, which are kept where one falls on a frame of the result. Windows hold at
-    most as many keyframes as the model was trained on at that stride, one window at a time, and share a keyframe.
+    `given` `f c h w` are a clip's own first frames, which are kept where one falls on a frame of
+    the result. Windows hold at most as many keyframes as the model was trained on at that stride,
+    one window at a time, and share a keyframe.
     """
     every = script.preset.every
     made = latents.new_zeros(interpolated(len(latents), every), *latents.shape[1:])
@@ -230,20 +277,33 @@ def check(keyframe: Run, interp: Run, num_frames: int, out: Path | None = None) 
             f"{keyframe.folder} is a run of {keyframe.preset.name} and {interp.folder} of {interp.preset.name}: "
             "--keyframe wants a keyframe run, --interp an interpolation run"
         )
-    pairs = {"fps": (keyframe.dataset["fps"], interp.dataset["fps"]), "size": (keyframe.dataset["size"], interp.dataset["size"])}
+    pairs = {
+        "fps": (keyframe.dataset["fps"], interp.dataset["fps"]),
+        "size": (keyframe.dataset["size"], interp.dataset["size"]),
+    }
     a, b = keyframe.dataset["identity"], interp.dataset["identity"]
     pairs |= {field: (a.get(field), b.get(field)) for field in sorted({*a, *b})}
-    differ = [f"  {field}: {one} in {keyframe.folder}, {other} in {interp.folder}" for field, (one, other) in pairs.items() if one != other]
+    differ = [
+        f"  {field}: {one} in {keyframe.folder}, {other} in {interp.folder}"
+        for field, (one, other) in pairs.items()
+        if one != other
+    ]
     if differ:
         lines = "\n".join(differ)
-        raise UsageError(f"the two runs were trained on shards of different kinds:\n{lines}\nTrain both on the same shards.")
+        raise UsageError(
+            f"the two runs were trained on shards of different kinds:\n{lines}\nTrain both on the same shards."
+        )
     possible = lengths(keyframe.preset, interp.preset)
     while possible[-1] < num_frames:
         possible.append(interpolated(possible[-1], interp.preset.every))
     if num_frames not in possible:
-        raise UsageError(f"no video of {num_frames} frames: the number can be {', '.join(map(str, possible))}, and so on")
+        raise UsageError(
+            f"no video of {num_frames} frames: the number can be {', '.join(map(str, possible))}, and so on"
+        )
     if out is not None and out.suffix != ".mp4":
-        raise UsageError(f"--out {out}: give a name that ends in .mp4; the GIF, the contact sheet and the facts get the same name")
+        raise UsageError(
+            f"--out {out}: give a name that ends in .mp4; the GIF, the contact sheet and the facts get the same name"
+        )
 
 
 def generate(
@@ -258,22 +318,35 @@ def generate(
     device: torch.device | str = "cpu",
     progress: Progress = nothing,
 ) -> Film:
-    """A video of `num_frames` frames from a prompt, and from a picture or the end of a clip if there is a `start`.
+    """A video of `num_frames` frames from a prompt, and from a picture or the end of a clip if
+    there is a `start`.
 
-    The models are on the device one after the other. Raises what `check`, `Codec.check`, `load_model` and
-    `media.read_start` raise, all before the first model call.
+    The models are on the device one after the other. Raises what `check`, `Codec.check`,
+    `load_model` and `media.read_start` raise, all before the first model call.
     """
     check(keyframe, interp, num_frames)
     codec.check()
     settings = settings or Settings()
     clip_fps, size = Fraction(keyframe.dataset["fps"]), int(keyframe.dataset["size"])
     stride = Fraction(keyframe.preset.windows[0].stride)
-    pictures = None if start is None else _whole_keyframes(media.read_start(start, size, clip_fps, MAX_START_FRAMES), int(stride))
+    pictures = (
+        None
+        if start is None
+        else _whole_keyframes(
+            media.read_start(start, size, clip_fps, MAX_START_FRAMES), int(stride)
+        )
+    )
     given = None if pictures is None else codec.encode(pictures)
     model = load_model(keyframe, device)
-    scripts = [Script(run.preset, codec.embed(prompt), codec.embed(""), clip_fps, settings, progress) for run in (keyframe, interp)]
+    scripts = [
+        Script(run.preset, codec.embed(prompt), codec.embed(""), clip_fps, settings, progress)
+        for run in (keyframe, interp)
+    ]
     latents = keyframes(
-        model, scripts[0], tuple(keyframe.dataset["identity"]["latents.shape"]), None if given is None else given[:: int(stride)]
+        model,
+        scripts[0],
+        tuple(keyframe.dataset["identity"]["latents.shape"]),
+        None if given is None else given[:: int(stride)],
     )
     if len(latents) < num_frames:
         del model
@@ -306,7 +379,13 @@ def decode(codec: Codec, latents: Tensor, progress: Progress = nothing) -> Pixel
 
 
 def _facts(
-    keyframe: Run, interp: Run, prompt: str, start: Path | None, scripts: list[Script], num_frames: int, fps: Fraction
+    keyframe: Run,
+    interp: Run,
+    prompt: str,
+    start: Path | None,
+    scripts: list[Script],
+    num_frames: int,
+    fps: Fraction,
 ) -> dict[str, Any]:
     """What another person needs to make the same video."""
     runs = {
@@ -317,7 +396,9 @@ def _facts(
             "steps": script.steps,
             "guidance": script.guidance,
         }
-        for kind, run, script in zip(("keyframe", "interp"), (keyframe, interp), scripts, strict=True)
+        for kind, run, script in zip(
+            ("keyframe", "interp"), (keyframe, interp), scripts, strict=True
+        )
     }
     return {
         "prompt": prompt,
@@ -332,7 +413,9 @@ def _facts(
 
 
 def save(film: Film, out: Path) -> list[Path]:
-    """Write OUT.mp4, and beside it the GIF, the contact sheet (.png) and what it was made with (.json). Returns their paths."""
+    """Write OUT.mp4, and beside it the GIF, the contact sheet (.png) and what it was made with
+    (.json). Returns their paths.
+    """
     paths = [out.with_suffix(suffix) for suffix in (".mp4", ".gif", ".png", ".json")]
     media.write_mp4(paths[0], film.frames, film.fps)
     media.write_gif(paths[1], film.frames, film.fps)

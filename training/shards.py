@@ -1,7 +1,7 @@
 """What the shards are: index.json and the arrays it names, checked. docs/format.md is the contract.
 
-Whatever does not hold is a ShardError that names the shard and the member, what was found and what is wanted.
-Nothing is ever unpickled. Costs: the index in memory, about 1 kB a sample.
+Whatever does not hold is a ShardError that names the shard and the member, what was found and what
+is wanted. Nothing is ever unpickled. Costs: the index in memory, about 1 kB a sample.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
 
 from training.errors import ShardError, UsageError
 from training.ranges import Files
@@ -46,7 +54,9 @@ class SampleFields(Fields):
 
 
 class Shard(Fields):
-    file: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")  # nothing that could lead out of the folder
+    file: str = Field(
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
+    )  # nothing that could lead out of the folder
     split: str
     num_bytes: NonNegativeInt
     sha256: Sha256
@@ -116,7 +126,9 @@ class Entry:
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """What index.json says. `frame_shape` is (c, h, w); `null_text` is of the empty caption, `n d` float16; `entries` are by split."""
+    """What index.json says. `frame_shape` is (c, h, w); `null_text` is of the empty caption, `n d`
+    float16; `entries` are by split.
+    """
 
     url: str
     name: str
@@ -132,7 +144,10 @@ class Index:
 
     def files(self, split: str | None = None) -> Files:
         """The tars of a split, or all; their lengths are compared with the index, ShardError."""
-        files = Files(self.url, {shard.file: shard.num_bytes for shard in self.shards if split in (None, shard.split)})
+        files = Files(
+            self.url,
+            {shard.file: shard.num_bytes for shard in self.shards if split in (None, shard.split)},
+        )
         files.check_lengths()
         return files
 
@@ -150,7 +165,9 @@ class Index:
 
 
 def check_identity(index: Index, wanted: Mapping[str, Any]) -> None:
-    """ShardError, naming each field that differs, unless the shards were made with the encoders `wanted` tells of."""
+    """ShardError, naming each field that differs, unless the shards were made with the encoders
+    `wanted` tells of.
+    """
     differ = [
         f"  {field}: {found} in the shards, {wanted.get(field, 'nothing')} wanted"
         for field, found in index.identity().items()
@@ -158,13 +175,16 @@ def check_identity(index: Index, wanted: Mapping[str, Any]) -> None:
     ]
     if differ:
         lines = "\n".join(differ)
-        raise ShardError(f"{index.url}: not the encoders the model was trained with:\n{lines}\nBuild shards with the model's encoders.")
+        raise ShardError(
+            f"{index.url}: not the encoders the model was trained with:\n{lines}\nBuild shards with the model's encoders."
+        )
 
 
 def open_index(url: str | Path) -> Index:
     """Read and check `index.json` of a folder or URL; no shard is opened.
 
-    UsageError if there is none, ShardError if it is not one this reader may trust, Stopped if the network is in the way.
+    UsageError if there is none, ShardError if it is not one this reader may trust, Stopped if the
+    network is in the way.
     """
     url = str(url)
     files = Files(url)
@@ -172,17 +192,24 @@ def open_index(url: str | Path) -> Index:
         content = files.whole("index.json")
     except (FileNotFoundError, NotADirectoryError) as error:
         name = Path(url).parent.name if Path(url).name == "shards" else ""
-        hint = f"`make shards DATASET={name or 'NAME'}` builds them" + ("" if name else ", into data/NAME/shards")
+        hint = f"`make shards DATASET={name or 'NAME'}` builds them" + (
+            "" if name else ", into data/NAME/shards"
+        )
         raise UsageError(f"{url}: no shards there (no index.json); {hint}") from error
     where = f"{url}: index.json"
     try:
         plain = json.loads(content)
         found = plain.get("format") if isinstance(plain, dict) else None
         if type(found) is not int or found != FORMAT:
-            raise ShardError(f"{where}: format {found!r}, this reader knows {FORMAT}; build the shards again, or update longtake")
+            raise ShardError(
+                f"{where}: format {found!r}, this reader knows {FORMAT}; build the shards again, or update longtake"
+            )
         fields = IndexFields.model_validate(plain)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}, not {str(one['input'])[:80]!r}" for one in error.errors()[:3])
+        wrong = "; ".join(
+            f"{'.'.join(map(str, one['loc']))}: {one['msg']}, not {str(one['input'])[:80]!r}"
+            for one in error.errors()[:3]
+        )
         raise ShardError(f"{where}: {wrong}") from None
     except (ValueError, RecursionError) as error:
         raise ShardError(f"{where}: cannot be parsed, {error}; build the shards again") from None
@@ -206,10 +233,16 @@ def open_index(url: str | Path) -> Index:
 
 
 def _check_whole(fields: IndexFields, where: str) -> None:
-    """The index against itself: its digest, keys that are there once, members inside their shard."""
-    digest = hashlib.sha256("".join(f"{shard.sha256}\n" for shard in fields.shards).encode()).hexdigest()
+    """The index against itself: its digest, keys that are there once, members inside their
+    shard.
+    """
+    digest = hashlib.sha256(
+        "".join(f"{shard.sha256}\n" for shard in fields.shards).encode()
+    ).hexdigest()
     if digest != fields.root_digest:
-        raise ShardError(f"{where}: root_digest {fields.root_digest}, that of its shards is {digest}; build the shards again")
+        raise ShardError(
+            f"{where}: root_digest {fields.root_digest}, that of its shards is {digest}; build the shards again"
+        )
     seen: set[str] = set()
     for shard in fields.shards:
         for sample in shard.samples:
@@ -219,7 +252,9 @@ def _check_whole(fields: IndexFields, where: str) -> None:
             for name, (start, num_bytes, _) in sample.members.items():
                 if start + num_bytes > shard.num_bytes:
                     found = f"bytes {start} to {start + num_bytes} of {shard.num_bytes}"
-                    raise ShardError(f"{where}: {shard.file}: {sample.key}.{name} is outside its shard, {found}")
+                    raise ShardError(
+                        f"{where}: {shard.file}: {sample.key}.{name} is outside its shard, {found}"
+                    )
             for name in {"latents.npy", "text.npy"} - sample.members.keys():
                 raise ShardError(f"{where}: {shard.file}: {sample.key} has no {name}")
 
@@ -227,7 +262,10 @@ def _check_whole(fields: IndexFields, where: str) -> None:
 def _entries(shard: Shard, frame_shape: tuple[int, int, int]) -> Iterator[Entry]:
     frame = math.prod(frame_shape) * DTYPE.itemsize
     for sample in shard.samples:
-        members = {name: Member(shard.file, f"{sample.key}.{name}", *where) for name, where in sample.members.items()}
+        members = {
+            name: Member(shard.file, f"{sample.key}.{name}", *where)
+            for name, where in sample.members.items()
+        }
         texts = [members["text.npy"]]
         while f"text{len(texts)}.npy" in members:
             texts.append(members[f"text{len(texts)}.npy"])
@@ -243,12 +281,22 @@ def _null_text(fields: NullTextFields, where: str) -> Array:
     return parse(content, fields.sha256, where)
 
 
-def parse(content: bytes | bytearray, sha256: str, where: object, shape: tuple[int, ...] | None = None) -> Array:
-    """A whole `.npy` file that must have this digest, and `n d` float16 numbers that are finite, or the given shape."""
+def parse(
+    content: bytes | bytearray, sha256: str, where: object, shape: tuple[int, ...] | None = None
+) -> Array:
+    """A whole `.npy` file that must have this digest, and `n d` float16 numbers that are finite, or
+    the given shape.
+    """
     if (found := hashlib.sha256(content).hexdigest()) != sha256:
-        raise ShardError(f"{where}: sha256 {found}, {sha256} in the index: damaged or of another build; build the shards again")
+        raise ShardError(
+            f"{where}: sha256 {found}, {sha256} in the index: damaged or of another build; build the shards again"
+        )
     start, has = parse_header(bytes(content[:MAX_HEADER]), where)
-    if len(has) != 2 or (shape is not None and has != shape) or start + math.prod(has) * DTYPE.itemsize != len(content):
+    if (
+        len(has) != 2
+        or (shape is not None and has != shape)
+        or start + math.prod(has) * DTYPE.itemsize != len(content)
+    ):
         raise ShardError(f"{where}: {len(content)} bytes of shape {has}, wanted {shape or 'n d'}")
     array = np.frombuffer(content, DTYPE, offset=start).reshape(has)
     if not is_finite(array):
@@ -257,26 +305,36 @@ def parse(content: bytes | bytearray, sha256: str, where: object, shape: tuple[i
 
 
 def is_finite(array: Array) -> bool:
-    """Whether no number of a float16 array is NaN or infinite: several times faster than through `isfinite`."""
+    """Whether no number of a float16 array is NaN or infinite: several times faster than through
+    `isfinite`.
+    """
     return bool((array.view(np.uint16) & 0x7FFF).max(initial=0) < 0x7C00)
 
 
 def parse_header(content: bytes, where: object) -> tuple[int, tuple[int, ...]]:
-    """Where the numbers begin, and the array's shape. ShardError unless it is .npy 1.0, float16 and in C order."""
+    """Where the numbers begin, and the array's shape. ShardError unless it is .npy 1.0, float16 and
+    in C order.
+    """
     try:
-        version, length, shape, is_fortran, dtype = _read_header(content[: 10 + int.from_bytes(content[8:10], "little")])
+        version, length, shape, is_fortran, dtype = _read_header(
+            content[: 10 + int.from_bytes(content[8:10], "little")]
+        )
     except ValueError as error:
         raise ShardError(f"{where}: not a .npy array: {error}") from None
     if version != (1, 0):
         raise ShardError(f"{where}: .npy version {version[0]}.{version[1]}, wanted 1.0")
     if dtype != DTYPE or is_fortran:
-        raise ShardError(f"{where}: {dtype} in {'Fortran' if is_fortran else 'C'} order, wanted little-endian float16 in C order")
+        raise ShardError(
+            f"{where}: {dtype} in {'Fortran' if is_fortran else 'C'} order, wanted little-endian float16 in C order"
+        )
     return length, shape
 
 
 @functools.lru_cache(maxsize=1024)  # all clips of one length have the same header, and all captions
 def _read_header(header: bytes) -> tuple[tuple[int, int], int, tuple[int, ...], bool, Any]:
-    """Version, length, shape, whether in Fortran order, dtype; of a version but 1.0 nothing more."""
+    """Version, length, shape, whether in Fortran order, dtype; of a version but 1.0 nothing
+    more.
+    """
     stream = io.BytesIO(header)
     version = np.lib.format.read_magic(stream)
     if version != (1, 0):
@@ -286,7 +344,9 @@ def _read_header(header: bytes) -> tuple[tuple[int, int], int, tuple[int, ...], 
 
 
 def verify(index: Index, progress: Callable[[int], object] | None = None) -> None:
-    """Compare every shard with its sha256, reading all of it; `progress` is told of bytes read. ShardError names the first that differs."""
+    """Compare every shard with its sha256, reading all of it; `progress` is told of bytes read.
+    ShardError names the first that differs.
+    """
     files = index.files()
     for shard in index.shards:
         digest = hashlib.sha256()

@@ -1,9 +1,10 @@
 """Shards -> batches: which samples, which windows of them, in which order.
 
-The order is a pure function of (seed, epoch); everything else that is drawn, of (seed, sample index) or (seed, step),
-through a hash. So the cursor is one integer, samples seen, and neither ranks nor workers nor where a run was resumed
-change what a model sees. Contiguous frames are one byte range of one file, strided ones a range each: no sample is
-read whole. Memory does not grow with the shards, but for the index and a few captions.
+The order is a pure function of (seed, epoch); everything else that is drawn, of (seed, sample
+index) or (seed, step), through a hash. So the cursor is one integer, samples seen, and neither
+ranks nor workers nor where a run was resumed change what a model sees. Contiguous frames are one
+byte range of one file, strided ones a range each: no sample is read whole. Memory does not grow
+with the shards, but for the index and a few captions.
 """
 
 from __future__ import annotations
@@ -25,7 +26,20 @@ from torch.utils.data import DataLoader, Dataset
 from training.errors import LongtakeError, ShardError, UsageError
 from training.frames import Window
 from training.ranges import Range
-from training.shards import DTYPE, HEADER, Array, Entry, Index, Member, check_identity, is_finite, open_index, parse, parse_header, verify
+from training.shards import (
+    DTYPE,
+    HEADER,
+    Array,
+    Entry,
+    Index,
+    Member,
+    check_identity,
+    is_finite,
+    open_index,
+    parse,
+    parse_header,
+    verify,
+)
 
 __all__ = ["Batch", "Index", "Stream", "check_identity", "fixed_windows", "open_index", "verify"]
 
@@ -34,7 +48,9 @@ MAX_TEXTS = 256
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Windows of clips. `latents` are scaled; `fps` is the effective one: that of the clips over the window's stride."""
+    """Windows of clips. `latents` are scaled; `fps` is the effective one: that of the clips over
+    the window's stride.
+    """
 
     latents: torch.Tensor  # b f c h w float32
     text: torch.Tensor  # b n d float32
@@ -46,22 +62,35 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same on a device; from pinned memory without waiting."""
-        latents, text, fps = (part.to(device, non_blocking=True) for part in (self.latents, self.text, self.fps))
+        latents, text, fps = (
+            part.to(device, non_blocking=True) for part in (self.latents, self.text, self.fps)
+        )
         return replace(self, latents=latents, text=text, fps=fps)
 
     def pin_memory(self) -> Batch:
-        return replace(self, latents=self.latents.pin_memory(), text=self.text.pin_memory(), fps=self.fps.pin_memory())
+        return replace(
+            self,
+            latents=self.latents.pin_memory(),
+            text=self.text.pin_memory(),
+            fps=self.fps.pin_memory(),
+        )
 
 
 def draw(*words: object) -> int:
     """64 bits that depend on all the words and on nothing else."""
-    return int.from_bytes(hashlib.blake2b("\0".join(map(str, words)).encode(), digest_size=8).digest(), "big")
+    return int.from_bytes(
+        hashlib.blake2b("\0".join(map(str, words)).encode(), digest_size=8).digest(), "big"
+    )
 
 
 def eligible(index: Index, split: str, span: int) -> list[Entry]:
-    """The split's samples of at least `span` frames, in the shards' order. UsageError if there is none."""
+    """The split's samples of at least `span` frames, in the shards' order. UsageError if there is
+    none.
+    """
     if split not in index.entries:
-        raise UsageError(f"{index.url}: no split {split!r}, it has {', '.join(sorted(index.entries)) or 'no shards'}")
+        raise UsageError(
+            f"{index.url}: no split {split!r}, it has {', '.join(sorted(index.entries)) or 'no shards'}"
+        )
     longest = max((entry.num_frames for entry in index.entries[split]), default=0)
     if longest < span:
         raise UsageError(
@@ -74,13 +103,16 @@ def eligible(index: Index, split: str, span: int) -> list[Entry]:
 class Stream:
     """Batches of windows, each a pure function of (index, arguments, step).
 
-    Global sample `i` is number `i % n` of epoch `i // n`'s order of the `n` eligible samples; global batch `step` holds
-    samples `step * batch_size` and on, and rank `r` takes those with `i % world == r`: so `batch_size` is that of all
-    ranks together, and all have equally many batches. All samples of a global batch have the same window: one of
-    `windows`, of which a stride `s` becomes one of `max(1, s - stride_jitter) .. s`. A share `text_dropout` of samples has the
-    index's null text. A clip shorter than the longest window is left out and counted in `num_skipped`.
+    Global sample `i` is number `i % n` of epoch `i // n`'s order of the `n` eligible samples;
+    global batch `step` holds samples `step * batch_size` and on, and rank `r` takes those with `i %
+    world == r`: so `batch_size` is that of all ranks together, and all have equally many batches.
+    All samples of a global batch have the same window: one of `windows`, of which a stride `s`
+    becomes one of `max(1, s - stride_jitter) .. s`. A share `text_dropout` of samples has the
+    index's null text. A clip shorter than the longest window is left out and counted in
+    `num_skipped`.
 
-    `bytes_read` and `bytes_used` count what was read of the tars and what of that was wanted, in this process.
+    `bytes_read` and `bytes_used` count what was read of the tars and what of that was wanted, in
+    this process.
     """
 
     def __init__(
@@ -95,15 +127,34 @@ class Stream:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        if not windows or batch_size < 1 or stride_jitter < 0 or not 0 <= text_dropout <= 1 or not 0 <= rank < world:
+        if (
+            not windows
+            or batch_size < 1
+            or stride_jitter < 0
+            or not 0 <= text_dropout <= 1
+            or not 0 <= rank < world
+        ):
             raise UsageError(
                 f"no stream of windows {list(map(str, windows))}, batch_size {batch_size}, stride_jitter {stride_jitter}, text_dropout "
                 f"{text_dropout}, rank {rank} of {world}: there must be a window, a sample, a jitter of 0 or more, a share of 0 to 1"
             )
         if batch_size % world:
-            raise UsageError(f"a batch of {batch_size} cannot be shared by {world} ranks equally; take a multiple of {world}")
-        self.index, self.split, self.windows, self.batch_size, self.seed = index, split, tuple(windows), batch_size, seed
-        self.text_dropout, self.stride_jitter, self.rank, self.world = text_dropout, stride_jitter, rank, world
+            raise UsageError(
+                f"a batch of {batch_size} cannot be shared by {world} ranks equally; take a multiple of {world}"
+            )
+        self.index, self.split, self.windows, self.batch_size, self.seed = (
+            index,
+            split,
+            tuple(windows),
+            batch_size,
+            seed,
+        )
+        self.text_dropout, self.stride_jitter, self.rank, self.world = (
+            text_dropout,
+            stride_jitter,
+            rank,
+            world,
+        )
         self._eligible = eligible(index, split, max(window.span for window in windows))
         self.num_samples = len(self._eligible)
         self.num_skipped = len(index.entries[split]) - self.num_samples
@@ -111,17 +162,22 @@ class Stream:
         self._files = index.files(split)
         self._by_key = {entry.key: entry for entry in index.entries[split]}
         self._frame_bytes = math.prod(index.frame_shape) * DTYPE.itemsize
-        self._first_frame: dict[str, int] = {}  # of each sample whose header was seen, the byte where its numbers begin
+        self._first_frame: dict[
+            str, int
+        ] = {}  # of each sample whose header was seen, the byte where its numbers begin
         self._texts: dict[Member, Array] = {}
         self._orders: dict[int, Array] = {}
 
     def batch(self, step: int) -> Batch:
         """The part of global batch `step` that is this rank's."""
         window = self.window(step)
-        indices = range(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world)
+        indices = range(
+            step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world
+        )
         entries = [self._entry(index) for index in indices]
         starts = [
-            draw("start", self.seed, index) % (entry.num_frames - window.span + 1) for index, entry in zip(indices, entries, strict=True)
+            draw("start", self.seed, index) % (entry.num_frames - window.span + 1)
+            for index, entry in zip(indices, entries, strict=True)
         ]
         texts = [self._caption(index, entry) for index, entry in zip(indices, entries, strict=True)]
         return self._gather(entries, starts, texts, window, tuple(indices))
@@ -130,14 +186,19 @@ class Stream:
         """The window of global batch `step`, the same on all ranks."""
         nominal = self.windows[draw("window", self.seed, step) % len(self.windows)]
         least = max(1, nominal.stride - self.stride_jitter)
-        return replace(nominal, stride=least + draw("stride", self.seed, step) % (nominal.stride - least + 1))
+        return replace(
+            nominal, stride=least + draw("stride", self.seed, step) % (nominal.stride - least + 1)
+        )
 
     def _entry(self, index: int) -> Entry:
         epoch, position = divmod(index, self.num_samples)
         if epoch not in self._orders:
             # Only a bit generator's raw output is promised to be the same in every numpy.
             bits = np.random.PCG64(draw("order", self.seed, epoch)).random_raw(self.num_samples)
-            self._orders = {**dict(list(self._orders.items())[-1:]), epoch: np.argsort(bits, kind="stable")}
+            self._orders = {
+                **dict(list(self._orders.items())[-1:]),
+                epoch: np.argsort(bits, kind="stable"),
+            }
         return self._eligible[int(self._orders[epoch][position])]
 
     def _caption(self, index: int, entry: Entry) -> Member | None:
@@ -146,24 +207,41 @@ class Stream:
         return entry.texts[draw("caption", self.seed, index) % len(entry.texts)]
 
     def gather(self, pairs: Sequence[tuple[str, int]], window: Window) -> Batch:
-        """The windows that begin at these (key, start), with the first caption of each: for validation and evaluation."""
+        """The windows that begin at these (key, start), with the first caption of each: for
+        validation and evaluation.
+        """
         entries = [self._found(key, start, window) for key, start in pairs]
-        return self._gather(entries, [start for _, start in pairs], [entry.texts[0] for entry in entries], window, tuple(range(len(pairs))))
+        return self._gather(
+            entries,
+            [start for _, start in pairs],
+            [entry.texts[0] for entry in entries],
+            window,
+            tuple(range(len(pairs))),
+        )
 
     def read(self, key: str, start: int, window: Window) -> torch.Tensor:
         """Latents of one window of one clip of the split: f c h w float32, scaled."""
-        return self._gather([self._found(key, start, window)], [start], [None], window, (0,)).latents[0]
+        return self._gather(
+            [self._found(key, start, window)], [start], [None], window, (0,)
+        ).latents[0]
 
     def _found(self, key: str, start: int, window: Window) -> Entry:
         entry = self._by_key.get(key)
         if entry is None:
             raise UsageError(f"{self.index.url}: no clip {key!r} in {self.split!r}")
         if not 0 <= start <= entry.num_frames - window.span:
-            raise UsageError(f"{key} has {entry.num_frames} frames: a window of {window.span} cannot begin at frame {start}")
+            raise UsageError(
+                f"{key} has {entry.num_frames} frames: a window of {window.span} cannot begin at frame {start}"
+            )
         return entry
 
     def _gather(
-        self, entries: Sequence[Entry], starts: Sequence[int], texts: Sequence[Member | None], window: Window, indices: tuple[int, ...]
+        self,
+        entries: Sequence[Entry],
+        starts: Sequence[int],
+        texts: Sequence[Member | None],
+        window: Window,
+        indices: tuple[int, ...],
     ) -> Batch:
         latents = np.empty((len(entries), window.num_frames, *self.index.frame_shape), DTYPE)
         buffer = rearrange(latents, "b f c h w -> (b f c h w)").view(np.uint8).data
@@ -179,13 +257,31 @@ class Stream:
         )
 
     def _fetch(
-        self, entries: Sequence[Entry], starts: Sequence[int], window: Window, buffer: memoryview, texts: Sequence[Member | None]
+        self,
+        entries: Sequence[Entry],
+        starts: Sequence[int],
+        window: Window,
+        buffer: memoryview,
+        texts: Sequence[Member | None],
     ) -> list[Array]:
-        """Read the windows into the buffer, with the headers and captions not yet seen, in one go: from afar, one round trip."""
-        heads = {entry: bytearray(min(HEADER, entry.latents.num_bytes)) for entry in entries if entry.key not in self._first_frame}
-        unread = {text: bytearray(text.num_bytes) for text in texts if text is not None and text not in self._texts}
+        """Read the windows into the buffer, with the headers and captions not yet seen, in one go:
+        from afar, one round trip.
+        """
+        heads = {
+            entry: bytearray(min(HEADER, entry.latents.num_bytes))
+            for entry in entries
+            if entry.key not in self._first_frame
+        }
+        unread = {
+            text: bytearray(text.num_bytes)
+            for text in texts
+            if text is not None and text not in self._texts
+        }
         ranges = self._ranges(entries, starts, window, buffer)
-        ranges += [(entry.latents.file, entry.latents.start, memoryview(head)) for entry, head in heads.items()]
+        ranges += [
+            (entry.latents.file, entry.latents.start, memoryview(head))
+            for entry, head in heads.items()
+        ]
         ranges += [(text.file, text.start, memoryview(content)) for text, content in unread.items()]
         self._fill(ranges)
         for entry, head in heads.items():
@@ -194,13 +290,20 @@ class Stream:
             self._fill(self._ranges(entries, starts, window, buffer))
         for text, content in unread.items():
             self._texts[text] = parse(content, text.sha256, text, self.index.null_text.shape)
-        found = [self.index.null_text if text is None else self._texts.setdefault(text, self._texts.pop(text)) for text in texts]
+        found = [
+            self.index.null_text
+            if text is None
+            else self._texts.setdefault(text, self._texts.pop(text))
+            for text in texts
+        ]
         while len(self._texts) > MAX_TEXTS:  # the one not used for longest
             del self._texts[next(iter(self._texts))]
         self.bytes_used += buffer.nbytes + sum(map(len, unread.values()))
         return found
 
-    def _ranges(self, entries: Sequence[Entry], starts: Sequence[int], window: Window, buffer: memoryview) -> list[Range]:
+    def _ranges(
+        self, entries: Sequence[Entry], starts: Sequence[int], window: Window, buffer: memoryview
+    ) -> list[Range]:
         """One range a window where its frames touch, else one a frame."""
         parts = 1 if window.stride == 1 else window.num_frames
         num_bytes = window.num_frames // parts * self._frame_bytes
@@ -209,7 +312,13 @@ class Stream:
             first = self._first_frame.get(entry.key, entry.latents.start + HEADER)
             for frame in window.indices(start)[:parts]:
                 at = len(ranges) * num_bytes
-                ranges.append((entry.latents.file, first + frame * self._frame_bytes, buffer[at : at + num_bytes]))
+                ranges.append(
+                    (
+                        entry.latents.file,
+                        first + frame * self._frame_bytes,
+                        buffer[at : at + num_bytes],
+                    )
+                )
         return ranges
 
     def _fill(self, ranges: Sequence[Range]) -> None:
@@ -224,10 +333,14 @@ class Stream:
         length, shape = parse_header(bytes(head), where)
         wanted = (entry.num_frames, *self.index.frame_shape)
         if shape != wanted or length + entry.num_frames * self._frame_bytes != member.num_bytes:
-            raise ShardError(f"{where}: {member.num_bytes} bytes of shape {shape}, the index says {wanted}; build the shards again")
+            raise ShardError(
+                f"{where}: {member.num_bytes} bytes of shape {shape}, the index says {wanted}; build the shards again"
+            )
         self._first_frame[entry.key] = member.start + length
 
-    def _scaled(self, latents: Array, entries: Sequence[Entry], starts: Sequence[int], window: Window) -> torch.Tensor:
+    def _scaled(
+        self, latents: Array, entries: Sequence[Entry], starts: Sequence[int], window: Window
+    ) -> torch.Tensor:
         if not is_finite(latents):
             row = next(row for row, one in enumerate(latents) if not is_finite(one))
             where = f"{self.index.url}: {entries[row].latents}, frames {starts[row]} to {starts[row] + window.span - 1}"
@@ -235,9 +348,11 @@ class Stream:
         return torch.from_numpy(latents).float().mul_(self.index.scaling_factor)
 
     def loader(self, start: int, stop: int, workers: int = 0) -> Iterator[Batch]:
-        """Batches of steps `start .. stop - 1`, in order; with workers, prepared by that many new processes.
+        """Batches of steps `start .. stop - 1`, in order; with workers, prepared by that many new
+        processes.
 
-        Workers come from a clean process, for a fork of one with threads may hang. Tensors are pinned where there is a CUDA device.
+        Workers come from a clean process, for a fork of one with threads may hang. Tensors are
+        pinned where there is a CUDA device.
         """
         steps: DataLoader[Batch | LongtakeError] = DataLoader(
             _Steps(self),
@@ -255,7 +370,9 @@ class Stream:
 
 
 def _clean_processes() -> BaseContext:
-    """A process that has imported torch once and forks workers from then on; where there is none, each begins from nothing."""
+    """A process that has imported torch once and forks workers from then on; where there is none,
+    each begins from nothing.
+    """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -264,7 +381,9 @@ def _clean_processes() -> BaseContext:
 
 
 class _Steps(Dataset[Batch | LongtakeError]):
-    """Batches by step. An error is handed over as it is: torch would put the worker's stack into its message."""
+    """Batches by step. An error is handed over as it is: torch would put the worker's stack into
+    its message.
+    """
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -277,10 +396,12 @@ class _Steps(Dataset[Batch | LongtakeError]):
 
 
 def fixed_windows(index: Index, split: str, window: Window, count: int) -> list[tuple[str, int]]:
-    """(key, start) of `count` windows of a split, always the same, evenly spaced and overlapping as little as can be.
+    """(key, start) of `count` windows of a split, always the same, evenly spaced and overlapping as
+    little as can be.
 
-    Each next window goes to the clip whose windows then still have most room, so that none overlaps as long as one fits
-    beside the others. Fewer than `count` if there are no more. UsageError if no clip is long enough.
+    Each next window goes to the clip whose windows then still have most room, so that none overlaps
+    as long as one fits beside the others. Fewer than `count` if there are no more. UsageError if no
+    clip is long enough.
     """
     entries = eligible(index, split, window.span)
     numbers = dict.fromkeys(entries, 0)
@@ -293,7 +414,11 @@ def fixed_windows(index: Index, split: str, window: Window, count: int) -> list[
         numbers[entry] += 1
         if numbers[entry] <= entry.num_frames - window.span:
             heapq.heappush(room, (-Fraction(entry.num_frames, numbers[entry] + 1), key, entry))
-    return sorted((entry.key, start) for entry, number in numbers.items() for start in _spaced(entry.num_frames - window.span, number))
+    return sorted(
+        (entry.key, start)
+        for entry, number in numbers.items()
+        for start in _spaced(entry.num_frames - window.span, number)
+    )
 
 
 def _spaced(last: int, number: int) -> list[int]:

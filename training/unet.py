@@ -1,9 +1,11 @@
-"""A 2-D diffusion UNet inflated to video: frames are folded into the batch for every layer diffusers made.
+"""A 2-D diffusion UNet inflated to video: frames are folded into the batch for every layer
+diffusers made.
 
-Temporal layers stand behind them, in place: a `TemporalConv` behind resnets (or behind every convolution, the seeds'
-placement), a `TemporalAttention` behind every spatial transformer. Both are the identity at first, bit for bit, so the
-video forward starts as the 2-D forward of each frame. Wrapping in place keeps every block type and attention processor
-of diffusers working; the price is that the number of frames travels beside the tensors, in `Folded`.
+Temporal layers stand behind them, in place: a `TemporalConv` behind resnets (or behind every
+convolution, the seeds' placement), a `TemporalAttention` behind every spatial transformer. Both are
+the identity at first, bit for bit, so the video forward starts as the 2-D forward of each frame.
+Wrapping in place keeps every block type and attention processor of diffusers working; the price is
+that the number of frames travels beside the tensors, in `Folded`.
 """
 
 from __future__ import annotations
@@ -38,13 +40,17 @@ Placement = Literal["resnets", "convolutions"]
 Trainable = Literal["temporal", "temporal+conv", "all"]
 Source = str | Path | Mapping[str, Any] | UNet2DConditionModel
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-FPS_SCALE = 100.0  # log(fps) in steps that the timestep embedding tells apart: 10 and 40 fps lie 139 steps from each other
+# log(fps) in steps that the timestep embedding tells apart: 10 and 40 fps lie 139 steps from each
+# other
+FPS_SCALE = 100.0
 
 HEAD_WIDTH = 16  # of temporal attention where no spatial transformer says how many heads there are
 
 
 class Folded:
-    """How many frames the batch under way is folded from; shared by all temporal layers of a model."""
+    """How many frames the batch under way is folded from; shared by all temporal layers of a
+    model.
+    """
 
     def __init__(self) -> None:
         self.num_frames = 1
@@ -59,15 +65,24 @@ class Folded:
 
 
 class TemporalConv(nn.Module):
-    """A convolution over frames, zeros beyond both ends; the identity at first (Dirac weight, zero bias).
+    """A convolution over frames, zeros beyond both ends; the identity at first (Dirac weight, zero
+    bias).
 
-    Frames and pixels become rows and columns of a channels-last picture: of nine ways to write it the fastest,
-    forward and backward, on a CPU (1.2 to 2.7 times faster than conv1d), and cuDNN's own layout on a GPU.
+    Frames and pixels become rows and columns of a channels-last picture: of nine ways to write it
+    the fastest, forward and backward, on a CPU (1.2 to 2.7 times faster than conv1d), and cuDNN's
+    own layout on a GPU.
     """
 
     def __init__(self, channels: int, kernel: int, like: Tensor) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, (kernel, 1), padding=(kernel // 2, 0), device=like.device, dtype=like.dtype)
+        self.conv = nn.Conv2d(
+            channels,
+            channels,
+            (kernel, 1),
+            padding=(kernel // 2, 0),
+            device=like.device,
+            dtype=like.dtype,
+        )
         nn.init.dirac_(self.conv.weight)
         nn.init.zeros_(cast(Tensor, self.conv.bias))
 
@@ -79,17 +94,30 @@ class TemporalConv(nn.Module):
 
 
 def _laid_out_as(x: Tensor, made: Tensor) -> Tensor:
-    """In x's memory format: convolutions of diffusers pick their algorithm by it, and each rounds in its own way."""
-    layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    """In x's memory format: convolutions of diffusers pick their algorithm by it, and each rounds
+    in its own way.
+    """
+    layout = (
+        torch.channels_last
+        if x.is_contiguous(memory_format=torch.channels_last)
+        else torch.contiguous_format
+    )
     return made.contiguous(memory_format=layout)
 
 
 class WidenedConv(nn.Module):
-    """A convolution with more input channels, of zero weight at first; apart, so that the rounding stays the old one's."""
+    """A convolution with more input channels, of zero weight at first; apart, so that the rounding
+    stays the old one's.
+    """
 
     def __init__(self, conv: nn.Conv2d, channels: int) -> None:
         super().__init__()
-        made: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype, "padding": conv.padding, "bias": False}
+        made: dict[str, Any] = {
+            "device": conv.weight.device,
+            "dtype": conv.weight.dtype,
+            "padding": conv.padding,
+            "bias": False,
+        }
         self.conv, self.split = conv, [conv.in_channels, channels - conv.in_channels]
         self.added = nn.Conv2d(self.split[1], conv.out_channels, conv.kernel_size, **made)  # type: ignore[arg-type]
         nn.init.zeros_(self.added.weight)
@@ -114,7 +142,9 @@ class Both(nn.Module):
 
 
 class FpsEmbedding(nn.Module):
-    """Frames per second, to be added to the time embedding: a sinusoid of log(fps), then a layer that is zero at first."""
+    """Frames per second, to be added to the time embedding: a sinusoid of log(fps), then a layer
+    that is zero at first.
+    """
 
     def __init__(self, channels: int, time_channels: int, like: Tensor) -> None:
         super().__init__()
@@ -124,26 +154,48 @@ class FpsEmbedding(nn.Module):
 
     def forward(self, fps: Tensor) -> Tensor:
         """`n` frames per second to `n c`."""
-        wave = get_timestep_embedding(fps.float().log() * FPS_SCALE, self.linear.in_features, flip_sin_to_cos=True, downscale_freq_shift=0)
+        wave = get_timestep_embedding(
+            fps.float().log() * FPS_SCALE,
+            self.linear.in_features,
+            flip_sin_to_cos=True,
+            downscale_freq_shift=0,
+        )
         embedded: Tensor = self.linear(wave.to(self.linear.weight.dtype))
         return embedded
 
 
 class Unit(nn.Module):
-    """A layer of the 2-D model, and the temporal layer behind it if there is one: what is checkpointed as one."""
+    """A layer of the 2-D model, and the temporal layer behind it if there is one: what is
+    checkpointed as one.
+    """
 
-    def __init__(self, spatial: nn.Module, temporal: nn.Module | None, folded: Folded, may_checkpoint: bool = True) -> None:
+    def __init__(
+        self,
+        spatial: nn.Module,
+        temporal: nn.Module | None,
+        folded: Folded,
+        may_checkpoint: bool = True,
+    ) -> None:
         super().__init__()
-        self.spatial, self.temporal, self.folded, self.may_checkpoint = spatial, temporal, folded, may_checkpoint
+        self.spatial, self.temporal, self.folded, self.may_checkpoint = (
+            spatial,
+            temporal,
+            folded,
+            may_checkpoint,
+        )
         self.gradient_checkpointing = False
 
     def forward(self, *args: Any, **options: Any) -> Any:
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(self._run, self.folded.num_frames, *args, use_reentrant=False, **options)
+            return checkpoint(
+                self._run, self.folded.num_frames, *args, use_reentrant=False, **options
+            )
         return self._run(self.folded.num_frames, *args, **options)
 
     def _run(self, num_frames: int, *args: Any, **options: Any) -> Any:
-        with self.folded.of(num_frames):  # a recomputation comes late, when another forward may have been
+        with self.folded.of(
+            num_frames
+        ):  # a recomputation comes late, when another forward may have been
             made = self.spatial(*args, **options)
             if self.temporal is None:
                 return made
@@ -155,8 +207,9 @@ class Unit(nn.Module):
 class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """A `UNet2DConditionModel` with temporal layers.
 
-    `flat_config` is the 2-D config; `flat`, if given, is a model of that config whose layers are taken over. `in_channels`
-    beyond the 2-D model's are added to `conv_in` with zero weights. Make one with `VideoUNet.inflate`.
+    `flat_config` is the 2-D config; `flat`, if given, is a model of that config whose layers are
+    taken over. `in_channels` beyond the 2-D model's are added to `conv_in` with zero weights. Make
+    one with `VideoUNet.inflate`.
     """
 
     _supports_gradient_checkpointing = True
@@ -178,14 +231,21 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         super().__init__()  # type: ignore[no-untyped-call]
         check_window(window)
         if placement not in get_args(Placement):
-            raise UsageError(f"No placement of temporal layers is called {placement!r}; there are {', '.join(get_args(Placement))}.")
+            raise UsageError(
+                f"No placement of temporal layers is called {placement!r}; there are {', '.join(get_args(Placement))}."
+            )
         base: Any = UNet2DConditionModel.from_config(dict(flat_config)) if flat is None else flat
         _check_kind(base)
         self.unet = base
         self.folded = Folded()
         like = base.conv_in.weight
-        if fps_conditioning:  # diffusers adds what this layer makes of `class_labels` to the time embedding
-            channels, time_channels = base.time_proj.num_channels, base.time_embedding.linear_2.out_features
+        if (
+            fps_conditioning
+        ):  # diffusers adds what this layer makes of `class_labels` to the time embedding
+            channels, time_channels = (
+                base.time_proj.num_channels,
+                base.time_embedding.linear_2.out_features,
+            )
             base.class_embedding = FpsEmbedding(channels, time_channels, like)
         if placement == "convolutions":
             self._follow_convolutions(like)
@@ -195,23 +255,32 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
             self._widen(in_channels)
 
     @classmethod
-    def inflate(cls, source: Source, in_channels: int = 9, revision: str | None = None, **options: Any) -> VideoUNet:
+    def inflate(
+        cls, source: Source, in_channels: int = 9, revision: str | None = None, **options: Any
+    ) -> VideoUNet:
         """A video model that starts as the 2-D model `source`, applied frame by frame.
 
-        `source`: a folder (the UNet's or one with a subfolder `unet`), a hub id, a config (random weights), or a model, which
-        is copied. `options` are `VideoUNet`'s. Only safetensors are read. Raises UsageError if there is no UNet that can be
-        inflated, Stopped if the hub cannot be reached.
+        `source`: a folder (the UNet's or one with a subfolder `unet`), a hub id, a config (random
+        weights), or a model, which is copied. `options` are `VideoUNet`'s. Only safetensors are
+        read. Raises UsageError if there is no UNet that can be inflated, Stopped if the hub cannot
+        be reached.
         """
         if isinstance(source, Mapping):
             options["flat_config"] = _plain_config(source)
         else:
-            flat = load_flat(source, revision) if isinstance(source, str | Path) else copy.deepcopy(source)
+            flat = (
+                load_flat(source, revision)
+                if isinstance(source, str | Path)
+                else copy.deepcopy(source)
+            )
             options |= {"flat_config": _plain_config(flat.config), "flat": flat}
         made: VideoUNet = cls(in_channels=in_channels, **options)
         return made
 
     def forward(self, noisy: Tensor, t: Tensor, text: Tensor, fps: Tensor) -> Tensor:
-        """One denoising step: `b f c h w` noisy latents and conditioning, `b` timesteps, `b n d` text, `b` fps, to `b f 4 h w`."""
+        """One denoising step: `b f c h w` noisy latents and conditioning, `b` timesteps, `b n d`
+        text, `b` fps, to `b f 4 h w`.
+        """
         f = noisy.shape[1]
         rates = None if self.unet.class_embedding is None else repeat(fps, "b -> (b f)", f=f)
         with self.folded.of(f):
@@ -227,11 +296,13 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def select_trainable(self, which: Trainable = "temporal") -> list[nn.Parameter]:
         """Freeze everything else, and return the parameters to train.
 
-        `temporal`: temporal layers, the fps projection, and `conv_in` if it was widened; `temporal+conv`: and all resnets and
-        2-D convolutions outside the transformers; `all`.
+        `temporal`: temporal layers, the fps projection, and `conv_in` if it was widened;
+        `temporal+conv`: and all resnets and 2-D convolutions outside the transformers; `all`.
         """
         if which not in get_args(Trainable):
-            raise UsageError(f"No choice of what to train is called {which!r}; there are {', '.join(get_args(Trainable))}.")
+            raise UsageError(
+                f"No choice of what to train is called {which!r}; there are {', '.join(get_args(Trainable))}."
+            )
         self.requires_grad_(which == "all")
         kinds: tuple[type[nn.Module], ...] = (TemporalConv, TemporalAttention, FpsEmbedding)
         if which == "temporal+conv":
@@ -244,15 +315,23 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def set_temporal_backend(self, backend: Backend) -> None:
-        """Choose what computes the temporal attention; no property of the model, so it is not saved."""
+        """Choose what computes the temporal attention; no property of the model, so it is not
+        saved.
+        """
         if backend not in get_args(Backend):
-            raise UsageError(f"No attention backend is called {backend!r}; there are {', '.join(get_args(Backend))}.")
+            raise UsageError(
+                f"No attention backend is called {backend!r}; there are {', '.join(get_args(Backend))}."
+            )
         for module in self.modules():
             if isinstance(module, TemporalAttention):
                 module.backend = backend
 
-    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func: Any = None) -> None:
-        """Ours alone: a unit keeps its input, where diffusers' own would keep four tensors of a transformer."""
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Any = None
+    ) -> None:
+        """Ours alone: a unit keeps its input, where diffusers' own would keep four tensors of a
+        transformer.
+        """
         for module in self.modules():
             if isinstance(module, Unit):
                 module.gradient_checkpointing = enable and module.may_checkpoint
@@ -260,7 +339,9 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def _widen(self, in_channels: int) -> None:
         old = self.unet.config.in_channels
         if in_channels < old:
-            raise UsageError(f"The UNet has {old} input channels, {in_channels} are wanted; channels can be added only.")
+            raise UsageError(
+                f"The UNet has {old} input channels, {in_channels} are wanted; channels can be added only."
+            )
         first = self.unet.conv_in
         if isinstance(first, Unit):
             first.spatial = WidenedConv(cast(nn.Conv2d, first.spatial), in_channels)
@@ -269,44 +350,86 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.unet.register_to_config(in_channels=in_channels)
 
     def _follow_convolutions(self, like: Tensor) -> None:
-        found = [(name, module) for name, module in self.unet.named_modules() if isinstance(module, nn.Conv2d)]
+        found = [
+            (name, module)
+            for name, module in self.unet.named_modules()
+            if isinstance(module, nn.Conv2d)
+        ]
         for name, conv in found:
             if not name.endswith((".proj_in", ".proj_out")):  # a transformer's are its own
-                conv_unit = Unit(conv, TemporalConv(conv.out_channels, 3, like), self.folded, may_checkpoint=False)
+                conv_unit = Unit(
+                    conv,
+                    TemporalConv(conv.out_channels, 3, like),
+                    self.folded,
+                    may_checkpoint=False,
+                )
                 self.unet.set_submodule(name, conv_unit)
 
     def _follow_blocks(
-        self, like: Tensor, placement: Placement, window: int | None, first_frame: bool, kernel: int, everywhere: bool
+        self,
+        like: Tensor,
+        placement: Placement,
+        window: int | None,
+        first_frame: bool,
+        kernel: int,
+        everywhere: bool,
     ) -> None:
-        found = [(name, module) for name, module in self.unet.named_modules() if isinstance(module, ResnetBlock2D | Transformer2DModel)]
+        found = [
+            (name, module)
+            for name, module in self.unet.named_modules()
+            if isinstance(module, ResnetBlock2D | Transformer2DModel)
+        ]
         for name, block in found:
             temporal: nn.Module | None = None
             if isinstance(block, Transformer2DModel):
-                temporal = TemporalAttention(block.in_channels, block.config.num_attention_heads, window, first_frame, like)
+                temporal = TemporalAttention(
+                    block.in_channels, block.config.num_attention_heads, window, first_frame, like
+                )
             elif placement == "resnets":
                 temporal = TemporalConv(block.out_channels, kernel, like)
-                if everywhere and not hasattr(self.unet.get_submodule(name.rpartition(".resnets.")[0]), "attentions"):
+                if everywhere and not hasattr(
+                    self.unet.get_submodule(name.rpartition(".resnets.")[0]), "attentions"
+                ):
                     heads = max(1, block.out_channels // HEAD_WIDTH)
-                    temporal = Both(temporal, TemporalAttention(block.out_channels, heads, window, first_frame, like))
+                    temporal = Both(
+                        temporal,
+                        TemporalAttention(block.out_channels, heads, window, first_frame, like),
+                    )
             self.unet.set_submodule(name, Unit(block, temporal, self.folded))
 
 
 def load_flat(source: str | Path, revision: str | None = None) -> UNet2DConditionModel:
-    """The 2-D UNet of a folder or a hub id, from safetensors; its subfolder `unet` if there is one."""
+    """The 2-D UNet of a folder or a hub id, from safetensors; its subfolder `unet` if there is
+    one.
+    """
     folder = Path(source)
     if not folder.is_dir() and (isinstance(source, Path) or not HUB_ID.fullmatch(source)):
-        raise UsageError(f"{source} is no folder, and no hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5.")
-    options: dict[str, Any] = {"subfolder": _subfolder(folder)} if folder.is_dir() else {"subfolder": "unet", "revision": revision}
+        raise UsageError(
+            f"{source} is no folder, and no hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5."
+        )
+    options: dict[str, Any] = (
+        {"subfolder": _subfolder(folder)}
+        if folder.is_dir()
+        else {"subfolder": "unet", "revision": revision}
+    )
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers' own
-            flat: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(str(source), use_safetensors=True, **options)
+            flat: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(
+                str(source), use_safetensors=True, **options
+            )
     except (OSError, ValueError) as error:
         first = str(error).strip().partition("\n")[0]
         if folder.is_dir():
-            raise UsageError(f"{folder}: no UNet can be read from its safetensors: {first}") from error
-        advice = "Check the id and the connection; or download the model elsewhere and give its folder."
-        raise Stopped(f"{source} is no folder here, and could not be had from the hub: {first}\n{advice}") from error
+            raise UsageError(
+                f"{folder}: no UNet can be read from its safetensors: {first}"
+            ) from error
+        advice = (
+            "Check the id and the connection; or download the model elsewhere and give its folder."
+        )
+        raise Stopped(
+            f"{source} is no folder here, and could not be had from the hub: {first}\n{advice}"
+        ) from error
     return flat
 
 
@@ -318,7 +441,9 @@ def _subfolder(folder: Path) -> str | None:
             kind = _class_name(config)
             if kind == UNet2DConditionModel.__name__:
                 return name
-            raise UsageError(f"{config} describes a {kind}; only a {UNet2DConditionModel.__name__} can be inflated.")
+            raise UsageError(
+                f"{config} describes a {kind}; only a {UNet2DConditionModel.__name__} can be inflated."
+            )
     raise UsageError(f"{folder} is not a model: neither config.json nor unet/config.json is in it.")
 
 

@@ -1,7 +1,7 @@
 """How training goes, seen from outside: loss on held-out windows by timestep, and pictures.
 
-The same windows, noise and timesteps every time, so two values differ by the weights alone. Cost: windows times
-buckets forward passes, and one sampling, each time.
+The same windows, noise and timesteps every time, so two values differ by the weights alone. Cost:
+windows times buckets forward passes, and one sampling, each time.
 """
 
 from __future__ import annotations
@@ -27,9 +27,19 @@ BUCKETS = 5
 
 
 class Validation:
-    """Of one run, in its first process. Without held-out clips there are no losses; without the VAE, no pictures."""
+    """Of one run, in its first process. Without held-out clips there are no losses; without the
+    VAE, no pictures.
+    """
 
-    def __init__(self, run: Run, index: Index, device: torch.device, vae: Path | None, pictures: bool, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        run: Run,
+        index: Index,
+        device: torch.device,
+        vae: Path | None,
+        pictures: bool,
+        say: Callable[[str], None],
+    ) -> None:
         self.run, self.device = run, device
         self.batches = list(_batches(run, index, say))
         self.codec = Codec(index.encoders, index.scaling_factor, vae, device=device)
@@ -43,19 +53,25 @@ class Validation:
 
     @torch.no_grad()
     def losses(self, model: VideoUNet, schedule: Any) -> dict[str, float]:
-        """Mean loss of each bucket of timesteps, named by its bounds, and "mean"; empty without held-out clips."""
+        """Mean loss of each bucket of timesteps, named by its bounds, and "mean"; empty without
+        held-out clips.
+        """
         preset, num = self.run.preset, schedule.config.num_train_timesteps
         found: dict[str, list[float]] = {}
         for number, batch in enumerate(self.batches):
             known = self._known(batch.window)[None].expand(len(batch.latents), -1)
             for bucket in range(BUCKETS):
                 low, high = bucket * num // BUCKETS, (bucket + 1) * num // BUCKETS
-                generator = torch.Generator().manual_seed(draw("validation", self.run.seed, number, bucket) % 2**63)
+                generator = torch.Generator().manual_seed(
+                    draw("validation", self.run.seed, number, bucket) % 2**63
+                )
                 noise = torch.randn(batch.latents.shape, generator=generator)
                 t = torch.randint(low, high, (len(batch.latents),), generator=generator)
                 parts = (batch.latents, known, batch.text, batch.fps, noise, t)
                 args = tuple(part.to(self.device) for part in parts)
-                each = diffusion.losses(model, schedule, preset.objective, preset.in_channels, *args)
+                each = diffusion.losses(
+                    model, schedule, preset.objective, preset.in_channels, *args
+                )
                 found.setdefault(f"{low}-{high - 1}", []).extend(each.tolist())
         means = {name: float(np.mean(values)) for name, values in found.items()}
         return {**means, "mean": float(np.mean(list(means.values())))} if means else {}
@@ -65,7 +81,9 @@ class Validation:
         return torch.tensor(known_frames(task, window.num_frames, every=self.run.preset.every))
 
     def pictures(self, model: VideoUNet, step: int) -> None:
-        """Sample a held-out window of the fewest frames and put it below the truth: samples/step-000300.png."""
+        """Sample a held-out window of the fewest frames and put it below the truth:
+        samples/step-000300.png.
+        """
         if not self.shows:
             return
         batch, preset = min(self.batches, key=lambda one: one.window.num_frames), self.run.preset
@@ -83,9 +101,14 @@ class Validation:
             seed=self.run.seed,
         )
         rows = [("held out", batch.latents[0]), (f"step {step}", made[0])]
-        drawn = [(name, self.codec.decode(latents), tuple(flags.tolist())) for name, latents in rows]
+        drawn = [
+            (name, self.codec.decode(latents), tuple(flags.tolist())) for name, latents in rows
+        ]
         caption = f"{self.run.folder.name}: {batch.keys[0]}, frame {batch.starts[0]} on, {batch.window}; given frames are framed"
-        media.write_image(self.run.folder / "samples" / f"step-{step:06d}.png", media.side_by_side(drawn, caption, side=96))
+        media.write_image(
+            self.run.folder / "samples" / f"step-{step:06d}.png",
+            media.side_by_side(drawn, caption, side=96),
+        )
 
 
 def _batches(run: Run, index: Index, say: Callable[[str], None]) -> Iterator[Batch]:
@@ -93,7 +116,9 @@ def _batches(run: Run, index: Index, say: Callable[[str], None]) -> Iterator[Bat
     windows = dict.fromkeys(run.preset.windows)
     try:
         stream = Stream(index, "validation", tuple(windows), seed=run.seed)
-        pairs = {window: fixed_windows(index, "validation", window, NUM_WINDOWS) for window in windows}
+        pairs = {
+            window: fixed_windows(index, "validation", window, NUM_WINDOWS) for window in windows
+        }
     except UsageError as error:
         say(f"no validation loss: {error}")
         return

@@ -1,4 +1,6 @@
-"""What all commands share: the program, its options, and how an error becomes a message and an exit code."""
+"""What all commands share: the program, its options, and how an error becomes a message and an exit
+code.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ StageName = StrEnum("StageName", ["download", "cut", "filter", "extract", "encod
 ExecutorName = StrEnum("ExecutorName", ["inline", "processes", "ray"])
 
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe such as manifests/demo.toml.")]
+RecipePath = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A recipe such as manifests/demo.toml.")
+]
 Data = Annotated[Path, typer.Option("--data", help="Folder for the store and the datasets.")]
 
 
@@ -42,13 +46,23 @@ def _device(value: str) -> str:
 
 
 Device = Annotated[
-    str, typer.Option(callback=_device, help="Where models run: auto, cpu, cuda, cuda:1, mps. Recorded, never part of a task's key.")
+    str,
+    typer.Option(
+        callback=_device,
+        help="Where models run: auto, cpu, cuda, cuda:1, mps. Recorded, never part of a task's key.",
+    ),
 ]
 
 ExecutorOption = Annotated[
-    ExecutorName, typer.Option("--executor", help="inline: this process; processes: safe from crashes and hangs; ray: a cluster.")
+    ExecutorName,
+    typer.Option(
+        "--executor",
+        help="inline: this process; processes: safe from crashes and hangs; ray: a cluster.",
+    ),
 ]
-Workers = Annotated[int, typer.Option("--workers", min=1, help="Tasks at a time, by default one per core.")]
+Workers = Annotated[
+    int, typer.Option("--workers", min=1, help="Tasks at a time, by default one per core.")
+]
 PROCESSES = ExecutorName.processes
 CORES = os.cpu_count() or 1
 
@@ -69,7 +83,9 @@ def guarded(act: Callable[[Any], int]) -> None:
         errors.print(f"[red]stopped:[/] {_plain(error)}")
         code = 4
     except Bug as error:
-        errors.print(f"[red]bug:[/] {_plain(error)}\nPlease report it with the lines above; the same command goes on after a fix.")
+        errors.print(
+            f"[red]bug:[/] {_plain(error)}\nPlease report it with the lines above; the same command goes on after a fix."
+        )
         code = 1
     except KeyboardInterrupt:
         errors.print(interrupts.MESSAGE)
@@ -78,7 +94,9 @@ def guarded(act: Callable[[Any], int]) -> None:
 
 
 def _plain(error: Exception) -> str:
-    """What went wrong, as text: a stranger's words in it are no markup, and nothing that a terminal would obey."""
+    """What went wrong, as text: a stranger's words in it are no markup, and nothing that a terminal
+    would obey.
+    """
     from rich.markup import escape
 
     from pipeline.core.stage import printable

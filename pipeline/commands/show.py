@@ -35,7 +35,9 @@ def find(folder: Path, key: str) -> Sample | Clip:
     raise RecipeError(f"no clip is called '{key}'; near it: {', '.join(near)}")
 
 
-def contact_sheet(loaded: Loaded, data: Path, key: str, out: Path | None, count: int, device: str) -> tuple[Path, str]:
+def contact_sheet(
+    loaded: Loaded, data: Path, key: str, out: Path | None, count: int, device: str
+) -> tuple[Path, str]:
     """Write the sheet; returns its path and a line about what it shows."""
     store = Store(data.absolute() / "store")
     found = find(data / loaded.recipe.name, key)
@@ -62,9 +64,13 @@ def contact_sheet(loaded: Loaded, data: Path, key: str, out: Path | None, count:
 
 def _draw(rows: list[np.ndarray], line: str) -> Image.Image:
     count, height, width = rows[0].shape[:3]
-    sheet = Image.new("RGB", (count * (width + GAP) + GAP, TEXT + len(rows) * (height + GAP)), "white")
+    sheet = Image.new(
+        "RGB", (count * (width + GAP) + GAP, TEXT + len(rows) * (height + GAP)), "white"
+    )
     ImageDraw.Draw(sheet).text((GAP, 6), line, fill="black", font_size=16)
     for r, row in enumerate(rows):
         for c, picture in enumerate(row):
-            sheet.paste(Image.fromarray(picture), (GAP + c * (width + GAP), TEXT + r * (height + GAP)))
+            sheet.paste(
+                Image.fromarray(picture), (GAP + c * (width + GAP), TEXT + r * (height + GAP))
+            )
     return sheet

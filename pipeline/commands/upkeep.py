@@ -1,4 +1,6 @@
-"""Commands for what is built: rebuild it from its lock, verify it, take a source down, sweep the store, describe it."""
+"""Commands for what is built: rebuild it from its lock, verify it, take a source down, sweep the
+store, describe it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,17 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.commands.command import CORES, PROCESSES, Data, Device, ExecutorOption, RecipePath, Workers, app, guarded
+from pipeline.commands.command import (
+    CORES,
+    PROCESSES,
+    Data,
+    Device,
+    ExecutorOption,
+    RecipePath,
+    Workers,
+    app,
+    guarded,
+)
 from pipeline.core import interrupts
 
 IDENTICAL, EQUIVALENT, DIFFERENT = 0, 6, 7
@@ -21,7 +33,9 @@ def reproduce(
     workers: Workers = CORES,
     device: Device = "auto",
 ) -> None:
-    """Rebuild a dataset from its lock, and say how near it comes: bit-identical (0), within tolerance (6), or not (7)."""
+    """Rebuild a dataset from its lock, and say how near it comes: bit-identical (0), within
+    tolerance (6), or not (7).
+    """
 
     def act(console: Any) -> int:
         from pipeline.commands import report
@@ -46,7 +60,9 @@ def reproduce(
         title = f"{loaded.recipe.name}, rebuilt in {data / loaded.recipe.name} from {lock.path_of(recipe)}"
         report.show(console, title, report.funnel(steps))
         compare.show(console, judged, path)
-        return {"identical": IDENTICAL, "equivalent": EQUIVALENT, "different": DIFFERENT}[judged["verdict"]]
+        return {"identical": IDENTICAL, "equivalent": EQUIVALENT, "different": DIFFERENT}[
+            judged["verdict"]
+        ]
 
     guarded(act)
 
@@ -56,9 +72,16 @@ def verify(
     recipe: RecipePath,
     data: Data = Path("data"),
     device: Device = "auto",
-    drop: Annotated[bool, typer.Option("--drop", help="Remove what is damaged, so that the next build makes it again.")] = False,
+    drop: Annotated[
+        bool,
+        typer.Option(
+            "--drop", help="Remove what is damaged, so that the next build makes it again."
+        ),
+    ] = False,
 ) -> None:
-    """Check what is on disk against the lock without rebuilding: every digest, count and number, and a few decoded samples."""
+    """Check what is on disk against the lock without rebuilding: every digest, count and number,
+    and a few decoded samples.
+    """
 
     def act(console: Any) -> int:
         from pipeline.commands import report
@@ -73,7 +96,9 @@ def verify(
             console.print(line, markup=False, soft_wrap=True)
         if checks.damaged(checked) and drop:
             with opened(data):
-                console.print(f"{checks.drop(checked)} damaged files removed: `build` (or `reproduce`) makes them again")
+                console.print(
+                    f"{checks.drop(checked)} damaged files removed: `build` (or `reproduce`) makes them again"
+                )
         elif checks.damaged(checked):
             console.print("--drop removes what is damaged, so that the next build makes it again")
         elif checked.findings:
@@ -86,12 +111,21 @@ def verify(
 @app.command()
 def remove(
     recipe: RecipePath,
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A source's id, or the key of one video of a glob or playlist.")],
-    why: Annotated[str, typer.Option(help="What to write into manifests/NAME.removed.jsonl beside the date.")] = "",
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="A source's id, or the key of one video of a glob or playlist."
+        ),
+    ],
+    why: Annotated[
+        str, typer.Option(help="What to write into manifests/NAME.removed.jsonl beside the date.")
+    ] = "",
     data: Data = Path("data"),
     device: Device = "auto",
 ) -> None:
-    """Take a source down: leave it out for ever, rewrite the shards without it, delete what only it needed. No video is decoded."""
+    """Take a source down: leave it out for ever, rewrite the shards without it, delete what only it
+    needed. No video is decoded.
+    """
 
     def act(console: Any) -> int:
         from pipeline.commands import report
@@ -103,19 +137,36 @@ def remove(
         with interrupts.raised():
             done = takedown.remove(loaded, data, source, why, device)
         if done.since:
-            console.print(f"'{source}' was taken down on {report.minute(done.since)} UTC already", markup=False)
+            console.print(
+                f"'{source}' was taken down on {report.minute(done.since)} UTC already",
+                markup=False,
+            )
         if done.bin.counts:
-            report.show(console, f"{source}, taken down from {loaded.recipe.name}", report.swept(done.bin, "deleted"))
+            report.show(
+                console,
+                f"{source}, taken down from {loaded.recipe.name}",
+                report.swept(done.bin, "deleted"),
+            )
         else:
             console.print("nothing of it was left to delete")
         if done.before or done.after:
-            console.print(f"{done.num_rewritten} of {done.num_shards} shards rewritten", soft_wrap=True)
-            console.print(f"root digest {done.before or 'none'} -> {done.after or 'none'}", soft_wrap=True)
+            console.print(
+                f"{done.num_rewritten} of {done.num_shards} shards rewritten", soft_wrap=True
+            )
+            console.print(
+                f"root digest {done.before or 'none'} -> {done.after or 'none'}", soft_wrap=True
+            )
         for note in done.notes:
             console.print(note, markup=False, soft_wrap=True)
         if done.num_pending:
-            console.print(f"{done.num_pending} tasks of other sources are pending, as before: `build` does them")
-        console.print(f"the next build leaves it out: {removals.path_of(loaded.path)}", markup=False, soft_wrap=True)
+            console.print(
+                f"{done.num_pending} tasks of other sources are pending, as before: `build` does them"
+            )
+        console.print(
+            f"the next build leaves it out: {removals.path_of(loaded.path)}",
+            markup=False,
+            soft_wrap=True,
+        )
         return 0
 
     guarded(act)
@@ -124,9 +175,13 @@ def remove(
 @app.command()
 def gc(
     data: Data = Path("data"),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Delete nothing, say what would go.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Delete nothing, say what would go.")
+    ] = False,
 ) -> None:
-    """Sweep the store: delete what no dataset's manifests refer to, such as clips and shards of earlier settings, and wheels."""
+    """Sweep the store: delete what no dataset's manifests refer to, such as clips and shards of
+    earlier settings, and wheels.
+    """
 
     def act(console: Any) -> int:
         from pipeline.commands import report
@@ -135,13 +190,19 @@ def gc(
         with interrupts.raised():
             swept, unfinished = sweep.gc(data, dry_run)
         if swept.counts:
-            report.show(console, str(data), report.swept(swept, "would free" if dry_run else "freed"))
+            report.show(
+                console, str(data), report.swept(swept, "would free" if dry_run else "freed")
+            )
         else:
             console.print("nothing to sweep: manifests refer to all there is")
         if unfinished:
             notes = ", ".join(str(data / "store" / "unfinished" / name) for name in unfinished)
             told = f"kept: what builds that are not finished have done so far ({', '.join(unfinished)})"
-            console.print(f"{told}: finish them, or if nobody will, delete {notes} and sweep again", markup=False, soft_wrap=True)
+            console.print(
+                f"{told}: finish them, or if nobody will, delete {notes} and sweep again",
+                markup=False,
+                soft_wrap=True,
+            )
         return 0
 
     guarded(act)
@@ -150,8 +211,12 @@ def gc(
 @app.command()
 def card(
     recipe: RecipePath,
-    out: Annotated[Path | None, typer.Option(help="File to write, by default NAME.card.md beside the recipe.")] = None,
-    with_shards: Annotated[bool, typer.Option("--with-shards", help="The card is to lie beside the folder shards/.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write, by default NAME.card.md beside the recipe.")
+    ] = None,
+    with_shards: Annotated[
+        bool, typer.Option("--with-shards", help="The card is to lie beside the folder shards/.")
+    ] = False,
 ) -> None:
     """Write a dataset card, the README.md a model hub shows, from the recipe and its lock alone."""
 

@@ -1,8 +1,8 @@
 """Stable JSON and digests: equal values are equal bytes, on every machine and in every process.
 
 Keys are sorted, separators fixed, text is UTF-8, a Fraction is the string "30000/1001". What has no
-stable form (a callable, a path, bytes, NaN, an object with a default repr) is refused, so that it can
-never slip into a task key.
+stable form (a callable, a path, bytes, NaN, an object with a default repr) is refused, so that it
+can never slip into a task key.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def plain(value: object) -> Any:
 
 
 _AS_THEY_ARE = frozenset({str, int, bool, type(None)})
-_text = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+_text = json.JSONEncoder(
+    sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False
+).encode
 
 
 @functools.cache
@@ -60,7 +62,9 @@ def digest(value: object) -> str:
 
 
 def seal(value: Mapping[str, object]) -> bytes:
-    """Canonical JSON of an object that carries its own check, so that a flipped byte is seen when it is read."""
+    """Canonical JSON of an object that carries its own check, so that a flipped byte is seen when
+    it is read.
+    """
     return _sealed(plain(value))
 
 
@@ -70,7 +74,9 @@ def _sealed(value: dict[str, Any]) -> bytes:
 
 
 def unseal(line: bytes) -> dict[str, Any]:
-    """What was sealed, without the check. Raises ValueError for anything that is not exactly that."""
+    """What was sealed, without the check. Raises ValueError for anything that is not exactly
+    that.
+    """
     try:
         value = json.loads(line)
         if not isinstance(value, dict) or value.pop("check", None) is None:

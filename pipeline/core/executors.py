@@ -43,9 +43,13 @@ def _start_worker(counter: Any) -> None:
     with counter.get_lock():
         os.environ[WORKER_INDEX] = str(counter.value)
         counter.value += 1
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # and no longer by the mask, which ffmpeg and the like would inherit
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # and no longer by the mask, which ffmpeg and the like would inherit
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    atexit.register(os._exit, 0)  # a pool's last SIGTERM, met by Python as it ends, would be a complaint on the screen
+    atexit.register(
+        os._exit, 0
+    )  # a pool's last SIGTERM, met by Python as it ends, would be a complaint on the screen
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_follow, args=(parent,), daemon=True).start()
@@ -59,9 +63,9 @@ def _follow(parent: Any) -> None:
 def _start_deaf(pool: Any) -> bool:
     """Start a pool whose processes never hear Ctrl-C: it is for the build, which then stops them.
 
-    To be run in a thread of its own. Its signal mask passes to the threads and processes started from it, so a worker is
-    deaf before it can say so itself; and Ctrl-C, which Python raises in the main thread, cannot come between a worker and
-    the data it waits for.
+    To be run in a thread of its own. Its signal mask passes to the threads and processes started
+    from it, so a worker is deaf before it can say so itself; and Ctrl-C, which Python raises in the
+    main thread, cannot come between a worker and the data it waits for.
     """
     resource_tracker.ensure_running()  # before the mask: starting it unblocks SIGINT (Python 3.11)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -72,8 +76,9 @@ def _start_deaf(pool: Any) -> bool:
 class Processes:
     """A pool of spawned processes with a time-out per batch (pebble).
 
-    A worker that dies at its work costs its batch. One that dies without any (killed while it starts, say) breaks the whole pool:
-    then what is left goes to a new one, unless pool after pool breaks before anything is done.
+    A worker that dies at its work costs its batch. One that dies without any (killed while it
+    starts, say) breaks the whole pool: then what is left goes to a new one, unless pool after pool
+    breaks before anything is done.
     """
 
     workers: int
@@ -91,13 +96,22 @@ class Processes:
                 f"the workers of stage '{work.name}' die before they do anything: is there memory for {self.workers} (--workers)?"
             )
 
-    def _pooled(self, work: Work, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Troubles | Lost]]:
+    def _pooled(
+        self, work: Work, batches: Sequence[Batch]
+    ) -> Iterator[tuple[Batch, Troubles | Lost]]:
         """What one pool makes of the batches, until it is done or broken."""
         from pebble import ProcessExpired, ProcessPool
 
         context = multiprocessing.get_context("spawn")
-        workers = min(self.workers, len(batches), work.num_gpus or len(batches))  # one process per GPU
-        pool: Any = ProcessPool(max_workers=workers, initializer=_start_worker, initargs=(context.Value("i", 0),), context=context)
+        workers = min(
+            self.workers, len(batches), work.num_gpus or len(batches)
+        )  # one process per GPU
+        pool: Any = ProcessPool(
+            max_workers=workers,
+            initializer=_start_worker,
+            initargs=(context.Value("i", 0),),
+            context=context,
+        )
         try:
             with ThreadPoolExecutor(1) as aside:
                 aside.submit(_start_deaf, pool).result()
@@ -138,7 +152,9 @@ class Ray:
     def map(self, work: Work, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Troubles | Lost]]:
         ray = self._connect()
         room = self._room(ray.cluster_resources(), work)
-        run = ray.remote(_run_quietly).options(num_cpus=1, num_gpus=min(1, work.num_gpus), max_retries=0)
+        run = ray.remote(_run_quietly).options(
+            num_cpus=1, num_gpus=min(1, work.num_gpus), max_retries=0
+        )
         waiting, running = list(reversed(batches)), dict[Any, tuple[Batch, float]]()
         try:
             while waiting or running:
@@ -161,11 +177,20 @@ class Ray:
         try:
             import ray
         except ImportError as error:
-            raise Stopped("the executor 'ray' needs the package: pip install 'longtake[ray]'") from error
+            raise Stopped(
+                "the executor 'ray' needs the package: pip install 'longtake[ray]'"
+            ) from error
         if not ray.is_initialized():
             address = os.environ.get("RAY_ADDRESS")
-            local: dict[str, Any] = {} if address else {"num_cpus": self.workers, "include_dashboard": False}
-            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
+            local: dict[str, Any] = (
+                {} if address else {"num_cpus": self.workers, "include_dashboard": False}
+            )
+            ray.init(
+                address=address or "local",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **local,
+            )
         return ray
 
     def _room(self, resources: dict[str, float], work: Work) -> int:
@@ -182,7 +207,9 @@ class Ray:
     def _result(self, ray: Any, reference: Any) -> Troubles | Lost:
         try:
             outcome: Troubles | Exception = ray.get(reference)
-        except ray.exceptions.RayError:  # a worker, a node or its memory: our own errors come back as values
+        except (
+            ray.exceptions.RayError
+        ):  # a worker, a node or its memory: our own errors come back as values
             return Lost("crashed", DIED)
         if isinstance(outcome, Exception):
             raise outcome

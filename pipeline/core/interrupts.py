@@ -1,9 +1,11 @@
-"""What Ctrl-C does: 130 and one line, from the first moment on. Imports next to nothing, to be there early.
+"""What Ctrl-C does: 130 and one line, from the first moment on. Imports next to nothing, to be
+there early.
 
-While there is nothing to tidy up (imports, `status`), it ends the process where it is. While a build runs, it
-raises, so that workers are stopped and half-written files removed. Once the work is over, it does nothing.
-Raising everywhere is not enough: torch's import answers an exception with SIGABRT, and a KeyboardInterrupt that
-passed through an `exec` of text (as in a dataclass) ends `python -m` with signal 2, caught or not.
+While there is nothing to tidy up (imports, `status`), it ends the process where it is. While a
+build runs, it raises, so that workers are stopped and half-written files removed. Once the work is
+over, it does nothing. Raising everywhere is not enough: torch's import answers an exception with
+SIGABRT, and a KeyboardInterrupt that passed through an `exec` of text (as in a dataclass) ends
+`python -m` with signal 2, caught or not.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ class Interrupted(KeyboardInterrupt):
 
 def leave_at_once() -> None:
     """From now on, Ctrl-C ends the process; to be called first thing."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under `nohup` or behind `&` in a script
+    if (
+        signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    ):  # as under `nohup` or behind `&` in a script
         signal.signal(signal.SIGINT, _leave)
 
 

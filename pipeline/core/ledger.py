@@ -1,8 +1,8 @@
 """The ledger: what failed, of which class, with what words, since when, and how often it was tried.
 
 Nothing here decides anything but which failures are tried again. What was bad is in the memo of its
-task and stays; what was unavailable is noted beside, and every build tries it again. Times and tries are for people: they
-are in no manifest, so that equal builds stay equal bytes.
+task and stays; what was unavailable is noted beside, and every build tries it again. Times and
+tries are for people: they are in no manifest, so that equal builds stay equal bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def unavailable(found: Survey, store: Store) -> list[Failure]:
     made = []
     for record in found.missing:
         if noted := store.failure(found.keys[record.key]):
-            rejection = Rejection(record.key, found.stage.name, "unavailable", noted["cause"], noted["detail"])
+            rejection = Rejection(
+                record.key, found.stage.name, "unavailable", noted["cause"], noted["detail"]
+            )
             made.append(Failure(rejection, noted["first"], noted["last"], noted["tries"]))
     return made
 
@@ -38,15 +40,23 @@ def unavailable(found: Survey, store: Store) -> list[Failure]:
 def bad(found: Survey) -> list[Failure]:
     """What is remembered as bad."""
     return [
-        Failure(Rejection(key, found.stage.name, "bad", entry["bad"], entry["detail"]), entry["at"], entry["at"], entry["tries"])
+        Failure(
+            Rejection(key, found.stage.name, "bad", entry["bad"], entry["detail"]),
+            entry["at"],
+            entry["at"],
+            entry["tries"],
+        )
         for key, memo in found.memos.items()
         for entry in memo or ()
         if "bad" in entry
     ]
 
 
-def hold(stage: Stage, records: Sequence[Record], store: Store, classes: Collection[str]) -> list[Rejection]:
-    """Make ready to try again the failures of these classes and no others: returns those that stand.
+def hold(
+    stage: Stage, records: Sequence[Record], store: Store, classes: Collection[str]
+) -> list[Rejection]:
+    """Make ready to try again the failures of these classes and no others: returns those that
+    stand.
 
     What is remembered as bad, and of one of the classes, is forgotten.
     """
@@ -54,4 +64,8 @@ def hold(stage: Stage, records: Sequence[Record], store: Store, classes: Collect
     for failed in bad(found):
         if failed.rejection.reason in classes:
             store.forget(found.keys[failed.rejection.key])
-    return [failed.rejection for failed in unavailable(found, store) if failed.rejection.reason not in classes]
+    return [
+        failed.rejection
+        for failed in unavailable(found, store)
+        if failed.rejection.reason not in classes
+    ]

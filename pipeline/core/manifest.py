@@ -1,4 +1,5 @@
-"""A stage's ordered result as JSON lines: a header, the records, the rejections. Equal is equal bytes.
+"""A stage's ordered result as JSON lines: a header, the records, the rejections. Equal is equal
+bytes.
 
 Every line carries a check of its own, so that `verify` names the line a byte was flipped in.
 """
@@ -32,7 +33,11 @@ def _adapter(kind: type) -> TypeAdapter[Any]:
 def facts(record: Record) -> dict[str, Any]:
     """A record without key and parent: what its task found out, as plain JSON."""
     left_out = ("key", record.parent)
-    return {f.name: canonical.plain(getattr(record, f.name)) for f in dataclasses.fields(record) if f.name not in left_out}
+    return {
+        f.name: canonical.plain(getattr(record, f.name))
+        for f in dataclasses.fields(record)
+        if f.name not in left_out
+    }
 
 
 def restore(kind: type[Record], values: Mapping[str, Any], key: str, parent: Record) -> Record:
@@ -46,8 +51,8 @@ def restore(kind: type[Record], values: Mapping[str, Any], key: str, parent: Rec
 class Manifest:
     """What one stage made of its input.
 
-    `num_in` counts records in; `num_split` the extra ones from records that gave several.
-    The conservation law `num_in + num_split = records + rejections` is checked when a manifest is made.
+    `num_in` counts records in; `num_split` the extra ones from records that gave several. The
+    conservation law `num_in + num_split = records + rejections` is checked when a manifest is made.
     """
 
     stage: str
@@ -61,11 +66,15 @@ class Manifest:
     def __post_init__(self) -> None:
         out = len(self.records) + len(self.rejections)
         if self.num_in + self.num_split != out:
-            raise AssertionError(f"stage '{self.stage}' lost records: {self.num_in} in + {self.num_split} split != {out} out and rejected")
+            raise AssertionError(
+                f"stage '{self.stage}' lost records: {self.num_in} in + {self.num_split} split != {out} out and rejected"
+            )
         keys = [record.key for record in self.records]
         if len(set(keys)) != len(keys):
             twice = [key for key, count in Counter(keys).items() if count > 1]
-            raise RecipeError(f"the key '{twice[0]}' would stand for two records: give one of their sources another id")
+            raise RecipeError(
+                f"the key '{twice[0]}' would stand for two records: give one of their sources another id"
+            )
 
     @property
     def reasons(self) -> Counter[str]:
@@ -84,7 +93,10 @@ class Manifest:
         }
         lines = [header]
         lines += [{"record": canonical.plain(r)} for r in sorted(self.records, key=lambda r: r.key)]
-        lines += [{"rejection": canonical.plain(r)} for r in sorted(self.rejections, key=lambda r: (r.key, r.reason, r.detail))]
+        lines += [
+            {"rejection": canonical.plain(r)}
+            for r in sorted(self.rejections, key=lambda r: (r.key, r.reason, r.detail))
+        ]
         return b"".join(canonical.seal(line) + b"\n" for line in lines)
 
     def write(self, path: Path) -> None:
@@ -104,7 +116,9 @@ def read(path: Path, kind: type[Record]) -> Manifest:
     try:
         return _made(header, lines, kind)
     except (KeyError, TypeError, ValueError) as error:
-        raise Damaged(f"{path.name}: its lines are not those of a manifest of {kind.__name__}s: {error!r}") from error
+        raise Damaged(
+            f"{path.name}: its lines are not those of a manifest of {kind.__name__}s: {error!r}"
+        ) from error
 
 
 def _made(header: dict[str, Any], lines: list[dict[str, Any]], kind: type[Record]) -> Manifest:
@@ -114,13 +128,21 @@ def _made(header: dict[str, Any], lines: list[dict[str, Any]], kind: type[Record
         params=header["params"],
         num_in=header["in"],
         num_split=header["split"],
-        records=tuple(_adapter(kind).validate_python(line["record"]) for line in lines if "record" in line),
-        rejections=tuple(_adapter(Rejection).validate_python(line["rejection"]) for line in lines if "rejection" in line),
+        records=tuple(
+            _adapter(kind).validate_python(line["record"]) for line in lines if "record" in line
+        ),
+        rejections=tuple(
+            _adapter(Rejection).validate_python(line["rejection"])
+            for line in lines
+            if "rejection" in line
+        ),
     )
 
 
 def lines_of(name: str, content: bytes) -> list[dict[str, Any]]:
-    """The lines of a manifest or a lock, each checked. Raises Damaged with the line and what it seems to be about."""
+    """The lines of a manifest or a lock, each checked. Raises Damaged with the line and what it
+    seems to be about.
+    """
     found = []
     for number, line in enumerate(content.splitlines(), 1):
         try:

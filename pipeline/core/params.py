@@ -12,7 +12,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Wit
 class Table(BaseModel):
     """One table of a recipe."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True
+    )
 
 
 def _exact(value: object) -> object:
@@ -35,12 +37,21 @@ def _time(value: object) -> object:
 def _own_folder(name: str) -> str:
     """Datasets lie beside the store."""
     if name.lower() == "store":
-        raise ValueError("this is the folder of the store they share, so a dataset needs another name")
+        raise ValueError(
+            "this is the folder of the store they share, so a dataset needs another name"
+        )
     return name
 
 
-_NUMBER = {"anyOf": [{"type": "number"}, {"type": "string", "pattern": "^[0-9]+(/[0-9]+|\\.[0-9]+)?$"}]}
-_CLOCK = {"anyOf": [{"type": "number"}, {"type": "string", "pattern": "^([0-9]+:){0,2}[0-9]+(\\.[0-9]+)?$"}]}
+_NUMBER = {
+    "anyOf": [{"type": "number"}, {"type": "string", "pattern": "^[0-9]+(/[0-9]+|\\.[0-9]+)?$"}]
+}
+_CLOCK = {
+    "anyOf": [
+        {"type": "number"},
+        {"type": "string", "pattern": "^([0-9]+:){0,2}[0-9]+(\\.[0-9]+)?$"},
+    ]
+}
 
 Exact = Annotated[Fraction, BeforeValidator(_exact), WithJsonSchema(_NUMBER)]
 Seconds = Annotated[Fraction, BeforeValidator(_time), WithJsonSchema(_CLOCK)]

@@ -2,10 +2,10 @@
 
     Source -> Video -> Scene -> Clip -> Sample -> Shard, or a Rejection
 
-Every record holds the record it came from, so a line of a manifest tells its whole story. Records are
-plain values and digests: no bytes, no arrays, no paths. `identity` is what the *pixels* of a record
-depend on: from Video on it leaves out keys, addresses, captions and licences, so an edited caption
-decodes nothing and one video behind two addresses is decoded once.
+Every record holds the record it came from, so a line of a manifest tells its whole story. Records
+are plain values and digests: no bytes, no arrays, no paths. `identity` is what the *pixels* of a
+record depend on: from Video on it leaves out keys, addresses, captions and licences, so an edited
+caption decodes nothing and one video behind two addresses is decoded once.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ class Container:
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """A source's bytes, fetched, fingerprinted and probed. `fetched_as` is the downloader's format."""
+    """A source's bytes, fetched, fingerprinted and probed. `fetched_as` is the downloader's
+    format.
+    """
 
     parent: ClassVar[str | None] = "source"
     key: str
@@ -104,7 +106,11 @@ class Scene:
     end_pts: int
 
     def identity(self) -> object:
-        return {"video": self.video.identity(), "pts": [self.start_pts, self.end_pts], "tb": self.time_base}
+        return {
+            "video": self.video.identity(),
+            "pts": [self.start_pts, self.end_pts],
+            "tb": self.time_base,
+        }
 
     @property
     def time_base(self) -> Fraction:
@@ -115,8 +121,12 @@ class Scene:
         return (self.end_pts - self.start_pts) * self.time_base
 
     def num_frames(self, fps: Fraction) -> int:
-        """Frames the scene gives at `fps`: points n / fps of the video's own clock inside the span."""
-        return grid_index(self.end_pts, self.time_base, fps) - grid_index(self.start_pts, self.time_base, fps)
+        """Frames the scene gives at `fps`: points n / fps of the video's own clock inside the
+        span.
+        """
+        return grid_index(self.end_pts, self.time_base, fps) - grid_index(
+            self.start_pts, self.time_base, fps
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +163,9 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A clip's latents (`f c h w` float16, unscaled), text (`77 d`) and image (`k d`) embeddings."""
+    """A clip's latents (`f c h w` float16, unscaled), text (`77 d`) and image (`k d`)
+    embeddings.
+    """
 
     parent: ClassVar[str | None] = "clip"
     key: str
@@ -233,7 +245,9 @@ def grid_index(pts: int, time_base: Fraction, fps: Fraction) -> int:
 def public(uri: str) -> str:
     """An address without the folders of this machine."""
     path = uri.removeprefix("file:")
-    return f"file:{os.path.basename(path)}" if uri.startswith("file:") and os.path.isabs(path) else uri
+    return (
+        f"file:{os.path.basename(path)}" if uri.startswith("file:") and os.path.isabs(path) else uri
+    )
 
 
 def source_of(record: Record) -> Source:
@@ -246,7 +260,9 @@ def source_of(record: Record) -> Source:
 
 
 def origins(record: Record) -> list[object]:
-    """What a record is of, so that all that was made of a video can be found: its videos' identities; of a source, its own."""
+    """What a record is of, so that all that was made of a video can be found: its videos'
+    identities; of a source, its own.
+    """
     if isinstance(record, Source):
         return [record.identity()]
     if isinstance(record, Shard):
@@ -256,5 +272,11 @@ def origins(record: Record) -> list[object]:
         parts = {(video.blob, video.source.start_s, video.source.end_s): video for video in videos}
         return [video.identity() for video in parts.values()]
     while not isinstance(record, Video):
-        record = record.clip if isinstance(record, Sample) else record.scene if isinstance(record, Clip) else record.video
+        record = (
+            record.clip
+            if isinstance(record, Sample)
+            else record.scene
+            if isinstance(record, Clip)
+            else record.video
+        )
     return [record.identity()]

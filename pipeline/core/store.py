@@ -1,4 +1,5 @@
-"""The content-addressed store: blobs by digest, memos by task key. A crash leaves only whole things.
+"""The content-addressed store: blobs by digest, memos by task key. A crash leaves only whole
+things.
 
     blobs/ab/abcd...     bytes, named by their sha256
     memos/12/1234...     what a task gave: records without their parents, or rejections; and what it was done to
@@ -8,10 +9,10 @@
     partial/TASK/        downloads under way, resumed by the next run
     tmp/                 files being written; emptied when a build starts
 
-Everything is written beside its place and renamed into it, blobs (to disk, not only to the cache) before
-the memo that names them, so a power cut leaves nothing half there that counts as whole.
-A memo whose blobs are missing or have another size counts as not there, so a deleted blob is rebuilt; so
-does one of which a byte has changed.
+Everything is written beside its place and renamed into it, blobs (to disk, not only to the cache)
+before the memo that names them, so a power cut leaves nothing half there that counts as whole. A
+memo whose blobs are missing or have another size counts as not there, so a deleted blob is rebuilt;
+so does one of which a byte has changed.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ from pipeline.core.records import Blob
 
 @dataclass(frozen=True)
 class Memo:
-    """What a task gave, and what it was done to: its task, or the identities of its sources or videos."""
+    """What a task gave, and what it was done to: its task, or the identities of its sources or
+    videos.
+    """
 
     key: str
     outputs: Any
@@ -74,7 +77,9 @@ class Store:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             return error
         free = shutil.disk_usage(self.root).free
-        return Stopped(f"disk full: {self.root} has {free / 1e6:.0f} MB left; free some space and run the same command")
+        return Stopped(
+            f"disk full: {self.root} has {free / 1e6:.0f} MB left; free some space and run the same command"
+        )
 
     def partial(self, task_key: str) -> Path:
         """A folder that survives a crash, for a download that can go on where it stopped."""
@@ -128,7 +133,9 @@ class Store:
     def recall(self, task_key: str) -> Any:
         """What `remember` stored, or None if it is not there or a blob it names is gone."""
         memo = self.memo(task_key)
-        if memo is None or not all(self.has(blob) or self.released(blob) for blob in blobs_in(memo.outputs)):
+        if memo is None or not all(
+            self.has(blob) or self.released(blob) for blob in blobs_in(memo.outputs)
+        ):
             return None
         return memo.outputs
 
@@ -145,7 +152,9 @@ class Store:
         return self.memo_path(task_key).is_file()
 
     def remember(self, task_key: str, outputs: object, of: object = None) -> None:
-        """Store the outputs of a task; its blobs must be in already. `of` is what it was done to, by which `remove` finds it."""
+        """Store the outputs of a task; its blobs must be in already. `of` is what it was done to,
+        by which `remove` finds it.
+        """
         self._write(self.memo_path(task_key), {"outputs": outputs, "of": of})
         self._failure(task_key).unlink(missing_ok=True)
 
@@ -164,16 +173,26 @@ class Store:
         return self.root / "failures" / task_key[:2] / task_key
 
     def failure(self, task_key: str) -> dict[str, Any] | None:
-        """Why a task could not be done: `cause`, `detail`, `first`, `last` (UTC), `tries`; None if it could, or was never tried."""
+        """Why a task could not be done: `cause`, `detail`, `first`, `last` (UTC), `tries`; None if
+        it could, or was never tried.
+        """
         try:
             return canonical.unseal(self._failure(task_key).read_bytes())
         except (FileNotFoundError, ValueError):
             return None
 
     def note_failure(self, task_key: str, cause: str, detail: str, tries: int) -> None:
-        """Add to the tries of a task the world would not let happen. It is no memo: the next run tries again."""
+        """Add to the tries of a task the world would not let happen. It is no memo: the next run
+        tries again.
+        """
         before = self.failure(task_key) or {"first": now(), "tries": 0}
-        noted = {"cause": cause, "detail": detail, "first": before["first"], "last": now(), "tries": before["tries"] + tries}
+        noted = {
+            "cause": cause,
+            "detail": detail,
+            "first": before["first"],
+            "last": now(),
+            "tries": before["tries"] + tries,
+        }
         self._write(self._failure(task_key), noted)
 
     def released(self, blob: Blob) -> bool:
@@ -205,11 +224,15 @@ class Store:
 
     def blobs(self) -> dict[str, int]:
         """Every blob that is there, by digest, with the bytes it takes."""
-        return {path.name: path.stat().st_size for path in sorted((self.root / "blobs").glob("*/*"))}
+        return {
+            path.name: path.stat().st_size for path in sorted((self.root / "blobs").glob("*/*"))
+        }
 
     @contextlib.contextmanager
     def unfinished(self, name: str) -> Iterator[None]:
-        """Note that a build of that name has begun; the note goes when it ends, and stays if it is broken off."""
+        """Note that a build of that name has begun; the note goes when it ends, and stays if it is
+        broken off.
+        """
         note = self.root / "unfinished" / name
         note.parent.mkdir(parents=True, exist_ok=True)
         if not note.exists():  # its time is that of the first attempt

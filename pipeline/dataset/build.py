@@ -1,4 +1,5 @@
-"""The chain of six stages, walked by a build and by a survey of what is done; writes the data folder.
+"""The chain of six stages, walked by a build and by a survey of what is done; writes the data
+folder.
 
 manifests/NAME.lock.jsonl                       the facts that pin a finished build, beside its recipe
 data/NAME/1-download.jsonl ... 6-shard.jsonl    a manifest per stage
@@ -40,7 +41,9 @@ LIBRARIES = ("longtake", "torch", "diffusers", "open_clip_torch", "av", "decord2
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of a dataset: its manifest, and how many of its tasks were done before, are to do, were run now."""
+    """One stage of a dataset: its manifest, and how many of its tasks were done before, are to do,
+    were run now.
+    """
 
     manifest: Manifest
     num_cached: int
@@ -54,12 +57,18 @@ class Step:
     @property
     def num_bytes(self) -> int:
         """Bytes of what the stage stored, each blob once."""
-        return sum(blob.num_bytes for blob in {blob for record in self.manifest.records for blob in blobs_of(record)} - self.let_go)
+        return sum(
+            blob.num_bytes
+            for blob in {blob for record in self.manifest.records for blob in blobs_of(record)}
+            - self.let_go
+        )
 
     @property
     def hours(self) -> float:
         """Hours of video the records stand for."""
-        return sum(float(getattr(record, "duration_s", 0)) for record in self.manifest.records) / 3600
+        return (
+            sum(float(getattr(record, "duration_s", 0)) for record in self.manifest.records) / 3600
+        )
 
 
 Run = Callable[[Stage, Sequence[Record], bool], Step]
@@ -72,34 +81,51 @@ def blobs_of(record: Record) -> list[Blob]:
     return [record.blob] if isinstance(record, Video | Clip | Shard) else []
 
 
-def walk(loaded: Loaded, run: Run, device: str, until: str, offline: bool = False) -> Iterator[Step]:
-    """Take the sources through the stages in order, as far as `until`. `run`'s last argument says: never on a cluster."""
+def walk(
+    loaded: Loaded, run: Run, device: str, until: str, offline: bool = False
+) -> Iterator[Step]:
+    """Take the sources through the stages in order, as far as `until`. `run`'s last argument says:
+    never on a cluster.
+    """
     yield from onward(loaded, expanded(loaded, run), run, device, until, offline)
 
 
-def onward(loaded: Loaded, sources: Step, run: Run, device: str, until: str, offline: bool = False) -> Iterator[Step]:
+def onward(
+    loaded: Loaded, sources: Step, run: Run, device: str, until: str, offline: bool = False
+) -> Iterator[Step]:
     """Take sources, each of one video, through the stages."""
     recipe, folder = loaded.recipe, loaded.folder
-    step = joined(sources, run(download.stage(recipe.download, folder), sources.manifest.records, False))
+    step = joined(
+        sources, run(download.stage(recipe.download, folder), sources.manifest.records, False)
+    )
     yield step
     stages: dict[str, Callable[[], tuple[Stage, bool]]] = {
         "cut": lambda: (cut.stage(recipe.cut, recipe.extract), False),
         "filter": lambda: (filter_stage.stage(recipe.filter, recipe.extract.fps), True),
         "extract": lambda: (extract.stage(recipe.extract), False),
-        "encode": lambda: (encode.stage(recipe.encode, encode.find_encoders(recipe.encode, folder, offline), device), False),
+        "encode": lambda: (
+            encode.stage(
+                recipe.encode, encode.find_encoders(recipe.encode, folder, offline), device
+            ),
+            False,
+        ),
         "shard": lambda: (shard.stage(), False),
     }
     for name in NAMES[1 : NAMES.index(until) + 1]:
         records: Sequence[Record] = step.manifest.records
         if name == "shard":
-            records = shard.pack([record for record in records if isinstance(record, Sample)], recipe.shard)
+            records = shard.pack(
+                [record for record in records if isinstance(record, Sample)], recipe.shard
+            )
         stage, local = stages[name]()
         step = run(stage, records, local)
         yield step
 
 
 def expanded(loaded: Loaded, run: Run) -> Step:
-    """One source per video. Those that were taken down become rejections: one the recipe names is not even asked for its list."""
+    """One source per video. Those that were taken down become rejections: one the recipe names is
+    not even asked for its list.
+    """
     removed = loaded.removed
     asked = [source for source in loaded.sources if source.key not in removed]
     step = run(download.expand_stage(loaded.recipe.download, loaded.folder), asked, True)
@@ -107,7 +133,9 @@ def expanded(loaded: Loaded, run: Run) -> Step:
     left = tuple(record for record in made.records if record.key not in removed)
     down = sorted({one.key for one in (*loaded.sources, *made.records)} & removed.keys())
     taken = tuple(Rejection(key, "download", "bad", "removed", removed[key].why) for key in down)
-    failures = tuple(ledger.Failure(one, removed[one.key].at, removed[one.key].at, 1) for one in taken)
+    failures = tuple(
+        ledger.Failure(one, removed[one.key].at, removed[one.key].at, 1) for one in taken
+    )
     num_in = made.num_in + len(loaded.sources) - len(asked)
     counted = replace(made, num_in=num_in, records=left, rejections=made.rejections + taken)
     return replace(step, manifest=counted, failures=step.failures + failures)
@@ -117,7 +145,9 @@ def joined(first: Step, second: Step) -> Step:
     """Expand and download as the one stage people know."""
     a, b = first.manifest, second.manifest
     num_in, num_split = a.num_in - second.num_pending, a.num_split + b.num_split
-    manifest = Manifest(b.stage, b.version, b.params, num_in, num_split, b.records, a.rejections + b.rejections)
+    manifest = Manifest(
+        b.stage, b.version, b.params, num_in, num_split, b.records, a.rejections + b.rejections
+    )
     return replace(
         second,
         manifest=manifest,
@@ -131,22 +161,30 @@ def joined(first: Step, second: Step) -> Step:
 
 @contextlib.contextmanager
 def opened(data: Path) -> Iterator[Store]:
-    """The store of a data folder, for one process at a time. Raises Stopped if another one is at work in it."""
+    """The store of a data folder, for one process at a time. Raises Stopped if another one is at
+    work in it.
+    """
     store = Store(data.absolute() / "store")
     store.root.mkdir(parents=True, exist_ok=True)
     try:
         held = filelock.FileLock(store.root / "lock").acquire(timeout=0)
     except filelock.Timeout as error:
-        raise Stopped(f"another build is working in {data}: wait for it, or give this one another folder (--data)") from error
+        raise Stopped(
+            f"another build is working in {data}: wait for it, or give this one another folder (--data)"
+        ) from error
     with held:
         store.prepare()
         yield store
 
 
-def runner(store: Store, executor: Executor, progress: Progress, classes: Collection[str] | None = None) -> Run:
-    """Runs what is missing of a stage; with `classes`, of what failed before only those are tried again.
+def runner(
+    store: Store, executor: Executor, progress: Progress, classes: Collection[str] | None = None
+) -> Run:
+    """Runs what is missing of a stage; with `classes`, of what failed before only those are tried
+    again.
 
-    Raw videos that were let go and are needed are fetched first, by the download stage that ran before.
+    Raw videos that were let go and are needed are fetched first, by the download stage that ran
+    before.
     """
     fetching: list[Stage] = []
 
@@ -156,11 +194,24 @@ def runner(store: Store, executor: Executor, progress: Progress, classes: Collec
         if stage.name == "download":
             fetching[:] = [stage]
         elif fetching:
-            held += raw.fetch_again(fetching[0], stage, records, store, executor, progress, {one.key for one in held})
-        watch, chosen, start = rates.Watch(stage, store), Inline() if local else executor, time.monotonic()
+            held += raw.fetch_again(
+                fetching[0], stage, records, store, executor, progress, {one.key for one in held}
+            )
+        watch, chosen, start = (
+            rates.Watch(stage, store),
+            Inline() if local else executor,
+            time.monotonic(),
+        )
         manifest, cached = run_stage(watch.stage, records, store, chosen, progress, held)
         watch.note(time.monotonic() - start, chosen, records, manifest)
-        return Step(manifest, cached, 0, to_run - cached, seconds=time.monotonic() - start, let_go=raw.let_go(manifest, store))
+        return Step(
+            manifest,
+            cached,
+            0,
+            to_run - cached,
+            seconds=time.monotonic() - start,
+            let_go=raw.let_go(manifest, store),
+        )
 
     return run
 
@@ -175,12 +226,15 @@ def build(
     classes: Collection[str] | None = None,
     raws: raw.Raws | None = None,
 ) -> Iterator[Step]:
-    """Do what is missing, stage by stage, and write the outputs and the lock. Raises Stopped, Bug or RecipeError.
+    """Do what is missing, stage by stage, and write the outputs and the lock. Raises Stopped, Bug
+    or RecipeError.
 
     With `raws`, raw videos go as soon as their clips are there and verified.
     """
     if until == "shard" and not os.access(loaded.folder, os.W_OK):
-        raise Stopped(f"cannot write a lock beside {loaded.path}: copy the recipe to a folder you may write to")
+        raise Stopped(
+            f"cannot write a lock beside {loaded.path}: copy the recipe to a folder you may write to"
+        )
     if until in ("encode", "shard"):
         ready(loaded, device)
     with opened(data) as store, store.unfinished(loaded.recipe.name):
@@ -188,11 +242,15 @@ def build(
         done: list[Step] = []
         if raws is not None and until in NAMES[NAMES.index("extract") :]:
             done = in_waves(loaded, run, device, raws, data, store)
-            run = runner(store, executor, progress, ())  # what failed a moment ago is not tried again
+            run = runner(
+                store, executor, progress, ()
+            )  # what failed a moment ago is not tried again
         for step in written(loaded, walk(loaded, run, device, until), data, store, device):
             steps.append(credited(step, done))
             yield steps[-1]
-        incomplete = any(one.fate == "unavailable" for step in steps for one in step.manifest.rejections)
+        incomplete = any(
+            one.fate == "unavailable" for step in steps for one in step.manifest.rejections
+        )
         if until == "shard" and steps[-1].manifest.records:
             made = lock_of(loaded, [step.manifest for step in steps], store)
             if not (incomplete and _loses(made, loaded)):
@@ -200,20 +258,33 @@ def build(
 
 
 def _loses(made: lock.Lock, loaded: Loaded) -> bool:
-    """Whether the lock that is there is of this very recipe, and has samples that could not be had this time."""
+    """Whether the lock that is there is of this very recipe, and has samples that could not be had
+    this time.
+    """
     try:
         there = lock.read(loaded.path)
     except LongtakeError:
         return False
-    return there.header["recipe"] == loaded.digest and not there.samples.keys() <= made.samples.keys()
+    return (
+        there.header["recipe"] == loaded.digest and not there.samples.keys() <= made.samples.keys()
+    )
 
 
-def in_waves(loaded: Loaded, run: Run, device: str, raws: raw.Raws, data: Path, store: Store) -> list[Step]:
-    """Take a few sources at a time as far as clips, and let their raw videos go; returns every step that was done."""
+def in_waves(
+    loaded: Loaded, run: Run, device: str, raws: raw.Raws, data: Path, store: Store
+) -> list[Step]:
+    """Take a few sources at a time as far as clips, and let their raw videos go; returns every step
+    that was done.
+    """
     sources = expanded(loaded, run)
     done = [sources]
-    parts = raw.waves([source for source in sources.manifest.records if isinstance(source, Source)], raws.at_a_time)
-    known = survey(download.stage(loaded.recipe.download, loaded.folder), sources.manifest.records, store)
+    parts = raw.waves(
+        [source for source in sources.manifest.records if isinstance(source, Source)],
+        raws.at_a_time,
+    )
+    known = survey(
+        download.stage(loaded.recipe.download, loaded.folder), sources.manifest.records, store
+    )
     raws.begin(blobs_in(list(known.memos.values())), data, loaded.recipe.name, store)
     for number, part in enumerate(parts):
         asked = Manifest("expand", sources.manifest.version, {}, len(part), 0, tuple(part), ())
@@ -225,15 +296,27 @@ def in_waves(loaded: Loaded, run: Run, device: str, raws: raw.Raws, data: Path, 
 
 def credited(step: Step, done: Sequence[Step]) -> Step:
     """A step of the walk after the waves, with what they did of it: that was no work of before."""
-    same = [one for one in done if one.manifest.stage in (step.manifest.stage, *(("expand",) if step.manifest.stage == "download" else ()))]
+    same = [
+        one
+        for one in done
+        if one.manifest.stage
+        in (step.manifest.stage, *(("expand",) if step.manifest.stage == "download" else ()))
+    ]
     num_run = sum(one.num_run for one in same)
     seconds = step.seconds + sum(one.seconds for one in same)
-    return replace(step, num_cached=max(0, step.num_cached - num_run), num_run=step.num_run + num_run, seconds=seconds)
+    return replace(
+        step,
+        num_cached=max(0, step.num_cached - num_run),
+        num_run=step.num_run + num_run,
+        seconds=seconds,
+    )
 
 
 def lock_of(loaded: Loaded, manifests: Sequence[Manifest], store: Store) -> lock.Lock:
     """The lock of a finished build."""
-    return lock.of(loaded.recipe.name, loaded.digest, loaded.recipe.shard.model_dump(), manifests, store)
+    return lock.of(
+        loaded.recipe.name, loaded.digest, loaded.recipe.shard.model_dump(), manifests, store
+    )
 
 
 def ready(loaded: Loaded, device: str) -> None:
@@ -243,8 +326,12 @@ def ready(loaded: Loaded, device: str) -> None:
         encoders.choose_device(device)
 
 
-def written(loaded: Loaded, steps: Iterator[Step], data: Path, store: Store, device: str) -> Iterator[Step]:
-    """Write each step's manifest and outputs into the dataset's folder as it comes; manifests of stages that did not run go."""
+def written(
+    loaded: Loaded, steps: Iterator[Step], data: Path, store: Store, device: str
+) -> Iterator[Step]:
+    """Write each step's manifest and outputs into the dataset's folder as it comes; manifests of
+    stages that did not run go.
+    """
     folder = data / loaded.recipe.name
     before: Manifest | None = None
     for step in steps:
@@ -268,14 +355,18 @@ def manifest_path(folder: Path, stage: str) -> Path:
 
 def look(loaded: Loaded, data: Path, device: str) -> Iterator[Step]:
     """What is done of a dataset, what failed and what is pending; nothing is run."""
-    yield from walk(loaded, surveyor(Store(data.absolute() / "store")), device, NAMES[-1], offline=True)
+    yield from walk(
+        loaded, surveyor(Store(data.absolute() / "store")), device, NAMES[-1], offline=True
+    )
 
 
 def surveyor(store: Store) -> Run:
     """Tells what is done of a stage, what failed and what is pending, and runs nothing."""
 
     def run(stage: Stage, records: Sequence[Record], local: bool) -> Step:
-        if stage.name == "expand":  # where nobody needs to be asked, an edited caption is no list to be read
+        if (
+            stage.name == "expand"
+        ):  # where nobody needs to be asked, an edited caption is no list to be read
             records, foreseen = _foreseen(stage, records, store)
         found = survey(stage, records, store)
         failed = ledger.unavailable(found, store)
@@ -285,13 +376,24 @@ def surveyor(store: Store) -> Run:
         if stage.name == "expand":
             made = _with(made, foreseen)
         failures = (*ledger.bad(found), *failed)
-        return Step(made, found.num_cached, len(missing), failures=failures, found=found, let_go=raw.let_go(made, store))
+        return Step(
+            made,
+            found.num_cached,
+            len(missing),
+            failures=failures,
+            found=found,
+            let_go=raw.let_go(made, store),
+        )
 
     return run
 
 
-def _foreseen(stage: Stage, records: Sequence[Record], store: Store) -> tuple[list[Record], list[list[Record]]]:
-    """Records whose outcome only running them would tell, or is a failure; and what the others give."""
+def _foreseen(
+    stage: Stage, records: Sequence[Record], store: Store
+) -> tuple[list[Record], list[list[Record]]]:
+    """Records whose outcome only running them would tell, or is a failure; and what the others
+    give.
+    """
     unknown: list[Record] = []
     known: list[list[Record]] = []
     for record in records:
@@ -308,11 +410,18 @@ def _with(made: Manifest, foreseen: Sequence[Sequence[Record]]) -> Manifest:
     """A manifest with more records in, and what they gave."""
     more = [record for given in foreseen for record in given]
     records = tuple(sorted([*made.records, *more], key=lambda record: record.key))
-    return replace(made, num_in=made.num_in + len(foreseen), num_split=made.num_split + len(more) - len(foreseen), records=records)
+    return replace(
+        made,
+        num_in=made.num_in + len(foreseen),
+        num_split=made.num_split + len(more) - len(foreseen),
+        records=records,
+    )
 
 
 def looked(loaded: Loaded, data: Path, device: str) -> tuple[list[Step], str]:
-    """`look` as far as it goes, and why it goes no further: "" or a model that is not on this machine yet."""
+    """`look` as far as it goes, and why it goes no further: "" or a model that is not on this
+    machine yet.
+    """
     steps: list[Step] = []
     try:
         for step in look(loaded, data, device):
@@ -325,7 +434,9 @@ def looked(loaded: Loaded, data: Path, device: str) -> tuple[list[Step], str]:
 def link_clips(folder: Path, manifest: Manifest, store: Store) -> None:
     """Give every clip a name a person can open; names of clips that are no more go."""
     folder.mkdir(parents=True, exist_ok=True)
-    clips = {f"{record.key}.mp4": record.blob for record in manifest.records if isinstance(record, Clip)}
+    clips = {
+        f"{record.key}.mp4": record.blob for record in manifest.records if isinstance(record, Clip)
+    }
     for path in folder.glob("*.mp4*"):
         blob = clips.get(path.name)
         if blob is None or not os.path.samefile(path, store.path(blob.sha256)):
@@ -335,19 +446,28 @@ def link_clips(folder: Path, manifest: Manifest, store: Store) -> None:
             link_or_copy(store.path(blob.sha256), folder / name)
 
 
-def publish(loaded: Loaded, folder: Path, packed: Manifest, samples: Manifest, store: Store, device: str) -> None:
-    """Put the tars and their index where a trainer looks. Raises AssertionError if a sample is in no shard."""
+def publish(
+    loaded: Loaded, folder: Path, packed: Manifest, samples: Manifest, store: Store, device: str
+) -> None:
+    """Put the tars and their index where a trainer looks. Raises AssertionError if a sample is in
+    no shard.
+    """
     recipe = loaded.recipe
     shards = [record for record in packed.records if isinstance(record, Shard)]
     if not shards:
         shard.clear(folder / "shards")
         return
-    if sorted(key for made in shards for key in made.samples) != sorted(record.key for record in samples.records):
+    if sorted(key for made in shards for key in made.samples) != sorted(
+        record.key for record in samples.records
+    ):
         raise AssertionError("the shards do not hold exactly the samples that were encoded")
     found = encode.find_encoders(recipe.encode, loaded.folder)
     null = store.path(encode.text("", store, recipe.encode, found, device).sha256).read_bytes()
     devices = sorted({record.device for record in samples.records if isinstance(record, Sample)})
-    built: dict[str, Any] = {"devices": devices, "versions": {name: metadata.version(name) for name in LIBRARIES}}
+    built: dict[str, Any] = {
+        "devices": devices,
+        "versions": {name: metadata.version(name) for name in LIBRARIES},
+    }
     fps, size, params = recipe.extract.fps, recipe.extract.size, recipe.encode
     about = shard.About(recipe.name, fps, size, params.precision, params.chunk_frames)
     index = shard.index_of(about, shards, found, null, built)

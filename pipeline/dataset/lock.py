@@ -1,8 +1,10 @@
-"""`manifests/NAME.lock.jsonl`: the facts that pin a build, and none of its footage. With the recipe, it is the dataset.
+"""`manifests/NAME.lock.jsonl`: the facts that pin a build, and none of its footage. With the
+recipe, it is the dataset.
 
-A header, then one line per video, clip, sample and shard, each with a check of its own: addresses, digests, cuts in exact
-time stamps, and a few values of every array, by which a rebuild on another machine can be judged. The same build writes the
-same bytes. `reproduce` builds from it, `verify` checks a data folder against it, `card` describes it. docs/lock.md is the contract.
+A header, then one line per video, clip, sample and shard, each with a check of its own: addresses,
+digests, cuts in exact time stamps, and a few values of every array, by which a rebuild on another
+machine can be judged. The same build writes the same bytes. `reproduce` builds from it, `verify`
+checks a data folder against it, `card` describes it. docs/lock.md is the contract.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ LARGE = 20_000_000  # bytes from which on a lock is compressed
 MOST = 2 << 30  # bytes of one that is unpacked: a million samples
 PROBES = 32  # values kept of every array
 
-Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=250)]  # it becomes file names
+Key = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=250)
+]  # it becomes file names
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -75,7 +79,9 @@ class LockedClip:
 
 @dataclass(frozen=True, slots=True)
 class LockedMember:
-    """One file of a sample: its digest and, of an array, `PROBES` float16 values (base64) at the places `probe_places` names."""
+    """One file of a sample: its digest and, of an array, `PROBES` float16 values (base64) at the
+    places `probe_places` names.
+    """
 
     sha256: Digest
     probe: Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]{86}==$")] | None
@@ -117,19 +123,30 @@ class _Header(BaseModel):
     name: str
     recipe: Digest
     packing: dict[str, Any]
-    stages: dict[Literal["download", "cut", "filter", "extract", "encode", "shard"], _Stage] = Field(min_length=6)
+    stages: dict[Literal["download", "cut", "filter", "extract", "encode", "shard"], _Stage] = (
+        Field(min_length=6)
+    )
     hours: dict[str, float]
     root_digest: Digest
-    environment: dict[Literal["versions", "machine", "devices", "threads"], Any] = Field(min_length=4)
+    environment: dict[Literal["versions", "machine", "devices", "threads"], Any] = Field(
+        min_length=4
+    )
 
 
 Line = LockedVideo | LockedClip | LockedSample | LockedShard
-KINDS: dict[str, type[Line]] = {"video": LockedVideo, "clip": LockedClip, "sample": LockedSample, "shard": LockedShard}
+KINDS: dict[str, type[Line]] = {
+    "video": LockedVideo,
+    "clip": LockedClip,
+    "sample": LockedSample,
+    "shard": LockedShard,
+}
 
 
 @dataclass(frozen=True)
 class Lock:
-    """A lock, read or made. `header` is plain JSON: name, recipe digest, stages with their counts, environment, root digest."""
+    """A lock, read or made. `header` is plain JSON: name, recipe digest, stages with their counts,
+    environment, root digest.
+    """
 
     header: dict[str, Any]
     videos: dict[str, LockedVideo]
@@ -138,9 +155,18 @@ class Lock:
     shards: dict[str, LockedShard]
 
     def encode(self) -> bytes:
-        tables: tuple[Mapping[str, Line], ...] = (self.videos, self.clips, self.samples, self.shards)
+        tables: tuple[Mapping[str, Line], ...] = (
+            self.videos,
+            self.clips,
+            self.samples,
+            self.shards,
+        )
         lines: list[dict[str, object]] = [{"lock": self.header}]
-        lines += [{kind: table[key]} for kind, table in zip(KINDS, tables, strict=True) for key in sorted(table)]
+        lines += [
+            {kind: table[key]}
+            for kind, table in zip(KINDS, tables, strict=True)
+            for key in sorted(table)
+        ]
         return b"".join(canonical.seal(line) + b"\n" for line in lines)
 
     @property
@@ -162,21 +188,37 @@ class Lock:
         return self._by_video.get(video, [])
 
 
-def of(name: str, recipe_digest: str, packing: Mapping[str, Any], manifests: Sequence[Manifest], store: Store) -> Lock:
-    """The lock of a finished build, from its six manifests and the arrays in the store. `packing` is the recipe's [shard]."""
+def of(
+    name: str,
+    recipe_digest: str,
+    packing: Mapping[str, Any],
+    manifests: Sequence[Manifest],
+    store: Store,
+) -> Lock:
+    """The lock of a finished build, from its six manifests and the arrays in the store. `packing`
+    is the recipe's [shard].
+    """
     by_stage = {made.stage: made for made in manifests}
     videos = cast(Sequence[Video], by_stage["download"].records)
     clips = cast(Sequence[Clip], by_stage["extract"].records)
     samples = cast(Sequence[Sample], by_stage["encode"].records)
     shards = cast(Sequence[Shard], by_stage["shard"].records)
-    json_digests = {key: members[0].sha256 for made in shards for key, members in zip(made.samples, made.members, strict=True)}
+    json_digests = {
+        key: members[0].sha256
+        for made in shards
+        for key, members in zip(made.samples, made.members, strict=True)
+    }
     header = {
         "format": FORMAT,
         "name": name,
         "recipe": recipe_digest,
         "packing": dict(packing),
         "stages": {made.stage: _stage(made) for made in manifests},
-        "hours": {made.stage: round(_hours(made), 4) for made in manifests if made.stage in ("download", "extract", "encode")},
+        "hours": {
+            made.stage: round(_hours(made), 4)
+            for made in manifests
+            if made.stage in ("download", "extract", "encode")
+        },
         "root_digest": shard.root_digest(shards),
         "environment": environment(sorted({sample.device for sample in samples})),
     }
@@ -185,12 +227,22 @@ def of(name: str, recipe_digest: str, packing: Mapping[str, Any], manifests: Seq
         {video.key: _video(video) for video in videos},
         {clip.key: _clip(clip) for clip in clips},
         {sample.key: _sample(sample, json_digests[sample.key], store) for sample in samples},
-        {made.key: LockedShard(made.key, made.split, made.blob.sha256, made.blob.num_bytes, made.samples) for made in shards},
+        {
+            made.key: LockedShard(
+                made.key, made.split, made.blob.sha256, made.blob.num_bytes, made.samples
+            )
+            for made in shards
+        },
     )
 
 
 def _stage(made: Manifest) -> dict[str, Any]:
-    counts = {"in": made.num_in, "split": made.num_split, "out": len(made.records), "rejected": dict(made.reasons)}
+    counts = {
+        "in": made.num_in,
+        "split": made.num_split,
+        "out": len(made.records),
+        "rejected": dict(made.reasons),
+    }
     return {"version": made.version, "params": canonical.plain(made.params), **counts}
 
 
@@ -201,29 +253,60 @@ def _hours(made: Manifest) -> float:
 def environment(devices: list[str]) -> dict[str, Any]:
     """With what a dataset was made. It explains differences and enters no digest."""
     versions = {name: metadata.version(name) for name in LIBRARIES}
-    return {"versions": {**versions, "ffmpeg": reel.ffmpeg_version()}, "machine": platform.machine(), "devices": devices, "threads": 1}
+    return {
+        "versions": {**versions, "ffmpeg": reel.ffmpeg_version()},
+        "machine": platform.machine(),
+        "devices": devices,
+        "threads": 1,
+    }
 
 
 def _video(video: Video) -> LockedVideo:
     source = video.source
     facts = (source.captions, source.license, source.start_s, source.end_s)
-    return LockedVideo(video.key, public(source.uri), *facts, video.blob.sha256, video.blob.num_bytes, video.fetched_as, video.container)
+    return LockedVideo(
+        video.key,
+        public(source.uri),
+        *facts,
+        video.blob.sha256,
+        video.blob.num_bytes,
+        video.fetched_as,
+        video.container,
+    )
 
 
 def _clip(clip: Clip) -> LockedClip:
     scene = clip.scene
     span = (scene.start_pts, scene.end_pts, scene.time_base)
-    return LockedClip(clip.key, scene.video.key, *span, clip.crop, clip.num_frames, clip.blob.sha256, clip.pictures)
+    return LockedClip(
+        clip.key,
+        scene.video.key,
+        *span,
+        clip.crop,
+        clip.num_frames,
+        clip.blob.sha256,
+        clip.pictures,
+    )
 
 
 def _sample(sample: Sample, json_digest: str, store: Store) -> LockedSample:
-    arrays = {name: LockedMember(blob.sha256, probe(store.path(blob.sha256))) for name, blob in shard.members_of(sample)}
-    return LockedSample(sample.key, {"json": LockedMember(json_digest, None), **arrays}, sample.round_trip_psnr_db, sample.device)
+    arrays = {
+        name: LockedMember(blob.sha256, probe(store.path(blob.sha256)))
+        for name, blob in shard.members_of(sample)
+    }
+    return LockedSample(
+        sample.key,
+        {"json": LockedMember(json_digest, None), **arrays},
+        sample.round_trip_psnr_db,
+        sample.device,
+    )
 
 
 def probe_places(size: int) -> NDArray[np.int64]:
     """Which values of an array of so many are kept: `PROBES` places drawn from its size alone."""
-    drawn = np.frombuffer(hashlib.shake_256(f"longtake probe {size}".encode()).digest(8 * PROBES), "<u8")
+    drawn = np.frombuffer(
+        hashlib.shake_256(f"longtake probe {size}".encode()).digest(8 * PROBES), "<u8"
+    )
     return (drawn % max(1, size)).astype(np.int64)
 
 
@@ -247,7 +330,9 @@ def path_of(recipe: Path) -> Path:
 
 
 def write(lock: Lock, recipe: Path) -> tuple[Path, bool]:
-    """Write beside, then rename; returns where, and whether anything changed. Above `LARGE` bytes it is compressed."""
+    """Write beside, then rename; returns where, and whether anything changed. Above `LARGE` bytes
+    it is compressed.
+    """
     content = lock.encode()
     plain = recipe.with_name(recipe.stem + SUFFIX)
     packed = plain.with_name(plain.name + ".zst")
@@ -266,15 +351,21 @@ def write(lock: Lock, recipe: Path) -> tuple[Path, bool]:
 
 
 def read(recipe: Path) -> Lock:
-    """The lock beside a recipe. Raises RecipeError if there is none or it is of another format, Damaged if bytes have changed."""
+    """The lock beside a recipe. Raises RecipeError if there is none or it is of another format,
+    Damaged if bytes have changed.
+    """
     path = path_of(recipe)
     if not path.is_file():
-        raise RecipeError(f"there is no lock {path}: a finished build writes it, or get it from whoever published the recipe")
+        raise RecipeError(
+            f"there is no lock {path}: a finished build writes it, or get it from whoever published the recipe"
+        )
     header, *lines = lines_of(path.name, _unpacked(path))
     about = header.get("lock")
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         found = about.get("format") if isinstance(about, dict) else None
-        raise RecipeError(f"{path} is no lock of format {FORMAT} but of {found!r}: take the longtake that wrote it, or `build` one anew")
+        raise RecipeError(
+            f"{path} is no lock of format {FORMAT} but of {found!r}: take the longtake that wrote it, or `build` one anew"
+        )
     try:
         _Header.model_validate(about)
     except ValidationError as error:
@@ -301,19 +392,27 @@ def _unpacked(path: Path) -> bytes:
             while part := packed.read(LARGE):
                 content += part
                 if len(content) > MOST:
-                    raise Damaged(f"{path.name} unpacks to more than {MOST >> 20} MiB: that is no lock")
+                    raise Damaged(
+                        f"{path.name} unpacks to more than {MOST >> 20} MiB: that is no lock"
+                    )
     except zstandard.ZstdError as error:
         raise Damaged(f"{path.name} is damaged: {error}") from error
     return bytes(content)
 
 
 def parsed(name: str, lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, Line]]:
-    """Every line but the header, checked for its kind, and its kind. Raises Damaged with line and field."""
-    adapters: dict[str, TypeAdapter[Line]] = {kind: TypeAdapter(made) for kind, made in KINDS.items()}
+    """Every line but the header, checked for its kind, and its kind. Raises Damaged with line and
+    field.
+    """
+    adapters: dict[str, TypeAdapter[Line]] = {
+        kind: TypeAdapter(made) for kind, made in KINDS.items()
+    }
     for number, line in enumerate(lines, 2):
         kind = next(iter(line), "")
         if kind not in KINDS:
-            raise Damaged(f"{name}: line {number}: got '{kind}', wanted is one of {', '.join(KINDS)}")
+            raise Damaged(
+                f"{name}: line {number}: got '{kind}', wanted is one of {', '.join(KINDS)}"
+            )
         try:
             yield kind, adapters[kind].validate_python(line[kind])
         except ValidationError as error:
@@ -328,7 +427,12 @@ def _first(error: ValidationError) -> str:
 
 def _contradictions(lock: Lock) -> Iterator[str]:
     """What no build could have written: a line lost, a line too many."""
-    counts: dict[str, dict[str, Any]] = {"download": lock.videos, "extract": lock.clips, "encode": lock.samples, "shard": lock.shards}
+    counts: dict[str, dict[str, Any]] = {
+        "download": lock.videos,
+        "extract": lock.clips,
+        "encode": lock.samples,
+        "shard": lock.shards,
+    }
     for stage, told in lock.header["stages"].items():
         if stage in counts and told["out"] != len(counts[stage]):
             yield f"the header tells of {told['out']} records of stage '{stage}', there are {len(counts[stage])}"

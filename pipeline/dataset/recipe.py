@@ -1,8 +1,8 @@
 """`manifests/NAME.toml`: what people write, checked before any work.
 
 Sources stand inline as `[[source]]`, or in a table beside the recipe (csv, jsonl or parquet) with a
-column mapping, so that published lists of addresses, time ranges and captions are usable as they are.
-Every error names file, line or row, field, what was found and what is allowed.
+column mapping, so that published lists of addresses, time ranges and captions are usable as they
+are. Every error names file, line or row, field, what was found and what is allowed.
 """
 
 from __future__ import annotations
@@ -42,27 +42,44 @@ class SourceEntry(Table):
 
     uri: str = Field(description=f"Where the video is: {SCHEMES}.")
     id: str | None = Field(
-        default=None, pattern=NAME, max_length=60, description="Name in keys; by default a digest of uri and time range."
+        default=None,
+        pattern=NAME,
+        max_length=60,
+        description="Name in keys; by default a digest of uri and time range.",
     )
-    caption: str | tuple[str, ...] = Field(default=(), description="What is to be seen; several captions are a list.")
+    caption: str | tuple[str, ...] = Field(
+        default=(), description="What is to be seen; several captions are a list."
+    )
     license: str | None = Field(default=None, description="An SPDX identifier or a few words.")
-    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$", description="Digest the bytes must have.")
-    start: Seconds | None = Field(default=None, ge=0, description="Use the video from here on: seconds or H:MM:SS.")
-    end: Seconds | None = Field(default=None, gt=0, description="Use the video up to here: seconds or H:MM:SS.")
+    sha256: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{64}$", description="Digest the bytes must have."
+    )
+    start: Seconds | None = Field(
+        default=None, ge=0, description="Use the video from here on: seconds or H:MM:SS."
+    )
+    end: Seconds | None = Field(
+        default=None, gt=0, description="Use the video up to here: seconds or H:MM:SS."
+    )
 
     @field_validator("uri")
     @classmethod
     def _known_form(cls, uri: str) -> str:
         if not re.fullmatch(r"[a-z][a-z0-9+.-]*:[^\x00-\x1f\x7f-\x9f]+", uri):
-            raise ValueError(f"an address begins with its kind: {SCHEMES}; it holds no control characters")
-        if uri.startswith("pypi:") and not re.match(r"^pypi:[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9._+!-]+/.+", uri):
+            raise ValueError(
+                f"an address begins with its kind: {SCHEMES}; it holds no control characters"
+            )
+        if uri.startswith("pypi:") and not re.match(
+            r"^pypi:[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9._+!-]+/.+", uri
+        ):
             raise ValueError("a pypi: address has the form pypi:NAME==VERSION/path/in/wheel")
         return uri
 
     @model_validator(mode="after")
     def _forward(self) -> Self:
         if self.end is not None and self.end <= (self.start or 0):
-            raise ValueError(f"end ({float(self.end)} s) must lie after start ({float(self.start or 0)} s)")
+            raise ValueError(
+                f"end ({float(self.end)} s) must lie after start ({float(self.start or 0)} s)"
+            )
         return self
 
     def source(self) -> Source:
@@ -72,11 +89,18 @@ class SourceEntry(Table):
 
 
 class Columns(Table):
-    """`[columns]`: which column of the sources table holds what. A value with {braces} is a template of columns."""
+    """`[columns]`: which column of the sources table holds what. A value with {braces} is a
+    template of columns.
+    """
 
-    uri: str = Field(default="uri", description='A column, or a template such as "https://www.youtube.com/watch?v={YoutubeID}".')
+    uri: str = Field(
+        default="uri",
+        description='A column, or a template such as "https://www.youtube.com/watch?v={YoutubeID}".',
+    )
     id: str | None = Field(default=None, description="Column or template of the id.")
-    caption: str | None = Field(default=None, description="Column or template of the caption; a list is several captions.")
+    caption: str | None = Field(
+        default=None, description="Column or template of the caption; a list is several captions."
+    )
     license: str | None = Field(default=None, description="Column or template of the licence.")
     sha256: str | None = Field(default=None, description="Column of the digest.")
     start: str | None = Field(default=None, description="Column of the start time.")
@@ -90,10 +114,16 @@ class Columns(Table):
 class Recipe(Table):
     """A dataset, as people write it."""
 
-    name: DatasetName = Field(pattern=NAME, max_length=60, description="Name of the dataset: its folder under data/.")
+    name: DatasetName = Field(
+        pattern=NAME, max_length=60, description="Name of the dataset: its folder under data/."
+    )
     description: str = Field(default="", description="What the dataset is, in a sentence or two.")
-    sources: str | None = Field(default=None, description="A table of sources beside the recipe: .csv, .jsonl or .parquet.")
-    columns: Columns = Field(default=Columns(), description="Which column of that table holds what.")
+    sources: str | None = Field(
+        default=None, description="A table of sources beside the recipe: .csv, .jsonl or .parquet."
+    )
+    columns: Columns = Field(
+        default=Columns(), description="Which column of that table holds what."
+    )
     source: tuple[SourceEntry, ...] = Field(default=(), description="Sources written here.")
     download: Download = Download()
     cut: cutting.Params = cutting.DEFAULT
@@ -106,7 +136,11 @@ class Recipe(Table):
     @classmethod
     def _default_detector(cls, values: Any) -> Any:
         """A [cut] table that names no detector is about the default one."""
-        if isinstance(values, dict) and isinstance(values.get("cut"), dict) and "detector" not in values["cut"]:
+        if (
+            isinstance(values, dict)
+            and isinstance(values.get("cut"), dict)
+            and "detector" not in values["cut"]
+        ):
             return {**values, "cut": {"detector": cutting.DEFAULT.detector, **values["cut"]}}
         return values
 
@@ -118,7 +152,9 @@ class Loaded:
     recipe: Recipe
     sources: tuple[Source, ...]
     path: Path
-    removed: Mapping[str, removals.Removal] = field(default_factory=dict)  # sources taken down, by key
+    removed: Mapping[str, removals.Removal] = field(
+        default_factory=dict
+    )  # sources taken down, by key
 
     @property
     def folder(self) -> Path:
@@ -127,8 +163,12 @@ class Loaded:
 
     @property
     def digest(self) -> str:
-        """What the recipe and its table say, whatever their layout, comments and spelt-out defaults."""
-        said = self.recipe.model_dump(exclude={"source", "sources", "columns"}, exclude_defaults=True)
+        """What the recipe and its table say, whatever their layout, comments and spelt-out
+        defaults.
+        """
+        said = self.recipe.model_dump(
+            exclude={"source", "sources", "columns"}, exclude_defaults=True
+        )
         return canonical.digest([canonical.plain(said), self.sources])
 
 
@@ -137,16 +177,27 @@ def load(path: Path) -> Loaded:
     try:
         values = tomllib.loads(text := path.read_text("utf-8"))
     except FileNotFoundError as error:
-        known = sorted(found.stem for found in path.parent.glob("*.toml")) if path.parent.is_dir() else []
-        raise RecipeError(f"there is no recipe {path}" + (f"; beside it: {', '.join(known)}" if known else "")) from error
-    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, a number of thousands of digits
+        known = (
+            sorted(found.stem for found in path.parent.glob("*.toml"))
+            if path.parent.is_dir()
+            else []
+        )
+        raise RecipeError(
+            f"there is no recipe {path}" + (f"; beside it: {', '.join(known)}" if known else "")
+        ) from error
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # not TOML, not UTF-8, a number of thousands of digits
         raise RecipeError(f"{path} is not TOML: {error}") from error
     except OSError as error:
         raise RecipeError(f"cannot read {path}: {error.strerror}") from error
     try:
         recipe = Recipe.model_validate({"name": path.stem, **values})
     except ValidationError as error:
-        raise RecipeError("\n".join(dict.fromkeys(_explain(path, text, problem) for problem in error.errors()))) from error
+        raise RecipeError(
+            "\n".join(dict.fromkeys(_explain(path, text, problem) for problem in error.errors()))
+        ) from error
     sources = _sources(recipe, path, text)
     if not sources:
         if recipe.sources is not None:
@@ -158,17 +209,30 @@ def load(path: Path) -> Loaded:
 def schema() -> str:
     """The JSON schema of a recipe, for editors."""
     made = Recipe.model_json_schema()
-    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **made, "required": []}, indent=1) + "\n"
+    return (
+        json.dumps(
+            {"$schema": "https://json-schema.org/draft/2020-12/schema", **made, "required": []},
+            indent=1,
+        )
+        + "\n"
+    )
 
 
 def _explain(path: Path, text: str, problem: Any) -> str:
     branches = r"^str$|\["  # of a union of types, which pydantic names beside the fields
-    location = [part for part in problem["loc"] if not re.search(branches, str(part))] or ["the recipe"]
+    location = [part for part in problem["loc"] if not re.search(branches, str(part))] or [
+        "the recipe"
+    ]
     # pydantic names the kind of detector in the place of a field, the recipe does not
     detector = location.pop(1) if location[0] == "cut" and len(location) > 1 else None
     if problem["type"] == "union_tag_invalid":
         location.append("detector")
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".") or "the recipe"
+    where = (
+        "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(
+            "."
+        )
+        or "the recipe"
+    )
     found = f"{path}:{_line(text, location)}: {where}"
     if problem["type"] == "extra_forbidden":
         allowed = _allowed(location, detector)
@@ -176,7 +240,9 @@ def _explain(path: Path, text: str, problem: Any) -> str:
         hint = f"did you mean '{near[0]}'? " if near else ""
         return f"{found}: unknown key; {hint}allowed are {', '.join(allowed)}"
     if problem["type"] == "union_tag_invalid":
-        return f"{found}: got {problem['ctx']['tag']!r}, allowed are {problem['ctx']['expected_tags']}"
+        return (
+            f"{found}: got {problem['ctx']['tag']!r}, allowed are {problem['ctx']['expected_tags']}"
+        )
     return f"{found}: {_wanted(problem)}"
 
 
@@ -202,7 +268,10 @@ def _allowed(location: list[Any], detector: str | None) -> list[str]:
         "shard": Shard,
         "columns": Columns,
         "source": SourceEntry,
-        "cut": next((kind for kind in cutting.KINDS if kind.model_fields["detector"].default == detector), cutting.Whole),
+        "cut": next(
+            (kind for kind in cutting.KINDS if kind.model_fields["detector"].default == detector),
+            cutting.Whole,
+        ),
     }
     return sorted(tables[location[0]].model_fields)
 
@@ -217,25 +286,43 @@ def _line(text: str, location: list[Any]) -> int:
     if nth >= len(headers):
         return 1
     start = headers[nth]
-    end = next((i for i in range(start + 1, len(lines)) if lines[i].lstrip().startswith("[")), len(lines))
+    end = next(
+        (i for i in range(start + 1, len(lines)) if lines[i].lstrip().startswith("[")), len(lines)
+    )
     key = re.escape(str(next(part for part in reversed(location) if not isinstance(part, int))))
-    return next((i for i in range(start + 1, end) if re.match(rf"\s*{key}\s*=", lines[i])), max(start, 0)) + 1
+    return (
+        next(
+            (i for i in range(start + 1, end) if re.match(rf"\s*{key}\s*=", lines[i])),
+            max(start, 0),
+        )
+        + 1
+    )
 
 
 def _headers(lines: list[str], table: str) -> list[int]:
-    return [i for i, line in enumerate(lines) if re.match(rf"\s*\[\[?\s*{re.escape(table)}\s*\]", line)]
+    return [
+        i for i, line in enumerate(lines) if re.match(rf"\s*\[\[?\s*{re.escape(table)}\s*\]", line)
+    ]
 
 
 def _sources(recipe: Recipe, path: Path, text: str) -> tuple[Source, ...]:
-    """Inline sources and the table's. Twice the same id is an error; twice the same row unites captions."""
+    """Inline sources and the table's. Twice the same id is an error; twice the same row unites
+    captions.
+    """
     places: dict[str, str] = {}
     found: dict[str, Source] = {}
     for place, entry in _entries(recipe, path, text):
         source = entry.source()
         if source.key in found:
-            if entry.id is not None or replace(source, captions=()) != replace(found[source.key], captions=()):
-                raise RecipeError(f"{place}: the id '{source.key}' is taken by {places[source.key]}: ids must differ")
-            source = replace(source, captions=tuple(dict.fromkeys(found[source.key].captions + source.captions)))
+            if entry.id is not None or replace(source, captions=()) != replace(
+                found[source.key], captions=()
+            ):
+                raise RecipeError(
+                    f"{place}: the id '{source.key}' is taken by {places[source.key]}: ids must differ"
+                )
+            source = replace(
+                source, captions=tuple(dict.fromkeys(found[source.key].captions + source.captions))
+            )
         found[source.key] = source
         places.setdefault(source.key, place)
     if recipe.download.licenses is not None:
@@ -244,7 +331,9 @@ def _sources(recipe: Recipe, path: Path, text: str) -> tuple[Source, ...]:
     return tuple(found[key] for key in sorted(found))
 
 
-def _check_licenses(sources: Mapping[str, Source], places: Mapping[str, str], allowed: tuple[str, ...], rule: str) -> None:
+def _check_licenses(
+    sources: Mapping[str, Source], places: Mapping[str, str], allowed: tuple[str, ...], rule: str
+) -> None:
     found = {key: (source.license or "").strip() for key, source in sources.items()}
     wrong = [key for key in sources if found[key] not in allowed]
     near = {name.lower(): f"; did you mean {name!r}?" for name in allowed}
@@ -254,7 +343,9 @@ def _check_licenses(sources: Mapping[str, Source], places: Mapping[str, str], al
     ]
     if wrong:
         rest = [f"and {len(wrong) - MAX_NAMED} more"] if len(wrong) > MAX_NAMED else []
-        raise RecipeError("\n".join([*lines, *rest, f"{rule} allows {', '.join(map(repr, allowed))}"]))
+        raise RecipeError(
+            "\n".join([*lines, *rest, f"{rule} allows {', '.join(map(repr, allowed))}"])
+        )
 
 
 def _entries(recipe: Recipe, path: Path, text: str) -> Iterator[tuple[str, SourceEntry]]:
@@ -267,7 +358,10 @@ def _entries(recipe: Recipe, path: Path, text: str) -> Iterator[tuple[str, Sourc
     table = path.parent / recipe.sources
     try:
         for number, row in enumerate(_rows(table), 1):
-            yield from ((f"{table}: row {number}", entry) for entry in _row_entries(f"{table}: row {number}", row, recipe.columns))
+            yield from (
+                (f"{table}: row {number}", entry)
+                for entry in _row_entries(f"{table}: row {number}", row, recipe.columns)
+            )
     except (OSError, ValueError, csv.Error) as error:  # not UTF-8, not parquet, a folder, ...
         raise RecipeError(f"{table} cannot be read: {error}") from error
 
@@ -282,7 +376,9 @@ def _row_entries(place: str, row: Any, columns: Columns) -> list[SourceEntry]:
         where = ".".join(str(part) for part in problem["loc"][:1]) or "the row"
         raise RecipeError(f"{place}: {where}: {_wanted(problem)}") from error
     except KeyError as error:
-        raise RecipeError(f"{place}: no column {error}; there are {', '.join(map(str, row))}") from error
+        raise RecipeError(
+            f"{place}: no column {error}; there are {', '.join(map(str, row))}"
+        ) from error
     except (ValueError, AttributeError, IndexError, TypeError) as error:
         raise RecipeError(f"{place}: {error}") from error
 
@@ -299,7 +395,9 @@ def _rows(table: Path) -> Iterator[Any]:
             for number, line in enumerate(file, 1):
                 try:
                     row = json.loads(line)
-                    json.dumps(row, ensure_ascii=False).encode()  # half a character can be written in JSON, and nowhere else
+                    json.dumps(
+                        row, ensure_ascii=False
+                    ).encode()  # half a character can be written in JSON, and nowhere else
                     yield row
                 except (ValueError, RecursionError) as error:
                     raise RecipeError(f"{table}: row {number}: not JSON: {error}") from error
@@ -318,15 +416,27 @@ def _mapped(row: Mapping[str, Any], columns: Columns) -> Iterator[dict[str, Any]
     def value(column: str | None) -> Any:
         if column is None:
             return None
-        if "{" in column and not re.fullmatch(r"([^{}]|\{\{|\}\}|\{[^][{}.!:]+\})*", column):  # str.format would look into objects
-            raise ValueError(f"{column!r}: a template holds plain {{column}} names: no '.', '[', '!' or ':' in braces")
+        if "{" in column and not re.fullmatch(
+            r"([^{}]|\{\{|\}\}|\{[^][{}.!:]+\})*", column
+        ):  # str.format would look into objects
+            raise ValueError(
+                f"{column!r}: a template holds plain {{column}} names: no '.', '[', '!' or ':' in braces"
+            )
         return column.format_map(row) if "{" in column else row[column]
 
     captions = _as_list(value(columns.caption))
-    common = {name: found for name in ("uri", "id", "license", "sha256") if (found := value(getattr(columns, name))) not in (None, "")}
+    common = {
+        name: found
+        for name in ("uri", "id", "license", "sha256")
+        if (found := value(getattr(columns, name))) not in (None, "")
+    }
     if columns.ranges is None:
         times = {name: value(getattr(columns, name)) for name in ("start", "end")}
-        yield {**common, "caption": captions, **{name: time for name, time in times.items() if time not in (None, "")}}
+        yield {
+            **common,
+            "caption": captions,
+            **{name: time for name, time in times.items() if time not in (None, "")},
+        }
         return
     ranges = _as_list(value(columns.ranges))
     each = len(captions) == len(ranges)
@@ -334,7 +444,13 @@ def _mapped(row: Mapping[str, Any], columns: Columns) -> Iterator[dict[str, Any]
         if not isinstance(found, list | tuple) or len(found) != 2:
             raise ValueError(f"{columns.ranges}: got {found!r}, a time range is [start, end]")
         suffix = {"id": f"{common['id']}-{index:03d}"} if "id" in common else {}
-        yield {**common, **suffix, "start": found[0], "end": found[1], "caption": captions[index : index + 1] if each else captions}
+        yield {
+            **common,
+            **suffix,
+            "start": found[0],
+            "end": found[1],
+            "caption": captions[index : index + 1] if each else captions,
+        }
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -346,6 +462,8 @@ def _as_list(value: Any) -> list[Any]:
             value = ast.literal_eval(value)
         except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
             if isinstance(error, RecursionError | MemoryError) or "nested" in str(error):
-                raise ValueError(f"got {value[:20]!r}..., which is nested too deeply for a list") from None
+                raise ValueError(
+                    f"got {value[:20]!r}..., which is nested too deeply for a list"
+                ) from None
             return [value]
     return list(value) if isinstance(value, list | tuple) else [value]

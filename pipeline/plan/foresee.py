@@ -1,8 +1,10 @@
-"""What can be said of a task without running it: what it would give, and whether it would touch pixels.
+"""What can be said of a task without running it: what it would give, and whether it would touch
+pixels.
 
-Exactly, where a stage reads nothing but its record (`expand` of anything but a web page, `filter`), and where a memo is there whose
-blobs are gone, because equal tasks give equal bytes. Of `extract` and `encode` only roughly: a stand-in of the right
-length and size, whose digest nobody knows yet. Of the others not at all.
+Exactly, where a stage reads nothing but its record (`expand` of anything but a web page, `filter`),
+and where a memo is there whose blobs are gone, because equal tasks give equal bytes. Of `extract`
+and `encode` only roughly: a stand-in of the right length and size, whose digest nobody knows yet.
+Of the others not at all.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ class Unforeseen(Exception):
 
 @dataclass(frozen=True)
 class Looking(Store):
-    """A store to look at. Whoever wants to make something, or to open a file, is stopped by `Unforeseen`."""
+    """A store to look at. Whoever wants to make something, or to open a file, is stopped by
+    `Unforeseen`.
+    """
 
     def path(self, sha256: str) -> Any:
         raise Unforeseen
@@ -50,7 +54,9 @@ class Looking(Store):
 
 
 def is_light(stage: Stage, record: Record, store: Store) -> bool:
-    """Whether a task would find all that is costly remembered: its `prepare` has nothing to read."""
+    """Whether a task would find all that is costly remembered: its `prepare` has nothing to
+    read.
+    """
     if stage.prepare is None:
         return False
     try:
@@ -73,7 +79,12 @@ def exact(stage: Stage, record: Record, store: Store) -> list[Record | Rejection
         return None
     except Unavailable as error:
         return [Rejection(record.key, stage.name, "unavailable", error.cause, error.detail)]
-    return [Rejection(record.key, stage.name, "bad", one.reason, one.detail) if isinstance(one, BadData) else one for one in outcomes]
+    return [
+        Rejection(record.key, stage.name, "bad", one.reason, one.detail)
+        if isinstance(one, BadData)
+        else one
+        for one in outcomes
+    ]
 
 
 @dataclass(frozen=True)
@@ -100,15 +111,25 @@ class Sizes:
 
     def image(self, found: encoders.Encoders) -> int:
         """The `k d` float16 array of a few frames."""
-        return NPY_HEADER + 2 * self.encode.image_frames * int(_clip_facts(found)["embed_dim"]) if self.encode.image_frames else 0
+        return (
+            NPY_HEADER + 2 * self.encode.image_frames * int(_clip_facts(found)["embed_dim"])
+            if self.encode.image_frames
+            else 0
+        )
 
     def sample(self, num_frames: float, found: encoders.Encoders) -> float:
         """All arrays of a sample of one caption."""
-        return self.latents(num_frames, found) * (1 + self.encode.latents_std) + self.text(found) + self.image(found)
+        return (
+            self.latents(num_frames, found) * (1 + self.encode.latents_std)
+            + self.text(found)
+            + self.image(found)
+        )
 
 
 def _clip_facts(found: encoders.Encoders) -> Mapping[str, Any]:
-    facts: Mapping[str, Any] = json.loads((found.clip_folder / encoders.CLIP_FILES[0]).read_text())["model_cfg"]
+    facts: Mapping[str, Any] = json.loads((found.clip_folder / encoders.CLIP_FILES[0]).read_text())[
+        "model_cfg"
+    ]
     return facts
 
 
@@ -116,15 +137,30 @@ def clip(scene: Scene, sizes: Sizes) -> Clip:
     """A stand-in for the clip of a scene."""
     count = scene.num_frames(sizes.extract.fps)
     blob = Blob(_nobody("clip", scene.key), round(count * sizes.frame))
-    return Clip(scene.key, scene, blob, count, Fraction(sizes.extract.fps), sizes.extract.size, NOWHERE, "")
+    return Clip(
+        scene.key, scene, blob, count, Fraction(sizes.extract.fps), sizes.extract.size, NOWHERE, ""
+    )
 
 
 def sample(clip: Clip, sizes: Sizes, found: encoders.Encoders) -> Sample:
     """A stand-in for the sample of a clip, or of its stand-in."""
     latents = Blob(_nobody("latents", clip.key), round(sizes.latents(clip.num_frames, found)))
-    text = tuple(Blob(_nobody(f"text {caption}", clip.key), sizes.text(found)) for caption in captions(clip))
-    image = Blob(_nobody("image", clip.key), sizes.image(found)) if sizes.encode.image_frames else None
-    return Sample(clip.key, clip, latents, latents if sizes.encode.latents_std else None, text, image, None, "")
+    text = tuple(
+        Blob(_nobody(f"text {caption}", clip.key), sizes.text(found)) for caption in captions(clip)
+    )
+    image = (
+        Blob(_nobody("image", clip.key), sizes.image(found)) if sizes.encode.image_frames else None
+    )
+    return Sample(
+        clip.key,
+        clip,
+        latents,
+        latents if sizes.encode.latents_std else None,
+        text,
+        image,
+        None,
+        "",
+    )
 
 
 def _nobody(what: str, key: str) -> str:

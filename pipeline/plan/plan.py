@@ -1,4 +1,6 @@
-"""`plan`: what a build would do, why, how long it would take and how much disk. Nothing is run, fetched or written."""
+"""`plan`: what a build would do, why, how long it would take and how much disk. Nothing is run,
+fetched or written.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +91,11 @@ def sentences(plan: Plan) -> Iterator[str]:
         yield from _reasons(line)
     unknown = [line for line in plan.lines.values() if line.about.count is None]
     for stage in dict.fromkeys(line.waits_for for line in unknown):
-        waiting = ", ".join(f"{line.stage}{' (the rest)' if line.num_named else ''}" for line in unknown if line.waits_for == stage)
+        waiting = ", ".join(
+            f"{line.stage}{' (the rest)' if line.num_named else ''}"
+            for line in unknown
+            if line.waits_for == stage
+        )
         yield f"{waiting}: known once `{stage}` has run"
     if plan.unknown:
         yield f"later stages are not known: {plan.unknown}"
@@ -153,7 +159,9 @@ def _count(line: Line) -> str:
 def _video(line: Line) -> str:
     if line.stage == "download":
         return ""
-    return "?" if line.to_do_s is None else f"{'about ' if line.about else ''}{duration(line.to_do_s)}"
+    return (
+        "?" if line.to_do_s is None else f"{'about ' if line.about else ''}{duration(line.to_do_s)}"
+    )
 
 
 def _time(line: Line) -> str:

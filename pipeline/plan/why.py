@@ -1,4 +1,6 @@
-"""Why a task would run: what is otherwise than when the manifests in the dataset's folder were written."""
+"""Why a task would run: what is otherwise than when the manifests in the dataset's folder were
+written.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,14 @@ NEVER = "never built"
 LOST = "missing blob: it was made before, and the store no longer has it whole"
 EDITED = "edited caption"
 OTHER = "changed input"
-TEXT = ("text", "text version", "clip", "text_layer", "pad_token", "precision")  # what encode's `text` holds, see `encode`
+TEXT = (
+    "text",
+    "text version",
+    "clip",
+    "text_layer",
+    "pad_token",
+    "precision",
+)  # what encode's `text` holds, see `encode`
 
 
 @dataclass(frozen=True)
@@ -39,9 +48,15 @@ class Reasons:
         if self.store.remembers(task_key):
             return LOST
         name = "download" if stage.name == "expand" else stage.name
-        if isinstance(record, Source) and download.scheme(record.uri) == "file" and not download.matches(record.uri, self.loaded.folder):
+        if (
+            isinstance(record, Source)
+            and download.scheme(record.uri) == "file"
+            and not download.matches(record.uri, self.loaded.folder)
+        ):
             return f"no such file: {record.uri}"
-        if not self.past.manifests or (name not in self.past.manifests and isinstance(record, Pack)):
+        if not self.past.manifests or (
+            name not in self.past.manifests and isinstance(record, Pack)
+        ):
             return NEVER
         if isinstance(record, Pack):
             return self._pack(stage, record)
@@ -71,7 +86,10 @@ class Reasons:
         if isinstance(video, Video) and here is not None:
             if video.blob != here.blob:
                 return f"{OTHER}: the video has other bytes"
-            if (video.source.start_s, video.source.end_s) != (here.source.start_s, here.source.end_s):
+            if (video.source.start_s, video.source.end_s) != (
+                here.source.start_s,
+                here.source.end_s,
+            ):
                 return f"{OTHER}: another part of the video"
         before = self.past.record(NAMES[NAMES.index(stage.name) - 1], record.key)
         if before is None:
@@ -83,7 +101,11 @@ class Reasons:
             identity: Any = stage.identity(record)
             if isinstance(made, Sample) and (made.round_trip_psnr_db is not None) != identity[-1]:
                 return "changed parameter: [encode] psnr_share"
-        return LOST if stage.identity(before) == stage.identity(record) else f"{OTHER}: another {type(record).__name__.lower()}"
+        return (
+            LOST
+            if stage.identity(before) == stage.identity(record)
+            else f"{OTHER}: another {type(record).__name__.lower()}"
+        )
 
     def _address(self, source: Source, before: Record | None) -> str:
         if not isinstance(before, Video):
@@ -93,7 +115,9 @@ class Reasons:
         if before.source.identity() != source.identity():
             return f"{OTHER}: other bytes are wanted"
         if download.scheme(source.uri) == "file" and self.store.has(before.blob):
-            return f"{OTHER}: the file was moved, copied or edited; the same bytes cost nothing more"
+            return (
+                f"{OTHER}: the file was moved, copied or edited; the same bytes cost nothing more"
+            )
         return LOST
 
     def _pack(self, stage: Stage, pack: Pack) -> str:
@@ -102,10 +126,18 @@ class Reasons:
         before = self.past.record("shard", pack.key)
         if not all(self.past.had(source_of(sample).key) for sample in pack.samples):
             return "new source"
-        if isinstance(before, Shard) and before.samples == tuple(sample.key for sample in pack.samples):
+        if isinstance(before, Shard) and before.samples == tuple(
+            sample.key for sample in pack.samples
+        ):
             return self._content(pack)
-        repacked = differences("shard", self._packing(), canonical.plain(self.loaded.recipe.shard.model_dump()))
-        return f"changed parameter: {', '.join(repacked)}" if repacked else f"{OTHER}: other samples in it"
+        repacked = differences(
+            "shard", self._packing(), canonical.plain(self.loaded.recipe.shard.model_dump())
+        )
+        return (
+            f"changed parameter: {', '.join(repacked)}"
+            if repacked
+            else f"{OTHER}: other samples in it"
+        )
 
     def _content(self, pack: Pack) -> str:
         pairs = [(sample, self.past.record("encode", sample.key)) for sample in pack.samples]
@@ -139,9 +171,17 @@ def differences(stage: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> l
     """Parameters that differ, as "[table] name old -> new"."""
     if stage == "cut" and old.get("detector") != new.get("detector"):
         return [f"[cut] detector {_short(old.get('detector'))} -> {_short(new.get('detector'))}"]
-    pairs = [(name, old.get(name), new.get(name)) for name in sorted(old.keys() | new.keys()) if name != "text"]
+    pairs = [
+        (name, old.get(name), new.get(name))
+        for name in sorted(old.keys() | new.keys())
+        if name != "text"
+    ]
     if stage == "encode":
-        pairs += [one for one in zip(TEXT, *(_texts(params) for params in (old, new)), strict=True) if one[0] not in new and one[1:] != ()]
+        pairs += [
+            one
+            for one in zip(TEXT, *(_texts(params) for params in (old, new)), strict=True)
+            if one[0] not in new and one[1:] != ()
+        ]
     return [f"{_named(stage, name)} {_short(a)} -> {_short(b)}" for name, a, b in pairs if a != b]
 
 

@@ -1,7 +1,8 @@
 """Build from a lock instead of detecting again: the recorded addresses, digests, formats and cuts.
 
-Only videos that gave clips are fetched. Bytes that are not the recorded ones are refused, so a source that has changed or is
-gone costs its own samples and nothing else. What comes out lies where a build puts it and is then judged by `compare`.
+Only videos that gave clips are fetched. Bytes that are not the recorded ones are refused, so a
+source that has changed or is gone costs its own samples and nothing else. What comes out lies where
+a build puts it and is then judged by `compare`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ FIELDS = ("uri", "captions", "license", "start_s", "end_s")
 
 @dataclass(frozen=True)
 class Edit:
-    """Something a recipe says otherwise than the lock. `field` is "added" or "missing" for a whole source."""
+    """Something a recipe says otherwise than the lock. `field` is "added" or "missing" for a whole
+    source.
+    """
 
     source: str  # or a table of options, in brackets
     field: str
@@ -40,7 +43,9 @@ class Edit:
 
 
 def check(loaded: Loaded, lock: Lock) -> None:
-    """Refuse a recipe that would give other clips or latents than the lock tells of. Raises RecipeError with every difference."""
+    """Refuse a recipe that would give other clips or latents than the lock tells of. Raises
+    RecipeError with every difference.
+    """
     recipe = loaded.recipe
     found = encode.find_encoders(recipe.encode, loaded.folder)
     wanted = {
@@ -49,7 +54,10 @@ def check(loaded: Loaded, lock: Lock) -> None:
         "shard": recipe.shard.model_dump(),
     }
     if differences := list(_options(lock, wanted)):
-        told = "\n".join(f"  {one.source} {one.field}: the recipe gives {one.found}, the lock has {one.locked}" for one in differences)
+        told = "\n".join(
+            f"  {one.source} {one.field}: the recipe gives {one.found}, the lock has {one.locked}"
+            for one in differences
+        )
         raise RecipeError(
             f"{loaded.path} is not the recipe the lock was made of:\n{told}\n"
             "Take the recipe (and models) published with the lock, or make a lock of your own with `build`"
@@ -72,7 +80,9 @@ def _short(value: object) -> str:
 
 
 def edits(loaded: Loaded, lock: Lock) -> list[Edit]:
-    """What the recipe says otherwise than the lock: sources that only one of them has, fields, options that a rebuild does not ask for."""
+    """What the recipe says otherwise than the lock: sources that only one of them has, fields,
+    options that a rebuild does not ask for.
+    """
     recipe = loaded.recipe
     unused = {
         "download": download.stage(recipe.download, loaded.folder).params,
@@ -94,8 +104,14 @@ def edits(loaded: Loaded, lock: Lock) -> list[Edit]:
             if here[name] != getattr(video, name):
                 made.append(Edit(video.key, name, _said(getattr(video, name)), _said(here[name])))
     rejected = lock.header["stages"]["download"]["rejected"].keys()
-    if rejected <= {"removed"}:  # else it may have been in the recipe and unavailable when the lock was made
-        made += [Edit(source.key, "added") for source in loaded.sources if source.key not in {*used, *loaded.removed}]
+    if rejected <= {
+        "removed"
+    }:  # else it may have been in the recipe and unavailable when the lock was made
+        made += [
+            Edit(source.key, "added")
+            for source in loaded.sources
+            if source.key not in {*used, *loaded.removed}
+        ]
     return made
 
 
@@ -107,43 +123,82 @@ def _said(value: object) -> str:
 
 
 def entry_of(key: str, sources: Sequence[Source], videos: Collection[str] = ()) -> Source | None:
-    """The line of the recipe a video came from: itself, or the glob, playlist or channel whose key its own begins with.
+    """The line of the recipe a video came from: itself, or the glob, playlist or channel whose key
+    its own begins with.
 
     What is one of the lock's `videos` itself is no list of others.
     """
     exact = next((source for source in sources if source.key == key), None)
     if exact is not None:
         return exact
-    lists = [source for source in sources if key.startswith(f"{source.key}-") and source.key not in videos]
+    lists = [
+        source
+        for source in sources
+        if key.startswith(f"{source.key}-") and source.key not in videos
+    ]
     return max(lists, key=lambda source: len(source.key), default=None)
 
 
-def source_of(video: LockedVideo, loaded: Loaded, videos: Collection[str] = ()) -> Source | Rejection:
-    """What to fetch for a locked video, and under which captions: the recipe's; or why it is not fetched at all.
+def source_of(
+    video: LockedVideo, loaded: Loaded, videos: Collection[str] = ()
+) -> Source | Rejection:
+    """What to fetch for a locked video, and under which captions: the recipe's; or why it is not
+    fetched at all.
 
-    An address that only the lock knows (one video of a playlist, one file of a glob) must be of the kind the recipe's is.
+    An address that only the lock knows (one video of a playlist, one file of a glob) must be of the
+    kind the recipe's is.
     """
     entry = entry_of(video.key, loaded.sources, videos)
     removal = loaded.removed.get(video.key) or (loaded.removed.get(entry.key) if entry else None)
     if removal:
-        return Rejection(video.key, "download", "bad", "removed", removal.why or f"taken down on {removal.at}")
+        return Rejection(
+            video.key, "download", "bad", "removed", removal.why or f"taken down on {removal.at}"
+        )
     if entry is None:
-        return Rejection(video.key, "download", "unavailable", "not-found", "the recipe does not name it any more")
+        return Rejection(
+            video.key,
+            "download",
+            "unavailable",
+            "not-found",
+            "the recipe does not name it any more",
+        )
     uri = entry.uri
     if entry.key != video.key:
         uri = video.uri
         kinds = {download.scheme(entry.uri), download.scheme(uri)}
         if kinds == {"file"}:
-            paths = [path for path in download.matches(entry.uri, loaded.folder) if _named(path, loaded.folder) == video.uri]
+            paths = [
+                path
+                for path in download.matches(entry.uri, loaded.folder)
+                if _named(path, loaded.folder) == video.uri
+            ]
             if not paths:
                 detail = f"{entry.uri} does not match {uri.removeprefix('file:')} any more"
                 return Rejection(video.key, "download", "unavailable", "not-found", detail)
-            same = (path for path in paths if len(paths) > 1 and canonical.file_digest(path) == video.sha256)
+            same = (
+                path
+                for path in paths
+                if len(paths) > 1 and canonical.file_digest(path) == video.sha256
+            )
             uri = f"file:{download.path_in_recipe(next(same, paths[0]), loaded.folder)}"
         elif not kinds <= {"http", "https"}:
-            raise Damaged(f"the lock's address of '{video.key}' is of another kind ({uri}) than the recipe's ({entry.uri})")
-    chosen = video.fetched_as if download.scheme(uri) in ("http", "https") and video.fetched_as != "unknown" else None
-    return replace(entry, key=video.key, uri=uri, sha256=video.sha256, format=chosen, start_s=video.start_s, end_s=video.end_s)
+            raise Damaged(
+                f"the lock's address of '{video.key}' is of another kind ({uri}) than the recipe's ({entry.uri})"
+            )
+    chosen = (
+        video.fetched_as
+        if download.scheme(uri) in ("http", "https") and video.fetched_as != "unknown"
+        else None
+    )
+    return replace(
+        entry,
+        key=video.key,
+        uri=uri,
+        sha256=video.sha256,
+        format=chosen,
+        start_s=video.start_s,
+        end_s=video.end_s,
+    )
 
 
 def _named(path: Path, folder: Path) -> str:
@@ -156,18 +211,34 @@ def walk(loaded: Loaded, lock: Lock, run: Run, device: str) -> Iterator[Step]:
     recipe, folder = loaded.recipe, loaded.folder
     wanted = [video for video in lock.videos.values() if lock.clips_of(video.key)]
     sources = [source_of(video, loaded, lock.videos) for video in wanted]
-    step = run(download.stage(recipe.download, folder), [source for source in sources if isinstance(source, Source)], False)
+    step = run(
+        download.stage(recipe.download, folder),
+        [source for source in sources if isinstance(source, Source)],
+        False,
+    )
     absent = tuple(source for source in sources if isinstance(source, Rejection))
     made = step.manifest
-    step = replace(step, manifest=replace(made, num_in=made.num_in + len(absent), rejections=made.rejections + absent))
+    step = replace(
+        step,
+        manifest=replace(
+            made, num_in=made.num_in + len(absent), rejections=made.rejections + absent
+        ),
+    )
     yield step
-    scenes = [scene for video in step.manifest.records if isinstance(video, Video) for scene in _scenes(video, lock)]
+    scenes = [
+        scene
+        for video in step.manifest.records
+        if isinstance(video, Video)
+        for scene in _scenes(video, lock)
+    ]
     step = run(extract.stage(recipe.extract), scenes, False)
     yield step
     stage = encode.stage(recipe.encode, encode.find_encoders(recipe.encode, folder), device)
     step = run(stage, step.manifest.records, False)
     yield step
-    packs = shard.pack([record for record in step.manifest.records if isinstance(record, Sample)], recipe.shard)
+    packs = shard.pack(
+        [record for record in step.manifest.records if isinstance(record, Sample)], recipe.shard
+    )
     yield run(shard.stage(), packs, False)
 
 
@@ -177,12 +248,16 @@ def is_rebuilt(folder: Path) -> bool:
 
 
 def looked(loaded: Loaded, data: Path, device: str) -> tuple[list[Step], str]:
-    """What is done and what is pending, of a build or of a rebuild, and why no more is known of it."""
+    """What is done and what is pending, of a build or of a rebuild, and why no more is known of
+    it.
+    """
     if not is_rebuilt(data / loaded.recipe.name):
         return build.looked(loaded, data, device)
     steps: list[Step] = []
     try:
-        for step in walk(loaded, lock.read(loaded.path), surveyor(Store(data.absolute() / "store")), device):
+        for step in walk(
+            loaded, lock.read(loaded.path), surveyor(Store(data.absolute() / "store")), device
+        ):
             steps.append(step)
     except LongtakeError as error:
         return steps, str(error)
@@ -192,7 +267,9 @@ def looked(loaded: Loaded, data: Path, device: str) -> tuple[list[Step], str]:
 def _scenes(video: Video, lock: Lock) -> Iterator[Scene]:
     for clip in lock.clips_of(video.key):
         if clip.time_base != video.container.time_base:
-            raise Damaged(f"the lock counts '{clip.key}' in {clip.time_base} s, its video in {video.container.time_base} s")
+            raise Damaged(
+                f"the lock counts '{clip.key}' in {clip.time_base} s, its video in {video.container.time_base} s"
+            )
         yield Scene(clip.key, video, clip.start_pts, clip.end_pts)
 
 
@@ -203,20 +280,34 @@ def versions(lock: Lock, steps: Sequence[Step]) -> list[str]:
         name, here = step.manifest.stage, step.manifest.version
         locked: Any = lock.header["stages"][name]["version"]
         if locked != here:
-            told.append(f"stage '{name}' is version {here} here and {locked} in the lock: its bytes may differ")
+            told.append(
+                f"stage '{name}' is version {here} here and {locked} in the lock: its bytes may differ"
+            )
     return told
 
 
-def reproduce(loaded: Loaded, locked: Lock, data: Path, executor: Executor, device: str, progress: Progress) -> Iterator[Step]:
-    """Rebuild, stage by stage, and write the outputs; the lock stays as it is. Raises Stopped, Bug or RecipeError."""
+def reproduce(
+    loaded: Loaded, locked: Lock, data: Path, executor: Executor, device: str, progress: Progress
+) -> Iterator[Step]:
+    """Rebuild, stage by stage, and write the outputs; the lock stays as it is. Raises Stopped, Bug
+    or RecipeError.
+    """
     check(loaded, locked)
     if device != "auto":
         encoders.choose_device(device)
     if manifest_path(data / loaded.recipe.name, "cut").is_file():
         told = "it would prove nothing, and what cannot be had any more would go from there"
-        raise Stopped(f"{data / loaded.recipe.name} holds a build of its own: {told}. Choose another folder with --data (make: DATA=)")
+        raise Stopped(
+            f"{data / loaded.recipe.name} holds a build of its own: {told}. Choose another folder with --data (make: DATA=)"
+        )
     with opened(data) as store, store.unfinished(loaded.recipe.name):
-        for step in written(loaded, walk(loaded, locked, runner(store, executor, progress), device), data, store, device):
+        for step in written(
+            loaded,
+            walk(loaded, locked, runner(store, executor, progress), device),
+            data,
+            store,
+            device,
+        ):
             _read_back(step, store)
             yield step
 
@@ -224,5 +315,10 @@ def reproduce(loaded: Loaded, locked: Lock, data: Path, executor: Executor, devi
 def _read_back(step: Step, store: Store) -> None:
     """Shards that were remembered are read again before anybody calls them identical."""
     for record in step.manifest.records:
-        if isinstance(record, Shard) and canonical.file_digest(store.path(record.blob.sha256)) != record.blob.sha256:
-            raise Damaged(f"the shard '{record.key}' is not on disk as it was written: `verify --drop`, then the same command again")
+        if (
+            isinstance(record, Shard)
+            and canonical.file_digest(store.path(record.blob.sha256)) != record.blob.sha256
+        ):
+            raise Damaged(
+                f"the shard '{record.key}' is not on disk as it was written: `verify --drop`, then the same command again"
+            )

@@ -1,8 +1,9 @@
 """What the manifests under a data folder refer to, and `gc`: what they do not refer to goes.
 
-Held are the blobs that any dataset's manifests name, the reels of their videos and the null prompt's embedding. Wheels are
-not: they serve fetching only. What a build remembered that was broken off is held too, for no manifest can name it yet.
-Every deletion is of blobs first and then of memos, so that one broken off leaves what the next one finds.
+Held are the blobs that any dataset's manifests name, the reels of their videos and the null
+prompt's embedding. Wheels are not: they serve fetching only. What a build remembered that was
+broken off is held too, for no manifest can name it yet. Every deletion is of blobs first and then
+of memos, so that one broken off leaves what the next one finds.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ from pipeline.core.store import Memo, Store, blobs_in
 from pipeline.dataset.build import opened
 from pipeline.dataset.raw import reel_key
 
-WHOLE = {"container": "raw videos", "pictures": "clips", "members": "shards"}  # kinds by a fact that only they have
+WHOLE = {
+    "container": "raw videos",
+    "pictures": "clips",
+    "members": "shards",
+}  # kinds by a fact that only they have
 PARTS = {
     "reel": "reels",
     "mean": "latents",
@@ -30,13 +35,19 @@ PARTS = {
     "text": "text embeddings",
     "image": "image embeddings",
 }
-TASKS = {"wheel": "wheels", "text": "text embeddings", "images": "image embeddings"}  # kinds by the name of a smaller task
+TASKS = {
+    "wheel": "wheels",
+    "text": "text embeddings",
+    "images": "image embeddings",
+}  # kinds by the name of a smaller task
 LEFT_OVER = "left over"  # blobs that no memo names
 
 
 @dataclass
 class Held:
-    """What manifests refer to: digests of blobs; identities, as canonical JSON, of videos and of sources; who has a video."""
+    """What manifests refer to: digests of blobs; identities, as canonical JSON, of videos and of
+    sources; who has a video.
+    """
 
     blobs: set[str] = field(default_factory=set)
     videos: set[bytes] = field(default_factory=set)
@@ -51,7 +62,9 @@ class Bin:
     dry: bool = False
     counts: Counter[str] = field(default_factory=Counter)
     num_bytes: Counter[str] = field(default_factory=Counter)
-    linked_bytes: int = 0  # of those, bytes that are also a file elsewhere: nothing is freed by them
+    linked_bytes: int = (
+        0  # of those, bytes that are also a file elsewhere: nothing is freed by them
+    )
 
     def drop(self, kind: str, paths: Iterable[Path]) -> None:
         for path in paths:
@@ -67,7 +80,9 @@ class Bin:
 
 
 def gc(data: Path, dry: bool) -> tuple[Bin, list[str]]:
-    """Delete what no manifest refers to; returns what went, and unfinished builds whose work stayed. Raises Damaged before it deletes."""
+    """Delete what no manifest refers to; returns what went, and unfinished builds whose work
+    stayed. Raises Damaged before it deletes.
+    """
     if not (data / "store").is_dir():
         raise RecipeError(f"there is no store in {data}")
     with opened(data) as store:
@@ -108,18 +123,26 @@ def held(data: Path, store: Store, memos: Iterable[Memo]) -> Held:
             for record in records:
                 kept.blobs |= {blob.sha256 for blob in blobs_in(record)}
                 if video := video_in(record):
-                    kept.users.setdefault(video["blob"]["sha256"], set()).add(f"{folder.name}/{video['key']}")
+                    kept.users.setdefault(video["blob"]["sha256"], set()).add(
+                        f"{folder.name}/{video['key']}"
+                    )
                     kept.sources.add(canonical.encode(source_identity(video["source"])))
                     videos[canonical.encode(video_identity(video))] = video_identity(video)
         kept.videos |= videos.keys()
         if "extract" not in params:
             any_reel |= videos.keys()
         elif "reel" in params["extract"]:
-            _hold_memos(kept, store, [reel_key(identity, params["extract"]) for identity in videos.values()])
+            _hold_memos(
+                kept, store, [reel_key(identity, params["extract"]) for identity in videos.values()]
+            )
         if "encode" in params:
             _hold_memos(kept, store, [canonical.digest([*params["encode"]["text"], ""])])
     for memo in memos:
-        if isinstance(memo.of, list) and memo.of[:1] == ["reel"] and canonical.encode(memo.of[2]) in any_reel:
+        if (
+            isinstance(memo.of, list)
+            and memo.of[:1] == ["reel"]
+            and canonical.encode(memo.of[2]) in any_reel
+        ):
             kept.blobs |= {blob.sha256 for blob in blobs_in(memo.outputs)}
     return kept
 
@@ -131,22 +154,33 @@ def _hold_memos(kept: Held, store: Store, keys: Iterable[str]) -> None:
 
 
 def _hold_unfinished(store: Store, kept: Held) -> list[str]:
-    """Hold what was remembered since the first unfinished build began; returns the names of those builds."""
+    """Hold what was remembered since the first unfinished build began; returns the names of those
+    builds.
+    """
     notes = sorted((store.root / "unfinished").glob("*"))
     since = min((note.stat().st_mtime_ns for note in notes), default=None)
     if since is not None:
-        _hold_memos(kept, store, [path.name for path in store.memos() if path.stat().st_mtime_ns >= since])
+        _hold_memos(
+            kept, store, [path.name for path in store.memos() if path.stat().st_mtime_ns >= since]
+        )
     return [note.name for note in notes]
 
 
 def records_in(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A manifest's header and records as plain JSON. Raises Damaged if a line is damaged, or one is missing."""
+    """A manifest's header and records as plain JSON. Raises Damaged if a line is damaged, or one is
+    missing.
+    """
     name = f"{path.parent.name}/{path.name}"
     header, *lines = lines_of(name, path.read_bytes())
     records = [line["record"] for line in lines if "record" in line]
     wanted = (header.get("out"), sum(header.get("rejected", {}).values()))
-    if wanted != (len(records), len(lines) - len(records)) or not {"stage", "params"} <= header.keys():
-        raise Damaged(f"{name}: its lines are not those its first line tells of: remove it, and build again")
+    if (
+        wanted != (len(records), len(lines) - len(records))
+        or not {"stage", "params"} <= header.keys()
+    ):
+        raise Damaged(
+            f"{name}: its lines are not those its first line tells of: remove it, and build again"
+        )
     return header, records
 
 
@@ -162,7 +196,10 @@ def video_in(record: dict[str, Any]) -> dict[str, Any] | None:
 
 def video_identity(video: dict[str, Any]) -> dict[str, Any]:
     """What `Video.identity` gives, from plain JSON."""
-    return {"video": video["blob"]["sha256"], "span": [video["source"]["start_s"], video["source"]["end_s"]]}
+    return {
+        "video": video["blob"]["sha256"],
+        "span": [video["source"]["start_s"], video["source"]["end_s"]],
+    }
 
 
 def source_identity(source: dict[str, Any]) -> dict[str, Any]:
@@ -177,7 +214,11 @@ def kinds_of(memos: Iterable[Memo]) -> dict[str, str]:
 
 
 def _kinds_in(memo: Memo) -> Iterator[tuple[str, str]]:
-    task = TASKS.get(str(memo.of[0]), LEFT_OVER) if isinstance(memo.of, list) and memo.of else LEFT_OVER
+    task = (
+        TASKS.get(str(memo.of[0]), LEFT_OVER)
+        if isinstance(memo.of, list) and memo.of
+        else LEFT_OVER
+    )
     for entry in memo.outputs if isinstance(memo.outputs, list) else [memo.outputs]:
         facts = entry.get("facts", entry) if isinstance(entry, dict) else {}
         kind = next((kind for name, kind in WHOLE.items() if name in facts), None)

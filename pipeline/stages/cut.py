@@ -1,8 +1,9 @@
 """Video -> Scene*: find the cuts, in the video's own time stamps. The same decode fills the reel.
 
-Detectors: PySceneDetect's by name, fed with small frames, and ffmpeg's scdet. Frames are counted for
-the detector and mapped back to exact time stamps, so variable frame rate needs no special care.
-Which one is the default was decided by measured F1 on a truth set, then by cost: docs/benchmarks.md.
+Detectors: PySceneDetect's by name, fed with small frames, and ffmpeg's scdet. Frames are counted
+for the detector and mapped back to exact time stamps, so variable frame rate needs no special care.
+Which one is the default was decided by measured F1 on a truth set, then by cost:
+docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -26,20 +27,34 @@ VERSION = 1
 
 
 class _Params(Table):
-    min_scene_s: float = Field(default=0.6, ge=0, description="Cuts nearer than this to the one before, or to the start, are ignored.")
+    min_scene_s: float = Field(
+        default=0.6,
+        ge=0,
+        description="Cuts nearer than this to the one before, or to the start, are ignored.",
+    )
 
 
 class _Scaled(_Params):
-    width: int = Field(default=96, ge=32, description="Width of the small frames the detector looks at.")
+    width: int = Field(
+        default=96, ge=32, description="Width of the small frames the detector looks at."
+    )
 
 
 class Adaptive(_Scaled):
     """Change of hue, saturation and brightness against a rolling average: stands camera motion."""
 
     detector: Literal["adaptive"] = "adaptive"
-    adaptive_threshold: float = Field(default=2.5, gt=0, description="How many times the neighbours' change is a cut.")
-    min_content_val: float = Field(default=10.0, ge=0, description="Changes below this are never a cut.")
-    window_width: int = Field(default=12, ge=1, description="Frames before and after that make the average; wide sees slow fades.")
+    adaptive_threshold: float = Field(
+        default=2.5, gt=0, description="How many times the neighbours' change is a cut."
+    )
+    min_content_val: float = Field(
+        default=10.0, ge=0, description="Changes below this are never a cut."
+    )
+    window_width: int = Field(
+        default=12,
+        ge=1,
+        description="Frames before and after that make the average; wide sees slow fades.",
+    )
 
 
 class Content(_Scaled):
@@ -61,7 +76,9 @@ class Hash(_Scaled):
     """Distance of perceptual hashes."""
 
     detector: Literal["hash"] = "hash"
-    threshold: float = Field(default=0.35, ge=0, le=1, description="Share of differing bits that is a cut.")
+    threshold: float = Field(
+        default=0.35, ge=0, le=1, description="Share of differing bits that is a cut."
+    )
     size: int = Field(default=8, ge=2, description="Side of the hash.")
     lowpass: int = Field(default=2, ge=1, description="How much fine detail the hash leaves out.")
 
@@ -70,8 +87,15 @@ class Threshold(_Scaled):
     """Fades to and from black."""
 
     detector: Literal["threshold"] = "threshold"
-    threshold: int = Field(default=8, ge=0, le=255, description="Mean brightness below which a frame is black.")
-    fade_bias: float = Field(default=0.0, ge=-1, le=1, description="Where in the black the cut lies: -1 at its start, 1 at its end.")
+    threshold: int = Field(
+        default=8, ge=0, le=255, description="Mean brightness below which a frame is black."
+    )
+    fade_bias: float = Field(
+        default=0.0,
+        ge=-1,
+        le=1,
+        description="Where in the black the cut lies: -1 at its start, 1 at its end.",
+    )
 
 
 class Scdet(_Params):
@@ -87,7 +111,10 @@ class Whole(_Params):
     detector: Literal["none"] = "none"
 
 
-Params = Annotated[Adaptive | Content | Histogram | Hash | Threshold | Scdet | Whole, Field(discriminator="detector")]
+Params = Annotated[
+    Adaptive | Content | Histogram | Hash | Threshold | Scdet | Whole,
+    Field(discriminator="detector"),
+]
 AnyParams = Adaptive | Content | Histogram | Hash | Threshold | Scdet | Whole
 KINDS: tuple[type[AnyParams], ...] = (Adaptive, Content, Histogram, Hash, Threshold, Scdet, Whole)
 DEFAULT = Adaptive()
@@ -108,7 +135,9 @@ def seconds(record: Video) -> float:
     return float(record.duration_s)
 
 
-def process(record: Video, store: Store, params: AnyParams, extract: reel.Params) -> Iterator[Scene]:
+def process(
+    record: Video, store: Store, params: AnyParams, extract: reel.Params
+) -> Iterator[Scene]:
     """Find the scenes of one video, and fill its reel on the way if there is none yet."""
     reel_task = reel.task(record, extract)
     detector = new_detector(params, record.container)
@@ -116,14 +145,22 @@ def process(record: Video, store: Store, params: AnyParams, extract: reel.Params
     end = 0
     path, span = store.path(record.blob.sha256), (record.source.start_s, record.source.end_s)
     with store.scratch(".mp4") as scratch:
-        writer = reel.Writer(scratch, record.container, extract) if store.recall(canonical.digest(reel_task)) is None else None
-        for frame, pts, end in video.frames(path, record.container, *span):  # the last end is the video's
+        writer = (
+            reel.Writer(scratch, record.container, extract)
+            if store.recall(canonical.digest(reel_task)) is None
+            else None
+        )
+        for frame, pts, end in video.frames(
+            path, record.container, *span
+        ):  # the last end is the video's
             detector.see(frame)
             stamps.append(pts)
             if writer is not None:
                 writer.add(frame, pts, end)
         if writer is not None:
-            store.remember(canonical.digest(reel_task), reel.finish(writer, scratch, store), reel_task)
+            store.remember(
+                canonical.digest(reel_task), reel.finish(writer, scratch, store), reel_task
+            )
     for index, (start_pts, end_pts) in enumerate(scenes(stamps, end, detector.cuts())):
         yield Scene(f"{record.key}-{index:04d}", record, start_pts, end_pts)
 
@@ -162,7 +199,10 @@ class _Scored:
         self._cuts: list[int] = []
 
     def see(self, frame: Any) -> None:
-        if self._score.of(frame) >= self._threshold and self._index - (self._cuts[-1] if self._cuts else 0) >= self._apart:
+        if (
+            self._score.of(frame) >= self._threshold
+            and self._index - (self._cuts[-1] if self._cuts else 0) >= self._apart
+        ):
             self._cuts.append(self._index)
         self._index += 1
 
@@ -177,7 +217,9 @@ class _PySceneDetect:
         from scenedetect.common import FrameTimecode
 
         self._small = video.Thumbnails(facts, params.width)
-        self._detector = _detector_of(params, max(1, round(params.min_scene_s * float(facts.average_fps))))
+        self._detector = _detector_of(
+            params, max(1, round(params.min_scene_s * float(facts.average_fps)))
+        )
         self._clock = partial(FrameTimecode, fps=float(facts.average_fps))
         window = params.window_width if isinstance(params, Adaptive) else 0
         self._recent: deque[Any] = deque(maxlen=window + 1)
@@ -194,7 +236,9 @@ class _PySceneDetect:
         self._index += 1
 
     def cuts(self) -> list[int]:
-        for picture in list(self._recent)[-2::-1]:  # a rolling average judges a frame by those after it: mirror the end
+        for picture in list(self._recent)[
+            -2::-1
+        ]:  # a rolling average judges a frame by those after it: mirror the end
             self._look(picture)
         last = self._clock(max(0, self._index - 1))
         return self._cuts + [cut.frame_num for cut in self._detector.post_process(last)]

@@ -44,13 +44,19 @@ def whole_video(scene: Scene) -> float:
 
 
 def process(scene: Scene, store: Store, params: Params) -> Iterator[Clip]:
-    """Cut the scene's frames out of its video's reel. Raises BadData('too-few-frames') if some are not there."""
+    """Cut the scene's frames out of its video's reel. Raises BadData('too-few-frames') if some are
+    not there.
+    """
     promised = scene.num_frames(params.fps)
     found: dict[str, Any] = reel.of(scene.video, params, store)
     start = grid_index(scene.start_pts, scene.time_base, params.fps) - found["first_index"]
     with store.scratch(".mp4") as path:
         copied, pictures = reel.cut_clip(store.path(found["reel"]["sha256"]), start, promised, path)
         if copied < promised:
-            raise BadData("too-few-frames", f"{promised} frames promised by the time stamps, {copied} decoded")
+            raise BadData(
+                "too-few-frames", f"{promised} frames promised by the time stamps, {copied} decoded"
+            )
         blob: Blob = store.adopt(path)
-    yield Clip(scene.key, scene, blob, promised, params.fps, params.size, Crop(**found["crop"]), pictures)
+    yield Clip(
+        scene.key, scene, blob, promised, params.fps, params.size, Crop(**found["crop"]), pictures
+    )

@@ -1,8 +1,8 @@
 """Scene -> Scene* or Rejection: long enough? Reads the record and nothing else.
 
 How many frames a scene gives at the target fps follows from its time stamps, so a short scene costs
-nothing more and another `min_frames` decodes nothing. What is longer than `max_frames` is split into
-equal takes, because a four-hour drive is one scene.
+nothing more and another `min_frames` decodes nothing. What is longer than `max_frames` is split
+into equal takes, because a four-hour drive is one scene.
 """
 
 from __future__ import annotations
@@ -28,19 +28,28 @@ VERSION = 1
 class Params(Table):
     """`[filter]`: which scenes become clips."""
 
-    min_frames: int = Field(default=100, ge=1, description="Scenes that give fewer frames are rejected.")
+    min_frames: int = Field(
+        default=100, ge=1, description="Scenes that give fewer frames are rejected."
+    )
     max_frames: int | None = Field(
         default=1000,
         ge=1,
         description="Longer scenes are split into equal takes of at most this many frames; a clip is encoded from memory.",
     )
-    trim_s: Seconds = Field(default=Fraction(0), ge=0, le=60, description="Seconds to leave away at each end of a scene.")
+    trim_s: Seconds = Field(
+        default=Fraction(0),
+        ge=0,
+        le=60,
+        description="Seconds to leave away at each end of a scene.",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.max_frames is not None and self.max_frames < 2 * self.min_frames - 1:
             wanted = 2 * self.min_frames - 1
-            raise ValueError(f"max_frames must be at least {wanted}: equal parts of a longer scene would fall below min_frames")
+            raise ValueError(
+                f"max_frames must be at least {wanted}: equal parts of a longer scene would fall below min_frames"
+            )
         return self
 
 
@@ -55,15 +64,23 @@ def stage(params: Params, fps: Fraction) -> Stage:
 
 
 def process(scene: Scene, store: Store, params: Params, fps: Fraction) -> Iterator[Scene | BadData]:
-    """Trim, split and judge one scene. The outputs replace the scene and keep its video as parent."""
+    """Trim, split and judge one scene. The outputs replace the scene and keep its video as
+    parent.
+    """
     ticks = -(-params.trim_s // scene.time_base)
-    trimmed = replace(scene, start_pts=scene.start_pts + ticks, end_pts=max(scene.start_pts + ticks, scene.end_pts - ticks))
+    trimmed = replace(
+        scene,
+        start_pts=scene.start_pts + ticks,
+        end_pts=max(scene.start_pts + ticks, scene.end_pts - ticks),
+    )
     for take in takes(trimmed, params.max_frames, fps):
         count = take.num_frames(fps)
         if count >= params.min_frames:
             yield take
         else:
-            yield BadData("too-few-frames", f"{count} frames at {fps} fps, {params.min_frames} wanted")
+            yield BadData(
+                "too-few-frames", f"{count} frames at {fps} fps, {params.min_frames} wanted"
+            )
 
 
 def takes(scene: Scene, max_frames: int | None, fps: Fraction) -> list[Scene]:
@@ -76,4 +93,9 @@ def takes(scene: Scene, max_frames: int | None, fps: Fraction) -> list[Scene]:
     rate = scene.time_base * fps
     edges = [int((first + total * part // parts) / rate // 1) for part in range(1, parts)]
     bounds = [scene.start_pts, *edges, scene.end_pts]
-    return [replace(scene, key=f"{scene.key}-{part:03d}", start_pts=bounds[part], end_pts=bounds[part + 1]) for part in range(parts)]
+    return [
+        replace(
+            scene, key=f"{scene.key}-{part:03d}", start_pts=bounds[part], end_pts=bounds[part + 1]
+        )
+        for part in range(parts)
+    ]

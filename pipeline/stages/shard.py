@@ -1,8 +1,8 @@
 """Sample* -> Shard*: deterministic WebDataset tars and their index. The contract is docs/format.md.
 
-Order is sha256(seed, key), so neighbours in a shard come from different videos; the split is drawn per
-video, so none is in both halves. A shard's bytes depend on its samples alone: fixed member order,
-mtime 0, no owner. Tars are packed from the store and linked into the data folder.
+Order is sha256(seed, key), so neighbours in a shard come from different videos; the split is drawn
+per video, so none is in both halves. A shard's bytes depend on its samples alone: fixed member
+order, mtime 0, no owner. Tars are packed from the store and linked into the data folder.
 """
 
 from __future__ import annotations
@@ -37,12 +37,26 @@ class Params(Table):
 
     seed: int = Field(default=0, ge=0, description="Seed of the order and of the split.")
     max_samples: int = Field(default=1000, ge=1, description="Samples per shard at most.")
-    max_bytes: int = Field(default=1_000_000_000, ge=1_000, description="Bytes per shard at most; one sample always fits.")
-    validation: float = Field(default=0.0, ge=0, lt=1, description="Share of videos held out, in shards of their own.")
+    max_bytes: int = Field(
+        default=1_000_000_000,
+        ge=1_000,
+        description="Bytes per shard at most; one sample always fits.",
+    )
+    validation: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of videos held out, in shards of their own."
+    )
 
 
 def stage() -> Stage:
-    return Stage(name="shard", version=VERSION, params={"format": FORMAT}, makes=Shard, process=process, identity=identity, cost=seconds)
+    return Stage(
+        name="shard",
+        version=VERSION,
+        params={"format": FORMAT},
+        makes=Shard,
+        process=process,
+        identity=identity,
+        cost=seconds,
+    )
 
 
 def seconds(pack: Pack) -> float:
@@ -51,7 +65,10 @@ def seconds(pack: Pack) -> float:
 
 def identity(pack: Pack) -> object:
     """Every byte of the tar: keys, metadata and the members' digests."""
-    return [pack.split, [[sample.key, metadata(sample), members_of(sample)] for sample in pack.samples]]
+    return [
+        pack.split,
+        [[sample.key, metadata(sample), members_of(sample)] for sample in pack.samples],
+    ]
 
 
 def pack(samples: Sequence[Sample], params: Params) -> list[Pack]:
@@ -63,7 +80,10 @@ def pack(samples: Sequence[Sample], params: Params) -> list[Pack]:
             (sample for sample in samples if split_of(sample, params) == split),
             key=lambda sample: canonical.digest([params.seed, sample.key]),
         )
-        packs += [Pack(shard_name(split, index), split, part) for index, part in enumerate(_parts(chosen, params))]
+        packs += [
+            Pack(shard_name(split, index), split, part)
+            for index, part in enumerate(_parts(chosen, params))
+        ]
     return packs
 
 
@@ -72,7 +92,9 @@ def shard_name(split: Split, index: int) -> str:
 
 
 def split_of(sample: Sample, params: Params) -> Split:
-    """Which half the sample's video fell into: a function of the video's digest, so other videos never move it."""
+    """Which half the sample's video fell into: a function of the video's digest, so other videos
+    never move it.
+    """
     drawn = int(canonical.digest([params.seed, sample.clip.scene.video.blob.sha256])[:8], 16)
     return "validation" if drawn < params.validation * 2**32 else "train"
 
@@ -81,8 +103,14 @@ def _parts(samples: Sequence[Sample], params: Params) -> Iterator[tuple[Sample, 
     part: list[Sample] = []
     size = END
     for sample in samples:
-        sizes = [("json", len(metadata_bytes(sample))), *((name, blob.num_bytes) for name, blob in members_of(sample))]
-        own = sum(len(header(f"{sample.key}.{name}", num_bytes)) + padded(num_bytes) for name, num_bytes in sizes)
+        sizes = [
+            ("json", len(metadata_bytes(sample))),
+            *((name, blob.num_bytes) for name, blob in members_of(sample)),
+        ]
+        own = sum(
+            len(header(f"{sample.key}.{name}", num_bytes)) + padded(num_bytes)
+            for name, num_bytes in sizes
+        )
         if part and (len(part) == params.max_samples or size + own > params.max_bytes):
             yield tuple(part)
             part, size = [], END
@@ -97,7 +125,9 @@ def padded(num_bytes: int) -> int:
 
 
 def header(name: str, num_bytes: int) -> bytes:
-    """A member's header: mode 644, mtime 0, no owner; longer than a block for a name longer than 100 bytes."""
+    """A member's header: mode 644, mtime 0, no owner; longer than a block for a name longer than
+    100 bytes.
+    """
     made = tarfile.TarInfo(name)
     made.size = num_bytes
     return made.tobuf(tarfile.PAX_FORMAT)
@@ -105,7 +135,10 @@ def header(name: str, num_bytes: int) -> bytes:
 
 def members_of(sample: Sample) -> list[tuple[str, Blob]]:
     """Extension and content of every member but the metadata, in the order they are written."""
-    named: list[tuple[str, Blob | None]] = [("latents.npy", sample.latents), ("latents_std.npy", sample.latents_std)]
+    named: list[tuple[str, Blob | None]] = [
+        ("latents.npy", sample.latents),
+        ("latents_std.npy", sample.latents_std),
+    ]
     named += [(f"text{index or ''}.npy", blob) for index, blob in enumerate(sample.text)]
     named.append(("image.npy", sample.image))
     return [(name, blob) for name, blob in named if blob is not None]
@@ -121,10 +154,21 @@ def metadata(sample: Sample) -> dict[str, Any]:
         "fps": canonical.plain(clip.fps),
         "num_frames": clip.num_frames,
         "size": clip.size,
-        "source": {"key": source.key, "uri": public(source.uri), "license": source.license, "sha256": scene.video.blob.sha256},
-        "scene": {"start_pts": scene.start_pts, "end_pts": scene.end_pts, "time_base": canonical.plain(scene.time_base)},
+        "source": {
+            "key": source.key,
+            "uri": public(source.uri),
+            "license": source.license,
+            "sha256": scene.video.blob.sha256,
+        },
+        "scene": {
+            "start_pts": scene.start_pts,
+            "end_pts": scene.end_pts,
+            "time_base": canonical.plain(scene.time_base),
+        },
         "crop": canonical.plain(clip.crop),
-        "scores": {} if sample.round_trip_psnr_db is None else {"round_trip_psnr_db": sample.round_trip_psnr_db},
+        "scores": {}
+        if sample.round_trip_psnr_db is None
+        else {"round_trip_psnr_db": sample.round_trip_psnr_db},
     }
 
 
@@ -163,7 +207,9 @@ def _write_sample(out: _Hashed, sample: Sample, store: Store) -> Iterator[Member
     digest = hashlib.sha256(content).hexdigest()
     yield _write_member(out, f"{sample.key}.json", content, digest)
     for name, blob in members_of(sample):
-        yield _write_member(out, f"{sample.key}.{name}", store.path(blob.sha256).read_bytes(), blob.sha256)
+        yield _write_member(
+            out, f"{sample.key}.{name}", store.path(blob.sha256).read_bytes(), blob.sha256
+        )
 
 
 def _write_member(out: _Hashed, name: str, content: bytes, sha256: str) -> Member:
@@ -177,7 +223,9 @@ def _write_member(out: _Hashed, name: str, content: bytes, sha256: str) -> Membe
 def root_digest(shards: Sequence[Shard]) -> str:
     """sha256 over the shards' digests, in the order of their names, one a line."""
     ordered = sorted(shards, key=lambda shard: shard.key)
-    return hashlib.sha256("".join(f"{shard.blob.sha256}\n" for shard in ordered).encode()).hexdigest()
+    return hashlib.sha256(
+        "".join(f"{shard.blob.sha256}\n" for shard in ordered).encode()
+    ).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -191,7 +239,13 @@ class About:
     chunk_frames: int
 
 
-def index_of(about: About, shards: Sequence[Shard], found: encoders.Encoders, null_text: bytes, built: dict[str, Any]) -> bytes:
+def index_of(
+    about: About,
+    shards: Sequence[Shard],
+    found: encoders.Encoders,
+    null_text: bytes,
+    built: dict[str, Any],
+) -> bytes:
     """The bytes of index.json. `built` says where and with what, and enters no digest."""
     vae = encoders.vae_facts(found.vae_folder)
     return canonical.seal(
@@ -203,7 +257,11 @@ def index_of(about: About, shards: Sequence[Shard], found: encoders.Encoders, nu
             "size": about.size,
             "latents": {
                 "scaling_factor": vae["scaling_factor"],
-                "shape": [vae["latent_channels"], about.size // vae["factor"], about.size // vae["factor"]],
+                "shape": [
+                    vae["latent_channels"],
+                    about.size // vae["factor"],
+                    about.size // vae["factor"],
+                ],
                 "dtype": "float16",
                 "axes": "f c h w",
             },
@@ -211,9 +269,16 @@ def index_of(about: About, shards: Sequence[Shard], found: encoders.Encoders, nu
                 "vae": found.vae,
                 "precision": about.precision,
                 "chunk_frames": about.chunk_frames,
-                "clip": {**canonical.plain(found.clip), "text_layer": found.text_layer, "pad_token": found.pad_token},
+                "clip": {
+                    **canonical.plain(found.clip),
+                    "text_layer": found.text_layer,
+                    "pad_token": found.pad_token,
+                },
             },
-            "null_text": {"npy_base64": encoders.npy_base64(null_text), "sha256": hashlib.sha256(null_text).hexdigest()},
+            "null_text": {
+                "npy_base64": encoders.npy_base64(null_text),
+                "sha256": hashlib.sha256(null_text).hexdigest(),
+            },
             "num_samples": sum(len(shard.samples) for shard in shards),
             "shards": [_entry(shard) for shard in sorted(shards, key=lambda shard: shard.key)],
             "built": built,
@@ -230,7 +295,14 @@ def _entry(shard: Shard) -> dict[str, Any]:
         "samples": [
             {
                 "key": key,
-                "members": {member.name.removeprefix(f"{key}."): [member.start, member.num_bytes, member.sha256] for member in members},
+                "members": {
+                    member.name.removeprefix(f"{key}."): [
+                        member.start,
+                        member.num_bytes,
+                        member.sha256,
+                    ]
+                    for member in members
+                },
             }
             for key, members in zip(shard.samples, shard.members, strict=True)
         ],

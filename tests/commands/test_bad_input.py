@@ -1,4 +1,6 @@
-"""One build of everything that can be wrong with a file: each a counted rejection or a clip, and the build goes on."""
+"""One build of everything that can be wrong with a file: each a counted rejection or a clip, and
+the build goes on.
+"""
 
 from __future__ import annotations
 
@@ -43,13 +45,20 @@ class Built:
     folder: Path
 
     def lines(self, stage: str) -> list[dict[str, dict[str, object]]]:
-        return [json.loads(line) for line in (self.folder / f"{stage}.jsonl").read_text().splitlines()[1:]]
+        return [
+            json.loads(line)
+            for line in (self.folder / f"{stage}.jsonl").read_text().splitlines()[1:]
+        ]
 
 
 def pipeline(*words: str | Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user does."""
     return subprocess.run(
-        [sys.executable, "-m", "pipeline", *map(str, words)], capture_output=True, text=True, timeout=timeout, check=False
+        [sys.executable, "-m", "pipeline", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
 
 
@@ -67,13 +76,26 @@ def built(film: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -
     (folder / "one-frame.mp4").write_bytes(film(footage.plain, 0.04).read_bytes())
     (folder / "secret.mp4").write_bytes(whole.read_bytes())
     secret = folder / "secret.mp4"
-    (folder / "hls.mp4").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{secret}\n#EXT-X-ENDLIST\n")
+    (folder / "hls.mp4").write_text(
+        f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{secret}\n#EXT-X-ENDLIST\n"
+    )
     (folder / "concat.mp4").write_text(f"ffconcat version 1.0\nfile {secret}\n")
     files = sorted(path for path in folder.iterdir() if path != secret)
-    sources = "\n".join(f'[[source]]\nid = "{path.stem}"\nuri = "file:{path.name}"' for path in files)
+    sources = "\n".join(
+        f'[[source]]\nid = "{path.stem}"\nuri = "file:{path.name}"' for path in files
+    )
     options = '[filter]\nmin_frames = 5\n[extract]\nsize = 64\n[encode]\npreset = "tiny"\n'
     (folder / "bad.toml").write_text(f"{sources}\n{options}")
-    done = pipeline("build", folder / "bad.toml", "--data", folder / "data", "--until", "extract", "--workers", "2")
+    done = pipeline(
+        "build",
+        folder / "bad.toml",
+        "--data",
+        folder / "data",
+        "--until",
+        "extract",
+        "--workers",
+        "2",
+    )
     return Built(done.returncode, done.stdout + done.stderr, folder / "data" / "bad")
 
 
@@ -103,8 +125,16 @@ def test_a_bad_file_is_a_rejection_with_its_reason(built: Built, name: str, reas
 def test_no_source_is_lost_between_clips_and_rejections(built: Built) -> None:
     accounted = set()
     for stage in ("1-download", "2-cut", "3-filter", "4-extract"):
-        accounted |= {str(line["rejection"]["key"]).split("-0")[0] for line in built.lines(stage) if "rejection" in line}
-    accounted |= {str(line["record"]["key"]).rsplit("-", 1)[0] for line in built.lines("4-extract") if "record" in line}
+        accounted |= {
+            str(line["rejection"]["key"]).split("-0")[0]
+            for line in built.lines(stage)
+            if "rejection" in line
+        }
+    accounted |= {
+        str(line["record"]["key"]).rsplit("-", 1)[0]
+        for line in built.lines("4-extract")
+        if "record" in line
+    }
     assert accounted == GOOD.keys() | BAD.keys()
 
 

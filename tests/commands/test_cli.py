@@ -19,9 +19,22 @@ from pipeline.__main__ import app
 
 ROOT = Path(__file__).parents[2]
 DEMO = "manifests/demo.toml"
-HEAVY = ("torch", "diffusers", "transformers", "av", "pydantic", "open_clip", "scenedetect", "decord", "numpy", "yt_dlp", "ray")
+HEAVY = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "av",
+    "pydantic",
+    "open_clip",
+    "scenedetect",
+    "decord",
+    "numpy",
+    "yt_dlp",
+    "ray",
+)
 
-# People's scripts know these: an option may be added, here too; none goes or changes its meaning without a word in the CHANGELOG.
+# People's scripts know these: an option may be added, here too; none goes or changes its meaning
+# without a word in the CHANGELOG.
 COMMANDS = {
     "build": ["recipe", "--until", "--data", "--executor", "--workers", "--device", "--keep-raw"],
     "status": ["recipe", "--data", "--device"],
@@ -50,16 +63,28 @@ class Said:
 
 
 def typed(*words: str | Path) -> Said:
-    """`python -m pipeline ...` in a process of its own, as a person types it in the project's folder."""
+    """`python -m pipeline ...` in a process of its own, as a person types it in the project's
+    folder.
+    """
     command = [sys.executable, "-W", "error", "-m", "pipeline", *map(str, words)]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **PLAIN}, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **PLAIN},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     return Said(done.returncode, done.stdout, done.stderr)
 
 
 def longtake(*words: str | Path) -> Said:
     """The same in this process, which is a good deal faster; an unplanned exception is raised."""
     with contextlib.chdir(ROOT):
-        done = CliRunner().invoke(app, [str(word) for word in words], env=PLAIN, catch_exceptions=False)
+        done = CliRunner().invoke(
+            app, [str(word) for word in words], env=PLAIN, catch_exceptions=False
+        )
     return Said(done.exit_code, done.stdout, done.stderr)
 
 
@@ -72,7 +97,10 @@ def wrong(tmp_path: Path) -> Path:
 
 def test_the_commands_and_options_are_those_on_the_list() -> None:
     group = typer.main.get_command(app)
-    found = {name: [option.opts[0] for option in command.params] for name, command in group.commands.items()}  # type: ignore[attr-defined]
+    found = {
+        name: [option.opts[0] for option in command.params]
+        for name, command in group.commands.items()
+    }  # type: ignore[attr-defined]
     assert found == COMMANDS
 
 
@@ -88,7 +116,8 @@ def test_help_names_every_command_and_every_exit_code() -> None:
     assert said.returncode == 0
     assert all(re.search(rf"\b{name}\b", said.stdout) for name in COMMANDS)
     assert re.findall(
-        r"\b(\d+) (?=done|bug|wrong|something|stopped|nothing|reproduced|not|interrupted)", " ".join(said.stdout.split())
+        r"\b(\d+) (?=done|bug|wrong|something|stopped|nothing|reproduced|not|interrupted)",
+        " ".join(said.stdout.split()),
     ) == [
         *"01234567",
         "130",
@@ -104,7 +133,14 @@ def test_help_takes_less_than_a_second_and_imports_nothing_heavy() -> None:
         "used = resource.getrusage(resource.RUSAGE_SELF)\n"
         f"print([used.ru_utime + used.ru_stime, sorted(set({HEAVY}) & set(sys.modules))], file=sys.stderr)\n"
     )
-    done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", probe],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     seconds, heavy = re.fullmatch(r"\[([0-9.]+), \[(.*)\]\]", done.stderr.strip()).groups()  # type: ignore[union-attr]
     assert not heavy
     assert float(seconds) < 1.0
@@ -147,7 +183,10 @@ def test_a_wrong_recipe_typed_for_real_is_no_traceback(wrong: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
-        (["check", "manifests/dmo.toml"], r"there is no recipe manifests/dmo\.toml; beside it: .*demo"),
+        (
+            ["check", "manifests/dmo.toml"],
+            r"there is no recipe manifests/dmo\.toml; beside it: .*demo",
+        ),
         (["check", "manifests"], "cannot read manifests"),
         (["check"], "Missing argument"),
         (["biuld", DEMO], "No such command"),
@@ -181,7 +220,11 @@ def test_show_before_any_build_says_to_build(tmp_path: Path) -> None:
 
 def test_rejections_before_any_build_says_so(tmp_path: Path) -> None:
     said = longtake("rejections", DEMO, "--data", tmp_path)
-    assert (said.returncode, said.stdout, said.stderr) == (0, f"nothing is built in {tmp_path}/demo yet\n", "")
+    assert (said.returncode, said.stdout, said.stderr) == (
+        0,
+        f"nothing is built in {tmp_path}/demo yet\n",
+        "",
+    )
 
 
 @pytest.mark.parametrize("command", ["check", "rejections"])

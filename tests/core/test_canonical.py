@@ -16,8 +16,15 @@ from pipeline.core import canonical
 from pipeline.core.records import Blob
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(st.characters(codec="utf-8")),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner, max_size=4),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(codec="utf-8")),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(st.characters(codec="utf-8")), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 
@@ -28,7 +35,10 @@ class Holder:
 
 
 def test_the_encoding_is_sorted_compact_utf_8() -> None:
-    assert canonical.encode({"b": [1, 2.5, None], "a": "é", "c": True}) == '{"a":"é","b":[1,2.5,null],"c":true}'.encode()
+    assert (
+        canonical.encode({"b": [1, 2.5, None], "a": "é", "c": True})
+        == '{"a":"é","b":[1,2.5,null],"c":true}'.encode()
+    )
 
 
 def test_a_fraction_is_numerator_slash_denominator() -> None:
@@ -37,7 +47,9 @@ def test_a_fraction_is_numerator_slash_denominator() -> None:
 
 
 def test_a_dataclass_is_its_fields_and_a_tuple_is_a_list() -> None:
-    assert canonical.plain(Holder((Blob("ab", 3), Fraction(1, 2)))) == {"inner": [{"sha256": "ab", "num_bytes": 3}, "1/2"]}
+    assert canonical.plain(Holder((Blob("ab", 3), Fraction(1, 2)))) == {
+        "inner": [{"sha256": "ab", "num_bytes": 3}, "1/2"]
+    }
 
 
 @given(JSON)
@@ -46,7 +58,9 @@ def test_plain_json_stays_what_it_is(value: Any) -> None:
     assert canonical.plain(canonical.plain(value)) == canonical.plain(value)
 
 
-@given(st.dictionaries(st.text(st.characters(codec="utf-8")), st.integers(), min_size=2, max_size=6))
+@given(
+    st.dictionaries(st.text(st.characters(codec="utf-8")), st.integers(), min_size=2, max_size=6)
+)
 def test_the_order_of_keys_does_not_matter(value: dict[str, int]) -> None:
     assert canonical.digest(value) == canonical.digest(dict(reversed(value.items())))
 
@@ -68,8 +82,14 @@ def test_the_order_of_keys_does_not_matter(value: dict[str, int]) -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-@pytest.mark.parametrize("wrap", [lambda value: value, lambda value: {"deep": [(Holder(value),)]}], ids=["bare", "nested"])
-def test_what_has_no_stable_form_is_refused(value: object, wrap: Callable[[object], object]) -> None:
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda value: value, lambda value: {"deep": [(Holder(value),)]}],
+    ids=["bare", "nested"],
+)
+def test_what_has_no_stable_form_is_refused(
+    value: object, wrap: Callable[[object], object]
+) -> None:
     with pytest.raises(TypeError, match="no stable form"):
         canonical.digest(wrap(value))
 

@@ -71,7 +71,13 @@ STAGE = Stage("behave", 1, {}, Source, behave, group=letter, cost=cost, timeout=
 def ray_session() -> Iterator[None]:
     """One Ray for the module, on two CPUs. Its own warnings are not ours to fix."""
     ray = pytest.importorskip("ray")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
     yield
     ray.shutdown()
 
@@ -88,7 +94,9 @@ def start(request: pytest.FixtureRequest) -> Start:
 
 def sources(*lines: str) -> list[Source]:
     """`sources("a1 pass", "a2 bad")`."""
-    return [Source(key, f"{does}:{key}") for key, _, does in (line.partition(" ") for line in lines)]
+    return [
+        Source(key, f"{does}:{key}") for key, _, does in (line.partition(" ") for line in lines)
+    ]
 
 
 def new_store(path: Path) -> Store:
@@ -102,16 +110,25 @@ def run(records: Sequence[Source], store: Store, executor: Executor) -> Manifest
 
 
 def outcome(made: Manifest) -> tuple[list[str], list[tuple[str, str, str]]]:
-    return [record.key for record in made.records], sorted((each.key, each.fate, each.reason) for each in made.rejections)
+    return [record.key for record in made.records], sorted(
+        (each.key, each.fate, each.reason) for each in made.rejections
+    )
 
 
 MIXED = sources(
-    *[f"{'abcde'[index % 5]}{index} {('pass', 'pass', 'many', 'bad', 'gone', 'pass', 'pass')[index % 7]}" for index in range(21)]
+    *[
+        f"{'abcde'[index % 5]}{index} {('pass', 'pass', 'many', 'bad', 'gone', 'pass', 'pass')[index % 7]}"
+        for index in range(21)
+    ]
 )
 
 
-@pytest.mark.parametrize(("name", "workers"), [("processes", 1), ("processes", 2), ("ray", 1), ("ray", 2)])
-def test_every_executor_gives_the_same_manifest(store: Store, tmp_path: Path, start: Start, name: str, workers: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "workers"), [("processes", 1), ("processes", 2), ("ray", 1), ("ray", 2)]
+)
+def test_every_executor_gives_the_same_manifest(
+    store: Store, tmp_path: Path, start: Start, name: str, workers: int
+) -> None:
     wanted = run(MIXED, new_store(tmp_path / "inline"), Inline())
     assert (len(wanted.records), len(wanted.rejections)) == (18, 6)
     assert run(MIXED, store, start(name, workers)).encode() == wanted.encode()
@@ -119,7 +136,9 @@ def test_every_executor_gives_the_same_manifest(store: Store, tmp_path: Path, st
 
 
 @pytest.mark.parametrize("name", ["inline", "processes", "ray"])
-def test_an_exception_in_a_worker_is_a_bug_with_the_key_of_its_record(store: Store, start: Start, name: str) -> None:
+def test_an_exception_in_a_worker_is_a_bug_with_the_key_of_its_record(
+    store: Store, start: Start, name: str
+) -> None:
     records = sources("a1 pass", "a2 bug", "a3 pass")
     with pytest.raises(Bug, match="a bug in stage 'behave' on record 'a2'") as caught:
         run(records, store, start(name, 1))
@@ -135,24 +154,40 @@ def test_a_full_disk_in_a_worker_stops_the_build(store: Store, start: Start, nam
 
 
 @pytest.mark.parametrize("name", ["inline", "processes"])
-def test_a_disk_that_does_not_do_as_asked_stops_the_build_and_is_no_bug(store: Store, start: Start, name: str) -> None:
-    with pytest.raises(Stopped, match=rf"Read-only file system: 'store/tmp/1': stage 'behave' on record 'a1', in {store.root}"):
+def test_a_disk_that_does_not_do_as_asked_stops_the_build_and_is_no_bug(
+    store: Store, start: Start, name: str
+) -> None:
+    with pytest.raises(
+        Stopped,
+        match=rf"Read-only file system: 'store/tmp/1': stage 'behave' on record 'a1', in {store.root}",
+    ):
         run(sources("a1 read-only"), store, start(name, 1))
 
 
-def test_a_build_that_was_stopped_goes_on_with_another_executor(store: Store, tmp_path: Path, start: Start) -> None:
+def test_a_build_that_was_stopped_goes_on_with_another_executor(
+    store: Store, tmp_path: Path, start: Start
+) -> None:
     run(MIXED[:9], store, start("processes", 2))
     wanted = run(MIXED, new_store(tmp_path / "at-once"), Inline())
     assert run(MIXED, store, Inline()).encode() == wanted.encode()
 
 
-def test_ray_refuses_a_stage_that_fits_nowhere_instead_of_waiting(store: Store, start: Start) -> None:
-    with pytest.raises(Stopped, match="stage 'behave' wants 1 CPU and 1 GPU a task and the Ray cluster has 2 CPUs and 0 GPUs"):
-        run_stage(replace(STAGE, num_gpus=on_gpu), sources("a1 pass"), store, start("ray", 2), Progress())
+def test_ray_refuses_a_stage_that_fits_nowhere_instead_of_waiting(
+    store: Store, start: Start
+) -> None:
+    with pytest.raises(
+        Stopped,
+        match="stage 'behave' wants 1 CPU and 1 GPU a task and the Ray cluster has 2 CPUs and 0 GPUs",
+    ):
+        run_stage(
+            replace(STAGE, num_gpus=on_gpu), sources("a1 pass"), store, start("ray", 2), Progress()
+        )
 
 
 def test_an_executor_nobody_knows_is_refused_with_the_names_there_are() -> None:
-    with pytest.raises(Stopped, match="no executor is called 'threads': choose one of inline, processes, ray"):
+    with pytest.raises(
+        Stopped, match="no executor is called 'threads': choose one of inline, processes, ray"
+    ):
         executors.make("threads", 2)
     made: dict[str, Any] = {name: executors.make(name, 2) for name in executors.NAMES}
     assert made == {"inline": Inline(), "processes": Processes(2), "ray": Ray(2)}
@@ -162,7 +197,9 @@ LOST = sources("a1 pass", "a2 crash", "a3 pass", "b1 pass", "b2 sleep", "b3 pass
 
 
 @pytest.fixture(scope="module")
-def after_losses(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Callable[[str], tuple[Manifest, Store]]:
+def after_losses(
+    tmp_path_factory: pytest.TempPathFactory, start: Start
+) -> Callable[[str], tuple[Manifest, Store]]:
     """What an executor made of LOST, and where; run once for each."""
 
     @cache
@@ -180,7 +217,9 @@ def test_a_worker_that_dies_and_one_that_hangs_cost_one_rejection_each(
     made, store = after_losses(name)
     wanted = ["a1", "a3", "b1", "b3"], [("a2", "bad", "crashed"), ("b2", "bad", "timed-out")]
     assert outcome(made) == wanted
-    assert outcome(run(LOST, store, Inline())) == wanted  # remembered: a second crash would end this process
+    assert (
+        outcome(run(LOST, store, Inline())) == wanted
+    )  # remembered: a second crash would end this process
 
 
 def test_what_a_lost_worker_leaves_in_the_manifest_does_not_depend_on_the_executor(
@@ -211,9 +250,14 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.parametrize("strike", ["os.kill(os.getpid(), signal.SIGINT)", "time.sleep(0.5); os.killpg(0, signal.SIGINT)"])
+@pytest.mark.parametrize(
+    "strike",
+    ["os.kill(os.getpid(), signal.SIGINT)", "time.sleep(0.5); os.killpg(0, signal.SIGINT)"],
+)
 def test_ctrl_c_while_a_worker_is_just_being_spawned_is_quiet(strike: str) -> None:
-    """The build must still hand the worker what it waits for; the worker, by then awake, must not hear the signal itself."""
+    """The build must still hand the worker what it waits for; the worker, by then awake, must not
+    hear the signal itself.
+    """
     done = subprocess.run(
         [sys.executable, "-c", STRUCK_WHILE_SPAWNING.replace("STRIKE", strike)],
         cwd=ROOT,
@@ -239,8 +283,16 @@ if START: executors._start_worker(multiprocessing.Value("i", 0))
 
 @pytest.mark.parametrize(("starts", "said"), [("False", "taken apart\n"), ("True", "")])
 def test_a_worker_ends_at_once_and_meets_no_signal_on_the_way_out(starts: str, said: str) -> None:
-    """Python forgets its signal handlers while it takes itself apart, and complains of the pool's SIGTERM."""
-    done = subprocess.run([sys.executable, "-c", ENDS.replace("START", starts)], cwd=ROOT, capture_output=True, text=True, check=True)
+    """Python forgets its signal handlers while it takes itself apart, and complains of the pool's
+    SIGTERM.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS.replace("START", starts)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert (done.stdout, done.stderr) == (said, "")
 
 
@@ -264,9 +316,14 @@ def test_a_worker_that_dies_before_it_has_begun_costs_nothing(
     assert (tmp_path / "left").read_bytes() == b""
 
 
-def test_workers_that_always_die_before_they_begin_stop_the_build(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_always_die_before_they_begin_stop_the_build(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "left").write_bytes(b"x" * 10_000)
     monkeypatch.setenv("DIES_AT_BIRTH", str(tmp_path / "left"))
     monkeypatch.setattr(executors, "_start_worker", dies_at_birth)
-    with pytest.raises(Stopped, match="the workers of stage 'behave' die before they do anything: is there memory for 2"):
+    with pytest.raises(
+        Stopped,
+        match="the workers of stage 'behave' die before they do anything: is there memory for 2",
+    ):
         run(sources("a1 pass", "b2 pass"), store, Processes(2))

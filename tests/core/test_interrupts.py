@@ -1,4 +1,6 @@
-"""Ctrl-C at moments when Python itself handles it badly. During a build's stages: test_end_to_end."""
+"""Ctrl-C at moments when Python itself handles it badly. During a build's stages:
+test_end_to_end.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +39,13 @@ def outcome(script: str) -> tuple[int, str]:
     return process.returncode, said
 
 
-@pytest.mark.parametrize("module", ["", "typer", "pydantic", "rich.console", "numpy", "pipeline.dataset.recipe"])
+@pytest.mark.parametrize(
+    "module", ["", "typer", "pydantic", "rich.console", "numpy", "pipeline.dataset.recipe"]
+)
 def test_ctrl_c_while_python_still_imports_is_one_line_and_130(module: str) -> None:
-    """Python tells of each import it has done; the first to strike at is whichever comes after ours."""
+    """Python tells of each import it has done; the first to strike at is whichever comes after
+    ours.
+    """
     process = started("-X", "importtime", "-m", "pipeline", "check", "manifests/demo.toml")
     assert process.stderr is not None
     ours = False
@@ -50,13 +56,22 @@ def test_ctrl_c_while_python_still_imports_is_one_line_and_130(module: str) -> N
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "".join(line for line in said.splitlines(keepends=True) if not line.startswith("import time:")) == LINE
+    assert (
+        "".join(
+            line for line in said.splitlines(keepends=True) if not line.startswith("import time:")
+        )
+        == LINE
+    )
 
 
 def test_ctrl_c_amid_an_import_of_a_build_is_not_raised_into_it(tmp_path: Path) -> None:
     """Torch would end with SIGABRT; this module makes something else of the exception."""
-    (tmp_path / "touchy.py").write_text(f"import os, signal\ntry: {STRIKE}\nexcept BaseException: raise ImportError('half a module')\n")
-    assert outcome(f"sys.path.append({str(tmp_path)!r})\nwith interrupts.raised(): import touchy") == (130, LINE)
+    (tmp_path / "touchy.py").write_text(
+        f"import os, signal\ntry: {STRIKE}\nexcept BaseException: raise ImportError('half a module')\n"
+    )
+    assert outcome(
+        f"sys.path.append({str(tmp_path)!r})\nwith interrupts.raised(): import touchy"
+    ) == (130, LINE)
 
 
 def test_ctrl_c_amid_the_work_unwinds_it_and_is_a_keyboard_interrupt(tmp_path: Path) -> None:
@@ -65,11 +80,16 @@ def test_ctrl_c_amid_the_work_unwinds_it_and_is_a_keyboard_interrupt(tmp_path: P
     assert outcome(script.replace("SIGINT", "SIGTERM")) == (1, "caught\n")
 
 
-def test_ctrl_c_that_passes_through_an_exec_still_gives_python_m_its_exit_code(tmp_path: Path) -> None:
+def test_ctrl_c_that_passes_through_an_exec_still_gives_python_m_its_exit_code(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "made.py").write_text(
         f"{HEAD}try:\n  with interrupts.raised(): exec('{STRIKE}')\nexcept KeyboardInterrupt: sys.exit(130)\n"
     )
-    process = started("-c", f"import os, sys\nos.chdir({str(tmp_path)!r})\nos.execv(sys.executable, [sys.executable, '-m', 'made'])")
+    process = started(
+        "-c",
+        f"import os, sys\nos.chdir({str(tmp_path)!r})\nos.execv(sys.executable, [sys.executable, '-m', 'made'])",
+    )
     _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (130, "")
 
@@ -80,11 +100,15 @@ def test_ctrl_c_after_the_work_is_ignored() -> None:
 
 def test_a_signal_that_is_ignored_from_outside_stays_ignored() -> None:
     ignored = "signal.signal(signal.SIGINT, signal.SIG_IGN)"
-    assert outcome(f"{ignored}\ninterrupts.leave_at_once()\nwith interrupts.raised():\n  {STRIKE}") == (0, "")
+    assert outcome(
+        f"{ignored}\ninterrupts.leave_at_once()\nwith interrupts.raised():\n  {STRIKE}"
+    ) == (0, "")
 
 
 def test_afterwards_signals_do_what_they_did_before() -> None:
-    found = signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background job is started with it ignored
+    found = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a script's background job is started with it ignored
     try:
         before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
         with interrupts.raised():

@@ -1,4 +1,6 @@
-"""The closed list of what can go wrong: every class of it is reached, by what goes wrong in the world."""
+"""The closed list of what can go wrong: every class of it is reached, by what goes wrong in the
+world.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ class World:
     new_scene: Callable[..., Record]
     monkeypatch: pytest.MonkeyPatch
 
-    def staged(self, stage: Stage, record: Record, executor: Executor | None = None) -> tuple[str, str]:
+    def staged(
+        self, stage: Stage, record: Record, executor: Executor | None = None
+    ) -> tuple[str, str]:
         manifest, _ = run_stage(stage, [record], self.store, executor or Inline(), Progress())
         [one] = manifest.rejections
         return one.fate, one.reason
@@ -95,7 +99,10 @@ def blank_pictures(world: World) -> tuple[str, str]:
 
 
 def past_the_end(world: World) -> tuple[str, str]:
-    return world.staged(cut.stage(cut.Whole(), reel.Params()), world.video_of(world.film(footage.plain, 1, size="160x120"), Fraction(9)))
+    return world.staged(
+        cut.stage(cut.Whole(), reel.Params()),
+        world.video_of(world.film(footage.plain, 1, size="160x120"), Fraction(9)),
+    )
 
 
 def without_end(world: World) -> tuple[str, str]:
@@ -135,28 +142,42 @@ def taken_down(world: World) -> tuple[str, str]:
 
 
 PROVOKED: dict[str, Callable[[World], tuple[str, str]]] = {
-    "unreadable": lambda world: world.answered(page("<html><body>Please log in</body></html>", "video/mp4")),
+    "unreadable": lambda world: world.answered(
+        page("<html><body>Please log in</body></html>", "video/mp4")
+    ),
     "no-video-stream": lambda world: world.file(world.film(footage.audio_only)),
-    "no-timestamps": lambda world: world.file(world.film(footage.plain, 1, size="160x120", suffix=".h264")),
+    "no-timestamps": lambda world: world.file(
+        world.film(footage.plain, 1, size="160x120", suffix=".h264")
+    ),
     "truncated": lambda world: world.file(world.film(footage.truncated)),
     "decode-error": blank_pictures,
     "outside-span": past_the_end,
-    "too-few-frames": lambda world: world.staged(filtering.stage(filtering.Params(), Fraction(10)), world.new_scene(0, 400)),
+    "too-few-frames": lambda world: world.staged(
+        filtering.stage(filtering.Params(), Fraction(10)), world.new_scene(0, 400)
+    ),
     "too-large": without_end,
     "non-finite": not_a_number,
     "crashed": lambda world: world.staged(BEHAVE, Source("a", "crash:a"), Processes(1)),
-    "timed-out": lambda world: world.staged(replace(BEHAVE, timeout=lambda cost: 0.5), Source("a", "sleep:a"), Processes(1)),
+    "timed-out": lambda world: world.staged(
+        replace(BEHAVE, timeout=lambda cost: 0.5), Source("a", "sleep:a"), Processes(1)
+    ),
     "removed": taken_down,
     "gone": lambda world: world.answered(status(404)),
     "forbidden": lambda world: world.answered(status(403)),
-    "private": lambda world: world.said("Private video. Sign in if you've been granted access to this video"),
+    "private": lambda world: world.said(
+        "Private video. Sign in if you've been granted access to this video"
+    ),
     "geo-blocked": lambda world: world.answered(status(451)),
-    "bot-check": lambda world: world.said("Sign in to confirm you\u2019re not a bot. This helps protect our community."),
+    "bot-check": lambda world: world.said(
+        "Sign in to confirm you\u2019re not a bot. This helps protect our community."
+    ),
     "rate-limited": lambda world: world.answered(status(429)),
     "http-status": lambda world: world.answered(status(418)),
     "network": lambda world: world.answered(lambda handler: None),
     "timeout": no_answer,
-    "checksum": lambda world: world.file(world.film(footage.plain, 1, size="160x120"), sha256="0" * 64),
+    "checksum": lambda world: world.file(
+        world.film(footage.plain, 1, size="160x120"), sha256="0" * 64
+    ),
     "not-found": missing_member,
     "unsupported": lambda world: world.downloaded("gopher://example.org/film.mp4"),
 }
@@ -188,7 +209,11 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], r
 
 
 def built(loaded: recipes.Loaded, classes: set[str] | None = None) -> build.Step:
-    return next(build.build(loaded, loaded.folder / "data", Inline(), "cpu", "download", Progress(), classes))
+    return next(
+        build.build(
+            loaded, loaded.folder / "data", Inline(), "cpu", "download", Progress(), classes
+        )
+    )
 
 
 def told(loaded: recipes.Loaded) -> dict[str, tuple[str, int]]:
@@ -198,9 +223,14 @@ def told(loaded: recipes.Loaded) -> dict[str, tuple[str, int]]:
 
 
 def test_the_ledger_counts_tries_and_keeps_first_and_last(
-    recipe: Callable[[str], recipes.Loaded], film: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    recipe: Callable[[str], recipes.Loaded],
+    film: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    small, times = film(footage.plain, 1, size="160x120"), iter(["2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z", "2026-01-03T00:00:00Z"])
+    small, times = (
+        film(footage.plain, 1, size="160x120"),
+        iter(["2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z", "2026-01-03T00:00:00Z"]),
+    )
     answers = {"/a.mp4": status(429), "/b.mp4": content(small)}
     with serving(answers) as (address, _):
         loaded = recipe(address)
@@ -210,14 +240,22 @@ def test_the_ledger_counts_tries_and_keeps_first_and_last(
         built(loaded)
         built(loaded)
         assert told(loaded)["a"] == ("rate-limited", 9)
-        [failed] = [one for one in next(build.look(loaded, loaded.folder / "data", "cpu")).failures if one.rejection.key == "a"]
-        assert failed.first > failed.last == "2026-01-02T00:00:00Z"  # the clock was set back, and nobody minds
+        [failed] = [
+            one
+            for one in next(build.look(loaded, loaded.folder / "data", "cpu")).failures
+            if one.rejection.key == "a"
+        ]
+        assert (
+            failed.first > failed.last == "2026-01-02T00:00:00Z"
+        )  # the clock was set back, and nobody minds
         answers["/a.mp4"] = content(small)
         built(loaded)
         assert told(loaded) == {"c": ("unreadable", 1)}
 
 
-def test_a_retry_of_one_class_asks_nobody_else(recipe: Callable[[str], recipes.Loaded], film: Callable[..., Path]) -> None:
+def test_a_retry_of_one_class_asks_nobody_else(
+    recipe: Callable[[str], recipes.Loaded], film: Callable[..., Path]
+) -> None:
     answers = {"/a.mp4": status(429), "/b.mp4": status(404)}
     with serving(answers) as (address, asked):
         loaded = recipe(address)
@@ -227,7 +265,10 @@ def test_a_retry_of_one_class_asks_nobody_else(recipe: Callable[[str], recipes.L
         step = built(loaded, {"rate-limited"})
     assert {path for path, _ in asked} == {"/a.mp4"}
     assert [record.key for record in step.manifest.records] == ["a"]
-    assert {one.key: one.reason for one in step.manifest.rejections} == {"b": "gone", "c": "unreadable"}
+    assert {one.key: one.reason for one in step.manifest.rejections} == {
+        "b": "gone",
+        "c": "unreadable",
+    }
     assert told(loaded) == {"b": ("gone", 1), "c": ("unreadable", 1)}
 
 
@@ -236,7 +277,9 @@ def test_what_is_remembered_as_bad_is_tried_again_if_its_class_is_named(
 ) -> None:
     seen: list[str] = []
     real = download.video.probe
-    monkeypatch.setattr(download.video, "probe", lambda path: (seen.append(path.name), real(path))[1])
+    monkeypatch.setattr(
+        download.video, "probe", lambda path: (seen.append(path.name), real(path))[1]
+    )
     with serving({}) as (address, _):
         loaded = recipe(address)
         for classes, number in [(None, 1), (None, 1), ({"truncated"}, 1), ({"unreadable"}, 2)]:
@@ -245,7 +288,9 @@ def test_what_is_remembered_as_bad_is_tried_again_if_its_class_is_named(
 
 
 def test_words_in_brackets_are_shown_as_they_are() -> None:
-    failed = ledger.Failure(Rejection("a", "download", "unavailable", "gone", "[generic] a: [/b] is gone"), "", "", 1)
+    failed = ledger.Failure(
+        Rejection("a", "download", "unavailable", "gone", "[generic] a: [/b] is gone"), "", "", 1
+    )
     console = Console(width=200)
     with console.capture() as shown:
         console.print(report.rejections([failed]))
@@ -255,16 +300,40 @@ def test_words_in_brackets_are_shown_as_they_are() -> None:
 
 
 def test_a_funnel_of_many_records_fits_a_narrow_screen() -> None:
-    many = Manifest("download", 1, {}, 30_000, 0, (), tuple(Rejection(str(n), "download", "bad", "too-large", "") for n in range(30_000)))
+    many = Manifest(
+        "download",
+        1,
+        {},
+        30_000,
+        0,
+        (),
+        tuple(Rejection(str(n), "download", "bad", "too-large", "") for n in range(30_000)),
+    )
     console = Console(width=76)
     with console.capture() as shown:
-        report.show(console, f"films, built in /{'folder/' * 20}films", report.funnel([build.Step(many, 0, 0)]))
+        report.show(
+            console,
+            f"films, built in /{'folder/' * 20}films",
+            report.funnel([build.Step(many, 0, 0)]),
+        )
     title, _, header, *_ = shown.get().splitlines()
     assert title.endswith("/folder/films")
-    assert header.split() == ["stage", "in", "out", "rejected", "why", "cached", "pending", "size", "hours"]
+    assert header.split() == [
+        "stage",
+        "in",
+        "out",
+        "rejected",
+        "why",
+        "cached",
+        "pending",
+        "size",
+        "hours",
+    ]
 
 
 def test_retry_refuses_a_class_that_is_none() -> None:
     said = CliRunner().invoke(app, ["retry", "manifests/demo.toml", "--class", "tired"])
     assert said.exit_code == 2
-    assert "got 'tired', allowed are bot-check, checksum, crashed" in " ".join(said.output.replace("│", " ").split())
+    assert "got 'tired', allowed are bot-check, checksum, crashed" in " ".join(
+        said.output.replace("│", " ").split()
+    )

@@ -12,22 +12,44 @@ from hypothesis import strategies as st
 from pipeline.core import manifest
 from pipeline.core.errors import Damaged, RecipeError
 from pipeline.core.manifest import Manifest
-from pipeline.core.records import Blob, Clip, Crop, Member, Pack, Record, Rejection, Sample, Scene, Shard, Source, Video
+from pipeline.core.records import (
+    Blob,
+    Clip,
+    Crop,
+    Member,
+    Pack,
+    Record,
+    Rejection,
+    Sample,
+    Scene,
+    Shard,
+    Source,
+    Video,
+)
 
 
 @pytest.fixture
 def scenes(new_scene: Callable[..., Scene]) -> tuple[Scene, ...]:
-    return tuple(new_scene(index * 100, index * 100 + 100, key=f"film-{index:04d}") for index in range(20))
+    return tuple(
+        new_scene(index * 100, index * 100 + 100, key=f"film-{index:04d}") for index in range(20)
+    )
 
 
 @pytest.fixture
 def rejections() -> tuple[Rejection, ...]:
-    short = [Rejection("film-0003", "filter", "bad", "too-few-frames", f"{count} frames") for count in (99, 98, 97)]
+    short = [
+        Rejection("film-0003", "filter", "bad", "too-few-frames", f"{count} frames")
+        for count in (99, 98, 97)
+    ]
     return (*short, Rejection("other", "filter", "unavailable", "gone", "404"))
 
 
-def manifest_of(scenes: tuple[Scene, ...], rejections: tuple[Rejection, ...] = (), **changes: Any) -> Manifest:
-    made = Manifest("filter", 1, {"fps": "10/1"}, 5, len(scenes) + len(rejections) - 5, scenes, rejections)
+def manifest_of(
+    scenes: tuple[Scene, ...], rejections: tuple[Rejection, ...] = (), **changes: Any
+) -> Manifest:
+    made = Manifest(
+        "filter", 1, {"fps": "10/1"}, 5, len(scenes) + len(rejections) - 5, scenes, rejections
+    )
     return replace(made, **changes)
 
 
@@ -37,12 +59,19 @@ def test_the_order_of_records_and_rejections_does_not_change_the_bytes(
     wanted = manifest_of(scenes, rejections).encode()
     for seed in range(8):
         shuffle = random.Random(seed)
-        mixed = tuple(shuffle.sample(scenes, len(scenes))), tuple(shuffle.sample(rejections, len(rejections)))
+        mixed = (
+            tuple(shuffle.sample(scenes, len(scenes))),
+            tuple(shuffle.sample(rejections, len(rejections))),
+        )
         assert manifest_of(*mixed).encode() == wanted
 
 
-def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path, scenes: tuple[Scene, ...], rejections: tuple[Rejection, ...]) -> None:
-    written = manifest_of(scenes, tuple(sorted(rejections, key=lambda each: (each.key, each.detail))))
+def test_a_manifest_comes_back_as_it_was_written(
+    tmp_path: Path, scenes: tuple[Scene, ...], rejections: tuple[Rejection, ...]
+) -> None:
+    written = manifest_of(
+        scenes, tuple(sorted(rejections, key=lambda each: (each.key, each.detail)))
+    )
     written.write(tmp_path / "deep" / "filter.jsonl")
     found = manifest.read(tmp_path / "deep" / "filter.jsonl", Scene)
     assert found.encode() == written.encode()
@@ -64,7 +93,9 @@ def test_a_caption_may_hold_any_character(tmp_path: Path, caption: str) -> None:
     assert manifest.read(tmp_path / "expand.jsonl", Source).records == (source,)
 
 
-def test_an_unchanged_manifest_leaves_its_file_alone(tmp_path: Path, scenes: tuple[Scene, ...]) -> None:
+def test_an_unchanged_manifest_leaves_its_file_alone(
+    tmp_path: Path, scenes: tuple[Scene, ...]
+) -> None:
     path = tmp_path / "filter.jsonl"
     manifest_of(scenes).write(path)
     before = path.stat()
@@ -75,13 +106,18 @@ def test_an_unchanged_manifest_leaves_its_file_alone(tmp_path: Path, scenes: tup
 
 
 @pytest.mark.parametrize(("num_in", "num_split"), [(19, 0), (21, 0), (19, 2), (20, -1)])
-def test_a_manifest_that_lost_or_gained_a_record_cannot_be_made(scenes: tuple[Scene, ...], num_in: int, num_split: int) -> None:
+def test_a_manifest_that_lost_or_gained_a_record_cannot_be_made(
+    scenes: tuple[Scene, ...], num_in: int, num_split: int
+) -> None:
     with pytest.raises(AssertionError, match="stage 'filter' lost records"):
         Manifest("filter", 1, {}, num_in, num_split, scenes, ())
 
 
 def test_a_manifest_with_the_same_key_twice_cannot_be_made(scenes: tuple[Scene, ...]) -> None:
-    with pytest.raises(RecipeError, match="the key 'film-0001' would stand for two records: give one of their sources another id"):
+    with pytest.raises(
+        RecipeError,
+        match="the key 'film-0001' would stand for two records: give one of their sources another id",
+    ):
         manifest_of((*scenes, scenes[1]))
 
 
@@ -90,17 +126,56 @@ def test_reasons_are_counted(scenes: tuple[Scene, ...], rejections: tuple[Reject
 
 
 def every_kind(scene: Scene) -> list[tuple[Record, Record]]:
-    clip = Clip("film-0000", scene, Blob("2" * 64, 5), 100, Fraction(30000, 1001), 64, Crop(40, 0, 240, 240), "3" * 64)
-    sample = Sample("film-0000", clip, Blob("3" * 64, 7), None, (Blob("4" * 64, 8), Blob("5" * 64, 9)), None, 31.25, "cpu")
-    pack = Pack("train-00000", "train", (sample, replace(sample, key="film-0001", round_trip_psnr_db=None)))
+    clip = Clip(
+        "film-0000",
+        scene,
+        Blob("2" * 64, 5),
+        100,
+        Fraction(30000, 1001),
+        64,
+        Crop(40, 0, 240, 240),
+        "3" * 64,
+    )
+    sample = Sample(
+        "film-0000",
+        clip,
+        Blob("3" * 64, 7),
+        None,
+        (Blob("4" * 64, 8), Blob("5" * 64, 9)),
+        None,
+        31.25,
+        "cpu",
+    )
+    pack = Pack(
+        "train-00000", "train", (sample, replace(sample, key="film-0001", round_trip_psnr_db=None))
+    )
     member = Member("film-0000.json", 512, 10, "6" * 64)
-    shard = Shard("train-00000", "train", ("film-0000",), Fraction(100, 3), Blob("7" * 64, 10), ((member, member), (member,)))
+    shard = Shard(
+        "train-00000",
+        "train",
+        ("film-0000",),
+        Fraction(100, 3),
+        Blob("7" * 64, 10),
+        ((member, member), (member,)),
+    )
     source = scene.video.source
-    return [(source, source), (scene.video, source), (scene, scene.video), (clip, scene), (sample, clip), (pack, pack), (shard, pack)]
+    return [
+        (source, source),
+        (scene.video, source),
+        (scene, scene.video),
+        (clip, scene),
+        (sample, clip),
+        (pack, pack),
+        (shard, pack),
+    ]
 
 
-@pytest.mark.parametrize("index", range(7), ids=["source", "video", "scene", "clip", "sample", "pack", "shard"])
-def test_a_record_is_its_facts_its_key_and_its_parent(new_scene: Callable[..., Scene], index: int) -> None:
+@pytest.mark.parametrize(
+    "index", range(7), ids=["source", "video", "scene", "clip", "sample", "pack", "shard"]
+)
+def test_a_record_is_its_facts_its_key_and_its_parent(
+    new_scene: Callable[..., Scene], index: int
+) -> None:
     record, parent = every_kind(new_scene(0, 10_000))[index]
     found = manifest.restore(type(record), manifest.facts(record), record.key, parent)
     assert found == record
@@ -111,7 +186,9 @@ def test_a_memo_of_facts_does_not_repeat_the_parent(new_scene: Callable[..., Sce
     scene = new_scene(3, 400)
     assert manifest.facts(scene) == {"start_pts": 3, "end_pts": 400}
     assert set(manifest.facts(scene.video)) == {"blob", "fetched_as", "container"}
-    assert isinstance(manifest.restore(Video, manifest.facts(scene.video), "film", scene.video.source), Video)
+    assert isinstance(
+        manifest.restore(Video, manifest.facts(scene.video), "film", scene.video.source), Video
+    )
 
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=30)
@@ -124,22 +201,43 @@ SOURCES = st.builds(
     start_s=st.none() | st.fractions(0, 10**5),
     end_s=st.none() | st.fractions(0, 10**5),
 )
-REJECTIONS = st.builds(Rejection, st.text(max_size=8), st.just("expand"), st.sampled_from(["bad", "unavailable"]), TEXTS, TEXTS)
+REJECTIONS = st.builds(
+    Rejection,
+    st.text(max_size=8),
+    st.just("expand"),
+    st.sampled_from(["bad", "unavailable"]),
+    TEXTS,
+    TEXTS,
+)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(st.lists(SOURCES, max_size=5, unique_by=lambda source: source.key), st.lists(REJECTIONS, max_size=3), st.data())
+@given(
+    st.lists(SOURCES, max_size=5, unique_by=lambda source: source.key),
+    st.lists(REJECTIONS, max_size=3),
+    st.data(),
+)
 def test_any_manifest_comes_back_and_no_flipped_bit_does(
     tmp_path: Path, sources: list[Source], rejections: list[Rejection], data: st.DataObject
 ) -> None:
-    written = Manifest("expand", 1, {"x": Fraction(1, 3)}, len(sources), len(rejections), tuple(sources), tuple(rejections))
+    written = Manifest(
+        "expand",
+        1,
+        {"x": Fraction(1, 3)},
+        len(sources),
+        len(rejections),
+        tuple(sources),
+        tuple(rejections),
+    )
     path = tmp_path / "expand.jsonl"
     path.write_bytes(written.encode())
     found = manifest.read(path, Source)
     assert found.encode() == written.encode()
     assert set(found.records) == set(sources)
     content = bytearray(written.encode())
-    content[data.draw(st.integers(0, len(content) - 2))] ^= 1 << data.draw(st.integers(0, 7))  # the last byte ends the last line
+    content[data.draw(st.integers(0, len(content) - 2))] ^= 1 << data.draw(
+        st.integers(0, 7)
+    )  # the last byte ends the last line
     path.write_bytes(content)
     with pytest.raises(Damaged):
         manifest.read(path, Source)

@@ -11,20 +11,41 @@ from hypothesis import strategies as st
 from pipeline.core.records import Blob, Clip, Crop, Pack, Scene, grid_index, public, source_of
 
 TIME_BASES = st.sampled_from(
-    [Fraction(1, 12800), Fraction(1, 90000), Fraction(1, 1000), Fraction(1001, 30000), Fraction(1001, 24000), Fraction(1, 25), Fraction(1)]
+    [
+        Fraction(1, 12800),
+        Fraction(1, 90000),
+        Fraction(1, 1000),
+        Fraction(1001, 30000),
+        Fraction(1001, 24000),
+        Fraction(1, 25),
+        Fraction(1),
+    ]
 )
-RATES = st.sampled_from([Fraction(10), Fraction(24), Fraction(30000, 1001), Fraction(24000, 1001), Fraction(25, 2), Fraction(1, 3)])
+RATES = st.sampled_from(
+    [
+        Fraction(10),
+        Fraction(24),
+        Fraction(30000, 1001),
+        Fraction(24000, 1001),
+        Fraction(25, 2),
+        Fraction(1, 3),
+    ]
+)
 STAMPS = st.integers(-(10**9), 10**12)
 
 
 @given(STAMPS, TIME_BASES, RATES)
-def test_the_grid_index_is_the_first_point_at_or_after_the_stamp(pts: int, time_base: Fraction, fps: Fraction) -> None:
+def test_the_grid_index_is_the_first_point_at_or_after_the_stamp(
+    pts: int, time_base: Fraction, fps: Fraction
+) -> None:
     index = grid_index(pts, time_base, fps)
     assert index / fps >= pts * time_base > (index - 1) / fps
 
 
 @given(st.lists(STAMPS, min_size=2, max_size=8, unique=True), TIME_BASES, RATES)
-def test_the_counts_of_adjacent_spans_add_up(stamps: list[int], time_base: Fraction, fps: Fraction) -> None:
+def test_the_counts_of_adjacent_spans_add_up(
+    stamps: list[int], time_base: Fraction, fps: Fraction
+) -> None:
     stamps.sort()
     edges = [grid_index(pts, time_base, fps) for pts in stamps]
     assert all(b >= a for a, b in itertools.pairwise(edges))
@@ -58,19 +79,38 @@ def test_ten_hours_of_ntsc_do_not_drift(new_scene: Callable[..., Scene]) -> None
     assert scene.duration_s == Fraction(frames * 1001, 30000)
 
 
-def test_pixels_do_not_depend_on_keys_captions_licences_or_addresses(new_scene: Callable[..., Scene]) -> None:
+def test_pixels_do_not_depend_on_keys_captions_licences_or_addresses(
+    new_scene: Callable[..., Scene],
+) -> None:
     scene = new_scene(0, 400)
-    source = replace(scene.video.source, key="other", uri="https://example.org/film", captions=("another",), license="CC-BY-4.0")
-    other = replace(scene, key="other-0003", video=replace(scene.video, key="other", source=source, fetched_as="137"))
+    source = replace(
+        scene.video.source,
+        key="other",
+        uri="https://example.org/film",
+        captions=("another",),
+        license="CC-BY-4.0",
+    )
+    other = replace(
+        scene,
+        key="other-0003",
+        video=replace(scene.video, key="other", source=source, fetched_as="137"),
+    )
     assert other.identity() == scene.identity()
 
 
-def test_pixels_depend_on_the_bytes_the_time_range_and_the_span(new_scene: Callable[..., Scene]) -> None:
+def test_pixels_depend_on_the_bytes_the_time_range_and_the_span(
+    new_scene: Callable[..., Scene],
+) -> None:
     scene = new_scene(0, 400)
     others = [
         replace(scene, video=replace(scene.video, blob=Blob("1" * 64, 1))),
-        replace(scene, video=replace(scene.video, source=replace(scene.video.source, start_s=Fraction(1, 4)))),
-        replace(scene, video=replace(scene.video, source=replace(scene.video.source, end_s=Fraction(9)))),
+        replace(
+            scene,
+            video=replace(scene.video, source=replace(scene.video.source, start_s=Fraction(1, 4))),
+        ),
+        replace(
+            scene, video=replace(scene.video, source=replace(scene.video.source, end_s=Fraction(9)))
+        ),
         replace(scene, start_pts=1),
         replace(scene, end_pts=399),
     ]
@@ -88,15 +128,30 @@ def test_pixels_depend_on_the_bytes_the_time_range_and_the_span(new_scene: Calla
     ],
 )
 def test_a_video_lasts_as_long_as_the_part_its_source_asks_for(
-    new_scene: Callable[..., Scene], start_s: Fraction | None, end_s: Fraction | None, duration_s: Fraction
+    new_scene: Callable[..., Scene],
+    start_s: Fraction | None,
+    end_s: Fraction | None,
+    duration_s: Fraction,
 ) -> None:
     whole = new_scene(0, 10_000).video
-    assert replace(whole, source=replace(whole.source, start_s=start_s, end_s=end_s)).duration_s == duration_s
+    assert (
+        replace(whole, source=replace(whole.source, start_s=start_s, end_s=end_s)).duration_s
+        == duration_s
+    )
 
 
 def test_every_record_leads_back_to_its_source(new_scene: Callable[..., Scene]) -> None:
     scene = new_scene(0, 10_000)
-    clip = Clip("film-0000", scene, Blob("2" * 64, 5), 100, Fraction(10), 64, Crop(40, 0, 240, 240), "3" * 64)
+    clip = Clip(
+        "film-0000",
+        scene,
+        Blob("2" * 64, 5),
+        100,
+        Fraction(10),
+        64,
+        Crop(40, 0, 240, 240),
+        "3" * 64,
+    )
     assert source_of(clip) is scene.video.source
     assert clip.duration_s == 10
     with pytest.raises(TypeError, match="Pack 'pack' has no single source"):

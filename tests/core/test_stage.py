@@ -10,7 +10,17 @@ from pipeline.core.errors import BadData, Bug, Stopped, Unavailable
 from pipeline.core.executors import Inline
 from pipeline.core.manifest import Manifest
 from pipeline.core.records import Scene, Source
-from pipeline.core.stage import Batch, Lost, Outcome, Progress, Stage, Troubles, Work, run_stage, survey
+from pipeline.core.stage import (
+    Batch,
+    Lost,
+    Outcome,
+    Progress,
+    Stage,
+    Troubles,
+    Work,
+    run_stage,
+    survey,
+)
 from pipeline.core.store import Store
 
 
@@ -80,8 +90,12 @@ def test_a_second_run_does_only_what_is_missing(store: Store) -> None:
     assert {record.license for record in more.records} == {"CC0-1.0"}
 
 
-@pytest.mark.parametrize("changes", [{"version": 2}, {"params": {"to": "CC-BY-4.0"}}, {"name": "other"}])
-def test_another_name_version_or_parameter_runs_everything_again(store: Store, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "changes", [{"version": 2}, {"params": {"to": "CC-BY-4.0"}}, {"name": "other"}]
+)
+def test_another_name_version_or_parameter_runs_everything_again(
+    store: Store, changes: dict[str, Any]
+) -> None:
     run(STAGE, [source("a")], store)
     _, cached = run(replace(STAGE, **changes), [source("a")], store)
     assert (logged(store), cached) == (["a", "a"], 0)
@@ -89,14 +103,26 @@ def test_another_name_version_or_parameter_runs_everything_again(store: Store, c
 
 def test_how_and_where_it_runs_is_no_part_of_the_key(store: Store) -> None:
     run(STAGE, [source("a")], store)
-    moved = replace(STAGE, num_gpus=lambda: 1, group=lambda record: "one", cost=lambda record: 9.0, timeout=lambda cost: 1.0)
+    moved = replace(
+        STAGE,
+        num_gpus=lambda: 1,
+        group=lambda record: "one",
+        cost=lambda record: 9.0,
+        timeout=lambda cost: 1.0,
+    )
     assert survey(moved, [source("a")], store).num_cached == 1
 
 
-def test_outputs_are_in_key_order_whatever_the_order_of_the_input(store: Store, tmp_path: Any) -> None:
-    records = [source(f"{index:02d}", ("pass", "many", "bad", "gone")[index % 4]) for index in range(12)]
+def test_outputs_are_in_key_order_whatever_the_order_of_the_input(
+    store: Store, tmp_path: Any
+) -> None:
+    records = [
+        source(f"{index:02d}", ("pass", "many", "bad", "gone")[index % 4]) for index in range(12)
+    ]
     wanted, _ = run(STAGE, records, store)
-    assert [record.key for record in wanted.records] == sorted(record.key for record in wanted.records)
+    assert [record.key for record in wanted.records] == sorted(
+        record.key for record in wanted.records
+    )
     for seed in range(3):
         other = Store(tmp_path / f"other-{seed}")
         other.prepare()
@@ -106,7 +132,11 @@ def test_outputs_are_in_key_order_whatever_the_order_of_the_input(store: Store, 
 
 def test_a_record_may_become_several_and_all_are_counted(store: Store) -> None:
     made, _ = run(STAGE, [source("x", "many"), source("y")], store)
-    assert [(record.key, record.license) for record in made.records] == [("x-a", "A"), ("x-b", "B"), ("y", "CC0-1.0")]
+    assert [(record.key, record.license) for record in made.records] == [
+        ("x-a", "A"),
+        ("x-b", "B"),
+        ("y", "CC0-1.0"),
+    ]
     assert [(each.key, each.reason) for each in made.rejections] == [("x", "too-few-frames")]
     assert (made.num_in, made.num_split) == (2, 2)
 
@@ -121,7 +151,10 @@ def test_twins_run_once_and_each_gets_its_own_records(store: Store) -> None:
     made, _ = run(STAGE, twins, store)
     assert len(logged(store)) == 2
     assert [record.key for record in made.records] == ["a", "b"]
-    assert [(each.key, each.fate, each.reason) for each in made.rejections] == [("c", "unavailable", "gone"), ("d", "unavailable", "gone")]
+    assert [(each.key, each.fate, each.reason) for each in made.rejections] == [
+        ("c", "unavailable", "gone"),
+        ("d", "unavailable", "gone"),
+    ]
 
 
 def test_bad_data_is_a_rejection_and_is_remembered(store: Store) -> None:
@@ -141,16 +174,22 @@ def test_what_is_unavailable_is_counted_and_tried_again(store: Store) -> None:
         made, _ = run(STAGE, records, store)
         assert logged(store) == ran
         assert [record.key for record in made.records] == ["b"]
-        assert [(each.key, each.fate, each.reason, each.detail) for each in made.rejections] == [("a", "unavailable", "gone", "404")]
+        assert [(each.key, each.fate, each.reason, each.detail) for each in made.rejections] == [
+            ("a", "unavailable", "gone", "404")
+        ]
 
 
 def test_a_process_that_gives_nothing_is_a_bug_that_names_the_record(store: Store) -> None:
-    with pytest.raises(Bug, match="stage 'license' gave nothing for 'b', not even a rejection") as caught:
+    with pytest.raises(
+        Bug, match="stage 'license' gave nothing for 'b', not even a rejection"
+    ) as caught:
         run(STAGE, [source("a"), source("b", "nothing")], store)
     assert (caught.value.stage, caught.value.key) == ("license", "b")
 
 
-def test_an_unexpected_exception_is_a_bug_with_key_and_trace_and_keeps_what_is_done(store: Store) -> None:
+def test_an_unexpected_exception_is_a_bug_with_key_and_trace_and_keeps_what_is_done(
+    store: Store,
+) -> None:
     with pytest.raises(Bug, match="a bug in stage 'license' on record 'b'") as caught:
         run(STAGE, [source("a"), source("b", "bug"), source("c")], store)
     assert caught.value.key == "b"
@@ -179,10 +218,15 @@ def test_a_deleted_memo_is_made_again(store: Store) -> None:
     assert again.encode() == first.encode()
 
 
-def test_a_stage_that_keeps_the_type_keeps_the_parent(store: Store, new_scene: Callable[..., Scene]) -> None:
+def test_a_stage_that_keeps_the_type_keeps_the_parent(
+    store: Store, new_scene: Callable[..., Scene]
+) -> None:
     scene = new_scene(0, 400)
     made, _ = run(Stage("halve", 1, {}, Scene, halves), [scene], store)
-    assert [(each.key, each.start_pts, each.end_pts) for each in made.records] == [("film-0000-0", 0, 200), ("film-0000-1", 200, 400)]
+    assert [(each.key, each.start_pts, each.end_pts) for each in made.records] == [
+        ("film-0000-0", 0, 200),
+        ("film-0000-1", 200, 400),
+    ]
     assert all(each.video == scene.video for each in made.records)
 
 
@@ -191,18 +235,31 @@ def test_an_empty_stage_is_an_empty_manifest(store: Store) -> None:
     assert (made.num_in, made.num_split, made.records, made.rejections, cached) == (0, 0, (), (), 0)
 
 
-def test_records_of_a_group_travel_together_and_the_most_costly_group_goes_first(store: Store) -> None:
+def test_records_of_a_group_travel_together_and_the_most_costly_group_goes_first(
+    store: Store,
+) -> None:
     seen: list[tuple[list[str], float, float]] = []
 
     class Spy:
-        def map(self, work: Work, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Troubles | Lost]]:
+        def map(
+            self, work: Work, batches: Sequence[Batch]
+        ) -> Iterator[tuple[Batch, Troubles | Lost]]:
             for batch in batches:
-                seen.append(([record.key for _, record in batch.tasks], batch.cost, batch.timeout_s))
+                seen.append(
+                    ([record.key for _, record in batch.tasks], batch.cost, batch.timeout_s)
+                )
                 yield batch, work(batch)
 
-    stage = replace(STAGE, group=lambda record: record.key[0], cost=lambda record: float(record.key[1:]), timeout=lambda cost: 10 + cost)
+    stage = replace(
+        STAGE,
+        group=lambda record: record.key[0],
+        cost=lambda record: float(record.key[1:]),
+        timeout=lambda cost: 10 + cost,
+    )
     told: list[tuple[str, int, float]] = []
-    progress = Progress(start=lambda *args: told.append(args), advance=lambda *args: told.append(args))
+    progress = Progress(
+        start=lambda *args: told.append(args), advance=lambda *args: told.append(args)
+    )
     run_stage(stage, [source(key) for key in ("a1", "b5", "a2", "c4")], store, Spy(), progress)
     assert seen == [(["b5"], 5, 15), (["c4"], 4, 14), (["a1", "a2"], 3, 13)]
     assert told == [("license", 4, 12), ("license", 1, 5), ("license", 1, 4), ("license", 2, 3)]
@@ -229,8 +286,12 @@ class Ahead:
 
     def process(self, record: Source, store: Store, ready: str) -> Iterator[Outcome]:
         with self.moved:
-            self.moved.wait_for(lambda: len(self.started) >= min(int(record.key) + 2, self.count), timeout=20)
-            self.moved.wait_for(lambda: len(self.started) > int(record.key) + 2, timeout=0.1)  # time to run too far ahead
+            self.moved.wait_for(
+                lambda: len(self.started) >= min(int(record.key) + 2, self.count), timeout=20
+            )
+            self.moved.wait_for(
+                lambda: len(self.started) > int(record.key) + 2, timeout=0.1
+            )  # time to run too far ahead
             self.seen_ahead[record.key] = list(self.started)
         yield replace(record, license=ready)
 
@@ -239,8 +300,18 @@ def test_prepare_runs_one_record_ahead_and_no_further(store: Store) -> None:
     ahead = Ahead(4)
     stage = Stage("encode", 1, {}, Source, ahead.process, ahead.prepare, group=lambda record: "all")
     made, _ = run(stage, [source("0"), source("1"), source("2"), source("3")], store)
-    assert ahead.seen_ahead == {"0": ["0", "1"], "1": ["0", "1", "2"], "2": ["0", "1", "2", "3"], "3": ["0", "1", "2", "3"]}
-    assert [record.license for record in made.records] == ["ready 0", "ready 1", "ready 2", "ready 3"]
+    assert ahead.seen_ahead == {
+        "0": ["0", "1"],
+        "1": ["0", "1", "2"],
+        "2": ["0", "1", "2", "3"],
+        "3": ["0", "1", "2", "3"],
+    }
+    assert [record.license for record in made.records] == [
+        "ready 0",
+        "ready 1",
+        "ready 2",
+        "ready 3",
+    ]
 
 
 def test_bad_data_found_while_preparing_costs_only_its_own_record(store: Store) -> None:
@@ -248,7 +319,9 @@ def test_bad_data_found_while_preparing_costs_only_its_own_record(store: Store) 
     stage = Stage("encode", 1, {}, Source, ahead.process, ahead.prepare, group=lambda record: "all")
     made, _ = run(stage, [source("0"), source("1", "bad"), source("2")], store)
     assert [record.key for record in made.records] == ["0", "2"]
-    assert [(each.key, each.reason, each.detail) for each in made.rejections] == [("1", "decode-error", "in prepare")]
+    assert [(each.key, each.reason, each.detail) for each in made.rejections] == [
+        ("1", "decode-error", "in prepare")
+    ]
 
 
 def test_an_exception_while_preparing_is_a_bug_of_that_record(store: Store) -> None:
@@ -259,11 +332,15 @@ def test_an_exception_while_preparing_is_a_bug_of_that_record(store: Store) -> N
     assert survey(stage, [source("0")], store).num_cached == 1
 
 
-def test_one_lost_batch_is_tried_record_by_record_and_only_the_guilty_one_is_rejected(store: Store) -> None:
+def test_one_lost_batch_is_tried_record_by_record_and_only_the_guilty_one_is_rejected(
+    store: Store,
+) -> None:
     class Fragile:
         """Loses every batch that holds the record 'b', after it has done what comes before."""
 
-        def map(self, work: Work, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Troubles | Lost]]:
+        def map(
+            self, work: Work, batches: Sequence[Batch]
+        ) -> Iterator[tuple[Batch, Troubles | Lost]]:
             for batch in batches:
                 keys = [record.key for _, record in batch.tasks]
                 done = batch.tasks[: keys.index("b")] if "b" in keys else batch.tasks
@@ -275,24 +352,34 @@ def test_one_lost_batch_is_tried_record_by_record_and_only_the_guilty_one_is_rej
     made, _ = run_stage(stage, records, store, Fragile(), Progress())
     assert logged(store) == ["a", "c", "d"]
     assert [record.key for record in made.records] == ["a", "c"]
-    assert [(each.key, each.fate, each.reason) for each in made.rejections] == [("d", "unavailable", "gone"), ("b", "bad", "crashed")]
+    assert [(each.key, each.fate, each.reason) for each in made.rejections] == [
+        ("d", "unavailable", "gone"),
+        ("b", "bad", "crashed"),
+    ]
     again, cached = run_stage(stage, records, store, Inline(), Progress())
     assert (logged(store), cached) == (["d"], 3)
     assert again.encode() == made.encode()
 
 
-@pytest.mark.parametrize(("count", "join_s", "sizes"), [(40, 0, {1}), (40, 1e9, {2}), (40, 1.5, {1}), (320, 5, {5}), (8, 1e9, {1})])
+@pytest.mark.parametrize(
+    ("count", "join_s", "sizes"),
+    [(40, 0, {1}), (40, 1e9, {2}), (40, 1.5, {1}), (320, 5, {5}), (8, 1e9, {1})],
+)
 def test_small_groups_travel_together_but_leave_enough_batches_to_share_out(
     store: Store, count: int, join_s: float, sizes: set[int]
 ) -> None:
     seen: list[Batch] = []
 
     class Watching(Inline):
-        def map(self, work: Work, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Troubles | Lost]]:
+        def map(
+            self, work: Work, batches: Sequence[Batch]
+        ) -> Iterator[tuple[Batch, Troubles | Lost]]:
             seen.extend(batches)
             return super().map(work, batches)
 
     sources = [Source(f"s{number:03d}", f"ok:{number}") for number in range(count)]
     run_stage(replace(STAGE, join_s=join_s), sources, store, Watching(), Progress())
     assert {len(batch.tasks) for batch in seen} == sizes
-    assert sorted(record.key for batch in seen for _, record in batch.tasks) == [source.key for source in sources]
+    assert sorted(record.key for batch in seen for _, record in batch.tasks) == [
+        source.key for source in sources
+    ]

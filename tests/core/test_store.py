@@ -28,13 +28,26 @@ def test_bytes_come_back_under_their_digest(store: Store) -> None:
 def test_a_memo_comes_back_as_plain_json(store: Store) -> None:
     blob = store.put(b"latents")
     store.remember(TASK, [{"suffix": "-0", "facts": {"latents": blob, "scores": (1, 2.5)}}])
-    wanted = [{"suffix": "-0", "facts": {"latents": {"sha256": blob.sha256, "num_bytes": 7}, "scores": [1, 2.5]}}]
+    wanted = [
+        {
+            "suffix": "-0",
+            "facts": {"latents": {"sha256": blob.sha256, "num_bytes": 7}, "scores": [1, 2.5]},
+        }
+    ]
     assert store.recall(TASK) == wanted
     assert store.recall("cd" + TASK[2:]) is None
 
 
-@pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_bytes(b"laten")], ids=["deleted", "truncated"])
-@pytest.mark.parametrize("nest", [lambda blob: blob, lambda blob: [{"facts": {"members": [{"x": blob}]}}]], ids=["bare", "nested"])
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda path: path.unlink(), lambda path: path.write_bytes(b"laten")],
+    ids=["deleted", "truncated"],
+)
+@pytest.mark.parametrize(
+    "nest",
+    [lambda blob: blob, lambda blob: [{"facts": {"members": [{"x": blob}]}}]],
+    ids=["bare", "nested"],
+)
 def test_a_memo_whose_blob_is_gone_is_gone(store: Store, spoil: Any, nest: Any) -> None:
     blob = store.put(b"latents")
     store.remember(TASK, nest(blob))
@@ -55,7 +68,10 @@ def test_a_memo_cut_short_by_a_crash_of_the_machine_is_gone(store: Store) -> Non
 def test_blobs_are_found_wherever_they_are_and_nothing_else_is() -> None:
     one, two = ({"sha256": digit * 64, "num_bytes": 1} for digit in "12")
     member = {"name": "a.json", "start": 0, "sha256": "3" * 64, "num_bytes": 1}
-    assert list(blobs_in([{"a": one, "b": [two, member, "text", 3, None]}])) == [Blob("1" * 64, 1), Blob("2" * 64, 1)]
+    assert list(blobs_in([{"a": one, "b": [two, member, "text", 3, None]}])) == [
+        Blob("1" * 64, 1),
+        Blob("2" * 64, 1),
+    ]
 
 
 @pytest.mark.parametrize("kind", ["nothing", "file", "folder"])
@@ -88,7 +104,9 @@ def test_a_linked_file_stays_where_it_is(store: Store, tmp_path: Path) -> None:
     assert not left_over(store)
 
 
-def test_a_file_that_cannot_be_linked_is_copied(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_linked_is_copied(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def other_disk(*_: object) -> None:
         raise OSError(errno.EXDEV, "cross-device link")
 
@@ -130,7 +148,9 @@ def test_a_full_disk_stops_the_build_and_says_so(
         "once": lambda: store.once("task", lambda: 1),
         "scratch": scratch,
     }
-    with pytest.raises(Stopped, match=r"disk full: .* MB left; free some space and run the same command"):
+    with pytest.raises(
+        Stopped, match=r"disk full: .* MB left; free some space and run the same command"
+    ):
         acts[act]()
     assert not left_over(store)
     assert store.recall(TASK) is None
@@ -149,7 +169,11 @@ def test_once_makes_once_and_gives_the_same_both_times(store: Store) -> None:
         return {"blob": store.put(b"x"), "pair": (1, 2)}
 
     first, second = (store.once(["wheel", "a==1"], make) for _ in range(2))
-    assert first == second == {"blob": {"sha256": store.put(b"x").sha256, "num_bytes": 1}, "pair": [1, 2]}
+    assert (
+        first
+        == second
+        == {"blob": {"sha256": store.put(b"x").sha256, "num_bytes": 1}, "pair": [1, 2]}
+    )
     assert len(made) == 1
     store.once(["wheel", "a==2"], make)
     assert len(made) == 2

@@ -41,7 +41,9 @@ def test_the_same_build_writes_the_same_lock(small_dataset: Dataset, tmp_path: P
     assert other.lock.stat().st_mtime_ns == written
 
 
-def test_a_lock_tells_of_every_video_clip_sample_and_shard_and_of_no_folder(small_dataset: Dataset) -> None:
+def test_a_lock_tells_of_every_video_clip_sample_and_shard_and_of_no_folder(
+    small_dataset: Dataset,
+) -> None:
     found = lock.read(small_dataset.recipe)
     assert list(found.videos) == ["a", "b", "c", "d", "short"]
     assert {clip.video for clip in found.clips.values()} == {"a", "b", "c", "d"}
@@ -67,7 +69,9 @@ def test_a_lock_comes_back_as_it_was_written(small_dataset: Dataset) -> None:
     assert lock.read(small_dataset.recipe).encode() == small_dataset.lock.read_bytes()
 
 
-def test_a_large_lock_is_compressed_and_the_other_one_goes(small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_lock_is_compressed_and_the_other_one_goes(
+    small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made, recipe = lock.read(small_dataset.recipe), tmp_path / "small.toml"
     assert lock.write(made, recipe) == (tmp_path / "small.lock.jsonl", True)
     monkeypatch.setattr(lock, "LARGE", 1000)
@@ -78,7 +82,9 @@ def test_a_large_lock_is_compressed_and_the_other_one_goes(small_dataset: Datase
     assert lock.write(made, recipe) == (packed, False)
     with monkeypatch.context() as bomb:
         bomb.setattr(lock, "MOST", len(made.encode()) - 1)
-        with pytest.raises(Damaged, match=r"small\.lock\.jsonl\.zst unpacks to more than 0 MiB: that is no lock"):
+        with pytest.raises(
+            Damaged, match=r"small\.lock\.jsonl\.zst unpacks to more than 0 MiB: that is no lock"
+        ):
             lock.read(recipe)
     packed.write_bytes(packed.read_bytes()[:-9])
     with pytest.raises(Damaged, match=r"small\.lock\.jsonl\.zst"):
@@ -89,12 +95,17 @@ def test_a_large_lock_is_compressed_and_the_other_one_goes(small_dataset: Datase
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_a_flipped_bit_anywhere_is_seen_and_its_line_named(small_dataset: Dataset, tmp_path: Path, seed: int) -> None:
+def test_a_flipped_bit_anywhere_is_seen_and_its_line_named(
+    small_dataset: Dataset, tmp_path: Path, seed: int
+) -> None:
     content = bytearray(small_dataset.lock.read_bytes())
     at = random.Random(seed).randrange(len(content))
     content[at] ^= 1 << seed % 8
     (tmp_path / "small.lock.jsonl").write_bytes(content)
-    with pytest.raises(Damaged, match=rf"small\.lock\.jsonl: line ({bytes(content[:at]).count(10) + 1}|\d+) .*is damaged"):
+    with pytest.raises(
+        Damaged,
+        match=rf"small\.lock\.jsonl: line ({bytes(content[:at]).count(10) + 1}|\d+) .*is damaged",
+    ):
         lock.read(tmp_path / "small.toml")
 
 
@@ -103,7 +114,9 @@ def test_a_lost_line_is_seen(small_dataset: Dataset, tmp_path: Path, line: int) 
     lines = small_dataset.lock.read_bytes().splitlines()
     del lines[line]
     (tmp_path / "small.lock.jsonl").write_bytes(b"\n".join(lines))
-    with pytest.raises(Damaged, match=r"header tells of \d+ records|is not there|exactly the samples|root digest"):
+    with pytest.raises(
+        Damaged, match=r"header tells of \d+ records|is not there|exactly the samples|root digest"
+    ):
         lock.read(tmp_path / "small.toml")
 
 
@@ -131,10 +144,20 @@ def test_counts_that_do_not_add_up_are_seen(small_dataset: Dataset, tmp_path: Pa
         ("shard", "split", "test", "shard.split: Input should be 'train' or 'validation'"),
         ("clip", "sha256", "x", "clip.sha256: String should match pattern"),
         ("clip", "time_base", "1/0", "clip.time_base: Input is not a valid fraction"),
-        ("sample", "members", {"latents.npy": {"sha256": "0" * 64, "probe": "?"}}, "sample.members.latents.npy.probe: String should match"),
+        (
+            "sample",
+            "members",
+            {"latents.npy": {"sha256": "0" * 64, "probe": "?"}},
+            "sample.members.latents.npy.probe: String should match",
+        ),
         ("lock", "stages", {}, "lock.stages: Dictionary should have at least 6 items"),
         ("lock", "environment", None, "lock.environment: Input should be a valid dictionary"),
-        ("lock", "hours", {"download": "many"}, "lock.hours.download: Input should be a valid number"),
+        (
+            "lock",
+            "hours",
+            {"download": "many"},
+            "lock.hours.download: Input should be a valid number",
+        ),
     ],
 )
 def test_a_forged_line_is_refused_by_field(
@@ -142,28 +165,65 @@ def test_a_forged_line_is_refused_by_field(
 ) -> None:
     lines = [json.loads(line) for line in small_dataset.lock.read_bytes().splitlines()]
     next(line for line in lines if kind in line)[kind][field] = value
-    sealed = [canonical.seal({name: item for name, item in line.items() if name != "check"}) for line in lines]
+    sealed = [
+        canonical.seal({name: item for name, item in line.items() if name != "check"})
+        for line in lines
+    ]
     (tmp_path / "small.lock.jsonl").write_bytes(b"\n".join(sealed))
     with pytest.raises(Damaged, match=re.escape(wanted)):
         lock.read(tmp_path / "small.toml")
 
 
 def test_no_lock_and_another_format_say_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"there is no lock .*small\.lock\.jsonl: a finished build writes it"):
+    with pytest.raises(
+        RecipeError, match=r"there is no lock .*small\.lock\.jsonl: a finished build writes it"
+    ):
         lock.read(tmp_path / "small.toml")
     (tmp_path / "small.lock.jsonl").write_bytes(canonical.seal({"lock": {"format": 2}}))
-    with pytest.raises(RecipeError, match="is no lock of format 1 but of 2: take the longtake that wrote it"):
+    with pytest.raises(
+        RecipeError, match="is no lock of format 1 but of 2: take the longtake that wrote it"
+    ):
         lock.read(tmp_path / "small.toml")
 
 
-@given(KEYS, KEYS, st.text(), st.tuples(DIGESTS, DIGESTS), st.lists(st.text(), max_size=3), FRACTIONS, st.integers(0, 10**12))
+@given(
+    KEYS,
+    KEYS,
+    st.text(),
+    st.tuples(DIGESTS, DIGESTS),
+    st.lists(st.text(), max_size=3),
+    FRACTIONS,
+    st.integers(0, 10**12),
+)
 def test_any_video_and_clip_come_back(
-    key: str, video: str, uri: str, digests: tuple[str, str], captions: list[str], span: Fraction, pts: int
+    key: str,
+    video: str,
+    uri: str,
+    digests: tuple[str, str],
+    captions: list[str],
+    span: Fraction,
+    pts: int,
 ) -> None:
     made = lock.Lock(
         {"stages": {}},
-        {video: lock.LockedVideo(video, uri, tuple(captions), None, span, None, digests[0], pts, "22", CONTAINER)},
-        {key: lock.LockedClip(key, video, pts, pts + 1, Fraction(1, 90000), lock.Crop(0, 0, 2, 2), 1, digests[1], digests[0])},
+        {
+            video: lock.LockedVideo(
+                video, uri, tuple(captions), None, span, None, digests[0], pts, "22", CONTAINER
+            )
+        },
+        {
+            key: lock.LockedClip(
+                key,
+                video,
+                pts,
+                pts + 1,
+                Fraction(1, 90000),
+                lock.Crop(0, 0, 2, 2),
+                1,
+                digests[1],
+                digests[0],
+            )
+        },
         {},
         {},
     )
@@ -181,10 +241,15 @@ def test_probes_are_values_of_the_array_itself(tmp_path: Path) -> None:
     assert len(set(lock.probe_places(values.size))) > lock.PROBES * 0.9
 
 
-def test_the_digest_of_a_recipe_knows_what_it_says_and_not_how(small_dataset: Dataset, tmp_path: Path) -> None:
+def test_the_digest_of_a_recipe_knows_what_it_says_and_not_how(
+    small_dataset: Dataset, tmp_path: Path
+) -> None:
     recipe = small_dataset.published(tmp_path).recipe
     before = recipes.load(recipe).digest
-    recipe.write_text("# a comment\n" + recipe.read_text().replace("[extract]\n", "[extract]\nfps = 10   # the default\n"))
+    recipe.write_text(
+        "# a comment\n"
+        + recipe.read_text().replace("[extract]\n", "[extract]\nfps = 10   # the default\n")
+    )
     assert recipes.load(recipe).digest == before
     recipe.write_text(recipe.read_text().replace("the film c", "another caption"))
     assert recipes.load(recipe).digest != before

@@ -1,4 +1,6 @@
-"""Raw videos that are let go once their clips are verified: the same dataset, less disk, and fetched again when they are needed."""
+"""Raw videos that are let go once their clips are verified: the same dataset, less disk, and
+fetched again when they are needed.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ BIGGER = OPTIONS.replace("size = 64", "size = 72")
 
 @dataclass
 class World:
-    """Three videos on a server (in memory), one in a wheel, one in a folder; a recipe of them all; how often each was fetched."""
+    """Three videos on a server (in memory), one in a wheel, one in a folder; a recipe of them all;
+    how often each was fetched.
+    """
 
     folder: Path
     server: fsspec.AbstractFileSystem
@@ -61,14 +65,31 @@ class World:
         return Store(self.data / "store")
 
     def recipe(self, options: str = OPTIONS, name: str = "tiny") -> Path:
-        addresses = {"a": "memory://a.mp4", "b": "memory://b.mp4", "c": "memory://c.mp4", "p": "pypi:some==1.0/p.mp4", "l": "file:l.mp4"}
-        tables = [f'[[source]]\nid = "{key}"\nuri = "{uri}"\ncaption = "{key}"\n' for key, uri in addresses.items()]
+        addresses = {
+            "a": "memory://a.mp4",
+            "b": "memory://b.mp4",
+            "c": "memory://c.mp4",
+            "p": "pypi:some==1.0/p.mp4",
+            "l": "file:l.mp4",
+        }
+        tables = [
+            f'[[source]]\nid = "{key}"\nuri = "{uri}"\ncaption = "{key}"\n'
+            for key, uri in addresses.items()
+        ]
         path = self.folder / f"{name}.toml"
-        path.write_text("".join(tables) + '[[source]]\nid = "part"\nuri = "memory://a.mp4"\nend = "1.1"\n' + options)
+        path.write_text(
+            "".join(tables)
+            + '[[source]]\nid = "part"\nuri = "memory://a.mp4"\nend = "1.1"\n'
+            + options
+        )
         return path
 
     def build(
-        self, options: str = OPTIONS, data: Path | None = None, raws: raw.Raws | None = None, until: str = "shard"
+        self,
+        options: str = OPTIONS,
+        data: Path | None = None,
+        raws: raw.Raws | None = None,
+        until: str = "shard",
     ) -> list[build.Step]:
         data = data or self.data
         held = Store(data / "store")
@@ -86,11 +107,17 @@ class World:
 
     def raw_videos(self, steps: list[build.Step]) -> dict[str, bool]:
         """Which are in the store, by key."""
-        return {video.key: self.store.has(video.blob) for video in steps[0].manifest.records if isinstance(video, Video)}
+        return {
+            video.key: self.store.has(video.blob)
+            for video in steps[0].manifest.records
+            if isinstance(video, Video)
+        }
 
 
 @pytest.fixture
-def world(film: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def world(
+    film: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[World]:
     server = fsspec.filesystem("memory")
     server.store.clear()
     for key, size in (("a", "160x120"), ("b", "120x160"), ("c", "144x144")):
@@ -112,28 +139,49 @@ def world(film: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def root(steps: list[build.Step]) -> str:
-    return takedown._root([record for record in steps[-1].manifest.records if isinstance(record, Shard)])
+    return takedown._root(
+        [record for record in steps[-1].manifest.records if isinstance(record, Shard)]
+    )
 
 
-def test_without_raw_videos_the_dataset_is_the_same_and_the_disk_holds_a_few_at_a_time(world: World, tmp_path: Path) -> None:
+def test_without_raw_videos_the_dataset_is_the_same_and_the_disk_holds_a_few_at_a_time(
+    world: World, tmp_path: Path
+) -> None:
     with_them = world.build(data=tmp_path / "whole")
     raws = raw.Raws(2)
     without = world.build(raws=raws)
     assert root(without) == root(with_them)
     assert [step.manifest for step in without] == [step.manifest for step in with_them]
-    assert [(step.num_run, step.num_cached) for step in without] == [(step.num_run, step.num_cached) for step in with_them]
-    assert sorted(world.fetched) == ["memory://a.mp4", "memory://b.mp4", "memory://c.mp4", "pypi:some==1.0/p.mp4"]
+    assert [(step.num_run, step.num_cached) for step in without] == [
+        (step.num_run, step.num_cached) for step in with_them
+    ]
+    assert sorted(world.fetched) == [
+        "memory://a.mp4",
+        "memory://b.mp4",
+        "memory://c.mp4",
+        "pypi:some==1.0/p.mp4",
+    ]
     assert not any(world.raw_videos(without).values())
-    assert (tmp_path / "l.mp4").stat().st_nlink == 2  # the user's own file, and the other data folder's name of it
-    sizes = {video.key: video.blob.num_bytes for video in without[0].manifest.records if isinstance(video, Video)}
+    assert (
+        tmp_path / "l.mp4"
+    ).stat().st_nlink == 2  # the user's own file, and the other data folder's name of it
+    sizes = {
+        video.key: video.blob.num_bytes
+        for video in without[0].manifest.records
+        if isinstance(video, Video)
+    }
     wheel = (tmp_path / "p" / "p.mp4").stat().st_size + 1000
     assert 0 < raws.peak_bytes < raws.all_bytes <= sum(sizes[key] for key in "abcp") + wheel
     kinds = sweep.kinds_of(sweep.read(world.store))
-    assert not [sha256 for sha256 in world.store.blobs() if kinds[sha256] in ("raw videos", "wheels")]
+    assert not [
+        sha256 for sha256 in world.store.blobs() if kinds[sha256] in ("raw videos", "wheels")
+    ]
     assert without[0].num_bytes == 0
 
 
-def test_a_second_build_without_raw_videos_does_no_work_and_verifies_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_build_without_raw_videos_does_no_work_and_verifies_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = world.build(raws=raw.Raws(2), until="extract")
     monkeypatch.setattr(video, "frames", None)
     again = world.build(raws=raw.Raws(2), until="extract")
@@ -142,17 +190,37 @@ def test_a_second_build_without_raw_videos_does_no_work_and_verifies_nothing(wor
     assert [step.manifest for step in again] == [step.manifest for step in first]
 
 
-def test_another_size_fetches_raw_videos_again_and_other_scenes_do_not(world: World, tmp_path: Path) -> None:
+def test_another_size_fetches_raw_videos_again_and_other_scenes_do_not(
+    world: World, tmp_path: Path
+) -> None:
     world.build(raws=raw.Raws(2))
-    world.build(OPTIONS.replace("min_frames = 10\nmax_frames = 30", "min_frames = 6\nmax_frames = 11"), until="extract")
+    world.build(
+        OPTIONS.replace("min_frames = 10\nmax_frames = 30", "min_frames = 6\nmax_frames = 11"),
+        until="extract",
+    )
     assert world.fetched == []
     planned = plan.of(recipes.load(world.recipe(BIGGER)), world.data, "cpu")
-    assert sorted(planned.lines["extract"].again + planned.lines["cut"].again) == ["a", "b", "c", "p"]
+    assert sorted(planned.lines["extract"].again + planned.lines["cut"].again) == [
+        "a",
+        "b",
+        "c",
+        "p",
+    ]
     in_wheel = (world.folder / "p" / "p.mp4").stat().st_size
-    assert planned.num_bytes["raw videos"] == sum(world.server.size(f"/{key}.mp4") for key in "abc") + in_wheel
-    assert "extract: 4 raw videos were let go and are fetched again (" in "\n".join(plan.sentences(planned))
+    assert (
+        planned.num_bytes["raw videos"]
+        == sum(world.server.size(f"/{key}.mp4") for key in "abc") + in_wheel
+    )
+    assert "extract: 4 raw videos were let go and are fetched again (" in "\n".join(
+        plan.sentences(planned)
+    )
     bigger = world.build(BIGGER)
-    assert sorted(world.fetched) == ["memory://a.mp4", "memory://b.mp4", "memory://c.mp4", "pypi:some==1.0/p.mp4"]
+    assert sorted(world.fetched) == [
+        "memory://a.mp4",
+        "memory://b.mp4",
+        "memory://c.mp4",
+        "pypi:some==1.0/p.mp4",
+    ]
     assert all(world.raw_videos(bigger).values())
     assert root(bigger) == root(world.build(BIGGER, data=tmp_path / "fresh"))
 
@@ -170,10 +238,15 @@ def test_another_size_without_raw_videos_fetches_a_few_at_a_time_too(world: Worl
 def test_another_detector_fetches_raw_videos_again(world: World) -> None:
     world.build(raws=raw.Raws(8), until="extract")
     other = OPTIONS + '[cut]\ndetector = "none"\n'
-    assert sorted(plan.of(recipes.load(world.recipe(other)), world.data, "cpu").lines["cut"].again) == ["a", "b", "c", "p"]
+    assert sorted(
+        plan.of(recipes.load(world.recipe(other)), world.data, "cpu").lines["cut"].again
+    ) == ["a", "b", "c", "p"]
     world.build(other, until="cut")
     assert len(world.fetched) == 4
-    assert not any(line.again for line in plan.of(recipes.load(world.recipe(other)), world.data, "cpu").lines.values())
+    assert not any(
+        line.again
+        for line in plan.of(recipes.load(world.recipe(other)), world.data, "cpu").lines.values()
+    )
 
 
 @pytest.mark.parametrize("wave", [None, 2])
@@ -185,29 +258,58 @@ def test_bytes_that_have_changed_meanwhile_are_refused_and_the_build_goes_on(
     world.server.rm("/c.mp4")
     for _ in range(2):  # it is unavailable, so the next build tries again
         steps = world.build(BIGGER, raws=raw.Raws(wave) if wave else None, until="extract")
-        refused = {one.key: (one.stage, one.fate, one.reason) for one in steps[-1].manifest.rejections}
+        refused = {
+            one.key: (one.stage, one.fate, one.reason) for one in steps[-1].manifest.rejections
+        }
         assert refused == {
             "b-0000": ("extract", "unavailable", "checksum"),
             "c-0000": ("extract", "unavailable", "not-found"),
         }
-        assert {record.key for record in steps[-1].manifest.records} == {"a-0000", "l-0000", "p-0000", "part-0000"}
+        assert {record.key for record in steps[-1].manifest.records} == {
+            "a-0000",
+            "l-0000",
+            "p-0000",
+            "part-0000",
+        }
         assert [world.fetched.count(uri) for uri in ("memory://b.mp4", "memory://c.mp4")] == [1, 1]
     looked, _ = build.looked(recipes.load(world.recipe(BIGGER)), world.data, "cpu")
     assert {failed.rejection.reason for failed in looked[3].failures} == {"checksum", "not-found"}
-    assert len(world.build(until="extract")[-1].manifest.records) == 6  # what was made of the first bytes is still good
+    assert (
+        len(world.build(until="extract")[-1].manifest.records) == 6
+    )  # what was made of the first bytes is still good
 
 
 def test_bytes_that_were_refused_do_not_stay(world: World) -> None:
     world.server.pipe("/b.mp4", b"no video at all")
-    pinned = world.recipe().read_text().replace('"memory://c.mp4"', f'"memory://c.mp4"\nsha256 = "{"0" * 64}"')
+    pinned = (
+        world.recipe()
+        .read_text()
+        .replace('"memory://c.mp4"', f'"memory://c.mp4"\nsha256 = "{"0" * 64}"')
+    )
     world.folder.joinpath("pinned.toml").write_text(pinned)
     refused = {hashlib.sha256(world.server.cat(f"/{key}.mp4")).hexdigest() for key in "bc"}
     raws = raw.Raws(2)
-    steps = list(build.build(recipes.load(world.folder / "pinned.toml"), world.data, Inline(), "cpu", "extract", Progress(), None, raws))
-    assert {one.key: one.reason for one in steps[0].manifest.rejections if one.key in "bc"} == {"b": "unreadable", "c": "checksum"}
+    steps = list(
+        build.build(
+            recipes.load(world.folder / "pinned.toml"),
+            world.data,
+            Inline(),
+            "cpu",
+            "extract",
+            Progress(),
+            None,
+            raws,
+        )
+    )
+    assert {one.key: one.reason for one in steps[0].manifest.rejections if one.key in "bc"} == {
+        "b": "unreadable",
+        "c": "checksum",
+    }
     assert not refused & world.store.blobs().keys()
     memos = list(sweep.read(world.store))
-    assert world.store.blobs().keys() <= {blob.sha256 for memo in memos for blob in blobs_in(memo.outputs)}
+    assert world.store.blobs().keys() <= {
+        blob.sha256 for memo in memos for blob in blobs_in(memo.outputs)
+    }
     assert raws.all_bytes > len(world.server.cat("/c.mp4"))
 
 
@@ -224,7 +326,10 @@ def test_a_clip_that_is_not_as_it_was_written_stops_the_build_before_its_raw_vid
 
     with monkeypatch.context() as patched:
         patched.setattr(extract, "process", spoiling)
-        with pytest.raises(Stopped, match=r"the clip 'a-0000' is not on disk as it was written; .*The raw videos stay"):
+        with pytest.raises(
+            Stopped,
+            match=r"the clip 'a-0000' is not on disk as it was written; .*The raw videos stay",
+        ):
             world.build(raws=raw.Raws(8), until="extract")
     kinds = sweep.kinds_of(sweep.read(world.store))
     assert [kinds.get(sha256) for sha256 in world.store.blobs()].count("raw videos") == 5
@@ -255,7 +360,11 @@ def test_raw_videos_that_another_dataset_has_stay(world: World) -> None:
 def test_waves_keep_sources_of_one_address_and_files_of_one_wheel_together() -> None:
     addresses = ["file:1", "pypi:x==1/a", "file:2", "file:1", "pypi:x==1/b", "file:3"]
     sources = [Source(f"s{index}", uri) for index, uri in enumerate(addresses)]
-    assert [[source.key for source in wave] for wave in raw.waves(sources, 2)] == [["s0", "s3", "s1"], ["s4", "s2"], ["s5"]]
+    assert [[source.key for source in wave] for wave in raw.waves(sources, 2)] == [
+        ["s0", "s3", "s1"],
+        ["s4", "s2"],
+        ["s5"],
+    ]
 
 
 def test_the_command_says_what_raw_videos_will_take_and_took(world: World) -> None:
@@ -266,13 +375,19 @@ def test_the_command_says_what_raw_videos_will_take_and_took(world: World) -> No
     said = longtake("build", world.recipe(), *words, "extract", "--keep-raw", "no")
     assert said.returncode == 0, said.stderr
     assert "raw videos of at most 4 sources at a time" in said.stdout
-    assert re.search(r"raw videos took at most [\d.]+ kB at a time, [\d.]+ kB in all; let go\n", said.stdout)
+    assert re.search(
+        r"raw videos took at most [\d.]+ kB at a time, [\d.]+ kB in all; let go\n", said.stdout
+    )
     assert longtake("status", world.recipe(), "--data", world.data).returncode == 0
 
 
 def test_a_removed_source_s_note_of_being_let_go_goes_too(world: World) -> None:
     steps = world.build(raws=raw.Raws(8), until="extract")
-    gone = next(video.blob for video in steps[0].manifest.records if isinstance(video, Video) and video.key == "b")
+    gone = next(
+        video.blob
+        for video in steps[0].manifest.records
+        if isinstance(video, Video) and video.key == "b"
+    )
     assert world.store.released(gone)
     takedown.remove(recipes.load(world.recipe()), world.data, "b", "", "cpu")
     assert not world.store.released(gone)

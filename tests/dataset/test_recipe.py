@@ -1,4 +1,6 @@
-"""Recipes: the ones we ship are right, and wrong ones say file, line, field, what was found, what is allowed."""
+"""Recipes: the ones we ship are right, and wrong ones say file, line, field, what was found, what
+is allowed.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,10 @@ SOURCE = '[[source]]\nuri = "file:a.mp4"\n'  # two lines
 TABLES: dict[str, type[Table]] = {
     "source": SourceEntry,
     "columns": Columns,
-    **{name: type(Recipe.model_fields[name].default) for name in ("download", "filter", "extract", "encode", "shard")},
+    **{
+        name: type(Recipe.model_fields[name].default)
+        for name in ("download", "filter", "extract", "encode", "shard")
+    },
 }
 
 
@@ -66,25 +71,46 @@ def test_every_shipped_recipe_loads(path: Path) -> None:
 
 
 def test_the_schema_for_editors_is_up_to_date() -> None:
-    assert (MANIFESTS / "recipe.schema.json").read_text("utf-8") == recipe.schema(), "run `make schema`"
+    assert (MANIFESTS / "recipe.schema.json").read_text("utf-8") == recipe.schema(), (
+        "run `make schema`"
+    )
 
 
 def test_the_demo_is_five_packaged_videos_at_256_with_the_tiny_encoders() -> None:
     loaded = recipe.load(MANIFESTS / "demo.toml")
     made = loaded.recipe
-    assert [source.key for source in loaded.sources] == ["bigbuckbunny", "bikes", "fish-a", "fish-b", "world"]
+    assert [source.key for source in loaded.sources] == [
+        "bigbuckbunny",
+        "bikes",
+        "fish-a",
+        "fish-b",
+        "world",
+    ]
     assert all(source.uri.startswith("pypi:") for source in loaded.sources)
     assert [len(source.captions) for source in loaded.sources] == [2, 2, 2, 2, 2]
-    assert (made.cut.detector, made.filter.min_frames, made.filter.max_frames) == ("adaptive", 100, 1000)
+    assert (made.cut.detector, made.filter.min_frames, made.filter.max_frames) == (
+        "adaptive",
+        100,
+        1000,
+    )
     assert (made.extract.fps, made.extract.size) == (Fraction(10), 256)
-    assert (made.encode.preset, made.encode.psnr_share, made.encode.precision) == ("tiny", 1.0, "float32")
+    assert (made.encode.preset, made.encode.psnr_share, made.encode.precision) == (
+        "tiny",
+        1.0,
+        "float32",
+    )
     assert (made.shard.seed, made.shard.validation) == (4, 0.34)
 
 
 def test_the_seeds_recipes_are_10_fps_512_and_100_frames() -> None:
     for name in ("scenic-drive", "fashion-walk"):
         made = recipe.load(MANIFESTS / f"{name}.toml").recipe
-        assert (made.extract.fps, made.extract.size, made.filter.min_frames, made.encode.preset) == (10, 512, 100, "sd15")
+        assert (
+            made.extract.fps,
+            made.extract.size,
+            made.filter.min_frames,
+            made.encode.preset,
+        ) == (10, 512, 100, "sd15")
 
 
 # The template: every option, none that is gone, each with its default
@@ -103,7 +129,9 @@ def template() -> tuple[list[str], list[str]]:
 
 
 def template_blocks() -> list[tuple[str, dict[str, Any], set[str]]]:
-    """(table, its options with the values shown, those marked as having no default) for every table of the template."""
+    """(table, its options with the values shown, those marked as having no default) for every table
+    of the template.
+    """
     blocks: list[tuple[str, list[str]]] = [("", [])]
     for line in uncommented(template()[0]).splitlines():
         if header := re.match(r"\[+(\w+)\]+$", line):
@@ -111,14 +139,20 @@ def template_blocks() -> list[tuple[str, dict[str, Any], set[str]]]:
         elif re.match(r"\w+ = ", line):
             blocks[-1][1].append(line)
     return [
-        (table, tomllib.loads("\n".join(lines)), {line.partition(" =")[0] for line in lines if "# (none) " in line})
+        (
+            table,
+            tomllib.loads("\n".join(lines)),
+            {line.partition(" =")[0] for line in lines if "# (none) " in line},
+        )
         for table, lines in blocks
     ]
 
 
 def model_of(table: str, shown: dict[str, Any]) -> type[Table]:
     if table == "cut":
-        return next(kind for kind in cut.KINDS if kind.model_fields["detector"].default == shown["detector"])
+        return next(
+            kind for kind in cut.KINDS if kind.model_fields["detector"].default == shown["detector"]
+        )
     return TABLES[table] if table else Recipe
 
 
@@ -139,9 +173,15 @@ def test_the_template_shows_the_defaults_and_marks_what_has_none() -> None:
             continue
         model = model_of(table, shown)
         required = {name for name, field in model.model_fields.items() if field.is_required()}
-        unset = {name for name, field in model.model_fields.items() if field.default in (None, ()) and name not in required}
+        unset = {
+            name
+            for name, field in model.model_fields.items()
+            if field.default in (None, ()) and name not in required
+        }
         assert marked == unset, model
-        plainly = model.model_validate({key: value for key, value in shown.items() if key not in marked})
+        plainly = model.model_validate(
+            {key: value for key, value in shown.items() if key not in marked}
+        )
         assert plainly == model.model_validate({key: shown[key] for key in required}), model
         model.model_validate(shown)
 
@@ -164,8 +204,12 @@ def test_an_option_written_out_with_its_default_changes_no_task_key() -> None:
         if table in ("", "source", "columns"):
             continue
         model = model_of(table, shown)
-        written_out = model.model_validate({key: value for key, value in shown.items() if key not in marked})
-        assert canonical.encode(written_out.model_dump()) == canonical.encode(model().model_dump()), model
+        written_out = model.model_validate(
+            {key: value for key, value in shown.items() if key not in marked}
+        )
+        assert canonical.encode(written_out.model_dump()) == canonical.encode(
+            model().model_dump()
+        ), model
 
 
 # Published tables, by the template's own advice
@@ -179,11 +223,33 @@ PANDA = {
     "matching_score": "[0.44, 0.39]",
 }
 INTERNVID = [
-    {"YoutubeID": "FbzKbGyLEdQ", "Start_timestamp": "00:07:33.689", "End_timestamp": "00:07:51.085", "Caption": "a woman cooking"},
-    {"YoutubeID": "FbzKbGyLEdQ", "Start_timestamp": "00:08:00.000", "End_timestamp": "00:08:04.500", "Caption": "[music] a pan"},
-    {"YoutubeID": "FbzKbGyLEdQ", "Start_timestamp": "00:07:33.689", "End_timestamp": "00:07:51.085", "Caption": "a kitchen"},
+    {
+        "YoutubeID": "FbzKbGyLEdQ",
+        "Start_timestamp": "00:07:33.689",
+        "End_timestamp": "00:07:51.085",
+        "Caption": "a woman cooking",
+    },
+    {
+        "YoutubeID": "FbzKbGyLEdQ",
+        "Start_timestamp": "00:08:00.000",
+        "End_timestamp": "00:08:04.500",
+        "Caption": "[music] a pan",
+    },
+    {
+        "YoutubeID": "FbzKbGyLEdQ",
+        "Start_timestamp": "00:07:33.689",
+        "End_timestamp": "00:07:51.085",
+        "Caption": "a kitchen",
+    },
 ]
-OPENVID = {"video": "0_0_Nq.mp4", "caption": "A hill, at dusk.", "aesthetic score": 5.2, "motion score": 1.1, "fps": 30.0, "seconds": 4.1}
+OPENVID = {
+    "video": "0_0_Nq.mp4",
+    "caption": "A hill, at dusk.",
+    "aesthetic score": 5.2,
+    "motion score": 1.1,
+    "fps": 30.0,
+    "seconds": 4.1,
+}
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -200,11 +266,20 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def published(folder: Path, title: str, rows: list[dict[str, Any]], suffix: str) -> list[Source]:
-    """The sources that the template's recipe for a published table makes of these rows, in the order of time."""
+    """The sources that the template's recipe for a published table makes of these rows, in the
+    order of time.
+    """
     lines = template()[1]
     start = next(i for i, line in enumerate(lines) if line.startswith(f"# --- {title}"))
-    end = next((i for i in range(start + 1, len(lines)) if lines[i].startswith("# --- ")), len(lines))
-    text = re.sub(r'^sources = "(.*)\.\w+"$', rf'sources = "\1{suffix}"', uncommented(lines[start:end]), flags=re.MULTILINE)
+    end = next(
+        (i for i in range(start + 1, len(lines)) if lines[i].startswith("# --- ")), len(lines)
+    )
+    text = re.sub(
+        r'^sources = "(.*)\.\w+"$',
+        rf'sources = "\1{suffix}"',
+        uncommented(lines[start:end]),
+        flags=re.MULTILINE,
+    )
     values = tomllib.loads(text)
     write_table(folder / values["sources"], rows)
     loaded = recipe.load(written(folder, text))
@@ -213,7 +288,9 @@ def published(folder: Path, title: str, rows: list[dict[str, Any]], suffix: str)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-def test_panda_70m_gives_a_source_and_a_caption_for_each_time_range(tmp_path: Path, suffix: str) -> None:
+def test_panda_70m_gives_a_source_and_a_caption_for_each_time_range(
+    tmp_path: Path, suffix: str
+) -> None:
     row: dict[str, Any] = dict(PANDA)
     if suffix == ".parquet":  # which can hold lists as lists
         row |= {
@@ -222,19 +299,36 @@ def test_panda_70m_gives_a_source_and_a_caption_for_each_time_range(tmp_path: Pa
         }
     uri = PANDA["url"]
     assert published(tmp_path, "Panda-70M", [row], suffix) == [
-        Source("yt---4tfbSyYDE-000", uri, ("A man is riding a bike.",), start_s=Fraction(1358, 100), end_s=Fraction(16916, 1000)),
-        Source("yt---4tfbSyYDE-001", uri, ("It's a dog.",), start_s=Fraction(600), end_s=Fraction(3600001, 1000)),
+        Source(
+            "yt---4tfbSyYDE-000",
+            uri,
+            ("A man is riding a bike.",),
+            start_s=Fraction(1358, 100),
+            end_s=Fraction(16916, 1000),
+        ),
+        Source(
+            "yt---4tfbSyYDE-001",
+            uri,
+            ("It's a dog.",),
+            start_s=Fraction(600),
+            end_s=Fraction(3600001, 1000),
+        ),
     ]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-def test_internvid_gives_a_source_for_each_row_and_unites_the_captions_of_equal_ones(tmp_path: Path, suffix: str) -> None:
+def test_internvid_gives_a_source_for_each_row_and_unites_the_captions_of_equal_ones(
+    tmp_path: Path, suffix: str
+) -> None:
     found = published(tmp_path, "InternVid", INTERNVID, suffix)
     assert [(source.start_s, source.end_s) for source in found] == [
         (Fraction(453689, 1000), Fraction(471085, 1000)),
         (Fraction(480), Fraction(4845, 10)),
     ]
-    assert [source.captions for source in found] == [("a woman cooking", "a kitchen"), ("[music] a pan",)]
+    assert [source.captions for source in found] == [
+        ("a woman cooking", "a kitchen"),
+        ("[music] a pan",),
+    ]
     assert {source.uri for source in found} == {"https://www.youtube.com/watch?v=FbzKbGyLEdQ"}
     assert all(re.fullmatch("[0-9a-f]{12}", source.key) for source in found)
 
@@ -242,11 +336,18 @@ def test_internvid_gives_a_source_for_each_row_and_unites_the_captions_of_equal_
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_openvid_gives_a_local_file_for_each_row(tmp_path: Path, suffix: str) -> None:
     (found,) = published(tmp_path, "OpenVid-1M", [OPENVID], suffix)
-    assert (found.uri, found.captions, found.start_s, found.end_s) == ("file:OpenVid-1M/0_0_Nq.mp4", ("A hill, at dusk.",), None, None)
+    assert (found.uri, found.captions, found.start_s, found.end_s) == (
+        "file:OpenVid-1M/0_0_Nq.mp4",
+        ("A hill, at dusk.",),
+        None,
+        None,
+    )
 
 
 def test_one_caption_serves_all_time_ranges_of_a_row(tmp_path: Path) -> None:
-    write_table(tmp_path / "t.jsonl", [{"uri": "file:a.mp4", "at": [[0, 1.5], [2, "3.1"]], "says": "waves"}])
+    write_table(
+        tmp_path / "t.jsonl", [{"uri": "file:a.mp4", "at": [[0, 1.5], [2, "3.1"]], "says": "waves"}]
+    )
     found = sources(tmp_path, 'sources = "t.jsonl"\n[columns]\nranges = "at"\ncaption = "says"\n')
     assert sorted((source.start_s, source.end_s, source.captions) for source in found) == [
         (Fraction(0), Fraction(3, 2), ("waves",)),
@@ -260,17 +361,25 @@ def test_sources_stand_in_key_order_whatever_order_they_are_written_in(tmp_path:
 
 
 def test_the_same_source_twice_unites_captions(tmp_path: Path) -> None:
-    text = "".join(f'[[source]]\nuri = "file:a.mp4"\ncaption = {caption}\n' for caption in ('"sea"', '["waves", "sea"]'))
+    text = "".join(
+        f'[[source]]\nuri = "file:a.mp4"\ncaption = {caption}\n'
+        for caption in ('"sea"', '["waves", "sea"]')
+    )
     (found,) = sources(tmp_path, text)
     assert found.captions == ("sea", "waves")
 
 
-def test_time_ranges_and_captions_stay_with_their_source_when_videos_are_expanded(tmp_path: Path, store: Store) -> None:
+def test_time_ranges_and_captions_stay_with_their_source_when_videos_are_expanded(
+    tmp_path: Path, store: Store
+) -> None:
     (tmp_path / "a.mp4").write_bytes(b"not looked into")
 
     def expanded(first: str) -> list[Source]:
         spans = [("x", first, 0, 1), ("y", "dog", 2, 3)]
-        text = "".join(f'[[source]]\nid="{i}"\nuri="file:a.mp4"\ncaption="{c}"\nstart={a}\nend={b}\n' for i, c, a, b in spans)
+        text = "".join(
+            f'[[source]]\nid="{i}"\nuri="file:a.mp4"\ncaption="{c}"\nstart={a}\nend={b}\n'
+            for i, c, a, b in spans
+        )
         loaded = recipe.load(written(tmp_path, text))
         stage = download.expand_stage(loaded.recipe.download, loaded.folder)
         manifest, _ = run_stage(stage, loaded.sources, store, Inline(), Progress())
@@ -291,20 +400,47 @@ def test_time_ranges_and_captions_stay_with_their_source_when_videos_are_expande
             SOURCE + "[filter]\nmin_frame = 5",
             "mine.toml:4: filter.min_frame: unknown key; did you mean 'min_frames'? allowed are max_frames, ",
         ),
-        (SOURCE + "[filtr]\nmin_frames = 5", "mine.toml:3: filtr: unknown key; did you mean 'filter'? allowed are columns, cut, "),
+        (
+            SOURCE + "[filtr]\nmin_frames = 5",
+            "mine.toml:3: filtr: unknown key; did you mean 'filter'? allowed are columns, cut, ",
+        ),
         ("sorces = 5\n" + SOURCE, "mine.toml:1: sorces: unknown key; did you mean 'sources'?"),
         (
             SOURCE + 'adress = "x"',
             "mine.toml:3: source[0].adress: unknown key; allowed are caption, end, id, license, sha256, start, uri",
         ),
-        (SOURCE + SOURCE + "captoin = 5", "mine.toml:5: source[1].captoin: unknown key; did you mean 'caption'?"),
-        (SOURCE + "[cut]\nthreshold = 3", "mine.toml:4: cut.threshold: unknown key; did you mean 'adaptive_threshold'?"),
-        (SOURCE + '[filter]\nmin_frames = "many"', "mine.toml:4: filter.min_frames: got 'many', input should be a valid integer"),
-        (SOURCE + "[filter]\nmin_frames = 0", "mine.toml:4: filter.min_frames: got 0, input should be greater than or equal to 1"),
-        (SOURCE + "[extract]\nsize = 513", "mine.toml:4: extract.size: got 513, input should be a multiple of 8"),
-        (SOURCE + "[extract]\nfps = 0", "mine.toml:4: extract.fps: got 0, input should be greater than 0"),
-        (SOURCE + '[extract]\nfps = "1/0"', "mine.toml:4: extract.fps: got '1/0', input is not a valid fraction"),
-        (SOURCE + "[cut]\nmin_scene_s = inf", "mine.toml:4: cut.min_scene_s: got inf, input should be a finite number"),
+        (
+            SOURCE + SOURCE + "captoin = 5",
+            "mine.toml:5: source[1].captoin: unknown key; did you mean 'caption'?",
+        ),
+        (
+            SOURCE + "[cut]\nthreshold = 3",
+            "mine.toml:4: cut.threshold: unknown key; did you mean 'adaptive_threshold'?",
+        ),
+        (
+            SOURCE + '[filter]\nmin_frames = "many"',
+            "mine.toml:4: filter.min_frames: got 'many', input should be a valid integer",
+        ),
+        (
+            SOURCE + "[filter]\nmin_frames = 0",
+            "mine.toml:4: filter.min_frames: got 0, input should be greater than or equal to 1",
+        ),
+        (
+            SOURCE + "[extract]\nsize = 513",
+            "mine.toml:4: extract.size: got 513, input should be a multiple of 8",
+        ),
+        (
+            SOURCE + "[extract]\nfps = 0",
+            "mine.toml:4: extract.fps: got 0, input should be greater than 0",
+        ),
+        (
+            SOURCE + '[extract]\nfps = "1/0"',
+            "mine.toml:4: extract.fps: got '1/0', input is not a valid fraction",
+        ),
+        (
+            SOURCE + "[cut]\nmin_scene_s = inf",
+            "mine.toml:4: cut.min_scene_s: got inf, input should be a finite number",
+        ),
         (
             SOURCE + '[cut]\ndetector = "contnt"',
             "mine.toml:4: cut.detector: got 'contnt', allowed are 'adaptive', 'content', 'histogram', 'hash', 'threshold', 'scdet', 'none'",
@@ -313,7 +449,10 @@ def test_time_ranges_and_captions_stay_with_their_source_when_videos_are_expande
             SOURCE + '[cut]\ndetector = "content"\nthreshold = 300',
             "mine.toml:5: cut.threshold: got 300, input should be less than or equal",
         ),
-        (SOURCE + '[encode]\npreset = "sdxl"', "mine.toml:4: encode.preset: got 'sdxl', input should be 'sd15', 'sd21' or 'tiny'"),
+        (
+            SOURCE + '[encode]\npreset = "sdxl"',
+            "mine.toml:4: encode.preset: got 'sdxl', input should be 'sd15', 'sd21' or 'tiny'",
+        ),
         (
             SOURCE + "\n[filter]\nmin_frames = 10\nmax_frames = 5",
             "max_frames must be at least 19: equal parts of a longer scene would fall below min_frames",
@@ -322,10 +461,22 @@ def test_time_ranges_and_captions_stay_with_their_source_when_videos_are_expande
         (SOURCE + 'start = "0:01:00"\nend = 59.5', "mine.toml:1: source[0]: got"),
         (SOURCE + 'start = "0:01:00"\nend = 59.5', "end (59.5 s) must lie after start (60.0 s)"),
         (SOURCE + 'start = "soon"', "mine.toml:3: source[0].start: got 'soon', "),
-        (SOURCE + 'start = "1/0:3"', "mine.toml:3: source[0].start: got '1/0:3', a time is seconds or [H:]MM:SS"),
-        (SOURCE + "caption = 5", "mine.toml:3: source[0].caption: got 5, wanted is a string or a list of strings"),
-        (SOURCE + 'id = "a b"', "mine.toml:3: source[0].id: got 'a b', string should match pattern"),
-        (SOURCE + 'sha256 = "12"', "mine.toml:3: source[0].sha256: got '12', string should match pattern '^[0-9a-f]{64}$'"),
+        (
+            SOURCE + 'start = "1/0:3"',
+            "mine.toml:3: source[0].start: got '1/0:3', a time is seconds or [H:]MM:SS",
+        ),
+        (
+            SOURCE + "caption = 5",
+            "mine.toml:3: source[0].caption: got 5, wanted is a string or a list of strings",
+        ),
+        (
+            SOURCE + 'id = "a b"',
+            "mine.toml:3: source[0].id: got 'a b', string should match pattern",
+        ),
+        (
+            SOURCE + 'sha256 = "12"',
+            "mine.toml:3: source[0].sha256: got '12', string should match pattern '^[0-9a-f]{64}$'",
+        ),
         ('[[source]]\nid = "a"', "mine.toml:1: source[0].uri: is missing"),
         (
             '[[source]]\nuri = "a.mp4"',
@@ -335,20 +486,34 @@ def test_time_ranges_and_captions_stay_with_their_source_when_videos_are_expande
             '[[source]]\nuri = "pypi:gradio/world.mp4"',
             "got 'pypi:gradio/world.mp4', a pypi: address has the form pypi:NAME==VERSION/path/in/",
         ),
-        (SOURCE + "[download]\nlicenses = []", "mine.toml:4: download.licenses: got [], licences are a list of at least one, such as "),
-        (SOURCE + '[download]\nlicenses = "CC0-1.0"', "mine.toml:4: download.licenses: got 'CC0-1.0', licences are a list of"),
+        (
+            SOURCE + "[download]\nlicenses = []",
+            "mine.toml:4: download.licenses: got [], licences are a list of at least one, such as ",
+        ),
+        (
+            SOURCE + '[download]\nlicenses = "CC0-1.0"',
+            "mine.toml:4: download.licenses: got 'CC0-1.0', licences are a list of",
+        ),
         (
             SOURCE + '[download]\nlicenses = ["CC0-1.0", " "]',
             "mine.toml:4: download.licenses: got ['CC0-1.0', ' '], licences are a list of",
         ),
         ('name = "a/b"\n' + SOURCE, "mine.toml:1: name: got 'a/b', string should match pattern"),
-        ('name = "Store"\n' + SOURCE, "mine.toml:1: name: got 'Store', this is the folder of the store they share"),
-        ('name = "empty"', 'mine.toml: no sources: write [[source]] tables or sources = "FILE.csv"'),
+        (
+            'name = "Store"\n' + SOURCE,
+            "mine.toml:1: name: got 'Store', this is the folder of the store they share",
+        ),
+        (
+            'name = "empty"',
+            'mine.toml: no sources: write [[source]] tables or sources = "FILE.csv"',
+        ),
         ("[[source]\n", "mine.toml is not TOML: "),
         ("a = [" + "[" * 3000, "mine.toml is not TOML: "),
     ],
 )
-def test_a_wrong_recipe_is_told_where_what_and_what_is_allowed(tmp_path: Path, text: str, wanted: str) -> None:
+def test_a_wrong_recipe_is_told_where_what_and_what_is_allowed(
+    tmp_path: Path, text: str, wanted: str
+) -> None:
     assert wanted in complaint(tmp_path, text)
 
 
@@ -357,13 +522,22 @@ def test_a_wrong_value_is_complained_of_once(tmp_path: Path) -> None:
 
 
 def test_every_wrong_field_is_named_at_once(tmp_path: Path) -> None:
-    said = complaint(tmp_path, SOURCE + "[filter]\nmin_frames = 0\n[extract]\nsize = 5").splitlines()
-    assert [line.partition(": got")[0] for line in said] == ["mine.toml:4: filter.min_frames", "mine.toml:6: extract.size"]
+    said = complaint(
+        tmp_path, SOURCE + "[filter]\nmin_frames = 0\n[extract]\nsize = 5"
+    ).splitlines()
+    assert [line.partition(": got")[0] for line in said] == [
+        "mine.toml:4: filter.min_frames",
+        "mine.toml:6: extract.size",
+    ]
 
 
 def test_two_sources_with_one_id_are_both_named(tmp_path: Path) -> None:
-    text = '[[source]]\nuri = "file:a.mp4"\nid = "sea"\n[[source]]\nuri = "file:b.mp4"\nid = "sea"\n'
-    wanted = "mine.toml:4: source[1]: the id 'sea' is taken by mine.toml:1: source[0]: ids must differ"
+    text = (
+        '[[source]]\nuri = "file:a.mp4"\nid = "sea"\n[[source]]\nuri = "file:b.mp4"\nid = "sea"\n'
+    )
+    wanted = (
+        "mine.toml:4: source[1]: the id 'sea' is taken by mine.toml:1: source[0]: ids must differ"
+    )
     assert complaint(tmp_path, text) == wanted
 
 
@@ -389,7 +563,9 @@ ONLY = '[download]\nlicenses = ["CC0-1.0", "CC-BY-4.0"]\n'  # two lines
 
 
 def test_without_a_list_of_licences_any_will_do(tmp_path: Path) -> None:
-    assert [source.license for source in sources(tmp_path, SOURCE + 'license = "mine"\n')] == ["mine"]
+    assert [source.license for source in sources(tmp_path, SOURCE + 'license = "mine"\n')] == [
+        "mine"
+    ]
 
 
 def test_sources_with_a_licence_of_the_list_are_let_in(tmp_path: Path) -> None:
@@ -397,9 +573,20 @@ def test_sources_with_a_licence_of_the_list_are_let_in(tmp_path: Path) -> None:
     assert len(sources(tmp_path, text)) == 2
 
 
-def test_every_source_with_another_licence_or_none_is_named_with_its_line_and_what_is_allowed(tmp_path: Path) -> None:
-    entries = [("a", ""), ("b", 'license = "CC0-1.0"'), ("c", 'license = "cc-by-4.0"'), ("d", 'license = "CC-BY"'), ("e", 'license = " "')]
-    text = ONLY + "".join(f'\n[[source]]\nid = "{key}"\nuri = "file:{key}.mp4"\n{license}\n' for key, license in entries)
+def test_every_source_with_another_licence_or_none_is_named_with_its_line_and_what_is_allowed(
+    tmp_path: Path,
+) -> None:
+    entries = [
+        ("a", ""),
+        ("b", 'license = "CC0-1.0"'),
+        ("c", 'license = "cc-by-4.0"'),
+        ("d", 'license = "CC-BY"'),
+        ("e", 'license = " "'),
+    ]
+    text = ONLY + "".join(
+        f'\n[[source]]\nid = "{key}"\nuri = "file:{key}.mp4"\n{license}\n'
+        for key, license in entries
+    )
     assert complaint(tmp_path, text).splitlines() == [
         "mine.toml:4: source[0]: 'a' has no licence",
         "mine.toml:14: source[2]: 'c' has the licence 'cc-by-4.0'; did you mean 'CC-BY-4.0'?",
@@ -410,20 +597,37 @@ def test_every_source_with_another_licence_or_none_is_named_with_its_line_and_wh
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-def test_rows_with_another_licence_are_named_up_to_ten_and_then_counted(tmp_path: Path, suffix: str) -> None:
-    rows = [{"uri": f"file:{n}.mp4", "name": f"n{n}", "terms": "CC0-1.0" if n == 3 else "all rights reserved"} for n in range(14)]
+def test_rows_with_another_licence_are_named_up_to_ten_and_then_counted(
+    tmp_path: Path, suffix: str
+) -> None:
+    rows = [
+        {
+            "uri": f"file:{n}.mp4",
+            "name": f"n{n}",
+            "terms": "CC0-1.0" if n == 3 else "all rights reserved",
+        }
+        for n in range(14)
+    ]
     write_table(tmp_path / f"t{suffix}", rows)
-    said = complaint(tmp_path, f'sources = "t{suffix}"\n{ONLY}[columns]\nid = "name"\nlicense = "terms"\n').splitlines()
+    said = complaint(
+        tmp_path, f'sources = "t{suffix}"\n{ONLY}[columns]\nid = "name"\nlicense = "terms"\n'
+    ).splitlines()
     assert said[0] == f"t{suffix}: row 1: 'n0' has the licence 'all rights reserved'"
     assert said[3:] == [
-        *(f"t{suffix}: row {n + 1}: 'n{n}' has the licence 'all rights reserved'" for n in range(4, 11)),
+        *(
+            f"t{suffix}: row {n + 1}: 'n{n}' has the licence 'all rights reserved'"
+            for n in range(4, 11)
+        ),
         "and 3 more",
         "mine.toml:3: download.licenses allows 'CC0-1.0', 'CC-BY-4.0'",
     ]
 
 
 def test_sources_in_one_array_are_named_by_the_line_it_begins_at(tmp_path: Path) -> None:
-    text = 'source = [\n  {uri = "file:a.mp4", id = "a", license = "CC0-1.0"},\n  {uri = "file:b.mp4", id = "b"},\n]\n' + ONLY
+    text = (
+        'source = [\n  {uri = "file:a.mp4", id = "a", license = "CC0-1.0"},\n  {uri = "file:b.mp4", id = "b"},\n]\n'
+        + ONLY
+    )
     assert complaint(tmp_path, text).splitlines()[0] == "mine.toml:1: source[1]: 'b' has no licence"
 
 
@@ -444,7 +648,10 @@ def test_a_table_that_is_not_there_is_named(tmp_path: Path, table: str) -> None:
 
 def test_a_table_of_another_kind_is_told_the_kinds_there_are(tmp_path: Path) -> None:
     (tmp_path / "t.xlsx").write_text("x")
-    assert complaint(tmp_path, 'sources = "t.xlsx"') == "t.xlsx: a sources table ends in .csv, .jsonl or .parquet"
+    assert (
+        complaint(tmp_path, 'sources = "t.xlsx"')
+        == "t.xlsx: a sources table ends in .csv, .jsonl or .parquet"
+    )
 
 
 GOOD = {"uri": "file:a.mp4", "from": "1", "to": "2"}
@@ -454,13 +661,23 @@ GOOD = {"uri": "file:a.mp4", "from": "1", "to": "2"}
 @pytest.mark.parametrize(
     ("columns", "bad", "wanted"),
     [
-        ('start = "from"', {"from": "soon"}, "row 2: start: got 'soon', input is not a valid fraction"),
+        (
+            'start = "from"',
+            {"from": "soon"},
+            "row 2: start: got 'soon', input is not a valid fraction",
+        ),
         ('start = "from"\nend = "to"', {"from": "3"}, "end (2.0 s) must lie after start (3.0 s)"),
         ("", {"uri": "a.mp4"}, "row 2: uri: got 'a.mp4', an address begins with its kind: https:"),
-        ('ranges = "from"', {"from": "[[1, 2, 3]]"}, "row 1: from: got '1', a time range is [start, end]"),
+        (
+            'ranges = "from"',
+            {"from": "[[1, 2, 3]]"},
+            "row 1: from: got '1', a time range is [start, end]",
+        ),
     ],
 )
-def test_a_bad_row_is_named_by_its_number(tmp_path: Path, suffix: str, columns: str, bad: dict[str, str], wanted: str) -> None:
+def test_a_bad_row_is_named_by_its_number(
+    tmp_path: Path, suffix: str, columns: str, bad: dict[str, str], wanted: str
+) -> None:
     write_table(tmp_path / f"t{suffix}", [GOOD, {**GOOD, "uri": "file:b.mp4", **bad}])
     said = complaint(tmp_path, f'sources = "t{suffix}"\n[columns]\n{columns}\n')
     assert wanted in said
@@ -469,16 +686,22 @@ def test_a_bad_row_is_named_by_its_number(tmp_path: Path, suffix: str, columns: 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 @pytest.mark.parametrize("column", ["address", "file:{address}"])
-def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path, suffix: str, column: str) -> None:
+def test_a_missing_column_is_named_with_those_there_are(
+    tmp_path: Path, suffix: str, column: str
+) -> None:
     write_table(tmp_path / f"t{suffix}", [GOOD])
     said = complaint(tmp_path, f'sources = "t{suffix}"\n[columns]\nuri = "{column}"\n')
     assert said == f"t{suffix}: row 1: no column 'address'; there are uri, from, to"
 
 
 @pytest.mark.parametrize("template", ["file:{", "file:{0}", "file:{uri.x}"])
-def test_a_template_that_cannot_be_filled_is_an_error_of_the_recipe(tmp_path: Path, template: str) -> None:
+def test_a_template_that_cannot_be_filled_is_an_error_of_the_recipe(
+    tmp_path: Path, template: str
+) -> None:
     write_table(tmp_path / "t.csv", [GOOD])
-    assert complaint(tmp_path, f'sources = "t.csv"\n[columns]\nuri = "{template}"\n').startswith("t.csv: row 1: ")
+    assert complaint(tmp_path, f'sources = "t.csv"\n[columns]\nuri = "{template}"\n').startswith(
+        "t.csv: row 1: "
+    )
 
 
 @pytest.mark.parametrize(
@@ -492,13 +715,18 @@ def test_a_template_that_cannot_be_filled_is_an_error_of_the_recipe(tmp_path: Pa
         ("t.parquet", b"PAR1", "t.parquet cannot be read: "),
     ],
 )
-def test_a_table_that_cannot_be_read_says_so(tmp_path: Path, name: str, content: bytes, wanted: str) -> None:
+def test_a_table_that_cannot_be_read_says_so(
+    tmp_path: Path, name: str, content: bytes, wanted: str
+) -> None:
     (tmp_path / name).write_bytes(content)
     assert complaint(tmp_path, f'sources = "{name}"').startswith(wanted)
 
 
 def test_two_rows_with_one_id_are_both_named(tmp_path: Path) -> None:
-    write_table(tmp_path / "t.csv", [{"uri": "file:a.mp4", "name": "sea"}, {"uri": "file:b.mp4", "name": "sea"}])
+    write_table(
+        tmp_path / "t.csv",
+        [{"uri": "file:a.mp4", "name": "sea"}, {"uri": "file:b.mp4", "name": "sea"}],
+    )
     said = complaint(tmp_path, 'sources = "t.csv"\n[columns]\nid = "name"\n')
     assert said == "t.csv: row 2: the id 'sea' is taken by t.csv: row 1: ids must differ"
 
@@ -506,12 +734,36 @@ def test_two_rows_with_one_id_are_both_named(tmp_path: Path) -> None:
 # Anything at all
 
 
-WORDS = ["[[source]]", "[cut]", "[filter]", "uri", "start", "end", "caption", "detector", "min_frames", "=", '"file:a"', '"1:2:x"', "1e999"]
-LIKE_A_RECIPE = st.lists(st.sampled_from([*WORDS, "nan", "true", "[]", "{}", "\n", "\n", "-1", "07:32:00", "[", '"none"', "sources"]))
+WORDS = [
+    "[[source]]",
+    "[cut]",
+    "[filter]",
+    "uri",
+    "start",
+    "end",
+    "caption",
+    "detector",
+    "min_frames",
+    "=",
+    '"file:a"',
+    '"1:2:x"',
+    "1e999",
+]
+LIKE_A_RECIPE = st.lists(
+    st.sampled_from(
+        [*WORDS, "nan", "true", "[]", "{}", "\n", "\n", "-1", "07:32:00", "[", '"none"', "sources"]
+    )
+)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(text=st.text() | LIKE_A_RECIPE.map(" ".join) | LIKE_A_RECIPE.map(lambda words: SOURCE + " ".join(words)))
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    text=st.text()
+    | LIKE_A_RECIPE.map(" ".join)
+    | LIKE_A_RECIPE.map(lambda words: SOURCE + " ".join(words))
+)
 def test_any_text_is_a_recipe_or_a_recipe_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "mine.toml"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
@@ -523,9 +775,16 @@ def test_any_text_is_a_recipe_or_a_recipe_error(tmp_path: Path, text: str) -> No
     assert not said or "mine.toml" in said or "sources table" in said
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(content=st.binary() | st.text().map(str.encode), suffix=st.sampled_from([".csv", ".jsonl", ".parquet"]))
-def test_any_table_is_sources_or_a_recipe_error(tmp_path: Path, content: bytes, suffix: str) -> None:
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    content=st.binary() | st.text().map(str.encode),
+    suffix=st.sampled_from([".csv", ".jsonl", ".parquet"]),
+)
+def test_any_table_is_sources_or_a_recipe_error(
+    tmp_path: Path, content: bytes, suffix: str
+) -> None:
     (tmp_path / f"t{suffix}").write_bytes(content)
     with pytest.raises(RecipeError, match="t" + suffix):
         sources(tmp_path, f'sources = "t{suffix}"')

@@ -1,4 +1,6 @@
-"""Small real videos, made by ffmpeg from its own test sources: each deterministic and done in a second."""
+"""Small real videos, made by ffmpeg from its own test sources: each deterministic and done in a
+second.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,12 @@ import ffmpeg
 import imageio_ffmpeg
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
-PATCHES = ((176, 48, 32), (40, 160, 72), (48, 72, 184), (200, 200, 200))  # RGB: top left, top right, bottom left, bottom right
+PATCHES = (
+    (176, 48, 32),
+    (40, 160, 72),
+    (48, 72, 184),
+    (200, 200, 200),
+)  # RGB: top left, top right, bottom left, bottom right
 PATCH = 80  # side of one of the four patches, in pixels
 NUMBERED_STEP = 3  # levels of brightness from one numbered frame to the next
 NUMBERED_BLACK = 20
@@ -23,40 +30,83 @@ UNTAGGED = {"color_primaries": "unknown", "color_trc": "unknown", "colorspace": 
 def source(name: str, seconds: float, fps: Any, size: str) -> Any:
     """A lavfi source that ends."""
     options = f"{name}=size={size}:rate={fps}"
-    return ffmpeg.input(f"{options}:maxiter=64" if name == "mandelbrot" else options, f="lavfi", t=seconds)
+    return ffmpeg.input(
+        f"{options}:maxiter=64" if name == "mandelbrot" else options, f="lavfi", t=seconds
+    )
 
 
 def make(path: Path, stream: Any, **options: Any) -> Path:
     """Run ffmpeg on one thread, without version strings in the file."""
     quick = {"preset": "ultrafast"} if options.get("vcodec") in ("libx264", "libx265") else {}
     fixed = {"threads": 1, "filter_threads": 1, "fflags": "+bitexact", "flags:v": "+bitexact"}
-    job = stream.output(str(path), **{**fixed, **quick, **options}).global_args("-loglevel", "error")
+    job = stream.output(str(path), **{**fixed, **quick, **options}).global_args(
+        "-loglevel", "error"
+    )
     job.overwrite_output().run(cmd=FFMPEG, quiet=True)
     return path
 
 
-def plain(path: Path, seconds: float = 12, fps: Any = 25, size: str = "320x240", codec: str = "libx264", **options: Any) -> Path:
+def plain(
+    path: Path,
+    seconds: float = 12,
+    fps: Any = 25,
+    size: str = "320x240",
+    codec: str = "libx264",
+    **options: Any,
+) -> Path:
     """Moving test picture with a counter, a key frame at least every 12 frames."""
-    return make(path, source("testsrc2", seconds, fps, size), **{"vcodec": codec, "pix_fmt": "yuv420p", "g": 12, **options})
+    return make(
+        path,
+        source("testsrc2", seconds, fps, size),
+        **{"vcodec": codec, "pix_fmt": "yuv420p", "g": 12, **options},
+    )
 
 
-def joined(path: Path, cuts: Sequence[float], seconds: float = 12, fps: int = 25, size: str = "320x240", **options: Any) -> Path:
+def joined(
+    path: Path,
+    cuts: Sequence[float],
+    seconds: float = 12,
+    fps: int = 25,
+    size: str = "320x240",
+    **options: Any,
+) -> Path:
     """Different pictures with hard cuts at the given seconds."""
     edges = [0, *cuts, seconds]
     spans = [end - start for start, end in itertools.pairwise(edges)]
-    parts = [source(LOOKS[index % len(LOOKS)], span, fps, size).filter("format", "yuv420p") for index, span in enumerate(spans)]
+    parts = [
+        source(LOOKS[index % len(LOOKS)], span, fps, size).filter("format", "yuv420p")
+        for index, span in enumerate(spans)
+    ]
     parts = [part.filter("setsar", 1) for part in parts]
-    return make(path, ffmpeg.concat(*parts), **{"vcodec": "libx264", "pix_fmt": "yuv420p", **options})
+    return make(
+        path, ffmpeg.concat(*parts), **{"vcodec": "libx264", "pix_fmt": "yuv420p", **options}
+    )
 
 
 def numbered(
-    path: Path, frames: int = 60, fps: Any = 25, size: str = "160x120", setpts: str = "N", tagged: bool = True, **options: Any
+    path: Path,
+    frames: int = 60,
+    fps: Any = 25,
+    size: str = "160x120",
+    setpts: str = "N",
+    tagged: bool = True,
+    **options: Any,
 ) -> Path:
     """Grey frames whose brightness is their number: see `number_of`."""
     level = f"{NUMBERED_BLACK}+{NUMBERED_STEP}*N"
-    stream = ffmpeg.input(f"nullsrc=size={size}:rate={fps}", f="lavfi").filter("trim", end_frame=frames)
-    stream = stream.filter("format", "yuv420p").filter("geq", lum=level, cb="128", cr="128").filter("setpts", setpts)
-    tags = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "range": "tv"} if tagged else {}
+    stream = ffmpeg.input(f"nullsrc=size={size}:rate={fps}", f="lavfi").filter(
+        "trim", end_frame=frames
+    )
+    stream = (
+        stream.filter("format", "yuv420p")
+        .filter("geq", lum=level, cb="128", cr="128")
+        .filter("setpts", setpts)
+    )
+    tags = (
+        {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "range": "tv"}
+        if tagged
+        else {}
+    )
     stream = stream.filter("setparams", **tags)
     return make(path, stream, **{"vcodec": "libx264", "pix_fmt": "yuv420p", "crf": 4, **options})
 
@@ -67,9 +117,16 @@ def number_of(luma: float) -> int:
 
 
 def variable_frame_rate(path: Path) -> Path:
-    """Numbered frames at the irregular times VARIABLE_PTS; the last one has no say how long it lasts."""
+    """Numbered frames at the irregular times VARIABLE_PTS; the last one has no say how long it
+    lasts.
+    """
     setpts = "N*40+mod(N*N,7)*5"
-    fine = {"fps_mode": "passthrough", "enc_time_base": "1/1000", "video_track_timescale": 1000, "bf": 0}
+    fine = {
+        "fps_mode": "passthrough",
+        "enc_time_base": "1/1000",
+        "video_track_timescale": 1000,
+        "bf": 0,
+    }
     return numbered(path, frames=len(VARIABLE_PTS), fps=1000, setpts=setpts, **fine)
 
 
@@ -78,7 +135,14 @@ def av1(path: Path) -> Path:
 
 
 def hevc_10_bit(path: Path) -> Path:
-    return plain(path, 2, size="160x120", codec="libx265", pix_fmt="yuv420p10le", **{"profile:v": "main10", **_x265("")})
+    return plain(
+        path,
+        2,
+        size="160x120",
+        codec="libx265",
+        pix_fmt="yuv420p10le",
+        **{"profile:v": "main10", **_x265("")},
+    )
 
 
 def mpegts(path: Path, seconds: float = 4, gop: int = 12) -> Path:
@@ -87,17 +151,26 @@ def mpegts(path: Path, seconds: float = 4, gop: int = 12) -> Path:
 
 def negative_start(path: Path) -> Path:
     """Numbered frames from one second before time zero on, all of them to be shown (MPEG-TS)."""
-    early = {"output_ts_offset": -1, "avoid_negative_ts": "disabled", "muxdelay": 0, "muxpreload": 0}
+    early = {
+        "output_ts_offset": -1,
+        "avoid_negative_ts": "disabled",
+        "muxdelay": 0,
+        "muxpreload": 0,
+    }
     return numbered(path, format="mpegts", bf=0, **early)
 
 
 def edit_list(path: Path) -> Path:
-    """60 numbered frames, of which the container says that the first 25 are not to be shown, as after `-ss 1 -c copy`."""
+    """60 numbered frames, of which the container says that the first 25 are not to be shown, as
+    after `-ss 1 -c copy`.
+    """
     return numbered(path, output_ts_offset=-1, avoid_negative_ts="disabled", bf=0)
 
 
 def rotated(path: Path, degrees: int = 90) -> Path:
-    """A landscape picture with a display matrix that turns it counter-clockwise, as telephones write it."""
+    """A landscape picture with a display matrix that turns it counter-clockwise, as telephones
+    write it.
+    """
     return _displayed(path, display_rotation=degrees)
 
 
@@ -114,13 +187,22 @@ def _displayed(path: Path, **matrix: Any) -> Path:
 
 
 def anamorphic(path: Path) -> Path:
-    """160x160 coded, 320x160 displayed: a white box, square when displayed (40x40), in the centre of black."""
-    stream = source("color", 1, 10, "160x160").filter("drawbox", x=70, y=60, w=20, h=40, color="white", t="fill")
+    """160x160 coded, 320x160 displayed: a white box, square when displayed (40x40), in the centre
+    of black.
+    """
+    stream = source("color", 1, 10, "160x160").filter(
+        "drawbox", x=70, y=60, w=20, h=40, color="white", t="fill"
+    )
     return make(path, stream.filter("setsar", "2/1"), vcodec="libx264", pix_fmt="yuv420p", crf=4)
 
 
 def odd_size(path: Path) -> Path:
-    stream = source("testsrc2", 1, 25, "640x272").filter("format", "yuv444p").filter("scale", 641, 273).filter("setsar", 1)
+    stream = (
+        source("testsrc2", 1, 25, "640x272")
+        .filter("format", "yuv444p")
+        .filter("scale", 641, 273)
+        .filter("setsar", 1)
+    )
     return make(path, stream, vcodec="libx264", pix_fmt="yuv444p")
 
 
@@ -143,16 +225,38 @@ def truncated(path: Path) -> Path:
 def patches(fps: int = 10, seconds: float = 1) -> Any:
     """Four exact RGB colours."""
     colours = [f"0x{red:02x}{green:02x}{blue:02x}" for red, green, blue in PATCHES]
-    parts = [ffmpeg.input(f"color=c={c}:size={PATCH}x{PATCH}:rate={fps},format=gbrp", f="lavfi", t=seconds) for c in colours]
+    parts = [
+        ffmpeg.input(
+            f"color=c={c}:size={PATCH}x{PATCH}:rate={fps},format=gbrp", f="lavfi", t=seconds
+        )
+        for c in colours
+    ]
     rows = [ffmpeg.filter(parts[:2], "hstack"), ffmpeg.filter(parts[2:], "hstack")]
     return ffmpeg.filter(rows, "vstack")
 
 
-def colour_patches(path: Path, matrix: str, *, full_range: bool = False, pix_fmt: str = "yuv420p", tagged: bool = True) -> Path:
-    """Patches as YUV of one matrix ("bt709", "smpte170m") and range, tagged as such or not at all."""
+def colour_patches(
+    path: Path,
+    matrix: str,
+    *,
+    full_range: bool = False,
+    pix_fmt: str = "yuv420p",
+    tagged: bool = True,
+) -> Path:
+    """Patches as YUV of one matrix ("bt709", "smpte170m") and range, tagged as such or not at
+    all.
+    """
     levels = "pc" if full_range else "tv"
-    stream = patches().filter("scale", out_color_matrix=matrix, out_range=levels).filter("format", pix_fmt)
-    tags = {"color_primaries": matrix, "color_trc": matrix, "colorspace": matrix} if tagged else UNTAGGED
+    stream = (
+        patches()
+        .filter("scale", out_color_matrix=matrix, out_range=levels)
+        .filter("format", pix_fmt)
+    )
+    tags = (
+        {"color_primaries": matrix, "color_trc": matrix, "colorspace": matrix}
+        if tagged
+        else UNTAGGED
+    )
     stream = stream.filter("setparams", **tags, range=levels if tagged else "unknown")
     return make(path, stream, vcodec="libx264", crf=4, pix_fmt=pix_fmt)
 
@@ -164,13 +268,25 @@ def rgb_patches(path: Path, codec: str, pix_fmt: str) -> Path:
 
 def hdr_patches(path: Path) -> Path:
     """Patches as 10-bit BT.2020 PQ, with SDR white at 203 cd/m2."""
-    stream = patches().filter("scale", out_color_matrix="bt709", out_range="tv").filter("format", "yuv420p")
-    stream = stream.filter("setparams", colorspace="bt709", color_primaries="bt709", color_trc="bt709", range="tv")
+    stream = (
+        patches()
+        .filter("scale", out_color_matrix="bt709", out_range="tv")
+        .filter("format", "yuv420p")
+    )
+    stream = stream.filter(
+        "setparams", colorspace="bt709", color_primaries="bt709", color_trc="bt709", range="tv"
+    )
     stream = stream.filter("zscale", t="linear", npl=203).filter("format", "gbrpf32le")
-    stream = stream.filter("zscale", p="bt2020", t="smpte2084", m="bt2020nc", r="tv", npl=203).filter("format", "yuv420p10le")
+    stream = stream.filter(
+        "zscale", p="bt2020", t="smpte2084", m="bt2020nc", r="tv", npl=203
+    ).filter("format", "yuv420p10le")
     tags = "colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc:range=limited"
     return make(path, stream, vcodec="libx265", crf=4, pix_fmt="yuv420p10le", **_x265(tags))
 
 
 def _x265(params: str) -> dict[str, str]:
-    return {"x265-params": ":".join(filter(None, [params, "pools=none:frame-threads=1:log-level=error"]))}
+    return {
+        "x265-params": ":".join(
+            filter(None, [params, "pools=none:frame-threads=1:log-level=error"])
+        )
+    }

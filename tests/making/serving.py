@@ -1,4 +1,6 @@
-"""A small HTTP server with the manners of the real world: ranges, refusals, dropped connections, lies, loops and silence."""
+"""A small HTTP server with the manners of the real world: ranges, refusals, dropped connections,
+lies, loops and silence.
+"""
 
 from __future__ import annotations
 
@@ -34,14 +36,19 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", kind)
         self.send_header("Accept-Ranges", "bytes")
         if first:
-            self.send_header("Content-Range", f"bytes {first}-{(total or len(content)) - 1}/{total or len(content)}")
+            self.send_header(
+                "Content-Range",
+                f"bytes {first}-{(total or len(content)) - 1}/{total or len(content)}",
+            )
         self.send_header("Content-Length", str((total or len(content)) - first))
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(content[first:])
 
 
-def status(code: int, then: Answer | None = None, headers: Mapping[str, str] | None = None) -> Answer:
+def status(
+    code: int, then: Answer | None = None, headers: Mapping[str, str] | None = None
+) -> Answer:
     """Refuse; with `then`, refuse once and answer so from the second time on."""
     state = {"left": 1}
 
@@ -62,11 +69,15 @@ def status(code: int, then: Answer | None = None, headers: Mapping[str, str] | N
 
 def first_wanted(handler: Handler) -> int:
     """Where the wanted range begins."""
-    return int(handler.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0] or 0)
+    return int(
+        handler.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0] or 0
+    )
 
 
 def content(path: Path, kind: str = "video/mp4", drop_after: int | None = None) -> Answer:
-    """A file with ranges; with `drop_after`, the first two whole answers (a look at the page, then the download) break off there."""
+    """A file with ranges; with `drop_after`, the first two whole answers (a look at the page, then
+    the download) break off there.
+    """
     state = {"drops": 0 if drop_after is None else 2}
 
     def answer(handler: Handler) -> None:

@@ -1,4 +1,6 @@
-"""encoders and encode: the numbers are those of the models' own libraries, and repeat whatever runs beside them."""
+"""encoders and encode: the numbers are those of the models' own libraries, and repeat whatever runs
+beside them.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +87,9 @@ def test_latents_are_the_same_on_every_number_of_threads(vae: Any, frames: Any) 
     encoders.load_vae.cache_clear()
     again = encoders.load_vae(encoders.TINY / "vae", "float32", "cpu")
     assert torch.get_num_threads() == 1
-    np.testing.assert_array_equal(encoders.latents(again, frames, 4, False)[0], encoders.latents(vae, frames, 4, False)[0])
+    np.testing.assert_array_equal(
+        encoders.latents(again, frames, 4, False)[0], encoders.latents(vae, frames, 4, False)[0]
+    )
 
 
 def test_values_that_are_not_finite_are_bad_data(frames: Any) -> None:
@@ -99,21 +103,36 @@ def test_values_that_are_not_finite_are_bad_data(frames: Any) -> None:
 
 @pytest.mark.parametrize("layer", ["last", "penultimate"])
 @pytest.mark.parametrize("pad_token", [0, 49407])
-def test_text_is_what_transformers_computes_with_the_same_weights(clip_model: Any, layer: encoders.Layer, pad_token: int) -> None:
+def test_text_is_what_transformers_computes_with_the_same_weights(
+    clip_model: Any, layer: encoders.Layer, pad_token: int
+) -> None:
     import open_clip
     import torch
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    size = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-    other = CLIPTextModel(CLIPTextConfig(**size, hidden_act="gelu", attn_implementation="eager")).eval()
+    size = {
+        "hidden_size": 32,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    other = CLIPTextModel(
+        CLIPTextConfig(**size, hidden_act="gelu", attn_implementation="eager")
+    ).eval()
     other.load_state_dict(as_transformers(clip_model.state_dict(), other.state_dict().keys()))
     tokens = open_clip.SimpleTokenizer()("a fish")
     tokens[0, int(tokens[0].argmax()) + 1 :] = pad_token
     with torch.no_grad():
         said = other(input_ids=tokens, output_hidden_states=True)
         text = getattr(other, "text_model", other)
-        wanted = said.last_hidden_state if layer == "last" else text.final_layer_norm(said.hidden_states[-2])
-    np.testing.assert_allclose(encoders.text(clip_model, "a fish", layer, pad_token), wanted[0].numpy(), atol=5e-3)
+        wanted = (
+            said.last_hidden_state
+            if layer == "last"
+            else text.final_layer_norm(said.hidden_states[-2])
+        )
+    np.testing.assert_allclose(
+        encoders.text(clip_model, "a fish", layer, pad_token), wanted[0].numpy(), atol=5e-3
+    )
 
 
 def as_transformers(state: dict[str, Any], names: Any) -> dict[str, Any]:
@@ -138,19 +157,26 @@ def as_transformers(state: dict[str, Any], names: Any) -> dict[str, Any]:
         ours, theirs = f"transformer.resblocks.{layer}.", f"{prefix}encoder.layers.{layer}."
         for end in ("weight", "bias"):
             made.update({f"{theirs}{b}.{end}": state[f"{ours}{a}.{end}"] for a, b in pairs.items()})
-            for name, value in zip("qkv", torch.chunk(state[f"{ours}attn.in_proj_{end}"], 3), strict=True):
+            for name, value in zip(
+                "qkv", torch.chunk(state[f"{ours}attn.in_proj_{end}"], 3), strict=True
+            ):
                 made[f"{theirs}self_attn.{name}_proj.{end}"] = value
     extra = {f"{prefix}embeddings.position_ids": torch.arange(77)[None]}
     return made | {name: value for name, value in extra.items() if name in names}
 
 
 def test_captions_differ_and_the_empty_one_is_a_caption(clip_model: Any) -> None:
-    said = [encoders.text(clip_model, caption, "last", 49407).astype(np.float32) for caption in ("", "a fish", "a road")]
+    said = [
+        encoders.text(clip_model, caption, "last", 49407).astype(np.float32)
+        for caption in ("", "a fish", "a road")
+    ]
     assert all(one.shape == (77, 32) for one in said)
     assert min(np.abs(a - b).mean() for a, b in zip(said, said[1:] + said[:1], strict=True)) > 0.05
 
 
-def test_images_are_close_to_open_clip_s_own_preprocessing(clip_model: Any, film: Callable[..., Path]) -> None:
+def test_images_are_close_to_open_clip_s_own_preprocessing(
+    clip_model: Any, film: Callable[..., Path]
+) -> None:
     import torch
     from open_clip.transform import PreprocessCfg, image_transform_v2
     from PIL import Image
@@ -158,7 +184,9 @@ def test_images_are_close_to_open_clip_s_own_preprocessing(clip_model: Any, film
     pictures = video.read_clip(film(footage.plain, 1, size="256x256"))[[0, 20]]
     transform = image_transform_v2(PreprocessCfg(size=64, interpolation="bicubic"), is_train=False)
     with torch.no_grad():
-        wanted = clip_model.encode_image(torch.stack([transform(Image.fromarray(one)) for one in pictures])).numpy()
+        wanted = clip_model.encode_image(
+            torch.stack([transform(Image.fromarray(one)) for one in pictures])
+        ).numpy()
     ours = encoders.images(clip_model, pictures).astype(np.float32)
     assert ours.shape == (2, 32)
     alike = (ours * wanted).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(wanted, axis=1)
@@ -175,15 +203,22 @@ def test_psnr_is_that_of_the_textbook() -> None:
 def test_a_folder_without_safetensors_is_a_recipe_error(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
-    with pytest.raises(RecipeError, match=r"'model' has no diffusion_pytorch_model.safetensors .*safetensors only"):
+    with pytest.raises(
+        RecipeError, match=r"'model' has no diffusion_pytorch_model.safetensors .*safetensors only"
+    ):
         encode.find_encoders(encode.Params(preset="tiny", vae="model"), tmp_path)
 
 
-def test_a_model_the_hub_does_not_give_stops_the_build_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_the_hub_does_not_give_stops_the_build_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(Stopped, match=r"cannot get the model 'nobody/nothing' from the hub: .*name a folder that holds"):
+    with pytest.raises(
+        Stopped,
+        match=r"cannot get the model 'nobody/nothing' from the hub: .*name a folder that holds",
+    ):
         encoders.find("nobody/nothing", None, "vae", encoders.VAE_FILES, tmp_path)
     with pytest.raises(RecipeError, match="neither a folder nor a hub id"):
         encoders.find("no/such/place", None, "", encoders.VAE_FILES, tmp_path)
@@ -197,23 +232,35 @@ def test_a_model_is_what_its_bytes_are_not_where_it_lies(tmp_path: Path) -> None
     config = tmp_path / "copy" / "config.json"
     config.write_text(config.read_text().replace("}", ', "more": 1}'))
     encode.find_encoders.cache_clear()
-    assert encode.find_encoders(encode.Params(preset="tiny", vae="copy"), tmp_path).vae.sha256 != FOUND.vae.sha256
+    assert (
+        encode.find_encoders(encode.Params(preset="tiny", vae="copy"), tmp_path).vae.sha256
+        != FOUND.vae.sha256
+    )
 
 
 def test_precision_enters_the_key_and_the_device_does_not(clip: Clip) -> None:
     stage = encode.stage(TINY, FOUND, "cpu")
     assert stage.task_key(clip) == encode.stage(TINY, FOUND, "cuda:3").task_key(clip)
-    assert stage.task_key(clip) != encode.stage(TINY.model_copy(update={"precision": "bfloat16"}), FOUND, "cpu").task_key(clip)
+    assert stage.task_key(clip) != encode.stage(
+        TINY.model_copy(update={"precision": "bfloat16"}), FOUND, "cpu"
+    ).task_key(clip)
 
 
 def test_a_clip_becomes_a_sample_with_every_part(clip: Clip, store: Store) -> None:
     [sample] = encoded(clip, store, TINY.model_copy(update={"latents_std": True})).records
-    arrays = [np.load(store.path(blob.sha256)) for blob in (sample.latents, sample.latents_std, sample.text[0], sample.image)]
+    arrays = [
+        np.load(store.path(blob.sha256))
+        for blob in (sample.latents, sample.latents_std, sample.text[0], sample.image)
+    ]
     assert [array.shape for array in arrays] == [(20, 4, 8, 8), (20, 4, 8, 8), (77, 32), (3, 32)]
     assert all(array.dtype == np.float16 for array in arrays)
     picks = [0, 6, 13, 19]
-    decoded = encoders.decode(encoders.load_vae(encoders.TINY / "vae", "float32", "cpu"), arrays[0][picks])
-    assert sample.round_trip_psnr_db == encoders.psnr_db(decoded, video.read_clip(store.path(clip.blob.sha256))[picks])
+    decoded = encoders.decode(
+        encoders.load_vae(encoders.TINY / "vae", "float32", "cpu"), arrays[0][picks]
+    )
+    assert sample.round_trip_psnr_db == encoders.psnr_db(
+        decoded, video.read_clip(store.path(clip.blob.sha256))[picks]
+    )
     assert re.fullmatch(r"cpu \w+", sample.device)
 
 
@@ -225,19 +272,32 @@ def test_what_is_remembered_is_not_decoded_again(clip: Clip, store: Store) -> No
 
 def test_a_clip_with_fewer_frames_than_promised_is_rejected(clip: Clip, store: Store) -> None:
     [rejection] = encoded(replace(clip, num_frames=25), store).rejections
-    assert (rejection.reason, rejection.detail) == ("too-few-frames", "the clip promises 25 frames and decodes to 20")
+    assert (rejection.reason, rejection.detail) == (
+        "too-few-frames",
+        "the clip promises 25 frames and decodes to 20",
+    )
 
 
 def test_without_image_frames_there_is_no_image_embedding(clip: Clip, store: Store) -> None:
-    [sample] = encoded(clip, store, TINY.model_copy(update={"image_frames": 0, "psnr_share": 0.0})).records
+    [sample] = encoded(
+        clip, store, TINY.model_copy(update={"image_frames": 0, "psnr_share": 0.0})
+    ).records
     assert sample.image is None
     assert sample.round_trip_psnr_db is None
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_lower_precisions_give_nearly_the_same_numbers(clip: Clip, store: Store, precision: str) -> None:
+def test_lower_precisions_give_nearly_the_same_numbers(
+    clip: Clip, store: Store, precision: str
+) -> None:
     exact, rough = (
-        np.load(store.path(encoded(clip, store, TINY.model_copy(update={"precision": one})).records[0].latents.sha256)).astype(np.float32)
+        np.load(
+            store.path(
+                encoded(clip, store, TINY.model_copy(update={"precision": one}))
+                .records[0]
+                .latents.sha256
+            )
+        ).astype(np.float32)
         for one in ("float32", precision)
     )
     assert 0 < np.abs(exact - rough).mean() < 0.1 * np.abs(exact).mean() + 0.02

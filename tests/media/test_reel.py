@@ -38,9 +38,15 @@ def numbers(path: Path, size: int = 64) -> list[int]:
 
 
 def by_ffmpeg(path: Path, crop: str) -> Pictures:
-    """The first frame's luma as ffmpeg's command line makes it, with its own idea of rotation: `64 64`."""
-    scale = "scale=64:64:flags=bicubic+accurate_rnd:in_color_matrix=smpte170m:out_color_matrix=bt709"
-    job = ffmpeg.input(str(path)).output("pipe:", format="rawvideo", pix_fmt="yuv420p", vf=f"crop={crop},{scale}", **{"frames:v": 1})
+    """The first frame's luma as ffmpeg's command line makes it, with its own idea of rotation: `64
+    64`.
+    """
+    scale = (
+        "scale=64:64:flags=bicubic+accurate_rnd:in_color_matrix=smpte170m:out_color_matrix=bt709"
+    )
+    job = ffmpeg.input(str(path)).output(
+        "pipe:", format="rawvideo", pix_fmt="yuv420p", vf=f"crop={crop},{scale}", **{"frames:v": 1}
+    )
     raw, _ = job.run(cmd=footage.FFMPEG, quiet=True)
     return np.frombuffer(raw, np.uint8)[: 64 * 64].reshape(64, 64)
 
@@ -67,15 +73,26 @@ def psnr(one: Any, two: Any) -> float:
     ],
 )
 def test_frame_k_of_a_reel_is_what_is_shown_at_that_moment_of_the_grid(
-    film: Film, video_of: VideoOf, store: Store, make: Callable[..., Path], options: dict[str, Any], fps: Fraction
+    film: Film,
+    video_of: VideoOf,
+    store: Store,
+    make: Callable[..., Path],
+    options: dict[str, Any],
+    fps: Fraction,
 ) -> None:
     path = film(make, **options)
     record = video_of(path)
     facts = record.container
-    shown = [(pts * facts.time_base, number) for (_, pts, _), number in zip(video.frames(path, facts), source_numbers(path), strict=True)]
+    shown = [
+        (pts * facts.time_base, number)
+        for (_, pts, _), number in zip(video.frames(path, facts), source_numbers(path), strict=True)
+    ]
     found = reel.of(record, Params(fps=fps, size=64), store)
     assert found["first_index"] == grid_index(facts.start_pts, facts.time_base, fps)
-    assert found["num_frames"] == grid_index(facts.end_pts, facts.time_base, fps) - found["first_index"]
+    assert (
+        found["num_frames"]
+        == grid_index(facts.end_pts, facts.time_base, fps) - found["first_index"]
+    )
     moments = [(found["first_index"] + k) / fps for k in range(found["num_frames"])]
     wanted = [max(number for at, number in shown if at <= moment) for moment in moments]
     assert numbers(store.path(found["reel"]["sha256"])) == wanted
@@ -85,7 +102,9 @@ def source_numbers(path: Path) -> list[int]:
     return [footage.number_of(luma) for luma in planes(path)[:, :120].mean(axis=(1, 2))]
 
 
-def test_a_reel_of_a_time_range_begins_at_its_first_frame(film: Film, video_of: VideoOf, store: Store) -> None:
+def test_a_reel_of_a_time_range_begins_at_its_first_frame(
+    film: Film, video_of: VideoOf, store: Store
+) -> None:
     record = video_of(film(footage.numbered), Fraction(1), Fraction(2))
     found = reel.of(record, SMALL, store)
     assert (found["first_index"], found["num_frames"]) == (10, 10)
@@ -93,13 +112,29 @@ def test_a_reel_of_a_time_range_begins_at_its_first_frame(film: Film, video_of: 
 
 
 @pytest.mark.parametrize(
-    "fps", [Fraction(10), Fraction(24000, 1001), Fraction(30000, 1001), Fraction(25, 2), Fraction(7, 3), Fraction(240)]
+    "fps",
+    [
+        Fraction(10),
+        Fraction(24000, 1001),
+        Fraction(30000, 1001),
+        Fraction(25, 2),
+        Fraction(7, 3),
+        Fraction(240),
+    ],
 )
 @pytest.mark.parametrize(("start", "count"), [(0, 1), (0, 4), (1, 3), (2, 2), (3, 1)])
 def test_cutting_is_lossless_and_gives_the_promised_frames(
-    film: Film, video_of: VideoOf, store: Store, tmp_path: Path, fps: Fraction, start: int, count: int
+    film: Film,
+    video_of: VideoOf,
+    store: Store,
+    tmp_path: Path,
+    fps: Fraction,
+    start: int,
+    count: int,
 ) -> None:
-    whole = reel_path(video_of(film(footage.plain, 4, size="160x120")), Params(fps=fps, size=64), store)
+    whole = reel_path(
+        video_of(film(footage.plain, 4, size="160x120")), Params(fps=fps, size=64), store
+    )
     clip = tmp_path / "clip.mp4"
     assert reel.cut_clip(whole, start, count, clip)[0] == count
     assert np.array_equal(planes(clip), planes(whole)[start : start + count])
@@ -108,12 +143,16 @@ def test_cutting_is_lossless_and_gives_the_promised_frames(
     assert (facts.num_frames, facts.start_pts, facts.average_fps) == (count, 0, fps)
 
 
-def test_a_cut_past_the_end_says_how_many_frames_there_were(film: Film, video_of: VideoOf, store: Store, tmp_path: Path) -> None:
+def test_a_cut_past_the_end_says_how_many_frames_there_were(
+    film: Film, video_of: VideoOf, store: Store, tmp_path: Path
+) -> None:
     whole = reel_path(video_of(film(footage.plain, 2)), SMALL, store)
     assert reel.cut_clip(whole, 15, 10, tmp_path / "clip.mp4")[0] == 5
 
 
-def test_a_long_reel_is_cut_at_the_right_frame_everywhere(film: Film, video_of: VideoOf, store: Store, tmp_path: Path) -> None:
+def test_a_long_reel_is_cut_at_the_right_frame_everywhere(
+    film: Film, video_of: VideoOf, store: Store, tmp_path: Path
+) -> None:
     fps = Fraction(30000, 1001)
     whole = reel_path(video_of(film(footage.plain)), Params(fps=fps, size=64), store)
     pictures = planes(whole)
@@ -145,7 +184,12 @@ def test_decord_and_pyav_read_the_same_clip(film: Film, video_of: VideoOf, store
 
 @pytest.mark.parametrize(
     ("make", "args"),
-    [(footage.rotated, [90]), (footage.rotated, [180]), (footage.rotated, [270]), (footage.mirrored, [])],
+    [
+        (footage.rotated, [90]),
+        (footage.rotated, [180]),
+        (footage.rotated, [270]),
+        (footage.mirrored, []),
+    ],
     ids=["90", "180", "270", "mirrored"],
 )
 def test_a_telephone_s_display_matrix_is_applied_as_ffmpeg_applies_it(
@@ -154,7 +198,11 @@ def test_a_telephone_s_display_matrix_is_applied_as_ffmpeg_applies_it(
     path = film(make, *args)
     wanted = by_ffmpeg(path, "240:240")
     found = planes(reel_path(video_of(path), SMALL, store))[0, :64]
-    scores = [psnr(turned, wanted) for mirrored in (found, found.T) for turned in (np.rot90(mirrored, turns) for turns in range(4))]
+    scores = [
+        psnr(turned, wanted)
+        for mirrored in (found, found.T)
+        for turned in (np.rot90(mirrored, turns) for turns in range(4))
+    ]
     assert scores[0] > 30
     assert max(scores[1:]) < 20
 
@@ -190,10 +238,28 @@ def test_odd_sizes_are_cropped_in_the_centre(film: Film, video_of: VideoOf, stor
         (footage.rgb_patches, ["mjpeg", "yuvj420p"], {"suffix": ".avi"}, 6),
         (footage.hdr_patches, [], {}, 40),
     ],
-    ids=["709", "601", "709-full", "601-full", "709-10bit", "709-444", "untagged", "rgb", "argb", "jpeg", "hdr"],
+    ids=[
+        "709",
+        "601",
+        "709-full",
+        "601-full",
+        "709-10bit",
+        "709-444",
+        "untagged",
+        "rgb",
+        "argb",
+        "jpeg",
+        "hdr",
+    ],
 )
 def test_colours_come_back_through_reel_and_reader(
-    film: Film, video_of: VideoOf, store: Store, make: Callable[..., Path], args: list[str], options: dict[str, Any], within: int
+    film: Film,
+    video_of: VideoOf,
+    store: Store,
+    make: Callable[..., Path],
+    args: list[str],
+    options: dict[str, Any],
+    within: int,
 ) -> None:
     picture = video.read_clip(reel_path(video_of(film(make, *args, **options)), SMALL, store))[0]
     found = [picture[at_y, at_x] for at_y in (16, 48) for at_x in (16, 48)]
@@ -201,13 +267,19 @@ def test_colours_come_back_through_reel_and_reader(
 
 
 @pytest.mark.parametrize("tagged", [True, False])
-def test_grey_keeps_its_brightness(film: Film, video_of: VideoOf, store: Store, tagged: bool) -> None:
-    path = reel_path(video_of(film(footage.numbered, tagged=tagged)), Params(fps=Fraction(25), size=64), store)
+def test_grey_keeps_its_brightness(
+    film: Film, video_of: VideoOf, store: Store, tagged: bool
+) -> None:
+    path = reel_path(
+        video_of(film(footage.numbered, tagged=tagged)), Params(fps=Fraction(25), size=64), store
+    )
     wanted = [footage.NUMBERED_BLACK + footage.NUMBERED_STEP * n for n in range(60)]
     assert np.abs(planes(path)[:, :64].mean(axis=(1, 2)) - wanted).max() <= 1
 
 
-def test_the_same_reel_twice_has_the_same_bytes(film: Film, video_of: VideoOf, store: Store, tmp_path: Path) -> None:
+def test_the_same_reel_twice_has_the_same_bytes(
+    film: Film, video_of: VideoOf, store: Store, tmp_path: Path
+) -> None:
     path = film(footage.plain, 4)
     other = Store(tmp_path / "other")
     other.prepare()

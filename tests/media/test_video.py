@@ -18,23 +18,47 @@ from tests.making import footage
 Film = Callable[..., Path]
 
 
-def stamps(path: Path, start_s: Fraction | None = None, end_s: Fraction | None = None) -> list[tuple[int, int]]:
-    return [(pts, end_pts) for _, pts, end_pts in video.frames(path, video.probe(path), start_s, end_s)]
+def stamps(
+    path: Path, start_s: Fraction | None = None, end_s: Fraction | None = None
+) -> list[tuple[int, int]]:
+    return [
+        (pts, end_pts) for _, pts, end_pts in video.frames(path, video.probe(path), start_s, end_s)
+    ]
 
 
-def numbers(path: Path, start_s: Fraction | None = None, end_s: Fraction | None = None) -> list[int]:
+def numbers(
+    path: Path, start_s: Fraction | None = None, end_s: Fraction | None = None
+) -> list[int]:
     """Which numbered frames come out."""
     found = video.frames(path, video.probe(path), start_s, end_s)
-    return [footage.number_of(frame.reformat(format="gray").to_ndarray().mean() * 219 / 255 + 16) for frame, _, _ in found]
+    return [
+        footage.number_of(frame.reformat(format="gray").to_ndarray().mean() * 219 / 255 + 16)
+        for frame, _, _ in found
+    ]
 
 
 def test_a_plain_video_is_probed(film: Film) -> None:
     facts = video.probe(film(footage.plain))
-    assert (facts.format, facts.codec, facts.pix_fmt) == ("mov,mp4,m4a,3gp,3g2,mj2", "h264", "yuv420p")
+    assert (facts.format, facts.codec, facts.pix_fmt) == (
+        "mov,mp4,m4a,3gp,3g2,mj2",
+        "h264",
+        "yuv420p",
+    )
     assert (facts.width, facts.height, facts.rotation, facts.pixel_aspect) == (320, 240, 0, 1)
-    assert (facts.time_base, facts.average_fps, facts.variable_fps) == (Fraction(1, 12800), Fraction(25), False)
-    assert (facts.num_frames, facts.start_pts, facts.end_pts, facts.duration_s) == (300, 0, 12 * 12800, 12)
-    assert (facts.color_matrix, facts.color_range, facts.color_primaries, facts.color_transfer) == ("unknown",) * 4
+    assert (facts.time_base, facts.average_fps, facts.variable_fps) == (
+        Fraction(1, 12800),
+        Fraction(25),
+        False,
+    )
+    assert (facts.num_frames, facts.start_pts, facts.end_pts, facts.duration_s) == (
+        300,
+        0,
+        12 * 12800,
+        12,
+    )
+    assert (facts.color_matrix, facts.color_range, facts.color_primaries, facts.color_transfer) == (
+        "unknown",
+    ) * 4
 
 
 def test_ntsc_is_an_exact_fraction(film: Film) -> None:
@@ -51,7 +75,9 @@ def test_ntsc_is_an_exact_fraction(film: Film) -> None:
         (footage.mpegts, ".ts", "h264", "yuv420p"),
     ],
 )
-def test_a_codec_goes_by_its_own_name(film: Film, make: Callable[..., Path], suffix: str, codec: str, pix_fmt: str) -> None:
+def test_a_codec_goes_by_its_own_name(
+    film: Film, make: Callable[..., Path], suffix: str, codec: str, pix_fmt: str
+) -> None:
     facts = video.probe(film(make, suffix=suffix))
     assert (facts.codec, facts.pix_fmt) == (codec, pix_fmt)
 
@@ -70,7 +96,9 @@ def test_time_may_start_before_zero(film: Film) -> None:
 
 
 def test_a_span_counts_from_the_first_frame_also_before_zero(film: Film) -> None:
-    assert numbers(film(footage.negative_start, suffix=".ts"), Fraction(1, 2), Fraction(1)) == list(range(13, 25))
+    assert numbers(film(footage.negative_start, suffix=".ts"), Fraction(1, 2), Fraction(1)) == list(
+        range(13, 25)
+    )
 
 
 def test_frames_that_an_edit_list_hides_are_not_there(film: Film) -> None:
@@ -82,7 +110,9 @@ def test_frames_that_an_edit_list_hides_are_not_there(film: Film) -> None:
 
 
 def test_rotation_is_clockwise(film: Film) -> None:
-    turned = {degrees: video.probe(film(footage.rotated, degrees)).rotation for degrees in (90, 180, 270)}
+    turned = {
+        degrees: video.probe(film(footage.rotated, degrees)).rotation for degrees in (90, 180, 270)
+    }
     assert turned == {90: 270, 180: 180, 270: 90}  # ffmpeg's option counts counter-clockwise
 
 
@@ -100,7 +130,10 @@ def test_colours_are_read_from_their_tags(film: Film) -> None:
         video.probe(film(footage.colour_patches, "smpte170m", tagged=False)),
         video.probe(film(footage.hdr_patches)),
     ]
-    assert [(each.color_matrix, each.color_range, each.color_primaries, each.color_transfer) for each in found] == [
+    assert [
+        (each.color_matrix, each.color_range, each.color_primaries, each.color_transfer)
+        for each in found
+    ] == [
         ("bt709", "tv", "bt709", "bt709"),
         ("smpte170m", "tv", "smpte170m", "smpte170m"),
         ("bt709", "pc", "bt709", "bt709"),
@@ -122,7 +155,9 @@ def test_sound_alone_is_no_video(film: Film) -> None:
 
 
 def test_a_file_cut_in_half_is_truncated(film: Film) -> None:
-    with pytest.raises(BadData, match=r"truncated: the container promises 12\.00 s of video and holds 6\.0\d s"):
+    with pytest.raises(
+        BadData, match=r"truncated: the container promises 12\.00 s of video and holds 6\.0\d s"
+    ):
         video.probe(film(footage.truncated))
 
 
@@ -136,7 +171,9 @@ def test_a_file_cut_in_half_is_truncated(film: Film) -> None:
     ],
     ids=["empty", "text", "playlist", "concat"],
 )
-def test_what_is_no_video_is_unreadable_and_playlists_are_not_followed(tmp_path: Path, content: bytes) -> None:
+def test_what_is_no_video_is_unreadable_and_playlists_are_not_followed(
+    tmp_path: Path, content: bytes
+) -> None:
     path = tmp_path / "film.mp4"
     path.write_bytes(content)
     with pytest.raises(BadData, match=r"^unreadable") as caught:
@@ -175,7 +212,9 @@ def test_frames_follow_each_other_without_a_gap(film: Film) -> None:
         (Fraction(59, 25), Fraction(99), range(59, 60)),
     ],
 )
-def test_a_span_holds_the_frames_that_start_inside_it(film: Film, start: Fraction | None, end: Fraction | None, wanted: range) -> None:
+def test_a_span_holds_the_frames_that_start_inside_it(
+    film: Film, start: Fraction | None, end: Fraction | None, wanted: range
+) -> None:
     assert numbers(film(footage.numbered, g=7, bf=2), start, end) == list(wanted)
 
 
@@ -194,7 +233,9 @@ def test_the_last_frame_of_a_span_ends_with_it(film: Film) -> None:
         (Fraction(119, 50), None),
     ],
 )
-def test_a_span_that_holds_no_frame_is_outside(film: Film, start: Fraction | None, end: Fraction | None) -> None:
+def test_a_span_that_holds_no_frame_is_outside(
+    film: Film, start: Fraction | None, end: Fraction | None
+) -> None:
     with pytest.raises(BadData, match="outside-span"):
         stamps(film(footage.numbered), start, end)
 
@@ -210,14 +251,22 @@ def test_a_span_that_holds_no_frame_is_outside(film: Film, start: Fraction | Non
         (".gif", {"codec": "gif", "pix_fmt": "rgb8"}),
         (".webm", {"codec": "libvpx-vp9", "deadline": "realtime", "cpu-used": 8}),
     ],
-    ids=lambda value: value if isinstance(value, str) else "-".join(str(each) for each in value.values()),
+    ids=lambda value: (
+        value if isinstance(value, str) else "-".join(str(each) for each in value.values())
+    ),
 )
-def test_a_span_is_a_slice_of_the_whole_in_every_container(film: Film, suffix: str, options: dict[str, object]) -> None:
+def test_a_span_is_a_slice_of_the_whole_in_every_container(
+    film: Film, suffix: str, options: dict[str, object]
+) -> None:
     path = film(footage.plain, 4, size="160x120", suffix=suffix, **options)
     facts = video.probe(path)
     start, end = Fraction(3, 2), Fraction(3)
     first, last = (facts.start_pts + at / facts.time_base for at in (start, end))
-    wanted = [(pts, frame.to_ndarray()) for frame, pts, _ in video.frames(path, facts) if first <= pts < last]
+    wanted = [
+        (pts, frame.to_ndarray())
+        for frame, pts, _ in video.frames(path, facts)
+        if first <= pts < last
+    ]
     found = [(pts, frame.to_ndarray()) for frame, pts, _ in video.frames(path, facts, start, end)]
     assert [pts for pts, _ in found] == [pts for pts, _ in wanted]
     assert all(np.array_equal(one, two) for (_, one), (_, two) in zip(found, wanted, strict=True))
@@ -266,23 +315,40 @@ except BadData as error:
 
 def cost_of(path: Path) -> tuple[int, str]:
     """How many more megabytes a process needs to look at a video, and why it is rejected."""
-    megabytes, _, why = subprocess.run([sys.executable, "-c", LOOK, path], capture_output=True, text=True, check=True).stdout.partition(" ")
+    megabytes, _, why = subprocess.run(
+        [sys.executable, "-c", LOOK, path], capture_output=True, text=True, check=True
+    ).stdout.partition(" ")
     return int(megabytes), why.strip()
 
 
 def vp9(film: Film) -> bytearray:
-    return bytearray(film(footage.plain, 0.4, size="64x64", codec="libvpx-vp9", suffix=".ivf", deadline="realtime").read_bytes())
+    return bytearray(
+        film(
+            footage.plain, 0.4, size="64x64", codec="libvpx-vp9", suffix=".ivf", deadline="realtime"
+        ).read_bytes()
+    )
 
 
 def resized(content: bytearray, frame: int, width: int, height: int) -> None:
-    """Have the VP9 key frame at byte `frame` say that it is of another size: two 16-bit numbers after 36 bits."""
+    """Have the VP9 key frame at byte `frame` say that it is of another size: two 16-bit numbers
+    after 36 bits.
+    """
     head = int.from_bytes(content[frame : frame + 12], "big") & ~(0xFFFFFFFF << 28)
-    content[frame : frame + 12] = (head | ((width - 1) << 16 | (height - 1)) << 28).to_bytes(12, "big")
+    content[frame : frame + 12] = (head | ((width - 1) << 16 | (height - 1)) << 28).to_bytes(
+        12, "big"
+    )
 
 
-def test_a_header_that_promises_too_large_pictures_is_believed_before_anything_is_decoded(film: Film, tmp_path: Path) -> None:
-    path, honest = tmp_path / "film.mkv", film(footage.plain, 0.4, size="64x64", codec="mpeg4", suffix=".mkv").read_bytes()
-    path.write_bytes(honest.replace(b"\xb0\x81\x40\xba\x81\x40", b"\xb0\x83\x01\x86\xa0\xba\x81\x40"))
+def test_a_header_that_promises_too_large_pictures_is_believed_before_anything_is_decoded(
+    film: Film, tmp_path: Path
+) -> None:
+    path, honest = (
+        tmp_path / "film.mkv",
+        film(footage.plain, 0.4, size="64x64", codec="mpeg4", suffix=".mkv").read_bytes(),
+    )
+    path.write_bytes(
+        honest.replace(b"\xb0\x81\x40\xba\x81\x40", b"\xb0\x83\x01\x86\xa0\xba\x81\x40")
+    )
     megabytes, why = cost_of(path)
     assert why == "too-large: pixels on a side: 100000 found, 16384 allowed"
     assert megabytes < 100
@@ -291,7 +357,9 @@ def test_a_header_that_promises_too_large_pictures_is_believed_before_anything_i
 def test_many_pixels_are_too_many_also_where_no_side_is_too_long(tmp_path: Path) -> None:
     path = tmp_path / "film.y4m"
     path.write_bytes(b"YUV4MPEG2 W16000 H8000 F25:1 Ip A1:1 C420\nFRAME\n" + bytes(1000))
-    with pytest.raises(BadData, match=r"^too-large: pixels of a picture: 128000000 found, 67108864 allowed$"):
+    with pytest.raises(
+        BadData, match=r"^too-large: pixels of a picture: 128000000 found, 67108864 allowed$"
+    ):
         video.probe(path)
 
 
@@ -330,7 +398,12 @@ def test_a_picture_that_grows_on_the_way_is_never_held(film: Film, tmp_path: Pat
 )
 def test_a_picture_keeps_its_size(film: Film, tmp_path: Path, size: str, why: str) -> None:
     path = tmp_path / "film.ivf"
-    path.write_bytes(vp9(film) + first_of(film(footage.plain, 0.04, size=size, codec="libvpx-vp9", suffix=".ivf").read_bytes()))
+    path.write_bytes(
+        vp9(film)
+        + first_of(
+            film(footage.plain, 0.04, size=size, codec="libvpx-vp9", suffix=".ivf").read_bytes()
+        )
+    )
     with pytest.raises(BadData) as caught:
         stamps(path)
     assert str(caught.value) == why
@@ -350,7 +423,9 @@ def test_time_that_no_reel_could_hold_is_too_large(film: Film, setpts: str, why:
     assert str(caught.value) == f"too-large: {why}"
 
 
-def test_a_picture_stays_at_most_an_hour_also_where_the_packets_between_show_nothing(film: Film, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_stays_at_most_an_hour_also_where_the_packets_between_show_nothing(
+    film: Film, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = film(footage.numbered)
     facts = video.probe(path)
     monkeypatch.setattr(video, "MAX_STILL_S", 0.01)
@@ -359,7 +434,9 @@ def test_a_picture_stays_at_most_an_hour_also_where_the_packets_between_show_not
 
 
 @pytest.mark.parametrize(("suffix", "found"), [(".mp4", 60), (".ts", 11)])
-def test_frames_are_counted_in_the_header_and_on_the_way(film: Film, monkeypatch: pytest.MonkeyPatch, suffix: str, found: int) -> None:
+def test_frames_are_counted_in_the_header_and_on_the_way(
+    film: Film, monkeypatch: pytest.MonkeyPatch, suffix: str, found: int
+) -> None:
     path = film(footage.numbered, suffix=suffix)
     monkeypatch.setattr(video, "MAX_FRAMES", 10)
     with pytest.raises(BadData, match=rf"^too-large: frames: {found} found, 10 allowed$"):
@@ -379,7 +456,9 @@ def test_only_regular_files_are_opened(film: Film, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".avi", ".mkv", ".ts"])
-def test_decord_sees_nothing_but_mp4_files(film: Film, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+def test_decord_sees_nothing_but_mp4_files(
+    film: Film, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
     import torch  # noqa: F401  before decord
 
     import decord  # isort: skip
@@ -389,24 +468,43 @@ def test_decord_sees_nothing_but_mp4_files(film: Film, monkeypatch: pytest.Monke
 
     path = film(footage.plain, 0.4, size="64x64", suffix=suffix)
     monkeypatch.setattr(decord, "VideoReader", never)
-    with pytest.raises(BadData, match=r"^decode-error: decord cannot read the clip: not an mp4 file$"):
+    with pytest.raises(
+        BadData, match=r"^decode-error: decord cannot read the clip: not an mp4 file$"
+    ):
         video.read_clip(path)
 
 
-def test_a_clip_that_would_fill_the_memory_is_too_large(film: Film, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clip_that_would_fill_the_memory_is_too_large(
+    film: Film, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = film(footage.plain, 0.4, size="64x64")
     assert video.read_clip(path).shape == (10, 64, 64, 3)
     monkeypatch.setattr(video, "MAX_CLIP_BYTES", 10 * 64 * 64 * 3 - 1)
-    with pytest.raises(BadData, match=r"^too-large: bytes of pixels: 122880 found, 122879 allowed$"):
+    with pytest.raises(
+        BadData, match=r"^too-large: bytes of pixels: 122880 found, 122879 allowed$"
+    ):
         video.read_clip(path)
 
 
 # What damaged videos taught
 
 
-@pytest.mark.parametrize("tag", [b"9e99999999:00:00.0", b"1/0:00:00.00000000", b"-0:-1:00.000000000", b"\xff\xfe:00:00.00000000"])
-def test_a_duration_that_is_no_duration_is_not_computed(film: Film, tmp_path: Path, tag: bytes) -> None:
-    path, honest = tmp_path / "film.mkv", film(footage.plain, 2, size="160x120", suffix=".mkv").read_bytes()
+@pytest.mark.parametrize(
+    "tag",
+    [
+        b"9e99999999:00:00.0",
+        b"1/0:00:00.00000000",
+        b"-0:-1:00.000000000",
+        b"\xff\xfe:00:00.00000000",
+    ],
+)
+def test_a_duration_that_is_no_duration_is_not_computed(
+    film: Film, tmp_path: Path, tag: bytes
+) -> None:
+    path, honest = (
+        tmp_path / "film.mkv",
+        film(footage.plain, 2, size="160x120", suffix=".mkv").read_bytes(),
+    )
     assert honest.count(b"00:00:02.000000000") == 1
     path.write_bytes(honest.replace(b"00:00:02.000000000", tag))
     start = time.monotonic()
@@ -414,7 +512,9 @@ def test_a_duration_that_is_no_duration_is_not_computed(film: Film, tmp_path: Pa
     assert time.monotonic() - start < 5
 
 
-def test_a_video_that_cannot_be_searched_is_read_from_its_start(film: Film, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_video_that_cannot_be_searched_is_read_from_its_start(
+    film: Film, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise av.error.PermissionError(1, "Operation not permitted")
 
@@ -427,7 +527,9 @@ def test_a_stream_that_turns_up_late_ends_the_packets_and_not_the_build() -> Non
     class Late:
         def demux(self, stream: object) -> Iterator[int]:
             yield from (1, 2)
-            raise IndexError("list index out of range")  # PyAV 18.1, when it flushes a stream that no header named
+            raise IndexError(
+                "list index out of range"
+            )  # PyAV 18.1, when it flushes a stream that no header named
 
     assert list(video._demux(Late(), None)) == [1, 2]
 
@@ -435,8 +537,12 @@ def test_a_stream_that_turns_up_late_ends_the_packets_and_not_the_build() -> Non
 @pytest.mark.parametrize(
     "tag", ["transfer_characteristics=9", "matrix_coefficients=8", "colour_primaries=3"]
 )  # logarithmic, YCgCo, reserved
-def test_colours_that_cannot_be_converted_are_taken_as_untagged(film: Film, tmp_path: Path, tag: str) -> None:
-    path = film(footage.plain, 0.4, size="64x64", pix_fmt="yuv444p10le", **{"bsf:v": f"h264_metadata={tag}"})
+def test_colours_that_cannot_be_converted_are_taken_as_untagged(
+    film: Film, tmp_path: Path, tag: str
+) -> None:
+    path = film(
+        footage.plain, 0.4, size="64x64", pix_fmt="yuv444p10le", **{"bsf:v": f"h264_metadata={tag}"}
+    )
     facts = video.probe(path)
     frame = next(video.frames(path, facts))[0]
     assert video.Thumbnails(facts, 32).of(frame).shape == (32, 32, 3)

@@ -38,7 +38,9 @@ SOURCES = {"a": '["a test card"]', "b": '["a fractal", "a picture"]', "twin": '[
 
 @pytest.fixture(scope="module")
 def folder(film: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Recipes' folder: three videos, one of them at two addresses, and a fourth that no recipe names yet."""
+    """Recipes' folder: three videos, one of them at two addresses, and a fourth that no recipe
+    names yet.
+    """
     folder = tmp_path_factory.mktemp("recipes")
     (folder / "a.mp4").write_bytes(film(footage.joined, (4.0, 5.0), 12).read_bytes())
     (folder / "b.mp4").write_bytes(film(footage.plain, 8, size="240x320").read_bytes())
@@ -47,9 +49,14 @@ def folder(film: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) 
     return folder
 
 
-def written(folder: Path, stem: str, sources: dict[str, str] = SOURCES, options: str = OPTIONS) -> recipe.Loaded:
+def written(
+    folder: Path, stem: str, sources: dict[str, str] = SOURCES, options: str = OPTIONS
+) -> recipe.Loaded:
     """A recipe of the dataset `tiny`, beside the others."""
-    text = "\n".join(f'[[source]]\nid = "{key}"\nuri = "file:{key}.mp4"\ncaption = {caption}' for key, caption in sources.items())
+    text = "\n".join(
+        f'[[source]]\nid = "{key}"\nuri = "file:{key}.mp4"\ncaption = {caption}'
+        for key, caption in sources.items()
+    )
     (folder / f"{stem}.toml").write_text(f'name = "tiny"\n{text}\n{options}')
     return recipe.load(folder / f"{stem}.toml")
 
@@ -77,11 +84,16 @@ def data(reference: Path, tmp_path: Path) -> Path:
 
 def planned(loaded: recipe.Loaded, data: Path) -> dict[str, Line]:
     """The plan's lines that have something to do."""
-    return {name: line for name, line in plan.of(loaded, data, "cpu").lines.items() if not line.is_idle}
+    return {
+        name: line for name, line in plan.of(loaded, data, "cpu").lines.items() if not line.is_idle
+    }
 
 
 def reasons(lines: dict[str, Line]) -> dict[str, dict[str, int]]:
-    return {name: {reason: len(keys) for reason, keys in line.reasons.items()} for name, line in lines.items()}
+    return {
+        name: {reason: len(keys) for reason, keys in line.reasons.items()}
+        for name, line in lines.items()
+    }
 
 
 def promise(lines: dict[str, Line]) -> dict[str, int]:
@@ -110,18 +122,28 @@ def test_of_what_is_built_nothing_is_to_do_and_nothing_is_touched(folder: Path, 
     assert built(written(folder, "same"), data) == {}
 
 
-def test_an_empty_folder_is_said_to_be_known_stage_by_stage_and_stays_empty(folder: Path, tmp_path: Path) -> None:
+def test_an_empty_folder_is_said_to_be_known_stage_by_stage_and_stays_empty(
+    folder: Path, tmp_path: Path
+) -> None:
     made = plan.of(written(folder, "fresh"), tmp_path / "none", "cpu")
     assert list(tmp_path.iterdir()) == []
     assert reasons({"download": made.lines["download"]}) == {"download": {"never built": 3}}
     assert made.lines["cut"].to_do == 3
-    assert {made.lines[name].waits_for for name in ("filter", "extract", "encode", "shard")} == {"cut"}
+    assert {made.lines[name].waits_for for name in ("filter", "extract", "encode", "shard")} == {
+        "cut"
+    }
     assert "filter, extract, encode, shard: known once `cut` has run" in said(made)
     assert "no estimate: nothing has been timed here yet" in said(made)
-    assert promise(made.lines)["download"] == built(written(folder, "fresh"), tmp_path / "none")["download"] == 3
+    assert (
+        promise(made.lines)["download"]
+        == built(written(folder, "fresh"), tmp_path / "none")["download"]
+        == 3
+    )
 
 
-def test_a_new_source_is_named_and_what_follows_is_judged_by_the_last_build(folder: Path, data: Path) -> None:
+def test_a_new_source_is_named_and_what_follows_is_judged_by_the_last_build(
+    folder: Path, data: Path
+) -> None:
     loaded = written(folder, "new", {**SOURCES, "late": '["a late one"]'})
     lines = planned(loaded, data)
     assert reasons({"download": lines["download"]}) == {"download": {"new source": 1}}
@@ -133,13 +155,17 @@ def test_a_new_source_is_named_and_what_follows_is_judged_by_the_last_build(fold
     new = len(past.records["encode"]) / 3
     assert lines["encode"].about.count == pytest.approx(new)
     shards = len(past.records["shard"])
-    assert lines["shard"].about.count == pytest.approx(shards / 3 + shards * new / (new + 1))  # one of its own, and those that move
+    assert lines["shard"].about.count == pytest.approx(
+        shards / 3 + shards * new / (new + 1)
+    )  # one of its own, and those that move
     assert not any(line.is_exact for name, line in lines.items() if name != "download")
     ran = built(loaded, data)
     assert ran["download"] == promise(lines)["download"] == 1
 
 
-def test_another_min_frames_is_told_old_and_new_and_foreseen_as_far_as_clips(folder: Path, data: Path) -> None:
+def test_another_min_frames_is_told_old_and_new_and_foreseen_as_far_as_clips(
+    folder: Path, data: Path
+) -> None:
     loaded = written(folder, "short", options=OPTIONS.replace("min_frames = 20", "min_frames = 10"))
     lines = planned(loaded, data)
     assert reasons(lines)["filter"] == {"changed parameter: [filter] min_frames 20 -> 10": 4}
@@ -154,28 +180,42 @@ def test_an_edited_caption_embeds_text_and_decodes_nothing(folder: Path, data: P
     loaded = written(folder, "caption", {**SOURCES, "a": '["another card"]'})
     lines = planned(loaded, data)
     assert reasons(lines)["encode"] == {"edited caption": 3}
-    assert (lines["encode"].num_light, lines["encode"].video_s, lines["encode"].seconds) == (3, 0, 0)
+    assert (lines["encode"].num_light, lines["encode"].video_s, lines["encode"].seconds) == (
+        3,
+        0,
+        0,
+    )
     assert set(reasons(lines)["shard"]) <= {"edited caption", "on what `encode` will make"}
     assert promise(lines)["encode"] == 3
     assert built(loaded, data) == {name: line.to_do for name, line in lines.items()}
 
 
-@pytest.mark.parametrize(("stage", "what"), [("download", "blob"), ("extract", "blob"), ("encode", "latents")])
-def test_a_deleted_blob_costs_its_own_task_alone(folder: Path, data: Path, stage: str, what: str) -> None:
+@pytest.mark.parametrize(
+    ("stage", "what"), [("download", "blob"), ("extract", "blob"), ("encode", "latents")]
+)
+def test_a_deleted_blob_costs_its_own_task_alone(
+    folder: Path, data: Path, stage: str, what: str
+) -> None:
     record = Past.read(data / "tiny").records[stage]["a" if stage == "download" else "a-0000"]
     Store(data / "store").path(getattr(record, what).sha256).unlink()
     loaded = written(folder, "deleted")
     lines = planned(loaded, data)
-    assert reasons(lines) == {stage: {"missing blob: it was made before, and the store no longer has it whole": 1}}
+    assert reasons(lines) == {
+        stage: {"missing blob: it was made before, and the store no longer has it whole": 1}
+    }
     assert built(loaded, data) == promise(lines) == {stage: 1}
 
 
 def test_status_counts_a_deleted_raw_video_as_pending(folder: Path, data: Path) -> None:
-    Store(data / "store").path(Past.read(data / "tiny").records["download"]["a"].blob.sha256).unlink()  # type: ignore[union-attr]
+    Store(data / "store").path(
+        Past.read(data / "tiny").records["download"]["a"].blob.sha256
+    ).unlink()  # type: ignore[union-attr]
     assert next(build.look(written(folder, "deleted"), data, "cpu")).num_pending == 1
 
 
-def test_a_stage_version_is_told_old_and_new(folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_version_is_told_old_and_new(
+    folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded = written(folder, "version")
     monkeypatch.setattr(cut, "VERSION", cut.VERSION + 1)
     lines = planned(loaded, data)
@@ -186,12 +226,16 @@ def test_a_stage_version_is_told_old_and_new(folder: Path, data: Path, monkeypat
     assert built(loaded, data)["cut"] == 2
 
 
-def test_a_missing_file_is_said_to_be_missing_and_then_to_be_tried_again(folder: Path, data: Path) -> None:
+def test_a_missing_file_is_said_to_be_missing_and_then_to_be_tried_again(
+    folder: Path, data: Path
+) -> None:
     loaded = written(folder, "missing")
     (folder / "a.mp4").rename(folder / "away.mp4")
     try:
         lines = planned(loaded, data)
-        assert reasons({"download": lines["download"]}) == {"download": {"no such file: file:a.mp4": 1}}
+        assert reasons({"download": lines["download"]}) == {
+            "download": {"no such file: file:a.mp4": 1}
+        }
         assert promise(lines)["download"] == 1
         assert built(loaded, data) == {name: line.to_do for name, line in lines.items()}
         assert reasons(planned(loaded, data)) == {"download": {"tried again: not-found": 1}}
@@ -202,18 +246,50 @@ def test_a_missing_file_is_said_to_be_missing_and_then_to_be_tried_again(folder:
 @pytest.mark.parametrize(
     ("old", "new", "stage", "reason", "count"),
     [
-        ("max_samples = 3", "max_samples = 4", "shard", "changed parameter: [shard] max_samples 3 -> 4", 2),
-        ("psnr_share = 0.5", "psnr_share = 1", "encode", "changed parameter: [encode] psnr_share", None),
-        ("size = 64", "size = 64\nfps = 8", "filter", "changed parameter: [extract] fps 10 -> 8", None),
+        (
+            "max_samples = 3",
+            "max_samples = 4",
+            "shard",
+            "changed parameter: [shard] max_samples 3 -> 4",
+            2,
+        ),
+        (
+            "psnr_share = 0.5",
+            "psnr_share = 1",
+            "encode",
+            "changed parameter: [encode] psnr_share",
+            None,
+        ),
+        (
+            "size = 64",
+            "size = 64\nfps = 8",
+            "filter",
+            "changed parameter: [extract] fps 10 -> 8",
+            None,
+        ),
         ("size = 64", "size = 72", "extract", "changed parameter: [extract] size 64 -> 72", 5),
-        ("[filter]", '[cut]\ndetector = "none"\n[filter]', "cut", "changed parameter: [cut] detector adaptive -> none", 2),
-        ('"tiny"', '"tiny"\npad_token = 0', "encode", "changed parameter: [encode] pad_token 49407 -> 0", 5),
+        (
+            "[filter]",
+            '[cut]\ndetector = "none"\n[filter]',
+            "cut",
+            "changed parameter: [cut] detector adaptive -> none",
+            2,
+        ),
+        (
+            '"tiny"',
+            '"tiny"\npad_token = 0',
+            "encode",
+            "changed parameter: [encode] pad_token 49407 -> 0",
+            5,
+        ),
     ],
 )
 def test_a_changed_parameter_is_named_with_its_table(
     folder: Path, reference: Path, old: str, new: str, stage: str, reason: str, count: int | None
 ) -> None:
-    loaded = written(folder, "reference", options=OPTIONS.replace(old, new))  # beside the lock of the reference
+    loaded = written(
+        folder, "reference", options=OPTIONS.replace(old, new)
+    )  # beside the lock of the reference
     try:
         found = reasons(planned(loaded, reference))[stage]
     finally:
@@ -222,9 +298,18 @@ def test_a_changed_parameter_is_named_with_its_table(
     assert count is None or found[reason] >= count
 
 
-def test_a_stage_of_which_no_task_can_be_named_still_says_what_has_changed(folder: Path, data: Path) -> None:
+def test_a_stage_of_which_no_task_can_be_named_still_says_what_has_changed(
+    folder: Path, data: Path
+) -> None:
     made = plan.of(
-        written(folder, "two", options='[cut]\ndetector = "none"\n' + OPTIONS.replace("min_frames = 20", "min_frames = 10")), data, "cpu"
+        written(
+            folder,
+            "two",
+            options='[cut]\ndetector = "none"\n'
+            + OPTIONS.replace("min_frames = 20", "min_frames = 10"),
+        ),
+        data,
+        "cpu",
     )
     assert "; changed parameter: [filter] min_frames 20 -> 10\n" in said(made)
 
@@ -236,7 +321,9 @@ def test_a_file_that_was_written_again_is_a_changed_input(folder: Path, data: Pa
     shutil.copy(folder / "late.mp4", folder / "edited.mp4")
     lines = planned(loaded, data)
     assert reasons({"download": lines["download"]}) == {
-        "download": {"changed input: the file was moved, copied or edited; the same bytes cost nothing more": 1}
+        "download": {
+            "changed input: the file was moved, copied or edited; the same bytes cost nothing more": 1
+        }
     }
     assert built(loaded, data)["cut"] == lines["cut"].to_do == 1
 
@@ -244,11 +331,15 @@ def test_a_file_that_was_written_again_is_a_changed_input(folder: Path, data: Pa
 def test_a_time_range_is_another_part_of_the_video(folder: Path, data: Path) -> None:
     loaded = written(folder, "part", {**SOURCES, "a": '["a test card"]\nend = 6'})
     lines = planned(loaded, data)
-    assert reasons({"cut": lines["cut"]}) == {"cut": {"changed input: another part of the video": 1}}
+    assert reasons({"cut": lines["cut"]}) == {
+        "cut": {"changed input: another part of the video": 1}
+    }
     assert (lines["cut"].video_s, promise(lines)) == (6, {"cut": 1})
 
 
-def test_a_list_on_the_web_is_one_download_at_least_and_is_not_asked(folder: Path, tmp_path: Path) -> None:
+def test_a_list_on_the_web_is_one_download_at_least_and_is_not_asked(
+    folder: Path, tmp_path: Path
+) -> None:
     (folder / "web.toml").write_text(
         '[[source]]\nid = "list"\nuri = "https://longtake.invalid/list"\nend = 90\n[encode]\npreset = "tiny"\n'
     )
@@ -258,7 +349,11 @@ def test_a_list_on_the_web_is_one_download_at_least_and_is_not_asked(folder: Pat
 
 
 def test_stages_behind_a_model_that_is_not_here_are_not_known(folder: Path, data: Path) -> None:
-    loaded = written(folder, "hub", options=OPTIONS.replace('preset = "tiny"', 'preset = "tiny"\nvae = "longtake/nowhere"'))
+    loaded = written(
+        folder,
+        "hub",
+        options=OPTIONS.replace('preset = "tiny"', 'preset = "tiny"\nvae = "longtake/nowhere"'),
+    )
     made = plan.of(loaded, data, "cpu")
     assert list(made.lines) == ["download", "cut", "filter", "extract"]
     assert "later stages are not known: cannot get the model 'longtake/nowhere'" in said(made)
@@ -267,12 +362,16 @@ def test_stages_behind_a_model_that_is_not_here_are_not_known(folder: Path, data
 
 def test_a_damaged_manifest_is_as_good_as_none(folder: Path, data: Path) -> None:
     path = data / "tiny" / "2-cut.jsonl"
-    path.write_bytes(path.read_bytes().replace(b"testsrc", b"tastsrc").replace(b'"h264"', b'"h265"'))
+    path.write_bytes(
+        path.read_bytes().replace(b"testsrc", b"tastsrc").replace(b'"h264"', b'"h265"')
+    )
     assert "cut" not in Past.read(data / "tiny").manifests
     assert plan.of(written(folder, "same"), data, "cpu").is_idle
 
 
-def test_latents_are_counted_to_the_byte_and_reels_by_the_clips_that_are_there(folder: Path, data: Path) -> None:
+def test_latents_are_counted_to_the_byte_and_reels_by_the_clips_that_are_there(
+    folder: Path, data: Path
+) -> None:
     loaded = written(folder, "short", options=OPTIONS.replace("min_frames = 20", "min_frames = 10"))
     lines = planned(loaded, data)
     built(loaded, data)
@@ -285,20 +384,40 @@ def test_latents_are_counted_to_the_byte_and_reels_by_the_clips_that_are_there(f
 
 
 def test_reels_that_are_not_there_are_counted_by_the_second(folder: Path, reference: Path) -> None:
-    lines = planned(written(folder, "large", options=OPTIONS.replace("size = 64", "size = 128")), reference)
+    lines = planned(
+        written(folder, "large", options=OPTIONS.replace("size = 64", "size = 128")), reference
+    )
     per_frame = Past.read(reference / "tiny").frame_bytes(128)
-    assert lines["extract"].num_bytes["reels"] == pytest.approx(per_frame * 10 * 20, rel=0.01)  # 12 s and 8 s
+    assert lines["extract"].num_bytes["reels"] == pytest.approx(
+        per_frame * 10 * 20, rel=0.01
+    )  # 12 s and 8 s
     assert Past({}).frame_bytes(512) == 56_500
 
 
-def test_a_build_notes_what_each_stage_took_and_the_plan_divides_by_it(folder: Path, data: Path) -> None:
+def test_a_build_notes_what_each_stage_took_and_the_plan_divides_by_it(
+    folder: Path, data: Path
+) -> None:
     store = Store(data / "store")
     found = rates.read(store)
-    assert {name.split()[0] for name in found} == {"download", "cut", "filter", "extract", "encode", "shard"}
+    assert {name.split()[0] for name in found} == {
+        "download",
+        "cut",
+        "filter",
+        "extract",
+        "encode",
+        "shard",
+    }
     assert found["cut"].video_s == pytest.approx(20, abs=0.1)
     rates.path_of(store).unlink()
     rates.note(store, "cut", Rate(10, 40))
-    lines = planned(written(folder, "cuts", options='[cut]\nthreshold = 3\ndetector = "hash"\n'.replace("3", "0.4") + OPTIONS), data)
+    lines = planned(
+        written(
+            folder,
+            "cuts",
+            options='[cut]\nthreshold = 3\ndetector = "hash"\n'.replace("3", "0.4") + OPTIONS,
+        ),
+        data,
+    )
     assert lines["cut"].worker_s == pytest.approx(80, abs=1)
     assert lines["encode"].worker_s is None
 
@@ -318,7 +437,16 @@ def test_rates_remember_an_hour_and_no_more(store: Store) -> None:
     assert rates.read(store) == {"cut": Rate(50_001, 7200)}
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"not json", canonical.seal({"rates": {"cut": 3}}), canonical.seal({"rates": [1]})])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{}",
+        b"not json",
+        canonical.seal({"rates": {"cut": 3}}),
+        canonical.seal({"rates": [1]}),
+    ],
+)
 def test_damaged_rates_are_no_rates(store: Store, content: bytes) -> None:
     rates.path_of(store).write_bytes(content)
     assert rates.read(store) == {}
@@ -326,7 +454,9 @@ def test_damaged_rates_are_no_rates(store: Store, content: bytes) -> None:
     assert rates.read(store) == {"cut": Rate(1, 2)}
 
 
-def test_the_command_prints_a_table_of_80_columns_with_reasons_under_it(folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_prints_a_table_of_80_columns_with_reasons_under_it(
+    folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     written(folder, "short", options=OPTIONS.replace("min_frames = 20", "min_frames = 10"))
     monkeypatch.setitem(PLAIN, "COLUMNS", "80")
     told = longtake("plan", folder / "short.toml", "--data", data)
@@ -340,6 +470,9 @@ def test_the_command_prints_a_table_of_80_columns_with_reasons_under_it(folder: 
         ["encode", "7", "about", "1"],
         ["shard", "0", "about", "3"],
     ]
-    assert "filter: 4 changed parameter: [filter] min_frames 20 -> 10 (a-0000, a-0001, a-0002, ...)" in told.stdout
+    assert (
+        "filter: 4 changed parameter: [filter] min_frames 20 -> 10 (a-0000, a-0001, a-0002, ...)"
+        in told.stdout
+    )
     assert "time: " in told.stdout
     assert "disk: about " in told.stdout

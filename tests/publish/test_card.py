@@ -1,4 +1,6 @@
-"""Dataset cards: a header that a hub reads, counts that are the lock's, and strangers' words that stay words."""
+"""Dataset cards: a header that a hub reads, counts that are the lock's, and strangers' words that
+stay words.
+"""
 
 from __future__ import annotations
 
@@ -44,12 +46,16 @@ def demo(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def change(demo: Path) -> Callable[..., Path]:
-    """`change(license=..., captions=...)`: the demo's lock with these lists dealt out to its videos; returns the recipe."""
+    """`change(license=..., captions=...)`: the demo's lock with these lists dealt out to its
+    videos; returns the recipe.
+    """
 
     def write(**fields: list[Any]) -> Path:
         found = lock.read(demo)
         videos = {
-            key: replace(video, **{name: values[index % len(values)] for name, values in fields.items()})
+            key: replace(
+                video, **{name: values[index % len(values)] for name, values in fields.items()}
+            )
             for index, (key, video) in enumerate(sorted(found.videos.items()))
         }
         lock.write(replace(found, videos=videos), demo)
@@ -77,7 +83,11 @@ def parsed(text: str) -> list[Token]:
 def rows(text: str, title: str) -> list[list[str]]:
     """The cells of the table under a heading, without its head."""
     part = text.split(f"## {title}\n")[1].split("\n## ")[0]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("|")]
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in part.splitlines()
+        if line.startswith("|")
+    ]
     return cells[2:]
 
 
@@ -99,17 +109,29 @@ def test_with_shards_the_header_says_which_files_are_which_split(demo: Path) -> 
     found = header(carded(demo, with_shards=True))
     [config] = found["configs"]
     patterns = {one["split"]: one["path"] for one in config["data_files"]}
-    names = {made.split: Path("shards") / f"{key}.tar" for key, made in lock.read(demo).shards.items()}
+    names = {
+        made.split: Path("shards") / f"{key}.tar" for key, made in lock.read(demo).shards.items()
+    }
     assert patterns.keys() == names.keys() == {"train", "validation"}
-    assert all(names[split].match(patterns[other]) == (split == other) for split in names for other in names)
+    assert all(
+        names[split].match(patterns[other]) == (split == other)
+        for split in names
+        for other in names
+    )
 
 
 def test_the_counts_are_those_of_the_demo_s_lock(demo: Path) -> None:
     text, found = carded(demo), lock.read(demo)
     assert "- 3 samples (2 train, 1 validation) in 2 shards\n" in text
-    assert f"- {sum(clip.num_frames for clip in found.clips.values())} frames, 0.02 hours, 256 x 256 at 10 fps" in text
+    assert (
+        f"- {sum(clip.num_frames for clip in found.clips.values())} frames, 0.02 hours, 256 x 256 at 10 fps"
+        in text
+    )
     assert "- from 3 of 5 videos\n" in text
-    assert rows(text, "Sources by licence") == [["`CC-BY-3.0`", "1", "0.00", "0"], ["`none stated`", "4", "0.02", "3"]]
+    assert rows(text, "Sources by licence") == [
+        ["`CC-BY-3.0`", "1", "0.00", "0"],
+        ["`none stated`", "4", "0.02", "3"],
+    ]
     assert rows(text, "What became of every record") == [
         ["`download`", "5", "5", "0", ""],
         ["`cut`", "5", "10", "0", ""],
@@ -139,9 +161,14 @@ def test_it_says_how_to_build_it_again_and_what_it_was_built_with(demo: Path) ->
 def test_local_files_are_a_loud_line_and_their_folders_are_not_told(demo: Path) -> None:
     text, found = carded(demo), lock.read(demo)
     assert "local file" not in text
-    videos = {key: replace(video, uri="file:a.mp4" if key == "world" else video.uri) for key, video in found.videos.items()}
+    videos = {
+        key: replace(video, uri="file:a.mp4" if key == "world" else video.uri)
+        for key, video in found.videos.items()
+    }
     loaded = recipe.load(demo)
-    models = loaded.recipe.encode.model_copy(update={"vae": "/home/somebody/my-vae/", "clip": "owner/clip"})
+    models = loaded.recipe.encode.model_copy(
+        update={"vae": "/home/somebody/my-vae/", "clip": "owner/clip"}
+    )
     loaded = replace(loaded, recipe=loaded.recipe.model_copy(update={"encode": models}))
     text = card.markdown(loaded, replace(found, videos=videos))
     assert "> **1 of the videos is a local file:**" in text
@@ -156,8 +183,12 @@ def test_clips_are_called_shots_only_where_cuts_were_looked_for(demo: Path) -> N
     assert "cuts were not looked for" in card.markdown(recipe.load(demo), found)
 
 
-def test_sources_without_a_licence_are_a_loud_line_and_with_one_there_is_none(change: Callable[..., Path]) -> None:
-    assert "> **WARNING: without a licence: 5 of 5 sources.**" in carded(change(license=[None, "  "]))
+def test_sources_without_a_licence_are_a_loud_line_and_with_one_there_is_none(
+    change: Callable[..., Path],
+) -> None:
+    assert "> **WARNING: without a licence: 5 of 5 sources.**" in carded(
+        change(license=[None, "  "])
+    )
     assert "WARNING" not in carded(change(license=["MIT"]))
 
 
@@ -168,9 +199,26 @@ def test_sources_without_a_licence_are_a_loud_line_and_with_one_there_is_none(ch
         (["CC0-1.0", "cc0-1.0"], {"license": "cc0-1.0"}),
         (["ODbL-1.0"], {"license": "odbl"}),
         ([None], {"license": "unknown"}),
-        (["My Own: v1"], {"license": "other", "license_name": "my-own-v1", "license_details": "My Own: v1: 5 sources"}),
-        (["!!"], {"license": "other", "license_name": "custom", "license_details": "!!: 5 sources"}),
-        (["MIT", "CC0-1.0"], {"license": "other", "license_name": "mixed", "license_details": "CC0-1.0: 2 sources; MIT: 3 sources"}),
+        (
+            ["My Own: v1"],
+            {
+                "license": "other",
+                "license_name": "my-own-v1",
+                "license_details": "My Own: v1: 5 sources",
+            },
+        ),
+        (
+            ["!!"],
+            {"license": "other", "license_name": "custom", "license_details": "!!: 5 sources"},
+        ),
+        (
+            ["MIT", "CC0-1.0"],
+            {
+                "license": "other",
+                "license_name": "mixed",
+                "license_details": "CC0-1.0: 2 sources; MIT: 3 sources",
+            },
+        ),
     ],
 )
 def test_one_licence_is_spelt_as_the_hub_spells_it_and_several_are_named(
@@ -181,23 +229,36 @@ def test_one_licence_is_spelt_as_the_hub_spells_it_and_several_are_named(
 
 
 @pytest.mark.parametrize("words", AWKWARD)
-def test_strangers_words_change_neither_header_nor_tables_nor_links(change: Callable[..., Path], words: str) -> None:
+def test_strangers_words_change_neither_header_nor_tables_nor_links(
+    change: Callable[..., Path], words: str
+) -> None:
     plain = parsed(carded(change(captions=[("x",)], license=["y", "MIT"])))
     text = carded(change(captions=[(words,)], license=[words, "MIT"]))
     assert header(text)["license"] == "other"
     found = parsed(text)
     assert [token.type for token in found] == [token.type for token in plain]
     inline = {child.type for token in found for child in token.children or ()}
-    assert inline <= {"text", "text_special", "code_inline", "strong_open", "strong_close", "softbreak"}
+    assert inline <= {
+        "text",
+        "text_special",
+        "code_inline",
+        "strong_open",
+        "strong_close",
+        "softbreak",
+    }
     [example] = [token for token in found if token.type == "inline" and token.level == 5]
     shown = "".join(child.content for child in example.children or ())
     assert shown == " ".join(shown.split())
-    assert shown[:20] == " ".join("".join(c if c.isprintable() else " " for c in words).split())[:20]
+    assert (
+        shown[:20] == " ".join("".join(c if c.isprintable() else " " for c in words).split())[:20]
+    )
     body = text.split("---\n", 2)[2].split("## Sources")[0]
     assert not re.search(r"(?<!\\):(//|smile)|www\.|(?<!\\)@", body)
 
 
-@pytest.mark.parametrize("words", [*AWKWARD, "\ud800", "\ufeff", "\u2029", "yes", "1e3", "null", "", " x "])
+@pytest.mark.parametrize(
+    "words", [*AWKWARD, "\ud800", "\ufeff", "\u2029", "yes", "1e3", "null", "", " x "]
+)
 def test_a_quoted_scalar_is_read_back_as_it_was(words: str) -> None:
     assert yaml.safe_load(f"a: {card.quoted(words)}") == {"a": words}
 
@@ -218,8 +279,12 @@ def test_sources_taken_down_are_counted_and_their_file_goes_along(demo: Path) ->
     assert "Copy `demo.toml`, `demo.lock.jsonl` and `demo.removed.jsonl`" in text
 
 
-@pytest.mark.parametrize(("count", "wanted"), [(999, "n<1K"), (1000, "1K<n<10K"), (100_000, "100K<n<1M")])
-def test_the_size_category_is_that_of_the_number_of_samples(demo: Path, count: int, wanted: str) -> None:
+@pytest.mark.parametrize(
+    ("count", "wanted"), [(999, "n<1K"), (1000, "1K<n<10K"), (100_000, "100K<n<1M")]
+)
+def test_the_size_category_is_that_of_the_number_of_samples(
+    demo: Path, count: int, wanted: str
+) -> None:
     found = lock.read(demo)
     clip: LockedClip = found.clips["world-0000"]
     sample: LockedSample = found.samples["world-0000"]
@@ -236,7 +301,9 @@ def test_the_size_category_is_that_of_the_number_of_samples(demo: Path, count: i
     assert f"- {count} samples ({count} train) in 1 shard\n" in text
 
 
-def test_the_command_writes_beside_the_recipe_or_where_it_is_told_the_same_bytes(demo: Path, tmp_path: Path) -> None:
+def test_the_command_writes_beside_the_recipe_or_where_it_is_told_the_same_bytes(
+    demo: Path, tmp_path: Path
+) -> None:
     told = longtake("card", demo)
     assert (told.returncode, told.stdout, told.stderr) == (0, f"{tmp_path}/demo.card.md\n", "")
     first = (tmp_path / "demo.card.md").read_bytes()
@@ -253,6 +320,8 @@ def test_without_a_lock_it_says_where_one_comes_from(demo: Path) -> None:
 
 def test_a_lock_without_the_facts_of_a_build_is_damaged(demo: Path) -> None:
     found = lock.read(demo)
-    bare = replace(found, header={name: value for name, value in found.header.items() if name != "environment"})
+    bare = replace(
+        found, header={name: value for name, value in found.header.items() if name != "environment"}
+    )
     with pytest.raises(Damaged, match="environment"):
         card.markdown(recipe.load(demo), bare)

@@ -49,11 +49,17 @@ def clone(small_dataset: Dataset, tmp_path: Path) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def rebuilt_once(small_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Lock, list[Step], Store]:
+def rebuilt_once(
+    small_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Lock, list[Step], Store]:
     """A lock, and what was rebuilt of it: to be judged again and again."""
     clone = small_dataset.published(tmp_path_factory.mktemp("once"))
     locked = lock.read(clone.recipe)
-    steps = list(reproduce.reproduce(recipes.load(clone.recipe), locked, clone.data, Inline(), "cpu", Progress()))
+    steps = list(
+        reproduce.reproduce(
+            recipes.load(clone.recipe), locked, clone.data, Inline(), "cpu", Progress()
+        )
+    )
     return locked, steps, Store(clone.data / "store")
 
 
@@ -62,8 +68,21 @@ def no_detector(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cut, "new_detector", lambda *_: pytest.fail("a cut was looked for"))
 
 
-def test_a_second_clone_with_other_workers_is_bit_identical(small_dataset: Dataset, clone: Dataset) -> None:
-    done = pipeline("reproduce", clone.recipe, "--data", clone.data, "--executor", "processes", "--workers", "2", "--device", "cpu")
+def test_a_second_clone_with_other_workers_is_bit_identical(
+    small_dataset: Dataset, clone: Dataset
+) -> None:
+    done = pipeline(
+        "reproduce",
+        clone.recipe,
+        "--data",
+        clone.data,
+        "--executor",
+        "processes",
+        "--workers",
+        "2",
+        "--device",
+        "cpu",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"bit-identical: root digest {small_dataset.index['root_digest']}" in done.stdout
     assert "1 source gave no clip and is not fetched" in done.stdout
@@ -71,19 +90,28 @@ def test_a_second_clone_with_other_workers_is_bit_identical(small_dataset: Datas
     assert sorted(path.name for path in clone.folder.glob("*.jsonl")) == FUNNEL
     shards = sorted(path.name for path in (small_dataset.folder / "shards").iterdir())
     for name in shards:
-        assert (clone.folder / "shards" / name).read_bytes() == (small_dataset.folder / "shards" / name).read_bytes()
+        assert (clone.folder / "shards" / name).read_bytes() == (
+            small_dataset.folder / "shards" / name
+        ).read_bytes()
     report = json.loads((clone.folder / "reproduce.json").read_text())
     assert (report["verdict"], report["obtainable"]["share_of_frames"]) == ("identical", 1)
     assert report["sources"] == {"identical": 4, "changed": [], "gone": [], "not_needed": 1}
 
 
 @pytest.mark.usefixtures("no_detector")
-def test_recorded_cuts_are_used_and_none_is_looked_for(small_dataset: Dataset, clone: Dataset) -> None:
+def test_recorded_cuts_are_used_and_none_is_looked_for(
+    small_dataset: Dataset, clone: Dataset
+) -> None:
     changed = (
-        clone.recipe.read_text().replace("[extract]", '[cut]\ndetector = "content"\n[extract]').replace("min_frames = 20", "min_frames = 5")
+        clone.recipe.read_text()
+        .replace("[extract]", '[cut]\ndetector = "content"\n[extract]')
+        .replace("min_frames = 20", "min_frames = 5")
     )
     clone.recipe.write_text(changed)
-    assert rebuilt(clone)["root"] == {"locked": small_dataset.index["root_digest"], "found": small_dataset.index["root_digest"]}
+    assert rebuilt(clone)["root"] == {
+        "locked": small_dataset.index["root_digest"],
+        "found": small_dataset.index["root_digest"],
+    }
 
 
 def test_a_changed_a_missing_and_an_edited_source_are_named_and_nothing_else_is(
@@ -92,14 +120,22 @@ def test_a_changed_a_missing_and_an_edited_source_are_named_and_nothing_else_is(
     (clone.recipe.parent / "a.mp4").write_bytes(film(footage.plain, 9, size="320x240").read_bytes())
     (clone.recipe.parent / "b.mp4").unlink()
     clone.recipe.write_text(clone.recipe.read_text().replace("the film c", "another caption"))
-    done = longtake("reproduce", clone.recipe, "--data", clone.data, "--executor", "inline", "--device", "cpu")
+    done = longtake(
+        "reproduce", clone.recipe, "--data", clone.data, "--executor", "inline", "--device", "cpu"
+    )
     assert done.returncode == 7, done.stdout + done.stderr
     report = json.loads((clone.folder / "reproduce.json").read_text())
     samples = videos_of(small_dataset)
     assert [one["source"] for one in report["sources"]["changed"]] == ["a"]
-    assert [(one["source"], one["class"]) for one in report["sources"]["gone"]] == [("b", "not-found")]
+    assert [(one["source"], one["class"]) for one in report["sources"]["gone"]] == [
+        ("b", "not-found")
+    ]
     assert [(edit["source"], edit["field"]) for edit in report["edits"]] == [("c", "captions")]
-    assert report["samples"]["lost"] == report["clips"]["lost"] == [key for key, video in samples.items() if video in "ab"]
+    assert (
+        report["samples"]["lost"]
+        == report["clips"]["lost"]
+        == [key for key, video in samples.items() if video in "ab"]
+    )
     assert report["samples"]["edited"] == [{"sample": "c-0000", "members": ["json", "text.npy"]}]
     assert report["samples"]["identical"] == sum(video == "d" for video in samples.values())
     assert report["samples"]["different"] == report["samples"]["equivalent"] == []
@@ -107,7 +143,13 @@ def test_a_changed_a_missing_and_an_edited_source_are_named_and_nothing_else_is(
     assert report["verdict"] == "different"
     locked = lock.read(clone.recipe).videos["a"].sha256
     edited = 'edited: c: captions: the recipe says ["another caption"], the lock ["the film c"]'
-    for wanted in ("changed: a: ", f"wanted is {locked}", "gone (not-found, 1): b: ", edited, "obtainable: "):
+    for wanted in (
+        "changed: a: ",
+        f"wanted is {locked}",
+        "gone (not-found, 1): b: ",
+        edited,
+        "obtainable: ",
+    ):
         assert wanted in done.stdout
 
 
@@ -116,7 +158,11 @@ def videos_of(dataset: Dataset) -> dict[str, str]:
 
 
 def test_a_recipe_that_would_give_other_clips_is_refused_field_by_field(clone: Dataset) -> None:
-    text = clone.recipe.read_text().replace("size = 64", "size = 72").replace("max_samples = 2", "max_samples = 3\nseed = 9")
+    text = (
+        clone.recipe.read_text()
+        .replace("size = 64", "size = 72")
+        .replace("max_samples = 2", "max_samples = 3\nseed = 9")
+    )
     clone.recipe.write_text(text.replace('preset = "tiny"', 'preset = "tiny"\nimage_frames = 2'))
     done = longtake("reproduce", clone.recipe, "--data", clone.data)
     assert done.returncode == 2
@@ -130,17 +176,26 @@ def test_a_recipe_that_would_give_other_clips_is_refused_field_by_field(clone: D
     assert not clone.data.exists()
 
 
-def test_another_measured_psnr_alone_is_equivalent_and_verify_agrees(clone: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_measured_psnr_alone_is_equivalent_and_verify_agrees(
+    clone: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     exact = encode.round_trip
     monkeypatch.setattr(encode, "round_trip", lambda *args: exact(*args) + 0.01)
-    text = clone.recipe.read_text().replace('the film short"\nlicense = "CC0-1.0"', 'the film short"\nlicense = "MIT"')
-    clone.recipe.write_text(text)  # gives no clip: whatever is edited about it, every sample is there
+    text = clone.recipe.read_text().replace(
+        'the film short"\nlicense = "CC0-1.0"', 'the film short"\nlicense = "MIT"'
+    )
+    clone.recipe.write_text(
+        text
+    )  # gives no clip: whatever is edited about it, every sample is there
     report = rebuilt(clone)
     assert (report["verdict"], report["samples"]["different"]) == ("equivalent", [])
-    assert report["edits"] == [{"source": "short", "field": "license", "locked": '"CC0-1.0"', "found": '"MIT"'}]
+    assert report["edits"] == [
+        {"source": "short", "field": "license", "locked": '"CC0-1.0"', "found": '"MIT"'}
+    ]
     assert report["samples"]["rescored"] == report["samples"]["equivalent"]
-    assert f"another PSNR of the round trip, or none, in the metadata of {report['obtainable']['of']} samples" in "\n".join(
-        compare.lines(report)
+    assert (
+        f"another PSNR of the round trip, or none, in the metadata of {report['obtainable']['of']} samples"
+        in "\n".join(compare.lines(report))
     )
     assert len(report["samples"]["equivalent"]) == report["obtainable"]["of"]
     assert verify.verify(recipes.load(clone.recipe), clone.data, "cpu", Progress()).findings == []
@@ -150,10 +205,17 @@ def test_status_knows_a_rebuild_from_a_build(clone: Dataset) -> None:
     rebuilt(clone)
     steps, unknown = reproduce.looked(recipes.load(clone.recipe), clone.data, "cpu")
     assert unknown == ""
-    assert {step.manifest.stage: step.num_pending for step in steps} == {"download": 0, "extract": 0, "encode": 0, "shard": 0}
+    assert {step.manifest.stage: step.num_pending for step in steps} == {
+        "download": 0,
+        "extract": 0,
+        "encode": 0,
+        "shard": 0,
+    }
 
 
-def test_a_folder_that_holds_a_build_is_not_rebuilt_over(small_dataset: Dataset, tmp_path: Path) -> None:
+def test_a_folder_that_holds_a_build_is_not_rebuilt_over(
+    small_dataset: Dataset, tmp_path: Path
+) -> None:
     built = small_dataset.copy(tmp_path)
     with pytest.raises(Stopped, match="holds a build of its own"):
         rebuilt(built)
@@ -188,7 +250,9 @@ def test_other_last_bits_are_equivalent_and_more_is_not(
 
     def near(*args: Any) -> Any:
         mean, std = exact(*args)
-        return (mean + np.random.default_rng(0).normal(scale=noise, size=mean.shape)).astype(np.float16), std
+        return (mean + np.random.default_rng(0).normal(scale=noise, size=mean.shape)).astype(
+            np.float16
+        ), std
 
     monkeypatch.setattr(encoders, "latents", near)
     report = rebuilt(clone)
@@ -201,11 +265,15 @@ def test_other_last_bits_are_equivalent_and_more_is_not(
     psnr = report["samples"]["round_trip_psnr_db"]
     assert (psnr["locked"] - psnr["found"] < 0.05) == (verdict == "equivalent")
     told = "\n".join(compare.lines(report))
-    assert ("equivalent within tolerance" if verdict == "equivalent" else "not what the lock says") in told
+    assert (
+        "equivalent within tolerance" if verdict == "equivalent" else "not what the lock says"
+    ) in told
     assert "dB PSNR after decoding" in told
 
 
-def test_clips_of_the_same_pictures_in_another_container_are_told_from_other_clips(small_dataset: Dataset, clone: Dataset) -> None:
+def test_clips_of_the_same_pictures_in_another_container_are_told_from_other_clips(
+    small_dataset: Dataset, clone: Dataset
+) -> None:
     locked = lock.read(clone.recipe)
     loaded = recipes.load(clone.recipe)
     steps = list(reproduce.reproduce(loaded, locked, clone.data, Inline(), "cpu", Progress()))
@@ -213,39 +281,70 @@ def test_clips_of_the_same_pictures_in_another_container_are_told_from_other_cli
     locked.clips[keys[0]] = replace(locked.clips[keys[0]], sha256="0" * 64)
     locked.clips[keys[1]] = replace(locked.clips[keys[1]], sha256="0" * 64, pictures="0" * 64)
     clips = compare.judge(locked, steps, [], Store(clone.data / "store"))["clips"]
-    assert clips == {"identical": len(keys) - 2, "same_frames": [keys[0]], "different": [keys[1]], "lost": []}
+    assert clips == {
+        "identical": len(keys) - 2,
+        "same_frames": [keys[0]],
+        "different": [keys[1]],
+        "lost": [],
+    }
 
 
 @pytest.mark.parametrize(
     ("table", "key", "facts", "told"),
     [
         ("clips", "a-0000", {"num_frames": 7}, "clip a-0000: num_frames is 7 in the lock"),
-        ("clips", "a-0000", {"crop": Crop(0, 0, 2, 2)}, "clip a-0000: crop is Crop(x=0, y=0, width=2, height=2) in the lock"),
+        (
+            "clips",
+            "a-0000",
+            {"crop": Crop(0, 0, 2, 2)},
+            "clip a-0000: crop is Crop(x=0, y=0, width=2, height=2) in the lock",
+        ),
         ("videos", "b", {"num_bytes": 7}, "video b: num_bytes is 7 in the lock"),
-        ("samples", "c-0000", {"round_trip_psnr_db": 99.0}, "sample c-0000: round_trip_psnr_db is 99.0 in the lock"),
-        ("shards", "00000", {"split": "validation"}, "shard 00000: split is validation in the lock"),
+        (
+            "samples",
+            "c-0000",
+            {"round_trip_psnr_db": 99.0},
+            "sample c-0000: round_trip_psnr_db is 99.0 in the lock",
+        ),
+        (
+            "shards",
+            "00000",
+            {"split": "validation"},
+            "shard 00000: split is validation in the lock",
+        ),
         ("shards", "00001", {"num_bytes": 7}, "shard 00001: num_bytes is 7 in the lock"),
     ],
 )
 def test_a_lock_that_says_otherwise_than_the_bytes_it_names_is_not_reproduced(
-    rebuilt_once: tuple[Lock, list[Step], Store], table: str, key: str, facts: dict[str, Any], told: str
+    rebuilt_once: tuple[Lock, list[Step], Store],
+    table: str,
+    key: str,
+    facts: dict[str, Any],
+    told: str,
 ) -> None:
     locked, steps, store = rebuilt_once
     assert compare.judge(locked, steps, [], store)["contradictions"] == []
     lines = getattr(locked, table)
-    report = compare.judge(replace(locked, **{table: {**lines, key: replace(lines[key], **facts)}}), steps, [], store)
+    report = compare.judge(
+        replace(locked, **{table: {**lines, key: replace(lines[key], **facts)}}), steps, [], store
+    )
     assert (report["verdict"], len(report["contradictions"])) == ("different", 1)
     words = compare.lines(report)
     assert any(line.startswith(f"the lock contradicts itself: {told}") for line in words)
     assert words[-1] == f"not what the lock says, though the root digest is: {locked.root_digest}"
 
 
-def test_a_source_that_may_come_back_and_a_sample_too_many_are_told(rebuilt_once: tuple[Lock, list[Step], Store]) -> None:
+def test_a_source_that_may_come_back_and_a_sample_too_many_are_told(
+    rebuilt_once: tuple[Lock, list[Step], Store],
+) -> None:
     locked, steps, store = rebuilt_once
     fewer = {key: sample for key, sample in locked.samples.items() if key != "c-0000"}
     report = compare.judge(replace(locked, samples=fewer), steps, [], store)
     assert report["samples"]["more"] == ["c-0000"]
-    report["sources"]["gone"] = [{"source": "b", "class": "rate-limited", "detail": "429"}, {"source": "d", "class": "gone", "detail": ""}]
+    report["sources"]["gone"] = [
+        {"source": "b", "class": "rate-limited", "detail": "429"},
+        {"source": "d", "class": "gone", "detail": ""},
+    ]
     words = compare.lines(report)
     assert "sample the lock does not have: c-0000" in words
     assert "what was rate-limited may come back: the same command tries it again" in words
@@ -257,24 +356,38 @@ def test_a_clip_that_is_rejected_is_named_with_its_class(clone: Dataset) -> None
     steps = list(reproduce.reproduce(loaded, locked, clone.data, Inline(), "cpu", Progress()))
     report = compare.judge(locked, steps, [], Store(clone.data / "store"))
     assert [(one["key"], one["stage"]) for one in report["rejected"]] == [("c-0000", "extract")]
-    assert any(line.startswith(f"rejected: c-0000 (extract, {report['rejected'][0]['class']}): ") for line in compare.lines(report))
+    assert any(
+        line.startswith(f"rejected: c-0000 (extract, {report['rejected'][0]['class']}): ")
+        for line in compare.lines(report)
+    )
 
 
-def test_a_source_that_was_taken_down_or_renamed_costs_its_own_samples(small_dataset: Dataset, clone: Dataset) -> None:
+def test_a_source_that_was_taken_down_or_renamed_costs_its_own_samples(
+    small_dataset: Dataset, clone: Dataset
+) -> None:
     loaded, locked = recipes.load(clone.recipe), lock.read(clone.recipe)
     gone = replace(loaded, removed={"a": Removal("2026-01-01T00:00:00Z", "asked to")})
     assert isinstance(reproduce.source_of(locked.videos["a"], gone), Rejection)
     assert isinstance(reproduce.source_of(locked.videos["b"], gone), Source)
-    renamed = replace(loaded, sources=tuple(source for source in loaded.sources if source.key != "b"))
+    renamed = replace(
+        loaded, sources=tuple(source for source in loaded.sources if source.key != "b")
+    )
     assert reproduce.edits(renamed, locked) == [reproduce.Edit("b", "missing")]
     more = replace(loaded, sources=(*loaded.sources, Source("new", "file:new.mp4")))
     assert reproduce.edits(more, locked) == [reproduce.Edit("new", "added")]
-    locked.header["stages"]["download"]["rejected"] = {"removed": 1}  # taken down before the lock was written
+    locked.header["stages"]["download"]["rejected"] = {
+        "removed": 1
+    }  # taken down before the lock was written
     assert reproduce.edits(more, locked) == [reproduce.Edit("new", "added")]
-    assert reproduce.edits(replace(more, removed={"new": Removal("2026-01-01T00:00:00Z", "")}), locked) == []
+    assert (
+        reproduce.edits(replace(more, removed={"new": Removal("2026-01-01T00:00:00Z", "")}), locked)
+        == []
+    )
 
 
-def test_a_source_that_went_from_the_recipe_is_not_fetched_as_part_of_one_with_a_like_name(clone: Dataset) -> None:
+def test_a_source_that_went_from_the_recipe_is_not_fetched_as_part_of_one_with_a_like_name(
+    clone: Dataset,
+) -> None:
     loaded, video = recipes.load(clone.recipe), lock.read(clone.recipe).videos["a"]
     listed = replace(video, key="a-2", uri="https://example.org/v2")
     page = replace(loaded, sources=(Source("a", "https://example.org/v1"),))
@@ -285,7 +398,11 @@ def test_a_source_that_went_from_the_recipe_is_not_fetched_as_part_of_one_with_a
 
 
 def test_options_and_digests_that_a_rebuild_does_not_ask_for_are_told(clone: Dataset) -> None:
-    text = clone.recipe.read_text().replace("min_frames = 20", "min_frames = 5").replace('id = "a"', f'id = "a"\nsha256 = "{"0" * 64}"')
+    text = (
+        clone.recipe.read_text()
+        .replace("min_frames = 20", "min_frames = 5")
+        .replace('id = "a"', f'id = "a"\nsha256 = "{"0" * 64}"')
+    )
     clone.recipe.write_text(text)
     locked = lock.read(clone.recipe)
     made = reproduce.edits(recipes.load(clone.recipe), locked)
@@ -297,9 +414,14 @@ def test_options_and_digests_that_a_rebuild_does_not_ask_for_are_told(clone: Dat
 
 def test_an_edited_option_is_told_in_words(rebuilt_once: tuple[Lock, list[Step], Store]) -> None:
     locked, steps, store = rebuilt_once
-    report = compare.judge(locked, steps, [reproduce.Edit("[filter]", "min_frames", "20", "5")], store)
+    report = compare.judge(
+        locked, steps, [reproduce.Edit("[filter]", "min_frames", "20", "5")], store
+    )
     assert report["verdict"] == "identical"
-    assert "edited: [filter] min_frames: the recipe says 5, the lock 20, which is what was used" in compare.lines(report)
+    assert (
+        "edited: [filter] min_frames: the recipe says 5, the lock 20, which is what was used"
+        in compare.lines(report)
+    )
 
 
 @pytest.mark.parametrize(
@@ -311,9 +433,13 @@ def test_an_edited_option_is_told_in_words(rebuilt_once: tuple[Lock, list[Step],
         ("s3://bucket/*.mp4", "https://example.org/v1", None),
     ],
 )
-def test_a_lock_may_not_lead_elsewhere_than_the_recipe(clone: Dataset, entry: str, address: str, wanted: str | None) -> None:
+def test_a_lock_may_not_lead_elsewhere_than_the_recipe(
+    clone: Dataset, entry: str, address: str, wanted: str | None
+) -> None:
     loaded = replace(recipes.load(clone.recipe), sources=(Source("show", entry),))
-    video = replace(lock.read(clone.recipe).videos["a"], key="show-v1", uri=address, fetched_as="137+140")
+    video = replace(
+        lock.read(clone.recipe).videos["a"], key="show-v1", uri=address, fetched_as="137+140"
+    )
     if wanted is None:
         with pytest.raises(Damaged, match="is of another kind"):
             reproduce.source_of(video, loaded)
@@ -323,7 +449,9 @@ def test_a_lock_may_not_lead_elsewhere_than_the_recipe(clone: Dataset, entry: st
     assert (found.uri, found.format, found.sha256) == (wanted, "137+140", video.sha256)
 
 
-def test_a_file_of_a_glob_is_found_under_the_recipe_s_folder_and_nowhere_else(clone: Dataset) -> None:
+def test_a_file_of_a_glob_is_found_under_the_recipe_s_folder_and_nowhere_else(
+    clone: Dataset,
+) -> None:
     loaded = replace(recipes.load(clone.recipe), sources=(Source("all", "file:*.mp4"),))
     video = replace(lock.read(clone.recipe).videos["a"], key="all-a")
     found = reproduce.source_of(replace(video, uri="file:a.mp4"), loaded)
@@ -335,13 +463,21 @@ def test_a_file_of_a_glob_is_found_under_the_recipe_s_folder_and_nowhere_else(cl
         assert gone.detail == f"file:*.mp4 does not match {address.removeprefix('file:')} any more"
 
 
-def test_of_two_files_of_one_name_the_one_with_the_bytes_is_taken(clone: Dataset, tmp_path: Path) -> None:
+def test_of_two_files_of_one_name_the_one_with_the_bytes_is_taken(
+    clone: Dataset, tmp_path: Path
+) -> None:
     for folder, name in (("p", "a"), ("q", "b")):
         (tmp_path / "films" / folder).mkdir(parents=True)
-        (tmp_path / "films" / folder / "film.mp4").write_bytes((clone.recipe.parent / f"{name}.mp4").read_bytes())
-    loaded = replace(recipes.load(clone.recipe), sources=(Source("all", f"file:{tmp_path}/films/*/film.mp4"),))
+        (tmp_path / "films" / folder / "film.mp4").write_bytes(
+            (clone.recipe.parent / f"{name}.mp4").read_bytes()
+        )
+    loaded = replace(
+        recipes.load(clone.recipe), sources=(Source("all", f"file:{tmp_path}/films/*/film.mp4"),)
+    )
     for folder, name in (("p", "a"), ("q", "b")):
-        video = replace(lock.read(clone.recipe).videos[name], key=f"all-{name}", uri="file:film.mp4")
+        video = replace(
+            lock.read(clone.recipe).videos[name], key=f"all-{name}", uri="file:film.mp4"
+        )
         found = reproduce.source_of(video, loaded)
         assert isinstance(found, Source)
         assert found.uri == f"file:{tmp_path}/films/{folder}/film.mp4"
@@ -362,25 +498,42 @@ def test_without_a_lock_nothing_is_rebuilt(clone: Dataset) -> None:
     assert "there is no lock" in done.stderr
 
 
-def test_another_version_of_a_stage_is_said(clone: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_of_a_stage_is_said(
+    clone: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     locked = lock.read(clone.recipe)
     monkeypatch.setattr(extract, "VERSION", extract.VERSION + 1)
     loaded = recipes.load(clone.recipe)
-    steps = [step for step in look(loaded, clone.data, "cpu") if step.manifest.stage in ("extract", "encode")]
+    steps = [
+        step
+        for step in look(loaded, clone.data, "cpu")
+        if step.manifest.stage in ("extract", "encode")
+    ]
     told = reproduce.versions(locked, steps)
-    assert told == [f"stage 'extract' is version {extract.VERSION} here and {extract.VERSION - 1} in the lock: its bytes may differ"]
+    assert told == [
+        f"stage 'extract' is version {extract.VERSION} here and {extract.VERSION - 1} in the lock: its bytes may differ"
+    ]
 
 
-def test_a_build_where_the_lock_cannot_be_written_stops_before_any_work(clone: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_where_the_lock_cannot_be_written_stops_before_any_work(
+    clone: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(Exception, match="cannot write a lock beside"):
         clone.build()
     assert not clone.data.exists()
 
 
-def test_an_edited_caption_leaves_one_text_embedding_pending_and_the_shards(small_dataset: Dataset, tmp_path: Path) -> None:
+def test_an_edited_caption_leaves_one_text_embedding_pending_and_the_shards(
+    small_dataset: Dataset, tmp_path: Path
+) -> None:
     built = small_dataset.copy(tmp_path)
     built.build()  # for it knows local files by their inode
     built.recipe.write_text(built.recipe.read_text().replace("the film c", "another caption"))
-    steps = {step.manifest.stage: step for step in look(recipes.load(built.recipe), built.data, "cpu")}
-    assert {stage: step.num_pending for stage, step in steps.items() if step.num_pending} == {"encode": 1, "shard": 3}
+    steps = {
+        step.manifest.stage: step for step in look(recipes.load(built.recipe), built.data, "cpu")
+    }
+    assert {stage: step.num_pending for stage, step in steps.items() if step.num_pending} == {
+        "encode": 1,
+        "shard": 3,
+    }

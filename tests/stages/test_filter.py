@@ -16,17 +16,30 @@ from pipeline.stages import filter as filtering
 from pipeline.stages.filter import Params, process, stage, takes
 
 FPS = Fraction(10)
-TIME_BASES = [Fraction(1, 12800), Fraction(1, 90000), Fraction(1, 1000), Fraction(1001, 30000), Fraction(1001, 24000), Fraction(1, 25)]
+TIME_BASES = [
+    Fraction(1, 12800),
+    Fraction(1, 90000),
+    Fraction(1, 1000),
+    Fraction(1001, 30000),
+    Fraction(1001, 24000),
+    Fraction(1, 25),
+]
 RATES = [Fraction(10), Fraction(24000, 1001), Fraction(25, 2), Fraction(1, 3)]
-same_builder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
+same_builder = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None
+)
 
 
 def outcomes(scene: Scene, store: Store, **params: object) -> list[Scene | BadData]:
     return list(process(scene, store, Params(**params), FPS))
 
 
-@pytest.mark.parametrize(("end_pts", "count"), [(9_900, 99), (9_901, 100), (10_000, 100), (10_001, 101)])
-def test_a_scene_needs_min_frames_and_not_one_more(store: Store, new_scene: Callable[..., Scene], end_pts: int, count: int) -> None:
+@pytest.mark.parametrize(
+    ("end_pts", "count"), [(9_900, 99), (9_901, 100), (10_000, 100), (10_001, 101)]
+)
+def test_a_scene_needs_min_frames_and_not_one_more(
+    store: Store, new_scene: Callable[..., Scene], end_pts: int, count: int
+) -> None:
     scene = new_scene(0, end_pts)
     assert scene.num_frames(FPS) == count
     (found,) = outcomes(scene, store)
@@ -37,8 +50,12 @@ def test_a_scene_needs_min_frames_and_not_one_more(store: Store, new_scene: Call
         assert found == scene
 
 
-def test_where_a_scene_lies_on_the_grid_decides_how_many_frames_it_gives(store: Store, new_scene: Callable[..., Scene]) -> None:
-    assert [new_scene(start, start + 9_950).num_frames(FPS) for start in (0, 1, 50, 51, 99, 100)] == [100, 99, 99, 100, 100, 100]
+def test_where_a_scene_lies_on_the_grid_decides_how_many_frames_it_gives(
+    store: Store, new_scene: Callable[..., Scene]
+) -> None:
+    assert [
+        new_scene(start, start + 9_950).num_frames(FPS) for start in (0, 1, 50, 51, 99, 100)
+    ] == [100, 99, 99, 100, 100, 100]
 
 
 @given(
@@ -50,7 +67,12 @@ def test_where_a_scene_lies_on_the_grid_decides_how_many_frames_it_gives(store: 
 )
 @same_builder
 def test_takes_are_equal_adjacent_and_never_too_long(
-    new_scene: Callable[..., Scene], start: int, length: int, time_base: Fraction, fps: Fraction, max_frames: int
+    new_scene: Callable[..., Scene],
+    start: int,
+    length: int,
+    time_base: Fraction,
+    fps: Fraction,
+    max_frames: int,
 ) -> None:
     seconds = min(length * time_base, Fraction(4000))
     scene = new_scene(start, start + max(1, int(seconds / time_base)), time_base)
@@ -72,7 +94,9 @@ def test_a_scene_of_exactly_max_frames_stays_whole(new_scene: Callable[..., Scen
     assert [part.num_frames(FPS) for part in takes(scene, 299, FPS)] == [150, 150]
 
 
-def test_a_four_hour_drive_becomes_takes_with_keys_of_their_own(store: Store, new_scene: Callable[..., Scene]) -> None:
+def test_a_four_hour_drive_becomes_takes_with_keys_of_their_own(
+    store: Store, new_scene: Callable[..., Scene]
+) -> None:
     drive = new_scene(0, 4 * 3600 * 1000)
     made, _ = run_stage(stage(Params(max_frames=600), FPS), [drive], store, Inline(), Progress())
     assert len(made.records) == 240
@@ -89,19 +113,25 @@ def test_trimming_takes_time_from_both_ends(store: Store, new_scene: Callable[..
     assert (found.start_pts, found.end_pts) == (1_500, 20_500)
 
 
-def test_a_trim_that_is_no_whole_number_of_ticks_takes_the_next_tick(store: Store, new_scene: Callable[..., Scene]) -> None:
+def test_a_trim_that_is_no_whole_number_of_ticks_takes_the_next_tick(
+    store: Store, new_scene: Callable[..., Scene]
+) -> None:
     (found,) = outcomes(new_scene(0, 500, Fraction(1, 25)), store, trim_s="1/30")
     assert isinstance(found, Scene)
     assert (found.start_pts, found.end_pts) == (1, 499)
 
 
-def test_a_scene_shorter_than_its_trims_is_rejected(store: Store, new_scene: Callable[..., Scene]) -> None:
+def test_a_scene_shorter_than_its_trims_is_rejected(
+    store: Store, new_scene: Callable[..., Scene]
+) -> None:
     (found,) = outcomes(new_scene(0, 1_000), store, trim_s=2, min_frames=1)
     assert isinstance(found, BadData)
     assert found.detail == "0 frames at 10 fps, 1 wanted"
 
 
-def test_trimming_comes_before_judging_and_splitting(store: Store, new_scene: Callable[..., Scene]) -> None:
+def test_trimming_comes_before_judging_and_splitting(
+    store: Store, new_scene: Callable[..., Scene]
+) -> None:
     assert isinstance(outcomes(new_scene(0, 10_100), store, trim_s=0.1)[0], BadData)
     parts = outcomes(new_scene(0, 40_200), store, trim_s=0.1, max_frames=200)
     assert [part.num_frames(FPS) for part in parts if isinstance(part, Scene)] == [200, 200]
@@ -121,6 +151,8 @@ def test_parameters_that_contradict_each_other_are_refused() -> None:
 
 def test_another_fps_is_another_task(new_scene: Callable[..., Scene]) -> None:
     scene = new_scene(0, 10_000)
-    keys = {stage(Params(), fps).task_key(scene) for fps in (FPS, Fraction(24), Fraction(10000, 1000))}
+    keys = {
+        stage(Params(), fps).task_key(scene) for fps in (FPS, Fraction(24), Fraction(10000, 1000))
+    }
     assert len(keys) == 2
     assert stage(Params(), FPS).version == filtering.VERSION

@@ -1,4 +1,6 @@
-"""docs/format.md is true: its reader runs, other people's readers read the same, and shards are packed as it says."""
+"""docs/format.md is true: its reader runs, other people's readers read the same, and shards are
+packed as it says.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,12 @@ NewScene = Callable[..., Scene]
 
 
 def sample_of(
-    store: Store, scene: Scene, key: str, num_frames: int, captions: tuple[str, ...] = ("a street",), std: bool = False
+    store: Store,
+    scene: Scene,
+    key: str,
+    num_frames: int,
+    captions: tuple[str, ...] = ("a street",),
+    std: bool = False,
 ) -> Sample:
     """A sample with arrays of noise, of a video of its own."""
     random = np.random.default_rng(int(hashlib.sha256(key.encode()).hexdigest()[:8], 16))
@@ -45,9 +52,18 @@ def sample_of(
         return store.put(encoders.npy(random.standard_normal(shape).astype(np.float16)))
 
     source = replace(scene.video.source, key=key, captions=captions)
-    video = replace(scene.video, key=key, source=source, blob=Blob(hashlib.sha256(key.encode()).hexdigest(), 1))
+    video = replace(
+        scene.video, key=key, source=source, blob=Blob(hashlib.sha256(key.encode()).hexdigest(), 1)
+    )
     clip = Clip(
-        key, replace(scene, key=key, video=video), Blob("1" * 64, 1), num_frames, Fraction(10), SIZE, Crop(40, 0, 240, 240), "3" * 64
+        key,
+        replace(scene, key=key, video=video),
+        Blob("1" * 64, 1),
+        num_frames,
+        Fraction(10),
+        SIZE,
+        Crop(40, 0, 240, 240),
+        "3" * 64,
     )
     return Sample(
         key=key,
@@ -66,7 +82,9 @@ def samples(store: Store, new_scene: NewScene) -> list[Sample]:
     scene = new_scene(0, 3000)
     return [
         sample_of(store, scene, "one", 7),
-        sample_of(store, scene, "two-captions", 9, ("a street", "une rue", "eine Straße"), std=True),
+        sample_of(
+            store, scene, "two-captions", 9, ("a street", "une rue", "eine Straße"), std=True
+        ),
         sample_of(store, scene, "no-caption", 5, ()),
     ]
 
@@ -76,18 +94,37 @@ def packed(store: Store, samples: Sequence[Sample], params: Params) -> list[Shar
     return [record for record in manifest.records if isinstance(record, Shard)]
 
 
-def published(folder: Path, store: Store, samples: Sequence[Sample], params: Params) -> dict[str, Any]:
+def published(
+    folder: Path, store: Store, samples: Sequence[Sample], params: Params
+) -> dict[str, Any]:
     """The index, as read back from the folder the shards were put in."""
     vae = folder.parent / "vae"
     vae.mkdir(exist_ok=True)
-    (vae / "config.json").write_text(json.dumps({"scaling_factor": 0.18215, "latent_channels": 4, "block_out_channels": [8, 8, 8, 8]}))
-    found = Encoders(Weights("vae", None, "a" * 64), vae, Weights("clip", "main", "b" * 64), folder, "last", 49407)
+    (vae / "config.json").write_text(
+        json.dumps(
+            {"scaling_factor": 0.18215, "latent_channels": 4, "block_out_channels": [8, 8, 8, 8]}
+        )
+    )
+    found = Encoders(
+        Weights("vae", None, "a" * 64),
+        vae,
+        Weights("clip", "main", "b" * 64),
+        folder,
+        "last",
+        49407,
+    )
     shards = packed(store, samples, params)
     null = encoders.npy(np.zeros((77, WIDTH), np.float16))
     shard.publish(
         folder,
         shards,
-        shard.index_of(shard.About("tiny", Fraction(10), SIZE, "float32", 8), shards, found, null, {"devices": ["cpu"]}),
+        shard.index_of(
+            shard.About("tiny", Fraction(10), SIZE, "float32", 8),
+            shards,
+            found,
+            null,
+            {"devices": ["cpu"]},
+        ),
         store,
     )
     read: dict[str, Any] = json.loads((folder / "index.json").read_text("utf-8"))
@@ -98,7 +135,9 @@ def arrays_of(samples: Sequence[Sample], store: Store) -> Arrays:
     """What every reader should find."""
     return {
         sample.key: {
-            name: np.load(store.path(blob.sha256), allow_pickle=False) for name, blob in shard.members_of(sample) if name.endswith(".npy")
+            name: np.load(store.path(blob.sha256), allow_pickle=False)
+            for name, blob in shard.members_of(sample)
+            if name.endswith(".npy")
         }
         for sample in samples
     }
@@ -115,7 +154,9 @@ def assert_same(found: Arrays, wanted: Arrays) -> None:
 # Readers
 
 
-def test_the_reader_in_the_docs_reads_windows_of_frames(store: Store, samples: list[Sample], tmp_path: Path) -> None:
+def test_the_reader_in_the_docs_reads_windows_of_frames(
+    store: Store, samples: list[Sample], tmp_path: Path
+) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "format.md").read_text("utf-8"), re.DOTALL)
     assert len([line for line in code.splitlines() if line.strip()]) <= 18
     namespace: dict[str, Any] = {}
@@ -131,8 +172,12 @@ def test_the_reader_in_the_docs_reads_windows_of_frames(store: Store, samples: l
         namespace["read_window"](folder, "one", 5, 3)
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves its file to the garbage collector
-def test_webdataset_reads_the_same_arrays(store: Store, samples: list[Sample], tmp_path: Path) -> None:
+@pytest.mark.filterwarnings(
+    "ignore:unclosed file:ResourceWarning"
+)  # webdataset leaves its file to the garbage collector
+def test_webdataset_reads_the_same_arrays(
+    store: Store, samples: list[Sample], tmp_path: Path
+) -> None:
     import webdataset
 
     published(tmp_path / "shards", store, samples, Params())
@@ -140,23 +185,36 @@ def test_webdataset_reads_the_same_arrays(store: Store, samples: list[Sample], t
     for sample in webdataset.WebDataset(str(tmp_path / "shards" / "00000.tar"), shardshuffle=False):
         key = sample["__key__"]
         assert json.loads(sample["json"])["key"] == key
-        found[key] = {name: np.load(io.BytesIO(sample[name]), allow_pickle=False) for name in sample if name.endswith("npy")}
+        found[key] = {
+            name: np.load(io.BytesIO(sample[name]), allow_pickle=False)
+            for name in sample
+            if name.endswith("npy")
+        }
     gc.collect()
     assert_same(found, arrays_of(samples, store))
 
 
-def test_datasets_reads_the_same_arrays(store: Store, new_scene: NewScene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_datasets_reads_the_same_arrays(
+    store: Store, new_scene: NewScene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     import datasets
 
     datasets.disable_progress_bars()
     scene = new_scene(0, 3000)
-    alike = [sample_of(store, scene, "one", 7), sample_of(store, scene, "two", 6)]  # that library wants the same members in all samples
+    alike = [
+        sample_of(store, scene, "one", 7),
+        sample_of(store, scene, "two", 6),
+    ]  # that library wants the same members in all samples
     published(tmp_path / "shards", store, alike, Params())
     files = str(tmp_path / "shards" / "00000.tar")
-    rows = datasets.load_dataset("webdataset", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    rows = datasets.load_dataset(
+        "webdataset", data_files=files, split="train", cache_dir=str(tmp_path / "cache")
+    )
     found = {
-        row["__key__"]: {name: np.asarray(row[name], np.float16) for name in row if name.endswith("npy")}
+        row["__key__"]: {
+            name: np.asarray(row[name], np.float16) for name in row if name.endswith("npy")
+        }
         for row in rows  # type: ignore[union-attr]
     }
     assert_same(found, arrays_of(alike, store))
@@ -171,24 +229,39 @@ def tar_members(path: Path) -> list[tarfile.TarInfo]:
         return tar.getmembers()
 
 
-def test_a_tar_holds_fixed_members_in_a_fixed_order_and_no_trace_of_its_making(store: Store, samples: list[Sample], tmp_path: Path) -> None:
+def test_a_tar_holds_fixed_members_in_a_fixed_order_and_no_trace_of_its_making(
+    store: Store, samples: list[Sample], tmp_path: Path
+) -> None:
     index = published(tmp_path / "shards", store, samples, Params())
     members = tar_members(tmp_path / "shards" / "00000.tar")
     each = {
         "one": ["json", "latents.npy", "text.npy", "image.npy"],
-        "two-captions": ["json", "latents.npy", "latents_std.npy", "text.npy", "text1.npy", "text2.npy", "image.npy"],
+        "two-captions": [
+            "json",
+            "latents.npy",
+            "latents_std.npy",
+            "text.npy",
+            "text1.npy",
+            "text2.npy",
+            "image.npy",
+        ],
         "no-caption": ["json", "latents.npy", "text.npy", "image.npy"],
     }
     order = sorted(each, key=lambda key: canonical.digest([0, key]))
-    assert [member.name for member in members] == [f"{key}.{name}" for key in order for name in each[key]]
+    assert [member.name for member in members] == [
+        f"{key}.{name}" for key in order for name in each[key]
+    ]
     assert [sample["key"] for sample in index["shards"][0]["samples"]] == order
-    assert {(member.mtime, member.uid, member.gid, member.uname, member.gname, member.mode) for member in members} == {
-        (0, 0, 0, "", "", 0o644)
-    }
+    assert {
+        (member.mtime, member.uid, member.gid, member.uname, member.gname, member.mode)
+        for member in members
+    } == {(0, 0, 0, "", "", 0o644)}
     assert (tmp_path / "shards" / "00000.tar").read_bytes().endswith(bytes(2 * BLOCK))
 
 
-def test_the_same_samples_make_the_same_bytes_in_any_order_and_another_store(store: Store, samples: list[Sample], tmp_path: Path) -> None:
+def test_the_same_samples_make_the_same_bytes_in_any_order_and_another_store(
+    store: Store, samples: list[Sample], tmp_path: Path
+) -> None:
     other = Store(tmp_path / "other")
     other.prepare()
     for path in (store.root / "blobs").glob("*/*"):
@@ -197,10 +270,15 @@ def test_the_same_samples_make_the_same_bytes_in_any_order_and_another_store(sto
         again = packed(other, samples[::-1], params)
         assert again == packed(store, samples, params)
         assert shard.root_digest(again) == shard.root_digest(again[::-1])
-    assert other.path(again[0].blob.sha256).read_bytes() == store.path(again[0].blob.sha256).read_bytes()
+    assert (
+        other.path(again[0].blob.sha256).read_bytes()
+        == store.path(again[0].blob.sha256).read_bytes()
+    )
 
 
-def test_a_name_too_long_for_a_plain_header_is_found_all_the_same(store: Store, new_scene: NewScene, tmp_path: Path) -> None:
+def test_a_name_too_long_for_a_plain_header_is_found_all_the_same(
+    store: Store, new_scene: NewScene, tmp_path: Path
+) -> None:
     key = "k" * 120
     sample = sample_of(store, new_scene(0, 3000), key, 3)
     entry = published(tmp_path / "shards", store, [sample], Params())["shards"][0]
@@ -220,7 +298,10 @@ def test_the_index_says_what_is_where(store: Store, samples: list[Sample], tmp_p
     assert [entry["file"] for entry in index["shards"]] == ["00000.tar", "00001.tar"]
     for entry in index["shards"]:
         content = (folder / entry["file"]).read_bytes()
-        assert (entry["num_bytes"], entry["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+        assert (entry["num_bytes"], entry["sha256"]) == (
+            len(content),
+            hashlib.sha256(content).hexdigest(),
+        )
         for sample in entry["samples"]:
             for start, num_bytes, digest in sample["members"].values():
                 assert hashlib.sha256(content[start : start + num_bytes]).hexdigest() == digest
@@ -228,7 +309,12 @@ def test_the_index_says_what_is_where(store: Store, samples: list[Sample], tmp_p
     assert index["root_digest"] == hashlib.sha256(lines.encode()).hexdigest()
     assert index["num_samples"] == 3
     assert (index["format"], index["fps"], index["size"]) == (1, "10/1", SIZE)
-    assert index["latents"] == {"axes": "f c h w", "dtype": "float16", "scaling_factor": 0.18215, "shape": [4, 2, 2]}
+    assert index["latents"] == {
+        "axes": "f c h w",
+        "dtype": "float16",
+        "scaling_factor": 0.18215,
+        "shape": [4, 2, 2],
+    }
 
 
 def named_in(section: str) -> set[str]:
@@ -239,7 +325,9 @@ def named_in(section: str) -> set[str]:
     return {name.partition(".")[0] for row in rows for name in re.findall(r"`([^`]+)`", row)}
 
 
-def test_the_docs_name_every_field_and_no_other(store: Store, samples: list[Sample], tmp_path: Path) -> None:
+def test_the_docs_name_every_field_and_no_other(
+    store: Store, samples: list[Sample], tmp_path: Path
+) -> None:
     index = published(tmp_path / "shards", store, samples, Params())
     assert named_in("## index.json") == set(index)
     assert named_in("### KEY.json") == set(shard.metadata(samples[0]))
@@ -250,15 +338,23 @@ def test_the_docs_name_every_field_and_no_other(store: Store, samples: list[Samp
     assert set(shown) == set(index) - {"built"}
     assert set(shown["shards"][0]) == set(index["shards"][0])
     assert shown["encoders"].keys() == index["encoders"].keys()
-    assert all(shown["encoders"][name].keys() == index["encoders"][name].keys() for name in ("vae", "clip"))
+    assert all(
+        shown["encoders"][name].keys() == index["encoders"][name].keys() for name in ("vae", "clip")
+    )
 
 
-def test_building_again_removes_the_shards_of_before_and_nothing_else(store: Store, samples: list[Sample], tmp_path: Path) -> None:
+def test_building_again_removes_the_shards_of_before_and_nothing_else(
+    store: Store, samples: list[Sample], tmp_path: Path
+) -> None:
     folder = tmp_path / "shards"
     published(folder, store, samples, Params(max_samples=1))
     (folder / "notes.txt").write_text("mine")
     published(folder, store, samples, Params())
-    assert sorted(path.name for path in folder.iterdir()) == ["00000.tar", "index.json", "notes.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "00000.tar",
+        "index.json",
+        "notes.txt",
+    ]
 
 
 # Packing
@@ -267,7 +363,10 @@ def test_building_again_removes_the_shards_of_before_and_nothing_else(store: Sto
 @pytest.fixture
 def many(store: Store, new_scene: NewScene) -> list[Sample]:
     """Forty samples, two to a video."""
-    made = [sample_of(store, new_scene(0, 3000), f"v{number:02d}", 2 + number % 5) for number in range(20)]
+    made = [
+        sample_of(store, new_scene(0, 3000), f"v{number:02d}", 2 + number % 5)
+        for number in range(20)
+    ]
     return [replace(sample, key=f"{sample.key}-{part}") for sample in made for part in range(2)]
 
 
@@ -275,15 +374,22 @@ def kept(packs: Sequence[shard.Pack]) -> Iterator[str]:
     return (sample.key for pack in packs for sample in pack.samples)
 
 
-@pytest.mark.parametrize(("max_samples", "wanted"), [(1000, [40]), (40, [40]), (39, [39, 1]), (16, [16, 16, 8]), (1, [1] * 40)])
-def test_no_shard_has_more_than_max_samples(many: list[Sample], max_samples: int, wanted: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("max_samples", "wanted"),
+    [(1000, [40]), (40, [40]), (39, [39, 1]), (16, [16, 16, 8]), (1, [1] * 40)],
+)
+def test_no_shard_has_more_than_max_samples(
+    many: list[Sample], max_samples: int, wanted: list[int]
+) -> None:
     packs = shard.pack(many, Params(max_samples=max_samples))
     assert [len(pack.samples) for pack in packs] == wanted
     assert sorted(kept(packs)) == sorted(sample.key for sample in many)
 
 
 @pytest.mark.parametrize("max_bytes", [12_000, 20_000, 64_000])
-def test_no_shard_of_several_samples_has_more_than_max_bytes(store: Store, many: list[Sample], max_bytes: int) -> None:
+def test_no_shard_of_several_samples_has_more_than_max_bytes(
+    store: Store, many: list[Sample], max_bytes: int
+) -> None:
     shards = packed(store, many, Params(max_bytes=max_bytes))
     assert len(shards) > 1
     assert all(made.blob.num_bytes <= max_bytes for made in shards)
@@ -291,24 +397,40 @@ def test_no_shard_of_several_samples_has_more_than_max_bytes(store: Store, many:
     assert min(sizes) > max_bytes - 10_000, "shards are filled"
 
 
-def test_a_shard_may_have_exactly_max_bytes_and_not_one_more(store: Store, many: list[Sample]) -> None:
+def test_a_shard_may_have_exactly_max_bytes_and_not_one_more(
+    store: Store, many: list[Sample]
+) -> None:
     pair = [many[0], replace(many[2], key="k" * 120)]  # whose names need longer headers
     (both,) = packed(store, pair, Params())
     assert len(packed(store, pair, Params(max_bytes=both.blob.num_bytes))) == 1
     assert len(packed(store, pair, Params(max_bytes=both.blob.num_bytes - 1))) == 2
 
 
-def test_a_sample_larger_than_max_bytes_gets_a_shard_to_itself(store: Store, many: list[Sample]) -> None:
-    assert [len(made.samples) for made in packed(store, many[:4], Params(max_bytes=1000))] == [1, 1, 1, 1]
+def test_a_sample_larger_than_max_bytes_gets_a_shard_to_itself(
+    store: Store, many: list[Sample]
+) -> None:
+    assert [len(made.samples) for made in packed(store, many[:4], Params(max_bytes=1000))] == [
+        1,
+        1,
+        1,
+        1,
+    ]
 
 
 def test_no_video_is_in_both_splits(many: list[Sample]) -> None:
     packs = shard.pack(many, Params(validation=0.3, max_samples=8))
     videos = {
-        split: {sample.clip.scene.video.blob for pack in packs if pack.split == split for sample in pack.samples}
+        split: {
+            sample.clip.scene.video.blob
+            for pack in packs
+            if pack.split == split
+            for sample in pack.samples
+        }
         for split in ("train", "validation")
     }
-    assert videos["train"] | videos["validation"] == {sample.clip.scene.video.blob for sample in many}
+    assert videos["train"] | videos["validation"] == {
+        sample.clip.scene.video.blob for sample in many
+    }
     assert not videos["train"] & videos["validation"]
     assert 2 <= len(videos["validation"]) <= 10
     assert next(pack.key for pack in packs if pack.split == "validation") == "validation-00000"
@@ -319,7 +441,12 @@ def test_another_video_moves_none_from_one_split_to_the_other(many: list[Sample]
     params = Params(validation=0.3)
     before = {sample.key: shard.split_of(sample, params) for sample in many[:20]}
     packs = shard.pack(many, params)
-    assert all(pack.split == before[sample.key] for pack in packs for sample in pack.samples if sample.key in before)
+    assert all(
+        pack.split == before[sample.key]
+        for pack in packs
+        for sample in pack.samples
+        if sample.key in before
+    )
 
 
 def test_a_seed_changes_order_and_split_and_nothing_else(many: list[Sample]) -> None:
@@ -336,34 +463,65 @@ def test_the_worked_example_of_a_task_key_is_true(new_scene: NewScene) -> None:
     text = (DOCS / "determinism.md").read_text("utf-8")
     (line,) = re.findall(r'^\["extract".*\]$', text, re.MULTILINE)
     scene = new_scene(0, 901, Fraction(1, 30))
-    video = replace(scene.video, blob=Blob(json.loads(line)[3]["video"]["video"], 1), source=replace(scene.video.source, start_s=None))
-    key = extract.stage(extract.Params(fps=Fraction(10), size=256)).task_key(replace(scene, video=video))
+    video = replace(
+        scene.video,
+        blob=Blob(json.loads(line)[3]["video"]["video"], 1),
+        source=replace(scene.video.source, start_s=None),
+    )
+    key = extract.stage(extract.Params(fps=Fraction(10), size=256)).task_key(
+        replace(scene, video=video)
+    )
     assert hashlib.sha256(line.encode()).hexdigest() == key
     assert f"`{key[:8]}...`, is the key" in text
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25
+)
 @given(
     st.lists(st.tuples(st.integers(1, 40), st.integers(0, 2)), min_size=1, max_size=6),
     st.builds(
-        Params, seed=st.integers(0, 9), max_samples=st.integers(1, 4), max_bytes=st.integers(1_000, 9_000), validation=st.floats(0, 0.9)
+        Params,
+        seed=st.integers(0, 9),
+        max_samples=st.integers(1, 4),
+        max_bytes=st.integers(1_000, 9_000),
+        validation=st.floats(0, 0.9),
     ),
 )
 def test_whatever_is_packed_the_index_finds_it_byte_for_byte(
     store: Store, tmp_path: Path, new_scene: NewScene, sizes: list[tuple[int, int]], params: Params
 ) -> None:
-    made = [sample_of(store, new_scene(0, 3000), f"k{n}-{'x' * 60}", frames, ("a",) * count) for n, (frames, count) in enumerate(sizes)]
+    made = [
+        sample_of(store, new_scene(0, 3000), f"k{n}-{'x' * 60}", frames, ("a",) * count)
+        for n, (frames, count) in enumerate(sizes)
+    ]
     index = published(tmp_path / "shards", store, made, params)
-    wanted = {sample.key: {name: blob.sha256 for name, blob in shard.members_of(sample)} for sample in made}
+    wanted = {
+        sample.key: {name: blob.sha256 for name, blob in shard.members_of(sample)}
+        for sample in made
+    }
     found: dict[str, dict[str, str]] = {}
     for one in index["shards"]:
         content = (tmp_path / "shards" / one["file"]).read_bytes()
-        assert (len(content), hashlib.sha256(content).hexdigest()) == (one["num_bytes"], one["sha256"])
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (
+            one["num_bytes"],
+            one["sha256"],
+        )
         assert len(one["samples"]) <= params.max_samples
         for sample in one["samples"]:
             assert sample["key"] not in found
-            parts = {name: content[start : start + size] for name, (start, size, _) in sample["members"].items()}
-            assert all(hashlib.sha256(part).hexdigest() == sample["members"][name][2] for name, part in parts.items())
-            found[sample["key"]] = {name: hashlib.sha256(part).hexdigest() for name, part in parts.items() if name != "json"}
+            parts = {
+                name: content[start : start + size]
+                for name, (start, size, _) in sample["members"].items()
+            }
+            assert all(
+                hashlib.sha256(part).hexdigest() == sample["members"][name][2]
+                for name, part in parts.items()
+            )
+            found[sample["key"]] = {
+                name: hashlib.sha256(part).hexdigest()
+                for name, part in parts.items()
+                if name != "json"
+            }
     assert found == wanted
     assert index["num_samples"] == len(made)

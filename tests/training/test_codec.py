@@ -21,7 +21,9 @@ SCALE = encoders.vae_facts(Path(TINY.vae))["scaling_factor"]
 
 def said(kind: str) -> dict[str, Any]:
     """What an index says of a shipped model."""
-    name, files = (TINY.vae, encoders.VAE_FILES) if kind == "vae" else (TINY.clip, encoders.CLIP_FILES)
+    name, files = (
+        (TINY.vae, encoders.VAE_FILES) if kind == "vae" else (TINY.clip, encoders.CLIP_FILES)
+    )
     _, weights = encoders.find(name, None, "", files, Path())
     return {"name": weights.name, "revision": weights.revision, "sha256": weights.sha256}
 
@@ -44,7 +46,9 @@ def frames() -> Any:
     return smooth.repeat(8, 1).repeat(8, 2)
 
 
-def test_latents_are_those_the_pipeline_stores_times_the_scaling_factor(ours: Codec, frames: Any) -> None:
+def test_latents_are_those_the_pipeline_stores_times_the_scaling_factor(
+    ours: Codec, frames: Any
+) -> None:
     vae = encoders.load_vae(Path(TINY.vae), "float32", "cpu")
     stored, _ = encoders.latents(vae, frames, 4, with_std=False)
     assert torch.equal(ours.encode(frames), torch.from_numpy(stored).float() * SCALE)
@@ -53,7 +57,10 @@ def test_latents_are_those_the_pipeline_stores_times_the_scaling_factor(ours: Co
 def test_pictures_are_those_the_pipeline_decodes(ours: Codec, frames: Any) -> None:
     vae = encoders.load_vae(Path(TINY.vae), "float32", "cpu")
     stored, _ = encoders.latents(vae, frames, 4, with_std=False)
-    theirs, shown = encoders.decode(vae, stored), ours.decode(torch.from_numpy(stored).float() * SCALE)
+    theirs, shown = (
+        encoders.decode(vae, stored),
+        ours.decode(torch.from_numpy(stored).float() * SCALE),
+    )
     assert shown.shape == theirs.shape
     assert shown.dtype == np.uint8
     off = np.abs(shown.astype(int) - theirs.astype(int))  # x * s / s is not always x
@@ -64,25 +71,38 @@ def test_pictures_are_those_the_pipeline_decodes(ours: Codec, frames: Any) -> No
 def test_a_picture_does_not_depend_on_those_decoded_with_it(ours: Codec) -> None:
     latents = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     together = ours.decode(latents)
-    assert all(np.array_equal(together[index], ours.decode(latents[index : index + 1])[0]) for index in range(5))
+    assert all(
+        np.array_equal(together[index], ours.decode(latents[index : index + 1])[0])
+        for index in range(5)
+    )
     assert np.array_equal(together[1:4], ours.decode(latents[1:4]))
 
 
-@pytest.mark.parametrize("prompt", ["", "zebrafish swimming in a dish, seen from above", "une rue " * 60])
+@pytest.mark.parametrize(
+    "prompt", ["", "zebrafish swimming in a dish, seen from above", "une rue " * 60]
+)
 @pytest.mark.parametrize(("layer", "pad_token"), [("last", 49407), ("penultimate", 0)])
-def test_words_become_the_pipeline_s_numbers(described: dict[str, Any], prompt: str, layer: encoders.Layer, pad_token: int) -> None:
-    theirs = encoders.text(encoders.load_clip(Path(TINY.clip), "float32", "cpu"), prompt, layer, pad_token)
+def test_words_become_the_pipeline_s_numbers(
+    described: dict[str, Any], prompt: str, layer: encoders.Layer, pad_token: int
+) -> None:
+    theirs = encoders.text(
+        encoders.load_clip(Path(TINY.clip), "float32", "cpu"), prompt, layer, pad_token
+    )
     clip = {**described["clip"], "text_layer": layer, "pad_token": pad_token}
     embedded = Codec({**described, "clip": clip}, SCALE).embed(prompt)
     assert embedded.dtype == torch.float32
     assert torch.equal(embedded, torch.from_numpy(theirs).float())
 
 
-def test_a_run_that_names_no_encoders_is_tried_with_those_shipped(described: dict[str, Any]) -> None:
+def test_a_run_that_names_no_encoders_is_tried_with_those_shipped(
+    described: dict[str, Any],
+) -> None:
     clip = described["clip"]
     identity = {
         "encoders.vae.sha256": described["vae"]["sha256"],
-        **{f"encoders.clip.{field}": clip[field] for field in ("sha256", "text_layer", "pad_token")},
+        **{
+            f"encoders.clip.{field}": clip[field] for field in ("sha256", "text_layer", "pad_token")
+        },
         "latents.scaling_factor": SCALE,
     }
     Codec.of_run({"identity": identity}).check()
@@ -91,7 +111,9 @@ def test_a_run_that_names_no_encoders_is_tried_with_those_shipped(described: dic
         Codec.of_run({"identity": identity}).check()
 
 
-def test_another_vae_is_refused_with_both_digests(tmp_path: Path, described: dict[str, Any]) -> None:
+def test_another_vae_is_refused_with_both_digests(
+    tmp_path: Path, described: dict[str, Any]
+) -> None:
     other = tmp_path / "other"
     shutil.copytree(TINY.vae, other)
     (other / "config.json").write_text((other / "config.json").read_text() + "\n")
@@ -102,9 +124,14 @@ def test_another_vae_is_refused_with_both_digests(tmp_path: Path, described: dic
         codec.find("vae", {**described["vae"], "sha256": "0" * 64})
 
 
-def test_the_same_weights_elsewhere_are_the_same_model(tmp_path: Path, described: dict[str, Any]) -> None:
+def test_the_same_weights_elsewhere_are_the_same_model(
+    tmp_path: Path, described: dict[str, Any]
+) -> None:
     shutil.copytree(TINY.clip, tmp_path / "models" / "clip")
-    assert codec.find("clip", {**described["clip"], "name": "mine"}, tmp_path / "models").folder == tmp_path / "models" / "clip"
+    assert (
+        codec.find("clip", {**described["clip"], "name": "mine"}, tmp_path / "models").folder
+        == tmp_path / "models" / "clip"
+    )
 
 
 def test_a_folder_without_safetensors_is_said_so(tmp_path: Path, described: dict[str, Any]) -> None:
@@ -113,16 +140,23 @@ def test_a_folder_without_safetensors_is_said_so(tmp_path: Path, described: dict
 
 
 def test_a_model_known_by_its_folder_s_name_alone_is_asked_for(described: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=r"'my-vae', a folder of the machine that built them; give a folder .* with --vae"):
+    with pytest.raises(
+        UsageError,
+        match=r"'my-vae', a folder of the machine that built them; give a folder .* with --vae",
+    ):
         codec.find("vae", {**described["vae"], "name": "my-vae"})
 
 
-def test_a_hub_that_cannot_be_reached_is_no_fault_of_the_user(monkeypatch: pytest.MonkeyPatch, described: dict[str, Any]) -> None:
+def test_a_hub_that_cannot_be_reached_is_no_fault_of_the_user(
+    monkeypatch: pytest.MonkeyPatch, described: dict[str, Any]
+) -> None:
     import huggingface_hub
 
     def unreachable(*args: Any, **options: Any) -> str:
         raise OSError("no route to host")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(Stopped, match=r"no route to host; go online, or give a folder .* with --clip"):
+    with pytest.raises(
+        Stopped, match=r"no route to host; go online, or give a folder .* with --clip"
+    ):
         codec.find("clip", {**described["clip"], "name": "owner/name"})

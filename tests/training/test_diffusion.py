@@ -13,7 +13,12 @@ from training.presets import Objective
 
 EPSILON = Objective("epsilon", "blend")
 RESIDUAL = Objective("v_prediction", "blend", target="residual", residual_std=0.2, zero_snr=True)
-OBJECTIVES = [EPSILON, Objective("v_prediction", "left", zero_snr=True), RESIDUAL, Objective("epsilon", "zeros", min_snr=5.0)]
+OBJECTIVES = [
+    EPSILON,
+    Objective("v_prediction", "left", zero_snr=True),
+    RESIDUAL,
+    Objective("epsilon", "zeros", min_snr=5.0),
+]
 
 
 def latents(b: int = 2, f: int = 5, seed: int = 0) -> Tensor:
@@ -42,7 +47,9 @@ def test_unknown_frames_carry_zeros_the_left_keyframe_or_the_blend() -> None:
 def test_a_frame_with_one_known_neighbour_takes_that_one_and_with_none_zeros() -> None:
     x = latents()
     first = torch.tensor(known_frames("first", 5)).expand(2, 5)
-    assert torch.equal(diffusion.hints(x, first, "blend")[:, 1:], x[:, :1].expand(-1, 4, -1, -1, -1))
+    assert torch.equal(
+        diffusion.hints(x, first, "blend")[:, 1:], x[:, :1].expand(-1, 4, -1, -1, -1)
+    )
     assert not diffusion.hints(x, torch.zeros_like(first), "blend").any()
 
 
@@ -69,7 +76,9 @@ def test_the_mask_is_one_where_unknown_and_zero_everywhere_in_the_seeds_mode() -
 def test_what_is_diffused_comes_back(objective: Objective) -> None:
     x, known = latents(), every()
     hint = diffusion.hints(x, known, objective.hint)
-    torch.testing.assert_close(diffusion.from_target(diffusion.to_target(x, hint, objective), hint, objective), x)
+    torch.testing.assert_close(
+        diffusion.from_target(diffusion.to_target(x, hint, objective), hint, objective), x
+    )
 
 
 def test_a_residual_model_that_says_nothing_gives_the_hint() -> None:
@@ -114,10 +123,18 @@ def test_the_loss_ignores_known_frames(objective: Objective) -> None:
     net, noise, known = Net(), latents(seed=1), every()[:, :, None, None, None]
     loss, gradient = loss_and_gradient(net, objective, noise)
     net.off = torch.where(known, 100.0, 0.0)  # other words about known frames
-    assert all(torch.equal(a, b) for a, b in zip(loss_and_gradient(net, objective, noise), (loss, gradient), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(loss_and_gradient(net, objective, noise), (loss, gradient), strict=True)
+    )
     net.off = 0.0
     other_noise = torch.where(known, noise + 3, noise)  # other noise on known frames
-    assert all(torch.equal(a, b) for a, b in zip(loss_and_gradient(net, objective, other_noise), (loss, gradient), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(
+            loss_and_gradient(net, objective, other_noise), (loss, gradient), strict=True
+        )
+    )
     net.off = torch.where(known, 0.0, 0.1)  # and other words about unknown ones are not ignored
     assert not torch.equal(loss_and_gradient(net, objective, noise)[0], loss)
 
@@ -130,23 +147,31 @@ def test_min_snr_caps_the_weight_of_easy_timesteps() -> None:
         t = torch.tensor([0, 300, 999])
         wanted = snr[t].clamp(max=5) / (snr[t] + (prediction == "v_prediction"))
         torch.testing.assert_close(diffusion.loss_weight(schedule, t, objective), wanted)
-    assert torch.equal(diffusion.loss_weight(diffusion.scheduler(EPSILON), t, EPSILON), torch.ones(3))
+    assert torch.equal(
+        diffusion.loss_weight(diffusion.scheduler(EPSILON), t, EPSILON), torch.ones(3)
+    )
 
 
 def test_zero_terminal_snr_leaves_no_signal_and_needs_v_prediction() -> None:
     schedule = diffusion.scheduler(RESIDUAL)
     x, noise = latents(), latents(seed=1)
-    torch.testing.assert_close(schedule.add_noise(x, noise, torch.tensor([999, 999])), noise, atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        schedule.add_noise(x, noise, torch.tensor([999, 999])), noise, atol=1e-3, rtol=0
+    )
     with pytest.raises(UsageError, match="v_prediction"):
         Objective("epsilon", "blend", zero_snr=True)
 
 
 def test_tasks_are_drawn_by_weight_and_repeat() -> None:
     tasks: Any = (("unconditional", 0.5), ("first", 0.5), ("prefix", 0.0))
-    drawn = [diffusion.draw_known(5, tasks, torch.Generator().manual_seed(seed)) for seed in range(200)]
+    drawn = [
+        diffusion.draw_known(5, tasks, torch.Generator().manual_seed(seed)) for seed in range(200)
+    ]
     assert set(drawn) == {(False,) * 5, (True, False, False, False, False)}
     assert 60 < sum(not any(known) for known in drawn) < 140
-    assert drawn == [diffusion.draw_known(5, tasks, torch.Generator().manual_seed(seed)) for seed in range(200)]
+    assert drawn == [
+        diffusion.draw_known(5, tasks, torch.Generator().manual_seed(seed)) for seed in range(200)
+    ]
     for seed in range(50):
         known = diffusion.draw_known(5, (("prefix", 1.0),), torch.Generator().manual_seed(seed))
         assert 1 <= sum(known) <= 4

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from tests.test_architecture import roots
 from training import frames
-from training.frames import TASKS, Window, frames_between, interpolated, known_frames, neighbours, window_plan
+from training.frames import (
+    TASKS,
+    Window,
+    frames_between,
+    interpolated,
+    known_frames,
+    neighbours,
+    window_plan,
+)
 
 
 def test_a_window_is_num_frames_positions_stride_apart() -> None:
@@ -25,7 +33,9 @@ def test_a_window_is_num_frames_positions_stride_apart() -> None:
 
 
 @pytest.mark.parametrize("arguments", [(0, 1), (5, 0), (-1, 1), (5, -4)])
-def test_no_window_without_frames_or_with_a_stride_that_goes_nowhere(arguments: tuple[int, int]) -> None:
+def test_no_window_without_frames_or_with_a_stride_that_goes_nowhere(
+    arguments: tuple[int, int],
+) -> None:
     with pytest.raises(ValueError, match="at least one frame"):
         Window(*arguments)
 
@@ -87,13 +97,17 @@ def test_there_are_no_other_tasks() -> None:
         ("unconditional", 0, {}),
     ],
 )
-def test_a_task_that_leaves_nothing_to_make_or_gives_nothing_is_refused(task: str, num_frames: int, options: dict[str, int]) -> None:
+def test_a_task_that_leaves_nothing_to_make_or_gives_nothing_is_refused(
+    task: str, num_frames: int, options: dict[str, int]
+) -> None:
     with pytest.raises(ValueError, match="leave some to make"):
         known_frames(task, num_frames, **options)  # type: ignore[arg-type]
 
 
 @given(st.integers(2, 60), st.integers(2, 9))
-def test_every_kth_gives_the_last_frame_of_an_interpolated_sequence(num_keyframes: int, every: int) -> None:
+def test_every_kth_gives_the_last_frame_of_an_interpolated_sequence(
+    num_keyframes: int, every: int
+) -> None:
     known = known_frames("every", interpolated(num_keyframes, every), every=every)
     assert known[0]
     assert known[-1]
@@ -117,7 +131,9 @@ def test_a_blend_of_neighbours_is_exact_on_a_straight_line(known: tuple[bool, ..
 
 
 @given(st.integers(2, 400), st.integers(2, 40))
-def test_windows_share_one_keyframe_cover_each_gap_once_and_fit(num_keyframes: int, max_keyframes: int) -> None:
+def test_windows_share_one_keyframe_cover_each_gap_once_and_fit(
+    num_keyframes: int, max_keyframes: int
+) -> None:
     plan = window_plan(num_keyframes, max_keyframes)
     gaps = [gap for window in plan for gap in range(window[0], window[-1])]
     assert gaps == list(range(num_keyframes - 1))
@@ -131,7 +147,12 @@ def test_windows_share_one_keyframe_cover_each_gap_once_and_fit(num_keyframes: i
 def test_65_frames_to_257_in_windows_of_17_keyframes() -> None:
     plan = window_plan(65, 17)
     assert plan == [range(17), range(16, 33), range(32, 49), range(48, 65)]
-    assert [frames_between(window) for window in plan] == [range(65), range(64, 129), range(128, 193), range(192, 257)]
+    assert [frames_between(window) for window in plan] == [
+        range(65),
+        range(64, 129),
+        range(128, 193),
+        range(192, 257),
+    ]
 
 
 @pytest.mark.parametrize("arguments", [(1, 5), (5, 1), (0, 2)])

@@ -1,4 +1,6 @@
-"""Training: stopped and resumed to the same bits, shared by ranks, refused where it must be, and learning."""
+"""Training: stopped and resumed to the same bits, shared by ranks, refused where it must be, and
+learning.
+"""
 
 from __future__ import annotations
 
@@ -42,12 +44,21 @@ def moving(seed: int, num_frames: int) -> dict[str, bytes]:
     wave = np.sin(2 * np.pi * (w - 0.25 * f) / 8 + rng.uniform(0, 6)) * (c + 1) / 4
     members = clip(0, 1)
     latents = (wave + rng.normal(size=SHAPE)).astype(np.float16)
-    return {"json": members["json"], "latents.npy": npy(latents), "text.npy": npy(rng.normal(size=TEXT).astype(np.float16))}
+    return {
+        "json": members["json"],
+        "latents.npy": npy(latents),
+        "text.npy": npy(rng.normal(size=TEXT).astype(np.float16)),
+    }
 
 
 def waves(folder: Path, num_clips: int, num_frames: int) -> Index:
     """Shards of such clips, with a model small enough for them beside."""
-    index = made(folder, {f"k{number}": moving(number, num_frames) for number in range(num_clips)}, shape=SHAPE, text_shape=TEXT)
+    index = made(
+        folder,
+        {f"k{number}": moving(number, num_frames) for number in range(num_clips)},
+        shape=SHAPE,
+        text_shape=TEXT,
+    )
     (folder / "small.json").write_text(json.dumps(SMALL))
     return index
 
@@ -79,7 +90,9 @@ def preset(**changes: Any) -> Preset:
 
 
 def run_of(folder: Path, index: Index, shards: Path, **changes: Any) -> Run:
-    return Run(folder, preset(**changes), loop.dataset_facts(index), str(shards / "small.json"), seed=3)
+    return Run(
+        folder, preset(**changes), loop.dataset_facts(index), str(shards / "small.json"), seed=3
+    )
 
 
 def trained(run: Run, index: Index) -> loop.Outcome:
@@ -90,7 +103,11 @@ def trained(run: Run, index: Index) -> loop.Outcome:
 def newest(folder: Path) -> dict[str, bytes]:
     """Every file of the newest checkpoint."""
     found = sorted((folder / "checkpoints").glob("step-*"))[-1]
-    return {str(path.relative_to(found)): path.read_bytes() for path in sorted(found.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(found)): path.read_bytes()
+        for path in sorted(found.rglob("*"))
+        if path.is_file()
+    }
 
 
 def losses(folder: Path) -> list[float]:
@@ -105,17 +122,25 @@ def _one_thread() -> Any:
     torch.set_num_threads(before)
 
 
-def test_stopped_and_resumed_ends_with_the_same_bits_as_straight_through(tmp_path: Path, index: Index, folder: Path) -> None:
-    straight = trained(run_of(tmp_path / "straight", index, folder, steps=20, checkpoint_every=10), index)
+def test_stopped_and_resumed_ends_with_the_same_bits_as_straight_through(
+    tmp_path: Path, index: Index, folder: Path
+) -> None:
+    straight = trained(
+        run_of(tmp_path / "straight", index, folder, steps=20, checkpoint_every=10), index
+    )
     assert straight.step == 20
     assert not straight.interrupted
     killed = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(tmp_path / "killed"), str(folder)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        [sys.executable, "-c", CHILD, str(tmp_path / "killed"), str(folder)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     wait_for(tmp_path / "killed" / "checkpoints" / "step-000010" / "state.json", killed)
     killed.kill()  # wherever it is by now
     killed.wait()
-    resumed = trained(run_of(tmp_path / "killed", index, folder, steps=20, checkpoint_every=10), index)
+    resumed = trained(
+        run_of(tmp_path / "killed", index, folder, steps=20, checkpoint_every=10), index
+    )
     assert resumed.step == 20
     assert losses(tmp_path / "killed") == losses(tmp_path / "straight")
     assert len(losses(tmp_path / "straight")) == 20
@@ -148,7 +173,9 @@ def wait_for(path: Path, process: subprocess.Popen[Any], seconds: float = 240) -
         time.sleep(0.02)
 
 
-def test_ctrl_c_writes_a_checkpoint_of_the_step_under_way_and_the_run_goes_on(tmp_path: Path, index: Index, folder: Path) -> None:
+def test_ctrl_c_writes_a_checkpoint_of_the_step_under_way_and_the_run_goes_on(
+    tmp_path: Path, index: Index, folder: Path
+) -> None:
     run = run_of(tmp_path / "run", index, folder, steps=400)
     timer = threading.Timer(1.0, signal.raise_signal, [signal.SIGINT])
     before = signal.getsignal(signal.SIGINT)
@@ -163,13 +190,21 @@ def test_ctrl_c_writes_a_checkpoint_of_the_step_under_way_and_the_run_goes_on(tm
     assert trained(shorter, index).step == stopped.step + 2
 
 
-def test_two_ranks_give_the_loss_curve_of_one_with_the_doubled_batch(tmp_path: Path, index: Index, folder: Path) -> None:
+def test_two_ranks_give_the_loss_curve_of_one_with_the_doubled_batch(
+    tmp_path: Path, index: Index, folder: Path
+) -> None:
     alone = run_of(tmp_path / "alone", index, folder, batch_size=4, micro_batch=4)
     trained(alone, index)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+    }
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", RANK, str(tmp_path / "two"), str(folder)],
@@ -203,7 +238,9 @@ torch.distributed.destroy_process_group()
 """
 
 
-def test_another_preset_or_other_shards_are_refused_with_what_differs(tmp_path: Path, index: Index, folder: Path) -> None:
+def test_another_preset_or_other_shards_are_refused_with_what_differs(
+    tmp_path: Path, index: Index, folder: Path
+) -> None:
     trained(run_of(tmp_path / "run", index, folder, steps=1), index)
     with pytest.raises(UsageError, match=r"preset\.learning_rate: 0\.\d+, now 0\.5"):
         trained(run_of(tmp_path / "run", index, folder, learning_rate=0.5), index)
@@ -212,7 +249,9 @@ def test_another_preset_or_other_shards_are_refused_with_what_differs(tmp_path: 
         checkpoint.open_run(replace(other, dataset={**other.dataset, "root_digest": "f" * 64}))
     with pytest.raises(UsageError, match=r"seed: 3, now 4[\s\S]*another name"):
         checkpoint.open_run(replace(other, seed=4))
-    checkpoint.open_run(replace(other, preset=replace(other.preset, steps=50)))  # going on for longer is no other run
+    checkpoint.open_run(
+        replace(other, preset=replace(other.preset, steps=50))
+    )  # going on for longer is no other run
 
 
 def test_a_loss_that_is_no_number_stops_with_the_samples(
@@ -231,7 +270,14 @@ def test_a_loss_that_is_no_number_stops_with_the_samples(
 
 def test_one_clip_is_learnt_by_heart(tmp_path: Path) -> None:
     index = waves(tmp_path, 1, 9)
-    changes = {"windows": (Window(9, 1),), "steps": 150, "learning_rate": 5e-3, "batch_size": 2, "micro_batch": 2, "terminal": 0.0}
+    changes = {
+        "windows": (Window(9, 1),),
+        "steps": 150,
+        "learning_rate": 5e-3,
+        "batch_size": 2,
+        "micro_batch": 2,
+        "terminal": 0.0,
+    }
     trained(run_of(tmp_path / "run", index, tmp_path, **changes), index)
     found = losses(tmp_path / "run")
     assert np.mean(found[-20:]) < np.mean(found[:5]) / 3
@@ -239,7 +285,10 @@ def test_one_clip_is_learnt_by_heart(tmp_path: Path) -> None:
 
 def test_micro_batches_add_up_to_the_batch(tmp_path: Path, index: Index, folder: Path) -> None:
     for size in (1, 2, 4):
-        trained(run_of(tmp_path / str(size), index, folder, batch_size=4, micro_batch=size, steps=4), index)
+        trained(
+            run_of(tmp_path / str(size), index, folder, batch_size=4, micro_batch=size, steps=4),
+            index,
+        )
     assert losses(tmp_path / "1") == pytest.approx(losses(tmp_path / "4"), rel=1e-4)
     assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "4"), rel=1e-4)
 
@@ -247,7 +296,9 @@ def test_micro_batches_add_up_to_the_batch(tmp_path: Path, index: Index, folder:
 def test_what_is_drawn_depends_on_the_sample_alone(index: Index) -> None:
     row = preset(batch_size=4, terminal=0.5)
     whole = Stream(index, "train", row.windows, 4, 3).batch(5)
-    halves = [Stream(index, "train", row.windows, 4, 3, rank=rank, world=2).batch(5) for rank in range(2)]
+    halves = [
+        Stream(index, "train", row.windows, 4, 3, rank=rank, world=2).batch(5) for rank in range(2)
+    ]
     together = loop.draw_task(row, whole, 3, 1000)
     apart = [loop.draw_task(row, half, 3, 1000) for half in halves]
     for rank in range(2):
@@ -263,22 +314,32 @@ def test_the_share_of_terminal_timesteps_is_what_was_asked_for(index: Index) -> 
     assert len(drawn.unique()) > 50
 
 
-def test_a_run_folder_holds_a_curve_a_history_and_scalars(tmp_path: Path, index: Index, folder: Path) -> None:
+def test_a_run_folder_holds_a_curve_a_history_and_scalars(
+    tmp_path: Path, index: Index, folder: Path
+) -> None:
     trained(run_of(tmp_path / "run", index, folder), index)
     assert (tmp_path / "run" / "loss.png").stat().st_size > 5000
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
     assert [one["step"] for one in journal.read_history(tmp_path / "run")] == list(range(1, 9))
 
 
-def test_only_the_newest_checkpoints_are_kept_and_each_is_whole(tmp_path: Path, index: Index, folder: Path) -> None:
+def test_only_the_newest_checkpoints_are_kept_and_each_is_whole(
+    tmp_path: Path, index: Index, folder: Path
+) -> None:
     run = run_of(tmp_path / "run", index, folder, checkpoint_every=2)
     trained(run, index)
     assert [step for step, _ in checkpoint.checkpoints(run)] == [6, 8]
     whole = {"average.safetensors", "optimizer.safetensors", "state.json", "weights.safetensors"}
-    assert set(newest(run.folder)) == {*whole, "model/config.json", "model/diffusion_pytorch_model.safetensors"}
+    assert set(newest(run.folder)) == {
+        *whole,
+        "model/config.json",
+        "model/diffusion_pytorch_model.safetensors",
+    }
 
 
-def test_the_saved_model_is_the_average_not_the_last_weights(tmp_path: Path, index: Index, folder: Path) -> None:
+def test_the_saved_model_is_the_average_not_the_last_weights(
+    tmp_path: Path, index: Index, folder: Path
+) -> None:
     run = run_of(tmp_path / "run", index, folder)
     trained(run, index)
     state = checkpoint.load_state(run, checkpoint.checkpoints(run)[-1][1])
@@ -287,7 +348,9 @@ def test_the_saved_model_is_the_average_not_the_last_weights(tmp_path: Path, ind
     assert any(not torch.equal(model[name], value) for name, value in state.weights.items())
 
 
-def test_a_folder_that_is_no_run_names_the_runs_beside_it(tmp_path: Path, index: Index, folder: Path) -> None:
+def test_a_folder_that_is_no_run_names_the_runs_beside_it(
+    tmp_path: Path, index: Index, folder: Path
+) -> None:
     trained(run_of(tmp_path / "here", index, folder, steps=1), index)
     with pytest.raises(UsageError, match=r"not a run.*here.*make train-keyframe"):
         checkpoint.load_run(tmp_path / "there")
@@ -312,15 +375,32 @@ def test_a_model_for_other_encoders_is_refused(tmp_path: Path, index: Index, fol
 
 def test_variants_are_trained_once_measured_and_tabulated(tmp_path: Path) -> None:
     opened = waves(tmp_path, 2, 70)
-    index = replace(opened, entries={**opened.entries, "validation": opened.entries["train"]}, shards=(*opened.shards, *held_out(opened)))
+    index = replace(
+        opened,
+        entries={**opened.entries, "validation": opened.entries["train"]},
+        shards=(*opened.shards, *held_out(opened)),
+    )
     base, told = preset(unet=str(tmp_path / "small.json")), Console(file=io.StringIO(), width=120)
-    asked: dict[str, Any] = {"questions": ["mask"], "steps": 2, "num_seeds": 2, "device": "cpu", "console": told}
+    asked: dict[str, Any] = {
+        "questions": ["mask"],
+        "steps": 2,
+        "num_seeds": 2,
+        "device": "cpu",
+        "console": told,
+    }
     results = ablate.ablate(base, index, tmp_path / "runs", **asked)
     assert [one.variant.answer for one in results] == ["1 = unknown", "0 everywhere"]
-    assert all(len(gains) == 2 and all(map(math.isfinite, gains)) for one in results for gains in one.gains.values())
+    assert all(
+        len(gains) == 2 and all(map(math.isfinite, gains))
+        for one in results
+        for gains in one.gains.values()
+    )
     told.print(ablate.table(results, 2))
     assert "0 everywhere" in told.file.getvalue()  # type: ignore[attr-defined]
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/checkpoints/*/state.json")}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in (tmp_path / "runs").glob("*/checkpoints/*/state.json")
+    }
     assert len(before) == 4
     assert ablate.ablate(base, index, tmp_path / "runs", **asked) == results
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -335,5 +415,8 @@ def test_a_question_that_is_none_is_refused() -> None:
         ablate.variants(presets.find("tiny-interp"), ["colour"])
     with pytest.raises(UsageError, match="makes keyframes"):
         ablate.variants(presets.find("tiny-keyframe"), ["mask"])
-    answers = [(one.question, one.answer) for one in ablate.variants(presets.find("tiny-interp"), ablate.QUESTIONS)]
+    answers = [
+        (one.question, one.answer)
+        for one in ablate.variants(presets.find("tiny-interp"), ablate.QUESTIONS)
+    ]
     assert len(set(answers)) == 5 + 2 + 3 + 2

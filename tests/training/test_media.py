@@ -1,4 +1,6 @@
-"""media: what is read is upright, square and on time; what is written can be opened, with the right number of frames."""
+"""media: what is read is upright, square and on time; what is written can be opened, with the right
+number of frames.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,11 @@ def test_a_picture_of_the_right_size_is_taken_as_it_is(tmp_path: Path, frames: A
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "I;16", "CMYK"])
 def test_pictures_of_every_kind_are_read(tmp_path: Path, mode: str) -> None:
     grey = np.full((16, 16), 120, np.uint8)
-    image = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(grey).convert(mode)
+    image = (
+        Image.fromarray(grey.astype(np.uint16) * 257)
+        if mode == "I;16"
+        else Image.fromarray(grey).convert(mode)
+    )
     path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
     image.save(path)
     assert np.abs(media.read_start(path, 16, Fraction(10)).astype(int) - 120).max() <= 2
@@ -75,7 +81,9 @@ def test_a_clip_is_read_by_time_and_its_end_is_kept(film: Film) -> None:
 def test_a_turned_clip_is_upright(film: Film) -> None:
     straight = media.read_start(film(footage.plain, 1), 64, Fraction(10), 1)[0].astype(int)
     for degrees in (90, 180, 270):
-        turned = media.read_start(film(footage.rotated, degrees), 64, Fraction(10), 1)[0].astype(int)
+        turned = media.read_start(film(footage.rotated, degrees), 64, Fraction(10), 1)[0].astype(
+            int
+        )
         off = [np.abs(np.rot90(straight, turns) - turned).mean() for turns in range(4)]
         assert off[degrees // 90] < 3, degrees
         assert min(off) == off[degrees // 90]
@@ -106,8 +114,14 @@ def test_an_mp4_holds_every_frame_at_its_time(tmp_path: Path, frames: Any, fps: 
     with av.open(str(tmp_path / "a.mp4")) as container:
         stream = container.streams.video[0]
         decoded = list(container.decode(stream))
-        assert (stream.codec_context.name, stream.codec_context.pix_fmt, stream.average_rate) == ("h264", "yuv420p", fps)
-        assert [frame.pts * frame.time_base for frame in decoded] == [index / fps for index in range(12)]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt, stream.average_rate) == (
+            "h264",
+            "yuv420p",
+            fps,
+        )
+        assert [frame.pts * frame.time_base for frame in decoded] == [
+            index / fps for index in range(12)
+        ]
         shown = np.stack([frame.to_ndarray(format="rgb24") for frame in decoded])
     assert np.abs(shown.astype(int) - frames.astype(int)).mean() < 3
 
@@ -122,7 +136,9 @@ def test_frames_are_read_by_number_and_missing_ones_refused(tmp_path: Path, fram
 
 
 @pytest.mark.parametrize("fps", [Fraction(10), Fraction(40)])
-def test_a_gif_has_one_palette_loops_and_lasts_as_long(tmp_path: Path, frames: Any, fps: Fraction) -> None:
+def test_a_gif_has_one_palette_loops_and_lasts_as_long(
+    tmp_path: Path, frames: Any, fps: Fraction
+) -> None:
     media.write_gif(tmp_path / "a.gif", frames, fps)
     with Image.open(tmp_path / "a.gif") as gif:
         assert gif.n_frames == 12

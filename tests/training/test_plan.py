@@ -18,7 +18,17 @@ from training.errors import UsageError
 from training.plan import GIB, Plan, Subject, plan, render
 from training.unet import SD15_UNET, VideoUNet
 
-PLAIN = Subject("small", SMALL, (3,), size=8, batch=2, precision="float32", checkpointing=False, trainable="all", text_tokens=7)
+PLAIN = Subject(
+    "small",
+    SMALL,
+    (3,),
+    size=8,
+    batch=2,
+    precision="float32",
+    checkpointing=False,
+    trainable="all",
+    text_tokens=7,
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +50,15 @@ def run_for_real(subject: Subject) -> tuple[int, int, int]:
 
     with FlopCounterMode(display=False) as counter:
         with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-            noisy = torch.randn(subject.batch, subject.frames[0], subject.in_channels, subject.size, subject.size)
-            made = model(noisy, torch.tensor([1, 2]), torch.randn(subject.batch, subject.text_tokens, 8), torch.ones(2))
+            noisy = torch.randn(
+                subject.batch, subject.frames[0], subject.in_channels, subject.size, subject.size
+            )
+            made = model(
+                noisy,
+                torch.tensor([1, 2]),
+                torch.randn(subject.batch, subject.text_tokens, 8),
+                torch.ones(2),
+            )
         made.square().mean().backward()
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = sum(x.untyped_storage().nbytes() for key, x in storages.items() if key not in weights)
@@ -58,15 +75,28 @@ def test_the_plan_is_what_a_real_step_keeps_and_computes(trainable: Any) -> None
 
 
 def test_parts_add_up(found: Plan) -> None:
-    assert sum(found.parameters.values()) == sum(found.trainable.values()) == found.steps[0].weights // 4
+    assert (
+        sum(found.parameters.values())
+        == sum(found.trainable.values())
+        == found.steps[0].weights // 4
+    )
     step = found.steps[0]
-    assert step.memory == step.weights + step.gradients + step.optimizer + step.average + step.activations
-    assert (step.gradients, step.optimizer, step.average) == (step.weights, 2 * step.weights, step.weights)
+    assert (
+        step.memory
+        == step.weights + step.gradients + step.optimizer + step.average + step.activations
+    )
+    assert (step.gradients, step.optimizer, step.average) == (
+        step.weights,
+        2 * step.weights,
+        step.weights,
+    )
     assert all(found.parameters.values())
     assert all(step.flops.values())
 
 
-def test_twice_the_frames_are_twice_the_work_and_more_than_twice_the_temporal_attention(found: Plan) -> None:
+def test_twice_the_frames_are_twice_the_work_and_more_than_twice_the_temporal_attention(
+    found: Plan,
+) -> None:
     short, long = (step.flops for step in found.steps)
     for part in ("spatial convolutions", "spatial attention", "temporal convolutions"):
         assert long[part] == 2 * short[part]  # type: ignore[index]
@@ -77,7 +107,9 @@ def test_checkpointing_keeps_less_and_computes_more(found: Plan) -> None:
     (saving,) = plan(replace(PLAIN, checkpointing=True)).steps
     assert saving.activations < found.steps[0].activations / 2
     for part, flops in found.steps[0].flops.items():
-        assert 1.2 * flops < saving.flops[part] < 1.4 * flops  # four passes in place of three, more or less
+        assert (
+            1.2 * flops < saving.flops[part] < 1.4 * flops
+        )  # four passes in place of three, more or less
 
 
 def test_half_precision_keeps_less_than_single_and_eight_bits_less_still(found: Plan) -> None:
@@ -118,10 +150,16 @@ def test_what_cannot_be_a_model_is_no_plan() -> None:
         plan(replace(PLAIN, window=2))
 
 
-def test_the_benchmark_of_cuda_devices_runs_its_whole_path_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_benchmark_of_cuda_devices_runs_its_whole_path_on_a_cpu(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert gpu.main(["--small", "--steps", "1"]) == 0
     said = capsys.readouterr().out
-    for row in ("VAE encode, 64 px", "5 frames, window 7 + first, plain", "keyframe, 3 frames, batch 1, checkpointing"):
+    for row in (
+        "VAE encode, 64 px",
+        "5 frames, window 7 + first, plain",
+        "keyframe, 3 frames, batch 1, checkpointing",
+    ):
         assert f"| {row} | " in said
     assert "no measurement" in said
     assert "65 frames with batch 1 and checkpointing were not measured" in said
@@ -146,12 +184,16 @@ def test_room_on_a_home_card_is_said_in_both_directions() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_device_the_benchmark_stops_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_device_the_benchmark_stops_and_says_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert gpu.main([]) == 4
     assert "No CUDA device" in capsys.readouterr().err
 
 
-def test_the_benchmark_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_benchmark_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(gpu, "NEEDED", ("torch", "no_such_module"))
     assert gpu.main([]) == 4
     assert "-m pip install no_such_module" in capsys.readouterr().err

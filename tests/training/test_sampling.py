@@ -1,4 +1,6 @@
-"""sampling: known frames come back bit for bit, windows meet in a keyframe, and memory does not grow with the video."""
+"""sampling: known frames come back bit for bit, windows meet in a keyframe, and memory does not
+grow with the video.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ SMALL: dict[str, Any] = {
 }
 OBJECTIVES = {
     "latents": Objective("v_prediction", "left", zero_snr=True),
-    "residual": Objective("v_prediction", "blend", target="residual", residual_std=0.2, zero_snr=True),
+    "residual": Objective(
+        "v_prediction", "blend", target="residual", residual_std=0.2, zero_snr=True
+    ),
     "epsilon": Objective("epsilon", "zeros"),
 }
 
@@ -53,7 +57,9 @@ def small_model(seed: int = 0) -> VideoUNet:
     generator = torch.Generator().manual_seed(seed)
     model = VideoUNet.inflate(SMALL, in_channels=9)
     for parameter in model.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator) * (0.5 / max(1, parameter[0].numel()) ** 0.5)
+        parameter.data = torch.randn(parameter.shape, generator=generator) * (
+            0.5 / max(1, parameter[0].numel()) ** 0.5
+        )
     return model.eval().requires_grad_(False)
 
 
@@ -61,11 +67,18 @@ class Watched:
     """A model, and the number of frames of every forward pass."""
 
     def __init__(self, model: VideoUNet) -> None:
-        self.model, self.config, self.dtype, self.parameters = model, model.config, model.dtype, model.parameters
+        self.model, self.config, self.dtype, self.parameters = (
+            model,
+            model.config,
+            model.dtype,
+            model.parameters,
+        )
         self.calls: list[tuple[int, int]] = []
         self.fps: list[float] = []
 
-    def __call__(self, noisy: torch.Tensor, t: torch.Tensor, text: torch.Tensor, fps: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, noisy: torch.Tensor, t: torch.Tensor, text: torch.Tensor, fps: torch.Tensor
+    ) -> torch.Tensor:
         self.calls.append((noisy.shape[0], noisy.shape[1]))
         self.fps.append(float(fps[0]))
         made: torch.Tensor = self.model(noisy, t, text, fps)
@@ -100,7 +113,9 @@ def asked(words: tuple[torch.Tensor, torch.Tensor]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("scheduler", sampling.SCHEDULERS)
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
-def test_known_frames_come_back_bit_equal(model: VideoUNet, asked: dict[str, Any], objective: Objective, scheduler: Scheduler) -> None:
+def test_known_frames_come_back_bit_equal(
+    model: VideoUNet, asked: dict[str, Any], objective: Objective, scheduler: Scheduler
+) -> None:
     made = sample_window(model, objective, **asked, scheduler=scheduler, guidance=2.0)
     known = asked["known"]
     assert torch.equal(made[:, known], asked["latents"][:, known])
@@ -109,17 +124,26 @@ def test_known_frames_come_back_bit_equal(model: VideoUNet, asked: dict[str, Any
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
-def test_unknown_frames_are_never_read(model: VideoUNet, asked: dict[str, Any], objective: Objective) -> None:
+def test_unknown_frames_are_never_read(
+    model: VideoUNet, asked: dict[str, Any], objective: Objective
+) -> None:
     other = asked["latents"].clone()
     other[:, ~asked["known"]] = torch.nan
-    assert torch.equal(sample_window(model, objective, **asked), sample_window(model, objective, **{**asked, "latents": other}))
+    assert torch.equal(
+        sample_window(model, objective, **asked),
+        sample_window(model, objective, **{**asked, "latents": other}),
+    )
 
 
 def test_known_frames_may_differ_within_a_batch(model: VideoUNet, asked: dict[str, Any]) -> None:
     known = torch.stack([asked["known"], torch.tensor(known_frames("ends", 17))])
     made = sample_window(model, OBJECTIVES["residual"], **{**asked, "known": known})
     assert torch.equal(made[known], asked["latents"][known])
-    alone = sample_window(model, OBJECTIVES["residual"], **{**asked, **{key: asked[key][:1] for key in ("latents", "text", "fps")}})
+    alone = sample_window(
+        model,
+        OBJECTIVES["residual"],
+        **{**asked, **{key: asked[key][:1] for key in ("latents", "text", "fps")}},
+    )
     torch.testing.assert_close(made[:1], alone, atol=1e-5, rtol=1e-5)
 
 
@@ -127,19 +151,28 @@ def test_known_frames_are_shown_at_each_step_s_noise(asked: dict[str, Any]) -> N
     objective, seen = OBJECTIVES["latents"], []
 
     class Listening(Watched):
-        def __call__(self, noisy: torch.Tensor, t: torch.Tensor, text: torch.Tensor, fps: torch.Tensor) -> torch.Tensor:
+        def __call__(
+            self, noisy: torch.Tensor, t: torch.Tensor, text: torch.Tensor, fps: torch.Tensor
+        ) -> torch.Tensor:
             seen.append((noisy[:, asked["known"], :4], int(t[0])))
             return super().__call__(noisy, t, text, fps)
 
     sample_window(Listening(small_model()), objective, **asked)
-    schedule, noise = sampling.diffusion.scheduler(objective), sampling.starting_noise(asked["latents"].shape, 0)
+    schedule, noise = (
+        sampling.diffusion.scheduler(objective),
+        sampling.starting_noise(asked["latents"].shape, 0),
+    )
     assert len(seen) == 3
     for shown, t in seen:
-        wanted = schedule.add_noise(asked["latents"], noise, torch.tensor([t, t]))[:, asked["known"]]
+        wanted = schedule.add_noise(asked["latents"], noise, torch.tensor([t, t]))[
+            :, asked["known"]
+        ]
         assert torch.equal(shown, wanted)
 
 
-def test_guidance_of_one_asks_once_and_more_asks_twice_and_changes_what_is_made(model: VideoUNet, asked: dict[str, Any]) -> None:
+def test_guidance_of_one_asks_once_and_more_asks_twice_and_changes_what_is_made(
+    model: VideoUNet, asked: dict[str, Any]
+) -> None:
     once, twice = Watched(model), Watched(model)
     plain = sample_window(once, OBJECTIVES["residual"], **asked, guidance=1.0)
     guided = sample_window(twice, OBJECTIVES["residual"], **asked, guidance=3.0)
@@ -147,10 +180,17 @@ def test_guidance_of_one_asks_once_and_more_asks_twice_and_changes_what_is_made(
     assert set(twice.calls) == {(2, 17)}
     assert not torch.equal(plain, guided)
     same_words = {**asked, "null_text": asked["text"][0]}
-    torch.testing.assert_close(sample_window(model, OBJECTIVES["residual"], **same_words, guidance=3.0), plain, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        sample_window(model, OBJECTIVES["residual"], **same_words, guidance=3.0),
+        plain,
+        atol=1e-4,
+        rtol=1e-4,
+    )
 
 
-def test_one_step_of_zero_snr_is_the_model_s_guess_from_nothing_but_the_hint(model: VideoUNet, asked: dict[str, Any]) -> None:
+def test_one_step_of_zero_snr_is_the_model_s_guess_from_nothing_but_the_hint(
+    model: VideoUNet, asked: dict[str, Any]
+) -> None:
     objective = OBJECTIVES["residual"]
     made = sample_window(model, objective, **{**asked, "steps": 1})
     held = asked["known"][None, :, None, None, None]
@@ -161,8 +201,12 @@ def test_one_step_of_zero_snr_is_the_model_s_guess_from_nothing_but_the_hint(mod
     torch.testing.assert_close(made, torch.where(held, asked["latents"], hint + 0.2 * guess))
 
 
-def test_the_same_seed_makes_the_same_and_another_something_else(model: VideoUNet, asked: dict[str, Any]) -> None:
-    a, b, c = (sample_window(model, OBJECTIVES["latents"], **asked, seed=seed) for seed in (3, 3, 4))
+def test_the_same_seed_makes_the_same_and_another_something_else(
+    model: VideoUNet, asked: dict[str, Any]
+) -> None:
+    a, b, c = (
+        sample_window(model, OBJECTIVES["latents"], **asked, seed=seed) for seed in (3, 3, 4)
+    )
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
 
@@ -181,11 +225,19 @@ TWO_WINDOWS = (Window(9, 4), Window(17, 1))
 
 @pytest.fixture
 def script(words: tuple[torch.Tensor, torch.Tensor]) -> Script:
-    preset = replace(presets.find("tiny-interp"), windows=TWO_WINDOWS, objective=OBJECTIVES["residual"], sampler_steps=2, guidance=1.0)
+    preset = replace(
+        presets.find("tiny-interp"),
+        windows=TWO_WINDOWS,
+        objective=OBJECTIVES["residual"],
+        sampler_steps=2,
+        guidance=1.0,
+    )
     return Script(preset, words[0], words[1], Fraction(10), Settings())
 
 
-def test_a_video_is_interpolated_in_windows_no_larger_than_those_trained_on(model: VideoUNet, script: Script) -> None:
+def test_a_video_is_interpolated_in_windows_no_larger_than_those_trained_on(
+    model: VideoUNet, script: Script
+) -> None:
     keys = torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(5))
     lengths, largest, fps = [len(keys)], [], []
     for stride in (Fraction(4), Fraction(1), Fraction(1, 4)):
@@ -202,7 +254,9 @@ def test_a_video_is_interpolated_in_windows_no_larger_than_those_trained_on(mode
     assert fps == [{2.5}, {10.0}, {40.0}]
 
 
-def test_neighbouring_windows_share_a_keyframe_and_nothing_else(model: VideoUNet, script: Script) -> None:
+def test_neighbouring_windows_share_a_keyframe_and_nothing_else(
+    model: VideoUNet, script: Script
+) -> None:
     keys = torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(5))
     made = sampling.interpolate(model, script, keys, Fraction(4))
     other = keys.clone()
@@ -212,9 +266,14 @@ def test_neighbouring_windows_share_a_keyframe_and_nothing_else(model: VideoUNet
     assert not torch.equal(made[9:16], again[9:16])
 
 
-def test_frames_a_clip_gives_are_kept_between_keyframes_too(model: VideoUNet, script: Script) -> None:
+def test_frames_a_clip_gives_are_kept_between_keyframes_too(
+    model: VideoUNet, script: Script
+) -> None:
     generator = torch.Generator().manual_seed(5)
-    given, keys = torch.randn(17, *SHAPE, generator=generator), torch.randn(3, *SHAPE, generator=generator)
+    given, keys = (
+        torch.randn(17, *SHAPE, generator=generator),
+        torch.randn(3, *SHAPE, generator=generator),
+    )
     keys[:2] = given[::16]
     quarter = sampling.interpolate(model, script, keys, Fraction(4), given)
     assert torch.equal(quarter[:5], given[::4])
@@ -259,7 +318,13 @@ def identity() -> dict[str, Any]:
 
 def new_run(folder: Path, preset: Preset, seed: int = 0) -> Run:
     """A run with one checkpoint of random weights, on clips of 64 x 64."""
-    dataset = {"name": "demo", "root_digest": "0" * 64, "identity": identity(), "fps": "10/1", "size": 64}
+    dataset = {
+        "name": "demo",
+        "root_digest": "0" * 64,
+        "identity": identity(),
+        "fps": "10/1",
+        "size": 64,
+    }
     run = Run(folder, preset, dataset, "tiny", seed)
     small_model(seed).save_pretrained(folder / "checkpoints" / "step-000001" / "model")
     (folder / "run.json").write_text(json.dumps(run.plain()))
@@ -270,7 +335,12 @@ def new_run(folder: Path, preset: Preset, seed: int = 0) -> Run:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
     folder = tmp_path_factory.mktemp("runs")
     keyframe = replace(presets.find("tiny-keyframe"), sampler_steps=2, guidance=2.0)
-    interp = replace(presets.find("tiny-interp"), windows=(Window(17, 4), Window(65, 1)), sampler_steps=1, guidance=1.0)
+    interp = replace(
+        presets.find("tiny-interp"),
+        windows=(Window(17, 4), Window(65, 1)),
+        sampler_steps=1,
+        guidance=1.0,
+    )
     return new_run(folder / "k", keyframe, 1), new_run(folder / "i", interp, 2)
 
 
@@ -282,14 +352,18 @@ def generate(runs: tuple[Run, Run], coded: Codec) -> Generate:
     return lambda prompt="a fish", **options: sampling.generate(*runs, prompt, coded, **options)
 
 
-def test_words_become_a_video_and_frames_of_a_shorter_one_stay_as_they_were(generate: Generate) -> None:
+def test_words_become_a_video_and_frames_of_a_shorter_one_stay_as_they_were(
+    generate: Generate,
+) -> None:
     short, long = generate(num_frames=5), generate(num_frames=17)
     assert (short.frames.shape, short.fps) == ((5, 64, 64, 3), Fraction(10, 16))
     assert (long.frames.shape, long.fps) == ((17, 64, 64, 3), Fraction(10, 4))
     assert torch.equal(long.latents[::4], short.latents)
     assert np.array_equal(long.frames[::4], short.frames)
     assert not any(long.given)
-    assert not np.array_equal(generate(num_frames=5, settings=Settings(seed=1)).frames, short.frames)
+    assert not np.array_equal(
+        generate(num_frames=5, settings=Settings(seed=1)).frames, short.frames
+    )
     assert not np.array_equal(generate("the earth", num_frames=5).frames, short.frames)
 
 
@@ -302,7 +376,12 @@ def test_a_picture_is_the_first_frame_as_it_is(generate: Generate, tmp_path: Pat
 
 
 def test_a_clip_is_gone_on_from(generate: Generate, coded: Codec, tmp_path: Path) -> None:
-    frames = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+    frames = (
+        np.random.default_rng(0)
+        .integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
+        .repeat(8, 1)
+        .repeat(8, 2)
+    )
     sampling.media.write_mp4(tmp_path / "a.mp4", frames, Fraction(10))
     read = sampling.media.read_start(tmp_path / "a.mp4", 64, Fraction(10), 17)
     film = generate(num_frames=17, start=tmp_path / "a.mp4")
@@ -322,16 +401,31 @@ def test_all_that_is_saved_can_be_opened(generate: Generate, tmp_path: Path) -> 
     with Image.open(paths[1]) as gif, Image.open(paths[2]) as sheet:
         assert (gif.n_frames, sheet.format) == (17, "PNG")
     facts = json.loads(paths[3].read_text())
-    assert (facts["prompt"], facts["seed"], facts["num_frames"], facts["fps"]) == ("a fish", 0, 17, "5/2")
-    assert (facts["keyframe"]["steps"], facts["interp"]["guidance"], facts["interp"]["root_digest"]) == (2, 1.0, "0" * 64)
+    assert (facts["prompt"], facts["seed"], facts["num_frames"], facts["fps"]) == (
+        "a fish",
+        0,
+        17,
+        "5/2",
+    )
+    assert (
+        facts["keyframe"]["steps"],
+        facts["interp"]["guidance"],
+        facts["interp"]["root_digest"],
+    ) == (2, 1.0, "0" * 64)
     for what, of in itertools.groupby(told, key=lambda one: one[0]):
         steps = list(of)
         assert [done for _, done, _ in steps] == list(range(1, steps[0][2] + 1)), what
-    assert [what for what, _ in itertools.groupby(told, key=lambda one: one[0])] == ["every 16 frames", "every 4 frames", "pictures"]
+    assert [what for what, _ in itertools.groupby(told, key=lambda one: one[0])] == [
+        "every 16 frames",
+        "every 4 frames",
+        "pictures",
+    ]
 
 
 def test_a_number_of_frames_that_cannot_be_lists_those_that_can(runs: tuple[Run, Run]) -> None:
-    with pytest.raises(UsageError, match="no video of 64 frames: the number can be 5, 17, 65, 257, 1025, and so on"):
+    with pytest.raises(
+        UsageError, match="no video of 64 frames: the number can be 5, 17, 65, 257, 1025, and so on"
+    ):
         sampling.check(*runs, 64)
     sampling.check(*runs, 4097)
 
@@ -343,8 +437,15 @@ def test_runs_in_the_wrong_places_are_told_apart(runs: tuple[Run, Run]) -> None:
 
 def test_runs_of_different_datasets_are_refused_with_what_differs(runs: tuple[Run, Run]) -> None:
     keyframe, interp = runs
-    other = {**interp.dataset, "size": 128, "identity": {**interp.dataset["identity"], "latents.scaling_factor": 0.5}}
-    with pytest.raises(UsageError, match=r"(?s)  size: 64 in .*, 128 in .*  latents.scaling_factor: .*Train both on the same shards"):
+    other = {
+        **interp.dataset,
+        "size": 128,
+        "identity": {**interp.dataset["identity"], "latents.scaling_factor": 0.5},
+    }
+    with pytest.raises(
+        UsageError,
+        match=r"(?s)  size: 64 in .*, 128 in .*  latents.scaling_factor: .*Train both on the same shards",
+    ):
         sampling.check(keyframe, replace(interp, dataset=other), 65)
 
 
@@ -353,7 +454,9 @@ def test_an_output_must_be_an_mp4(runs: tuple[Run, Run]) -> None:
         sampling.check(*runs, 65, Path("out.avi"))
 
 
-def test_a_run_that_was_never_trained_is_said_so(runs: tuple[Run, Run], coded: Codec, tmp_path: Path) -> None:
+def test_a_run_that_was_never_trained_is_said_so(
+    runs: tuple[Run, Run], coded: Codec, tmp_path: Path
+) -> None:
     untrained = replace(runs[0], folder=tmp_path)
     shutil.copy(runs[0].folder / "run.json", tmp_path)
     with pytest.raises(UsageError, match="no checkpoint yet"):

@@ -1,4 +1,6 @@
-"""Batches are pure functions of (index, arguments, step), read only what they use, and refuse what is not what it says."""
+"""Batches are pure functions of (index, arguments, step), read only what they use, and refuse what
+is not what it says.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def npy(array: np.ndarray[Any, Any], version: tuple[int, int] = (1, 0)) -> bytes
 
 
 def latents(number: int, num_frames: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray[Any, Any]:
-    """Every number of a frame says which clip and which frame it is of: 64 * clip + frame % 64 is exact in float16."""
+    """Every number of a frame says which clip and which frame it is of: 64 * clip + frame % 64 is
+    exact in float16.
+    """
     frames = np.arange(num_frames).reshape(-1, 1, 1, 1) % 64 + 64 * number
     return np.broadcast_to(frames, (num_frames, *shape)).astype(np.float16)
 
@@ -55,9 +59,16 @@ def text(number: int, caption: int = 0) -> np.ndarray[Any, Any]:
     return np.full(TEXT, 10 * number + caption + 1, np.float16)
 
 
-def clip(number: int, num_frames: int, captions: int = 1, shape: tuple[int, ...] = SHAPE) -> Members:
+def clip(
+    number: int, num_frames: int, captions: int = 1, shape: tuple[int, ...] = SHAPE
+) -> Members:
     texts = {f"text{caption or ''}.npy": npy(text(number, caption)) for caption in range(captions)}
-    return {"json": b"{}", "latents.npy": npy(latents(number, num_frames, shape)), **texts, "later.npy": b"what no reader knows yet"}
+    return {
+        "json": b"{}",
+        "latents.npy": npy(latents(number, num_frames, shape)),
+        **texts,
+        "later.npy": b"what no reader knows yet",
+    }
 
 
 def made(
@@ -72,21 +83,38 @@ def made(
     folder.mkdir(exist_ok=True)
     keys = list(clips)
     parts = [keys[at : at + per_shard] for at in range(0, len(keys), per_shard)]
-    entries = [tar(folder / f"{number:05d}.tar", {key: clips[key] for key in part}, split) for number, part in enumerate(parts)]
+    entries = [
+        tar(folder / f"{number:05d}.tar", {key: clips[key] for key in part}, split)
+        for number, part in enumerate(parts)
+    ]
     null = npy(np.zeros(text_shape, np.float16))
     index = {
         "format": 1,
         "name": "made",
         "fps": "10/1",
         "size": 16,
-        "latents": {"axes": "f c h w", "dtype": "float16", "scaling_factor": SCALE, "shape": list(shape)},
+        "latents": {
+            "axes": "f c h w",
+            "dtype": "float16",
+            "scaling_factor": SCALE,
+            "shape": list(shape),
+        },
         "encoders": {
             "vae": {"name": "vae", "revision": None, "sha256": "a" * 64},
-            "clip": {"name": "clip", "revision": None, "sha256": "b" * 64, "text_layer": "last", "pad_token": 49407},
+            "clip": {
+                "name": "clip",
+                "revision": None,
+                "sha256": "b" * 64,
+                "text_layer": "last",
+                "pad_token": 49407,
+            },
             "precision": "float32",
             "chunk_frames": 8,
         },
-        "null_text": {"npy_base64": base64.b64encode(null).decode(), "sha256": hashlib.sha256(null).hexdigest()},
+        "null_text": {
+            "npy_base64": base64.b64encode(null).decode(),
+            "sha256": hashlib.sha256(null).hexdigest(),
+        },
         "num_samples": len(keys),
         "shards": entries,
         "built": {},
@@ -108,17 +136,26 @@ def tar(path: Path, clips: Mapping[str, Members], split: str) -> dict[str, Any]:
         {
             "key": key,
             "members": {
-                name: [where[f"{key}.{name}"], len(content), hashlib.sha256(content).hexdigest()] for name, content in members.items()
+                name: [where[f"{key}.{name}"], len(content), hashlib.sha256(content).hexdigest()]
+                for name, content in members.items()
             },
         }
         for key, members in clips.items()
     ]
     content = path.read_bytes()
-    return {"file": path.name, "split": split, "num_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "samples": samples}
+    return {
+        "file": path.name,
+        "split": split,
+        "num_bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "samples": samples,
+    }
 
 
 def seal(folder: Path, index: dict[str, Any]) -> None:
-    index["root_digest"] = hashlib.sha256("".join(f"{entry['sha256']}\n" for entry in index["shards"]).encode()).hexdigest()
+    index["root_digest"] = hashlib.sha256(
+        "".join(f"{entry['sha256']}\n" for entry in index["shards"]).encode()
+    ).hexdigest()
     (folder / "index.json").write_text(json.dumps(index))
 
 
@@ -137,14 +174,22 @@ def ten(tmp_path_factory: pytest.TempPathFactory) -> Index:
 
 
 def same(first: Batch, second: Batch) -> bool:
-    tensors = all(torch.equal(getattr(first, name), getattr(second, name)) for name in ("latents", "text", "fps"))
-    return tensors and all(getattr(first, name) == getattr(second, name) for name in ("window", "keys", "starts", "sample_indices"))
+    tensors = all(
+        torch.equal(getattr(first, name), getattr(second, name))
+        for name in ("latents", "text", "fps")
+    )
+    return tensors and all(
+        getattr(first, name) == getattr(second, name)
+        for name in ("window", "keys", "starts", "sample_indices")
+    )
 
 
 # What is in a batch
 
 
-@pytest.mark.parametrize("window", [Window(5), Window(5, 3), Window(1), Window(20), Window(2, 19)], ids=str)
+@pytest.mark.parametrize(
+    "window", [Window(5), Window(5, 3), Window(1), Window(20), Window(2, 19)], ids=str
+)
 def test_a_batch_holds_the_frames_it_says_scaled(ten: Index, window: Window) -> None:
     stream = Stream(ten, windows=[window], batch_size=4, seed=3)
     for step in range(10):
@@ -153,9 +198,13 @@ def test_a_batch_holds_the_frames_it_says_scaled(ten: Index, window: Window) -> 
         assert batch.latents.dtype == batch.text.dtype == batch.fps.dtype == torch.float32
         for row, (key, start) in enumerate(zip(batch.keys, batch.starts, strict=True)):
             number = int(key.removeprefix("clip-"))
-            assert batch.latents[row, :, 0, 0, 0].tolist() == [SCALE * (64 * number + at) for at in window.indices(start)]
+            assert batch.latents[row, :, 0, 0, 0].tolist() == [
+                SCALE * (64 * number + at) for at in window.indices(start)
+            ]
             assert batch.latents[row].std(dim=(1, 2, 3)).eq(0).all()
-            assert batch.text[row, 0, 0].item() in {10 * number + caption + 1 for caption in range(3)}
+            assert batch.text[row, 0, 0].item() in {
+                10 * number + caption + 1 for caption in range(3)
+            }
         assert batch.text.shape == (4, *TEXT)
         assert batch.fps.tolist() == [pytest.approx(10 / window.stride)] * 4
         assert batch.window == window
@@ -165,9 +214,14 @@ def test_a_batch_holds_the_frames_it_says_scaled(ten: Index, window: Window) -> 
 def test_windows_begin_everywhere_a_window_fits(ten: Index) -> None:
     stream = Stream(ten, windows=[Window(6, 3)], batch_size=10)
     starts = {
-        (key, start) for step in range(200) for batch in [stream.batch(step)] for key, start in zip(batch.keys, batch.starts, strict=True)
+        (key, start)
+        for step in range(200)
+        for batch in [stream.batch(step)]
+        for key, start in zip(batch.keys, batch.starts, strict=True)
     }
-    assert starts == {(f"clip-{number}", start) for number in range(10) for start in range(20 + number - 15)}
+    assert starts == {
+        (f"clip-{number}", start) for number in range(10) for start in range(20 + number - 15)
+    }
 
 
 def test_one_window_can_be_read_by_its_key(ten: Index) -> None:
@@ -178,7 +232,9 @@ def test_one_window_can_be_read_by_its_key(ten: Index) -> None:
     assert torch.equal(batch.latents[0], found)
     assert batch.text[:, 0, 0].tolist() == [41, 1]
     assert batch.keys == ("clip-4", "clip-0")
-    with pytest.raises(UsageError, match="clip-4 has 24 frames: a window of 11 cannot begin at frame 14"):
+    with pytest.raises(
+        UsageError, match="clip-4 has 24 frames: a window of 11 cannot begin at frame 14"
+    ):
         stream.read("clip-4", 14, Window(3, 5))
     with pytest.raises(UsageError, match="no clip 'clip-99' in 'train'"):
         stream.read("clip-99", 0, Window(3, 5))
@@ -206,13 +262,21 @@ def test_every_epoch_has_every_sample_once_in_an_order_of_its_own(ten: Index) ->
 
 
 def test_a_seed_and_an_epoch_are_not_added_up(ten: Index) -> None:
-    orders = {seed: order(Stream(ten, windows=[Window(2)], batch_size=10, seed=seed), range(3)) for seed in range(3)}
+    orders = {
+        seed: order(Stream(ten, windows=[Window(2)], batch_size=10, seed=seed), range(3))
+        for seed in range(3)
+    }
     assert orders[0][10:20] != orders[1][:10]
     assert orders[0][20:] != orders[1][10:20] != orders[2][:10]
 
 
 def test_what_is_drawn_is_the_same_on_every_machine_and_in_every_version(ten: Index) -> None:
-    options: dict[str, Any] = {"windows": [Window(5), Window(5, 2)], "seed": 7, "text_dropout": 0.2, "stride_jitter": 1}
+    options: dict[str, Any] = {
+        "windows": [Window(5), Window(5, 2)],
+        "seed": 7,
+        "text_dropout": 0.2,
+        "stride_jitter": 1,
+    }
     batch = Stream(ten, **options, batch_size=10).batch(1)
     assert [int(key.removeprefix("clip-")) for key in batch.keys] == [3, 0, 6, 5, 2, 4, 7, 8, 9, 1]
     assert batch.starts == (13, 12, 13, 17, 17, 18, 8, 22, 18, 8)
@@ -226,7 +290,9 @@ def test_an_epoch_may_end_inside_a_batch(ten: Index) -> None:
 
 
 def test_the_order_does_not_depend_on_workers_and_touches_no_global_generator(ten: Index) -> None:
-    stream = Stream(ten, windows=[Window(5), Window(3, 4)], batch_size=4, text_dropout=0.3, stride_jitter=2)
+    stream = Stream(
+        ten, windows=[Window(5), Window(3, 4)], batch_size=4, text_dropout=0.3, stride_jitter=2
+    )
     straight = [stream.batch(step) for step in range(2, 9)]
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]
     for workers in (0, 1, 2):
@@ -241,15 +307,27 @@ def test_the_order_does_not_depend_on_workers_and_touches_no_global_generator(te
 def test_a_worker_hands_an_error_over_as_it_is(tmp_path: Path) -> None:
     bad = latents(0, 9)
     bad[4] = np.nan
-    stream = Stream(made(tmp_path, {"bad": clip(0, 9) | {"latents.npy": npy(bad)}}), windows=[Window(9)])
-    with pytest.raises(ShardError, match=r"bad\.latents\.npy, frames 0 to 8: not all numbers are finite") as caught:
+    stream = Stream(
+        made(tmp_path, {"bad": clip(0, 9) | {"latents.npy": npy(bad)}}), windows=[Window(9)]
+    )
+    with pytest.raises(
+        ShardError, match=r"bad\.latents\.npy, frames 0 to 8: not all numbers are finite"
+    ) as caught:
         list(stream.loader(0, 4, workers=1))
     assert "Traceback" not in str(caught.value)
 
 
 @pytest.mark.parametrize("at", [0, 1, 7, 12])
-def test_a_stream_resumed_at_any_step_goes_on_as_if_nothing_had_happened(ten: Index, at: int) -> None:
-    options: dict[str, Any] = {"windows": [Window(5), Window(3, 4)], "batch_size": 4, "seed": 5, "text_dropout": 0.3, "stride_jitter": 2}
+def test_a_stream_resumed_at_any_step_goes_on_as_if_nothing_had_happened(
+    ten: Index, at: int
+) -> None:
+    options: dict[str, Any] = {
+        "windows": [Window(5), Window(3, 4)],
+        "batch_size": 4,
+        "seed": 5,
+        "text_dropout": 0.3,
+        "stride_jitter": 2,
+    }
     straight = list(Stream(ten, **options).loader(0, 13))
     resumed = list(Stream(open_index(ten.url), **options).loader(at, 13))
     assert all(same(*pair) for pair in zip(straight[at:], resumed, strict=True))
@@ -257,7 +335,12 @@ def test_a_stream_resumed_at_any_step_goes_on_as_if_nothing_had_happened(ten: In
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_see_disjoint_samples_and_together_the_batch_of_one(ten: Index, world: int) -> None:
-    options: dict[str, Any] = {"windows": [Window(5), Window(3, 4)], "batch_size": 8, "text_dropout": 0.3, "stride_jitter": 2}
+    options: dict[str, Any] = {
+        "windows": [Window(5), Window(3, 4)],
+        "batch_size": 8,
+        "text_dropout": 0.3,
+        "stride_jitter": 2,
+    }
     alone = Stream(ten, **options)
     ranks = [Stream(ten, **options, rank=rank, world=world) for rank in range(world)]
     seen: list[int] = []
@@ -287,8 +370,13 @@ def test_all_samples_of_a_batch_have_one_window_and_each_window_comes(ten: Index
     assert stream.batch(11).window == stream.window(11)
 
 
-@pytest.mark.parametrize(("stride", "jitter", "wanted"), [(4, 0, {4}), (4, 2, {2, 3, 4}), (4, 9, {1, 2, 3, 4}), (1, 3, {1})])
-def test_jitter_only_shortens_the_stride_and_fps_follows(ten: Index, stride: int, jitter: int, wanted: set[int]) -> None:
+@pytest.mark.parametrize(
+    ("stride", "jitter", "wanted"),
+    [(4, 0, {4}), (4, 2, {2, 3, 4}), (4, 9, {1, 2, 3, 4}), (1, 3, {1})],
+)
+def test_jitter_only_shortens_the_stride_and_fps_follows(
+    ten: Index, stride: int, jitter: int, wanted: set[int]
+) -> None:
     nominal = Window(5, stride)
     stream = Stream(ten, windows=[nominal], batch_size=2, stride_jitter=jitter)
     assert {stream.window(step).stride for step in range(200)} == wanted
@@ -309,17 +397,23 @@ def test_a_share_of_texts_is_the_null_text_always_the_same_share(ten: Index) -> 
     assert 150 < sum(some) < 250  # of 2000; four standard deviations are 54
     assert some == dropped(0.1)
     assert some != dropped(0.1, seed=1)
-    assert all(more for less, more in zip(some, dropped(0.3), strict=True) if less), "a larger share drops the same texts and more"
+    assert all(more for less, more in zip(some, dropped(0.3), strict=True) if less), (
+        "a larger share drops the same texts and more"
+    )
 
 
 def test_every_caption_of_a_clip_comes_about_equally_often(ten: Index) -> None:
     stream = Stream(ten, windows=[Window(1)], batch_size=100)
-    counts = Counter(int(one[0, 0] - 1) % 10 for step in range(12) for one in stream.batch(step).text)
+    counts = Counter(
+        int(one[0, 0] - 1) % 10 for step in range(12) for one in stream.batch(step).text
+    )
     assert set(counts) == {0, 1, 2}
     assert min(counts.values()) > 320  # of 1200
 
 
-def test_a_caption_dropped_from_memory_is_read_again(ten: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_caption_dropped_from_memory_is_read_again(
+    ten: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wanted = [Stream(ten, windows=[Window(2)], batch_size=7).batch(step) for step in range(6)]
     monkeypatch.setattr(streams, "MAX_TEXTS", 2)
     stream = Stream(ten, windows=[Window(2)], batch_size=7)
@@ -327,7 +421,9 @@ def test_a_caption_dropped_from_memory_is_read_again(ten: Index, monkeypatch: py
     assert len(stream._texts) == 2
 
 
-def test_more_shards_than_files_may_be_open_are_read_all_the_same(ten: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_shards_than_files_may_be_open_are_read_all_the_same(
+    ten: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wanted = [Stream(ten, windows=[Window(2)], batch_size=7).batch(step) for step in range(6)]
     monkeypatch.setattr(ranges, "MAX_OPEN", 1)
     stream = Stream(ten, windows=[Window(2)], batch_size=7)
@@ -339,11 +435,16 @@ def test_more_shards_than_files_may_be_open_are_read_all_the_same(ten: Index, mo
 
 
 def test_a_clip_shorter_than_the_longest_window_is_skipped_and_counted(tmp_path: Path) -> None:
-    index = made(tmp_path, {f"clip-{num_frames}": clip(1, num_frames) for num_frames in (1, 8, 9, 10, 30)})
+    index = made(
+        tmp_path, {f"clip-{num_frames}": clip(1, num_frames) for num_frames in (1, 8, 9, 10, 30)}
+    )
     stream = Stream(index, windows=[Window(2), Window(3, 4)], batch_size=6, stride_jitter=3)
     assert (stream.num_samples, stream.num_skipped) == (3, 2)
     assert set(order(stream, range(4))) == {"clip-9", "clip-10", "clip-30"}
-    with pytest.raises(UsageError, match="longest has 30 frames, a window spans 31; take fewer frames or a smaller stride"):
+    with pytest.raises(
+        UsageError,
+        match="longest has 30 frames, a window spans 31; take fewer frames or a smaller stride",
+    ):
         Stream(index, windows=[Window(31)])
     with pytest.raises(UsageError, match="no split 'validation', it has train"):
         Stream(index, "validation", windows=[Window(2)])
@@ -352,7 +453,10 @@ def test_a_clip_shorter_than_the_longest_window_is_skipped_and_counted(tmp_path:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"batch_size": 3, "world": 2}, "a batch of 3 cannot be shared by 2 ranks equally; take a multiple of 2"),
+        (
+            {"batch_size": 3, "world": 2},
+            "a batch of 3 cannot be shared by 2 ranks equally; take a multiple of 2",
+        ),
         ({"windows": []}, "there must be a window"),
         ({"batch_size": 0}, "batch_size 0"),
         ({"text_dropout": 1.5}, "text_dropout 1.5"),
@@ -360,14 +464,20 @@ def test_a_clip_shorter_than_the_longest_window_is_skipped_and_counted(tmp_path:
         ({"rank": 2, "world": 2}, "rank 2 of 2"),
     ],
 )
-def test_options_that_make_no_sense_are_named(ten: Index, options: dict[str, Any], said: str) -> None:
+def test_options_that_make_no_sense_are_named(
+    ten: Index, options: dict[str, Any], said: str
+) -> None:
     with pytest.raises(UsageError, match=said):
         Stream(ten, **{"windows": [Window(2)], **options})
 
 
 @pytest.mark.parametrize(("path", "name"), [("data/birds/shards", "birds"), ("somewhere", "NAME")])
-def test_a_folder_without_shards_says_how_to_make_them(tmp_path: Path, path: str, name: str) -> None:
-    with pytest.raises(UsageError, match=f"{path}: no shards there .*`make shards DATASET={name}` builds them"):
+def test_a_folder_without_shards_says_how_to_make_them(
+    tmp_path: Path, path: str, name: str
+) -> None:
+    with pytest.raises(
+        UsageError, match=f"{path}: no shards there .*`make shards DATASET={name}` builds them"
+    ):
         open_index(tmp_path / path)
 
 
@@ -391,33 +501,77 @@ def renamed(file: str) -> Change:
 
 CHANGES: dict[str, tuple[Change, str]] = {
     "another format": (lambda index: index.update(format=2), r"format 2, this reader knows 1"),
-    "true for a format": (lambda index: index.update(format=True), r"format True, this reader knows 1"),
+    "true for a format": (
+        lambda index: index.update(format=True),
+        r"format True, this reader knows 1",
+    ),
     "no format": (lambda index: index.pop("format"), r"format None, this reader knows 1"),
-    "a shard without samples": (lambda index: index["shards"][0].pop("samples"), r"shards\.0\.samples: Field required"),
+    "a shard without samples": (
+        lambda index: index["shards"][0].pop("samples"),
+        r"shards\.0\.samples: Field required",
+    ),
     "no encoder": (lambda index: index["encoders"].pop("vae"), r"encoders\.vae: Field required"),
     "a name that is a path": (renamed("../00000.tar"), r"shards\.0\.file: .*'\.\./00000\.tar'"),
     "an absolute path": (renamed("/etc/passwd"), r"shards\.0\.file: .*'/etc/passwd'"),
     "a Windows path": (renamed("C:\\00000.tar"), r"shards\.0\.file: "),
     "a hidden file": (renamed(".."), r"shards\.0\.file: "),
     "a URL's escapes": (renamed("%2e%2e%2f00000.tar"), r"shards\.0\.file: "),
-    "a key with a dot": (lambda index: index["shards"][0]["samples"][0].update(key="a.b"), r"samples\.0\.key: .*'a\.b'"),
-    "a range past the end": (lambda index: in_first(index).__setitem__(1, 10**6), r"00000\.tar: one\.latents\.npy is outside its shard"),
-    "a range before the start": (lambda index: in_first(index).__setitem__(0, -512), r"latents\.npy\.0: .*'-512'"),
-    "no text": (lambda index: index["shards"][0]["samples"][0]["members"].pop("text.npy"), r"00000\.tar: one has no text\.npy"),
-    "a sample twice": (lambda index: index["shards"][0]["samples"].append(index["shards"][0]["samples"][0]), r"one is there twice"),
-    "another dtype": (lambda index: index["latents"].update(dtype="float32"), r"latents\.dtype: .*'float32'"),
-    "another order of axes": (lambda index: index["latents"].update(axes="c f h w"), r"latents\.axes: .*'c f h w'"),
-    "a factor that is none": (lambda index: index["latents"].update(scaling_factor=float("nan")), r"latents\.scaling_factor: "),
-    "a frame beyond all bounds": (lambda index: index["latents"].update(shape=[2**40] * 3), r"latents\.shape\.0: .*'1099511627776'"),
+    "a key with a dot": (
+        lambda index: index["shards"][0]["samples"][0].update(key="a.b"),
+        r"samples\.0\.key: .*'a\.b'",
+    ),
+    "a range past the end": (
+        lambda index: in_first(index).__setitem__(1, 10**6),
+        r"00000\.tar: one\.latents\.npy is outside its shard",
+    ),
+    "a range before the start": (
+        lambda index: in_first(index).__setitem__(0, -512),
+        r"latents\.npy\.0: .*'-512'",
+    ),
+    "no text": (
+        lambda index: index["shards"][0]["samples"][0]["members"].pop("text.npy"),
+        r"00000\.tar: one has no text\.npy",
+    ),
+    "a sample twice": (
+        lambda index: index["shards"][0]["samples"].append(index["shards"][0]["samples"][0]),
+        r"one is there twice",
+    ),
+    "another dtype": (
+        lambda index: index["latents"].update(dtype="float32"),
+        r"latents\.dtype: .*'float32'",
+    ),
+    "another order of axes": (
+        lambda index: index["latents"].update(axes="c f h w"),
+        r"latents\.axes: .*'c f h w'",
+    ),
+    "a factor that is none": (
+        lambda index: index["latents"].update(scaling_factor=float("nan")),
+        r"latents\.scaling_factor: ",
+    ),
+    "a frame beyond all bounds": (
+        lambda index: index["latents"].update(shape=[2**40] * 3),
+        r"latents\.shape\.0: .*'1099511627776'",
+    ),
     "a rate of 5,000 digits": (lambda index: index.update(fps="1" * 5000 + "/1"), r"fps: "),
-    "a null text cut short": (lambda index: index["null_text"].update(npy_base64="k05VTVBZ"), r"null_text: sha256 "),
-    "a null text that is none": (lambda index: index["null_text"].update(npy_base64="&"), r"null_text: "),
-    "a null text in Greek": (lambda index: index["null_text"].update(npy_base64="λλλλ"), r"null_text: "),
+    "a null text cut short": (
+        lambda index: index["null_text"].update(npy_base64="k05VTVBZ"),
+        r"null_text: sha256 ",
+    ),
+    "a null text that is none": (
+        lambda index: index["null_text"].update(npy_base64="&"),
+        r"null_text: ",
+    ),
+    "a null text in Greek": (
+        lambda index: index["null_text"].update(npy_base64="λλλλ"),
+        r"null_text: ",
+    ),
 }
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_an_index_that_does_not_hold_is_refused_with_what_and_where(tmp_path: Path, what: str) -> None:
+def test_an_index_that_does_not_hold_is_refused_with_what_and_where(
+    tmp_path: Path, what: str
+) -> None:
     change, said = CHANGES[what]
     made(tmp_path, {"one": clip(1, 9), "two": clip(2, 9)})
     changed(tmp_path, change)
@@ -425,7 +579,11 @@ def test_an_index_that_does_not_hold_is_refused_with_what_and_where(tmp_path: Pa
         open_index(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b'{"format": 1}', b"[" * 200_000], ids=lambda content: content[:9])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[1]", b"\xff\xfe", b'{"format": 1}', b"[" * 200_000],
+    ids=lambda content: content[:9],
+)
 def test_an_index_that_is_no_index_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "index.json").write_bytes(content)
     with pytest.raises(ShardError, match=r"index\.json"):
@@ -442,7 +600,12 @@ def test_an_index_of_other_shards_than_its_digest_says_is_refused(tmp_path: Path
 
 def test_fields_members_and_splits_nobody_knows_are_ignored(tmp_path: Path) -> None:
     made(tmp_path, {"one": clip(1, 9)})
-    changed(tmp_path, lambda index: index.update(new=1, encoders={**index["encoders"], "depth": {"sha256": "c" * 64}}))
+    changed(
+        tmp_path,
+        lambda index: index.update(
+            new=1, encoders={**index["encoders"], "depth": {"sha256": "c" * 64}}
+        ),
+    )
     changed(tmp_path, lambda index: index["shards"][0]["samples"][0].update(new=[]))
     assert Stream(open_index(tmp_path), windows=[Window(2)]).batch(0).keys == ("one",)
 
@@ -458,12 +621,17 @@ IDENTITY: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("field", IDENTITY)
-def test_shards_of_another_encoder_are_refused_with_the_field_that_differs(ten: Index, field: str) -> None:
+def test_shards_of_another_encoder_are_refused_with_the_field_that_differs(
+    ten: Index, field: str
+) -> None:
     wanted = json.loads(json.dumps(ten.identity()))
     check_identity(ten, wanted)
     assert set(wanted) == set(IDENTITY)
     other, found = IDENTITY[field]
-    with pytest.raises(ShardError, match=f"{field}: {found}.* in the shards, .*{str(other)[:4].replace('[', '.')}.* wanted") as caught:
+    with pytest.raises(
+        ShardError,
+        match=f"{field}: {found}.* in the shards, .*{str(other)[:4].replace('[', '.')}.* wanted",
+    ) as caught:
         check_identity(ten, {**wanted, field: other})
     assert str(caught.value).count("in the shards") == 1
     with pytest.raises(ShardError, match=f"{field}: {found}.*, nothing wanted"):
@@ -479,13 +647,21 @@ def test_every_field_that_differs_is_listed(ten: Index) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda path: os.truncate(path, path.stat().st_size - 512), r"00000\.tar has \d+ bytes, \d+ in the index: truncated"),
-        (lambda path: os.truncate(path, path.stat().st_size + 512), r"00000\.tar has \d+ bytes, \d+ in the index: of another build"),
+        (
+            lambda path: os.truncate(path, path.stat().st_size - 512),
+            r"00000\.tar has \d+ bytes, \d+ in the index: truncated",
+        ),
+        (
+            lambda path: os.truncate(path, path.stat().st_size + 512),
+            r"00000\.tar has \d+ bytes, \d+ in the index: of another build",
+        ),
         (lambda path: path.unlink(), r"00000\.tar is in the index, but not there"),
     ],
     ids=["truncated", "longer", "missing"],
 )
-def test_a_shard_of_another_length_is_an_error_never_fewer_samples(tmp_path: Path, spoil: Callable[[Path], object], said: str) -> None:
+def test_a_shard_of_another_length_is_an_error_never_fewer_samples(
+    tmp_path: Path, spoil: Callable[[Path], object], said: str
+) -> None:
     index = made(tmp_path, {f"clip-{number}": clip(number, 9) for number in range(5)})
     spoil(tmp_path / "00000.tar")
     for act in (lambda: Stream(index, windows=[Window(2)]), lambda: verify(index)):
@@ -500,7 +676,9 @@ def test_a_shard_of_the_other_split_is_not_looked_at(tmp_path: Path) -> None:
     assert Stream(open_index(tmp_path), windows=[Window(2)]).batch(0).keys == ("one",)
 
 
-def test_verify_names_the_shard_whose_bytes_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_names_the_shard_whose_bytes_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     index = made(tmp_path, {f"clip-{number}": clip(number, 9) for number in range(5)})
     monkeypatch.setattr(shards, "PIECE", 1000)
     read: list[int] = []
@@ -509,7 +687,9 @@ def test_verify_names_the_shard_whose_bytes_changed(tmp_path: Path, monkeypatch:
     with (tmp_path / "00001.tar").open("r+b") as file:
         file.seek(2000)
         file.write(b"\1")
-    with pytest.raises(ShardError, match=r"00001\.tar has sha256 [0-9a-f]{64}, [0-9a-f]{64} in the index: damaged"):
+    with pytest.raises(
+        ShardError, match=r"00001\.tar has sha256 [0-9a-f]{64}, [0-9a-f]{64} in the index: damaged"
+    ):
         verify(index)
 
 
@@ -519,7 +699,10 @@ def test_a_text_whose_digest_differs_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "00000.tar").open("r+b") as file:
         file.seek(start + num_bytes - 1)
         file.write(b"\1")
-    with pytest.raises(ShardError, match=r"00000\.tar: one\.text\.npy: sha256 [0-9a-f]{64}, [0-9a-f]{64} in the index"):
+    with pytest.raises(
+        ShardError,
+        match=r"00000\.tar: one\.text\.npy: sha256 [0-9a-f]{64}, [0-9a-f]{64} in the index",
+    ):
         Stream(index, windows=[Window(2)]).batch(0)
 
 
@@ -532,29 +715,54 @@ class Bomb:
 
 GOOD = latents(1, 9)
 ARRAYS: dict[str, tuple[bytes, str]] = {
-    "objects": (npy(np.array([Bomb()] * 9, object)).ljust(len(npy(GOOD)), b"\0"), "object in C order, wanted little-endian float16"),
-    "Fortran order": (npy(np.asfortranarray(np.random.default_rng(0).random(GOOD.shape).astype(np.float16))), "float16 in Fortran order"),
+    "objects": (
+        npy(np.array([Bomb()] * 9, object)).ljust(len(npy(GOOD)), b"\0"),
+        "object in C order, wanted little-endian float16",
+    ),
+    "Fortran order": (
+        npy(np.asfortranarray(np.random.default_rng(0).random(GOOD.shape).astype(np.float16))),
+        "float16 in Fortran order",
+    ),
     "float32": (npy(np.zeros((9, 4, 2, 1), np.float32)), "float32 in C order"),
     "bfloat16's bits": (npy(GOOD.view(np.uint16)), "uint16 in C order"),
     "big-endian": (npy(GOOD.astype(">f2")), ">f2 in C order"),
-    "another shape": (npy(GOOD.reshape(9, 2, 4, 2)), r"shape \(9, 2, 4, 2\), the index says \(9, 4, 2, 2\)"),
+    "another shape": (
+        npy(GOOD.reshape(9, 2, 4, 2)),
+        r"shape \(9, 2, 4, 2\), the index says \(9, 4, 2, 2\)",
+    ),
     "one axis less": (npy(GOOD.reshape(9, 16)), r"shape \(9, 16\), the index says"),
-    "frames that are not there": (npy(GOOD).replace(b"(9, 4", b"(8, 4"), r"shape \(8, 4, 2, 2\), the index says \(9, 4, 2, 2\)"),
+    "frames that are not there": (
+        npy(GOOD).replace(b"(9, 4", b"(8, 4"),
+        r"shape \(8, 4, 2, 2\), the index says \(9, 4, 2, 2\)",
+    ),
     "version 2": (npy(GOOD, (2, 0)), r"\.npy version 2\.0, wanted 1\.0"),
     "a pickle": (b"\x80\x04c__main__\nBomb\n)R.".ljust(500, b"."), r"not a \.npy array"),
-    "a header of code": (npy(GOOD).replace(b"'fortran_order': False", b"'fortran_order': quit()"), r"not a \.npy array"),
+    "a header of code": (
+        npy(GOOD).replace(b"'fortran_order': False", b"'fortran_order': quit()"),
+        r"not a \.npy array",
+    ),
     "an endless header": (b"\x93NUMPY\1\0\xff\xff".ljust(500, b" "), r"not a \.npy array"),
-    "a NaN": (npy(np.where(np.arange(16).reshape(SHAPE) == 3, np.float16("nan"), GOOD)), "not all numbers are finite"),
+    "a NaN": (
+        npy(np.where(np.arange(16).reshape(SHAPE) == 3, np.float16("nan"), GOOD)),
+        "not all numbers are finite",
+    ),
     "an infinity and its opposite": (
-        npy(np.where(np.arange(9).reshape(-1, 1, 1, 1) % 2, np.float16("inf"), np.float16("-inf")) + 0 * GOOD),
+        npy(
+            np.where(np.arange(9).reshape(-1, 1, 1, 1) % 2, np.float16("inf"), np.float16("-inf"))
+            + 0 * GOOD
+        ),
         "finite",
     ),
 }
 
 
-@pytest.mark.filterwarnings("ignore:Reading `.npy` or `.npz` file required additional header parsing")
+@pytest.mark.filterwarnings(
+    "ignore:Reading `.npy` or `.npz` file required additional header parsing"
+)
 @pytest.mark.parametrize("what", ARRAYS)
-def test_an_array_that_is_not_what_it_must_be_is_refused_with_its_name(tmp_path: Path, what: str) -> None:
+def test_an_array_that_is_not_what_it_must_be_is_refused_with_its_name(
+    tmp_path: Path, what: str
+) -> None:
     content, said = ARRAYS[what]
     index = made(tmp_path, {"one": clip(1, 9) | {"latents.npy": content}})
     with pytest.raises(ShardError, match=rf"{tmp_path}: 00000\.tar: one\.latents\.npy.*: .*{said}"):
@@ -565,14 +773,21 @@ def test_an_array_that_is_not_what_it_must_be_is_refused_with_its_name(tmp_path:
     ("content", "said"),
     [
         (npy(np.array([[Bomb()]], object)), "object in C order"),
-        (npy(np.zeros((0, 3), np.float16)).replace(b"(0, 3), }" + b" " * 20, b"(4294967296, 4294967296), }  "), r"wanted \(7, 3\)"),
+        (
+            npy(np.zeros((0, 3), np.float16)).replace(
+                b"(0, 3), }" + b" " * 20, b"(4294967296, 4294967296), }  "
+            ),
+            r"wanted \(7, 3\)",
+        ),
         (npy(np.zeros((8, 3), np.float16)), r"shape \(8, 3\), wanted \(7, 3\)"),
         (npy(np.full(TEXT, np.inf, np.float16)), "not all numbers are finite"),
         (npy(np.zeros(TEXT, np.float16)) + b"more", r"shape \(7, 3\), wanted \(7, 3\)"),
     ],
     ids=["objects", "a shape beyond all bounds", "another shape", "an infinity", "a tail"],
 )
-def test_a_text_that_is_not_what_it_must_be_is_refused_with_its_name(tmp_path: Path, content: bytes, said: str) -> None:
+def test_a_text_that_is_not_what_it_must_be_is_refused_with_its_name(
+    tmp_path: Path, content: bytes, said: str
+) -> None:
     index = made(tmp_path, {"one": clip(1, 9) | {"text.npy": content}})
     with pytest.raises(ShardError, match=rf"00000\.tar: one\.text\.npy: .*{said}"):
         Stream(index, windows=[Window(3)]).batch(0)
@@ -583,13 +798,21 @@ def test_a_header_of_another_length_is_read_all_the_same(tmp_path: Path, length:
     array = latents(1, 9, BIG)
     plain = npy(array)
     fields = plain[10:128].rstrip()
-    content = plain[:8] + (length - 10).to_bytes(2, "little") + fields.ljust(length - 11) + b"\n" + plain[128:]
+    content = (
+        plain[:8]
+        + (length - 10).to_bytes(2, "little")
+        + fields.ljust(length - 11)
+        + b"\n"
+        + plain[128:]
+    )
     assert np.array_equal(np.load(io.BytesIO(content)), array)
     index = made(tmp_path, {"one": clip(1, 9) | {"latents.npy": content}}, shape=BIG)
     stream = Stream(index, windows=[Window(3, 2)])
     for step in range(3):
         batch = stream.batch(step)
-        assert batch.latents[0, :, 0, 0, 0].tolist() == [SCALE * (64 + at) for at in Window(3, 2).indices(batch.starts[0])]
+        assert batch.latents[0, :, 0, 0, 0].tolist() == [
+            SCALE * (64 + at) for at in Window(3, 2).indices(batch.starts[0])
+        ]
 
 
 # Bytes
@@ -597,7 +820,9 @@ def test_a_header_of_another_length_is_read_all_the_same(tmp_path: Path, length:
 
 @pytest.mark.parametrize("window", [Window(5), Window(5, 16), Window(17, 4), Window(65)], ids=str)
 def test_little_more_is_read_than_is_used(tmp_path: Path, window: Window) -> None:
-    index = made(tmp_path, {f"clip-{number}": clip(number, 90, shape=BIG) for number in range(4)}, shape=BIG)
+    index = made(
+        tmp_path, {f"clip-{number}": clip(number, 90, shape=BIG) for number in range(4)}, shape=BIG
+    )
     stream = Stream(index, windows=[window], batch_size=4)
     stream.batch(0)
     assert stream.bytes_used == 4 * (window.num_frames * 4 * 32 * 32 * 2 + 128 + 2 * 7 * 3)
@@ -605,7 +830,9 @@ def test_little_more_is_read_than_is_used(tmp_path: Path, window: Window) -> Non
     assert stream.bytes_read / stream.bytes_used <= 1.2
     first = stream.bytes_read
     stream.batch(1)
-    assert stream.bytes_read - first == 4 * window.num_frames * 4 * 32 * 32 * 2, "headers and captions are read once"
+    assert stream.bytes_read - first == 4 * window.num_frames * 4 * 32 * 32 * 2, (
+        "headers and captions are read once"
+    )
 
 
 # Far away
@@ -616,7 +843,9 @@ def ranged(path: Path) -> serving.Answer:
 
     def answer(handler: serving.Handler) -> None:
         whole = path.read_bytes()
-        first, _, last = handler.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
+        first, _, last = (
+            handler.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
+        )
         handler.send(whole[: int(last or len(whole)) + 1], "application/octet-stream", int(first))
 
     return answer
@@ -636,7 +865,11 @@ def served(ten: Index, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
 
 def test_over_http_the_same_batches_come_in_ranges(ten: Index, served: Served) -> None:
     url, _, asked = served
-    options: dict[str, Any] = {"windows": [Window(5), Window(3, 4)], "batch_size": 4, "text_dropout": 0.3}
+    options: dict[str, Any] = {
+        "windows": [Window(5), Window(3, 4)],
+        "batch_size": 4,
+        "text_dropout": 0.3,
+    }
     here, there = Stream(ten, **options), Stream(open_index(url), **options)
     assert all(same(here.batch(step), there.batch(step)) for step in range(5))
     assert (here.bytes_read, here.bytes_used) == (there.bytes_read, there.bytes_used)
@@ -698,7 +931,9 @@ def test_what_a_server_does_not_have_is_told_apart(served: Served) -> None:
         open_index(f"{url}/elsewhere")
 
 
-def test_a_truncated_shard_on_a_server_is_an_error(ten: Index, served: Served, tmp_path: Path) -> None:
+def test_a_truncated_shard_on_a_server_is_an_error(
+    ten: Index, served: Served, tmp_path: Path
+) -> None:
     url, answers, _ = served
     (tmp_path / "00001.tar").write_bytes((Path(ten.url) / "00001.tar").read_bytes()[:-512])
     answers["/shards/00001.tar"] = ranged(tmp_path / "00001.tar")
@@ -723,7 +958,10 @@ def test_any_file_system_of_fsspec_will_do(ten: Index) -> None:
     try:
         options: dict[str, Any] = {"windows": [Window(5), Window(3, 4)], "batch_size": 4}
         there = Stream(open_index("memory://made"), **options)
-        assert all(same(*pair) for pair in zip(there.loader(0, 4), Stream(ten, **options).loader(0, 4), strict=True))
+        assert all(
+            same(*pair)
+            for pair in zip(there.loader(0, 4), Stream(ten, **options).loader(0, 4), strict=True)
+        )
         assert same(Stream(open_index(f"file://{ten.url}"), **options).batch(1), there.batch(1))
         verify(there.index)
         memory.pipe_file("/made/00000.tar", memory.cat_file("/made/00000.tar")[:-1])
@@ -737,25 +975,51 @@ def test_any_file_system_of_fsspec_will_do(ten: Index) -> None:
 
 
 def overlaps(found: list[tuple[str, int]], span: int) -> int:
-    return sum(a_key == b_key and abs(a - b) < span for at, (a_key, a) in enumerate(found) for b_key, b in found[:at])
+    return sum(
+        a_key == b_key and abs(a - b) < span
+        for at, (a_key, a) in enumerate(found)
+        for b_key, b in found[:at]
+    )
 
 
-def test_fixed_windows_are_evenly_spaced_and_do_not_overlap_while_there_is_room(tmp_path: Path) -> None:
-    index = made(tmp_path, {"short": clip(1, 10), "long": clip(2, 40), "tiny": clip(3, 4)}, split="validation")
+def test_fixed_windows_are_evenly_spaced_and_do_not_overlap_while_there_is_room(
+    tmp_path: Path,
+) -> None:
+    index = made(
+        tmp_path,
+        {"short": clip(1, 10), "long": clip(2, 40), "tiny": clip(3, 4)},
+        split="validation",
+    )
     assert fixed_windows(index, "validation", Window(5), 1) == [("long", 17)]
-    assert fixed_windows(index, "validation", Window(5), 5) == [("long", 0), ("long", 11), ("long", 23), ("long", 35), ("short", 2)]
+    assert fixed_windows(index, "validation", Window(5), 5) == [
+        ("long", 0),
+        ("long", 11),
+        ("long", 23),
+        ("long", 35),
+        ("short", 2),
+    ]
     for count in range(1, 11):  # 8 fit into the long one, 2 into the short
         found = fixed_windows(index, "validation", Window(3, 2), count)
         assert len(set(found)) == count
         assert overlaps(found, 5) == 0
     assert overlaps(fixed_windows(index, "validation", Window(5), 11), 5) > 0
     everything = fixed_windows(index, "validation", Window(5), 1000)
-    assert everything == sorted([("short", start) for start in range(6)] + [("long", start) for start in range(36)])
+    assert everything == sorted(
+        [("short", start) for start in range(6)] + [("long", start) for start in range(36)]
+    )
     with pytest.raises(UsageError, match="longest has 40 frames, a window spans 41"):
         fixed_windows(index, "validation", Window(41), 3)
 
 
 def test_what_an_index_knows(ten: Index) -> None:
-    assert (ten.name, ten.fps, ten.size, ten.scaling_factor, ten.frame_shape) == ("made", Fraction(10), 16, SCALE, SHAPE)
+    assert (ten.name, ten.fps, ten.size, ten.scaling_factor, ten.frame_shape) == (
+        "made",
+        Fraction(10),
+        16,
+        SCALE,
+        SHAPE,
+    )
     assert ten.null_text.shape == TEXT
-    assert [(entry.key, entry.num_frames) for entry in ten.entries["train"]] == [(f"clip-{number}", 20 + number) for number in range(10)]
+    assert [(entry.key, entry.num_frames) for entry in ten.entries["train"]] == [
+        (f"clip-{number}", 20 + number) for number in range(10)
+    ]

@@ -1,4 +1,6 @@
-"""`python -m training`: help at once, errors that say what to do, exit codes, and a run from the command line."""
+"""`python -m training`: help at once, errors that say what to do, exit codes, and a run from the
+command line.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,43 @@ from training.__main__ import app
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = {  # frozen: an option is a promise
-    "train": {"--preset", "--shards", "--run", "--steps", "--unet", "--seed", "--workers", "--verify", "--vae", "--device"},
-    "sample": {"--keyframe", "--interp", "--out", "--prompt", "--start", "--frames", "--steps", "--guidance", "--sampler", "--seed"}
+    "train": {
+        "--preset",
+        "--shards",
+        "--run",
+        "--steps",
+        "--unet",
+        "--seed",
+        "--workers",
+        "--verify",
+        "--vae",
+        "--device",
+    },
+    "sample": {
+        "--keyframe",
+        "--interp",
+        "--out",
+        "--prompt",
+        "--start",
+        "--frames",
+        "--steps",
+        "--guidance",
+        "--sampler",
+        "--seed",
+    }
     | {"--vae", "--clip", "--device"},
-    "evaluate": {"--run", "--shards", "--windows", "--steps", "--guidance", "--sampler", "--seed", "--vae", "--clip", "--device"},
+    "evaluate": {
+        "--run",
+        "--shards",
+        "--windows",
+        "--steps",
+        "--guidance",
+        "--sampler",
+        "--seed",
+        "--vae",
+        "--clip",
+        "--device",
+    },
     "plan": {"--preset", "--size"},
     "ablate": {"--shards", "--out", "--preset", "--question", "--steps", "--seeds", "--device"},
 }
@@ -47,13 +82,19 @@ def _one_thread() -> object:
 
 def test_help_loads_nothing_heavy() -> None:
     code = "import sys, training.__main__ as m; print(sorted({'torch', 'numpy', 'diffusers', 'rich.progress', 'av'} & set(sys.modules)))"
-    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert found.stdout.strip() == "[]"
 
 
 def test_the_options_are_those_promised() -> None:
     for name, wanted in OPTIONS.items():
-        command = next(one for one in app.registered_commands if one.callback is not None and one.callback.__name__ == name)
+        command = next(
+            one
+            for one in app.registered_commands
+            if one.callback is not None and one.callback.__name__ == name
+        )
         assert command.callback is not None
         names = {f"--{parameter}" for parameter in inspect.signature(command.callback).parameters}
         assert names == wanted, name
@@ -61,14 +102,26 @@ def test_the_options_are_those_promised() -> None:
 
 
 def test_a_wrong_preset_names_the_nearest(shards: Path, tmp_path: Path) -> None:
-    found = call("train", "--preset", "tiny-interpolation", "--shards", shards, "--run", tmp_path / "run", "--device", "cpu")
+    found = call(
+        "train",
+        "--preset",
+        "tiny-interpolation",
+        "--shards",
+        shards,
+        "--run",
+        tmp_path / "run",
+        "--device",
+        "cpu",
+    )
     assert found.exit_code == 2
     assert "did you mean tiny-interp?" in found.stderr
     assert not (tmp_path / "run").exists()
 
 
 def test_shards_that_are_not_there_say_how_to_build_them(tmp_path: Path) -> None:
-    found = call("train", "--preset", "tiny-interp", "--shards", tmp_path / "none", "--run", tmp_path / "run")
+    found = call(
+        "train", "--preset", "tiny-interp", "--shards", tmp_path / "none", "--run", tmp_path / "run"
+    )
     assert found.exit_code == 2
     assert "make shards" in found.stderr
     assert str(tmp_path / "none") in found.stderr
@@ -83,20 +136,48 @@ def test_a_damaged_shard_stops_before_the_first_step(shards: Path, tmp_path: Pat
     content = bytearray(tar.read_bytes())
     content[len(content) // 2] ^= 1
     tar.write_bytes(content)
-    found = call("train", "--preset", "tiny-interp", "--shards", copy, "--run", tmp_path / "run", "--device", "cpu")
+    found = call(
+        "train",
+        "--preset",
+        "tiny-interp",
+        "--shards",
+        copy,
+        "--run",
+        tmp_path / "run",
+        "--device",
+        "cpu",
+    )
     assert found.exit_code == 4
     assert "00000.tar" in found.stderr
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_that_is_none_names_the_command_that_makes_one(tmp_path: Path) -> None:
-    found = call("sample", "--keyframe", tmp_path / "a", "--interp", tmp_path / "b", "--prompt", "a fish", "--out", tmp_path / "out.mp4")
+    found = call(
+        "sample",
+        "--keyframe",
+        tmp_path / "a",
+        "--interp",
+        tmp_path / "b",
+        "--prompt",
+        "a fish",
+        "--out",
+        tmp_path / "out.mp4",
+    )
     assert found.exit_code == 2
     assert "make train-keyframe" in found.stderr
 
 
 def test_nothing_to_make_is_said_so(tmp_path: Path) -> None:
-    found = call("sample", "--keyframe", tmp_path / "a", "--interp", tmp_path / "b", "--out", tmp_path / "out.mp4")
+    found = call(
+        "sample",
+        "--keyframe",
+        tmp_path / "a",
+        "--interp",
+        tmp_path / "b",
+        "--out",
+        tmp_path / "out.mp4",
+    )
     assert found.exit_code == 2
     assert "--prompt" in found.stderr
 
@@ -105,13 +186,35 @@ def test_nothing_to_make_is_said_so(tmp_path: Path) -> None:
 def test_a_device_that_is_not_there_is_refused(shards: Path, tmp_path: Path, device: str) -> None:
     if device.startswith("cuda") and torch.cuda.is_available() and torch.cuda.device_count() > 99:
         pytest.skip("there are that many")
-    found = call("train", "--preset", "tiny-interp", "--shards", shards, "--run", tmp_path / "run", "--device", device)
+    found = call(
+        "train",
+        "--preset",
+        "tiny-interp",
+        "--shards",
+        shards,
+        "--run",
+        tmp_path / "run",
+        "--device",
+        device,
+    )
     assert found.exit_code == (4 if device.startswith("cuda") else 2)
     assert device in found.stderr
 
 
-def test_a_model_is_trained_and_gone_on_with_and_refused_as_another(shards: Path, tmp_path: Path) -> None:
-    command = ["train", "--preset", "tiny-interp", "--shards", shards, "--run", tmp_path / "run", "--unet", shards / "small.json"]
+def test_a_model_is_trained_and_gone_on_with_and_refused_as_another(
+    shards: Path, tmp_path: Path
+) -> None:
+    command = [
+        "train",
+        "--preset",
+        "tiny-interp",
+        "--shards",
+        shards,
+        "--run",
+        tmp_path / "run",
+        "--unet",
+        shards / "small.json",
+    ]
     command += ["--device", "cpu"]
     first = call(*command, "--steps", 3)
     assert first.exit_code == 0, first.output

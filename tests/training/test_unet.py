@@ -17,7 +17,15 @@ from torch import Tensor
 
 from training.attention import TemporalAttention
 from training.errors import Stopped, UsageError
-from training.unet import SD15_UNET, SD21_UNET, TINY_UNET, FpsEmbedding, TemporalConv, Unit, VideoUNet
+from training.unet import (
+    SD15_UNET,
+    SD21_UNET,
+    TINY_UNET,
+    FpsEmbedding,
+    TemporalConv,
+    Unit,
+    VideoUNet,
+)
 
 SMALL: dict[str, Any] = {
     **TINY_UNET,
@@ -31,7 +39,12 @@ SMALL: dict[str, Any] = {
 }
 FAMILIES = {
     "sd1": SMALL,
-    "sd2": {**SMALL, "use_linear_projection": True, "attention_head_dim": [2, 4], "layers_per_block": 2},
+    "sd2": {
+        **SMALL,
+        "use_linear_projection": True,
+        "attention_head_dim": [2, 4],
+        "layers_per_block": 2,
+    },
     "inpainting": {**SMALL, "in_channels": 9},
     "tiny": TINY_UNET,
 }
@@ -45,7 +58,10 @@ def new_flat(config: dict[str, Any] = SMALL) -> Any:
 
 def new_inputs(num_frames: int = 5, channels: int = 9, width: int = 8, size: int = 8) -> Inputs:
     random = torch.Generator().manual_seed(num_frames)
-    noisy, text = torch.randn(2, num_frames, channels, size, size, generator=random), torch.randn(2, 7, width, generator=random)
+    noisy, text = (
+        torch.randn(2, num_frames, channels, size, size, generator=random),
+        torch.randn(2, 7, width, generator=random),
+    )
     return noisy, torch.tensor([3, 700]), text, torch.tensor([10.0, 2.5])
 
 
@@ -61,7 +77,9 @@ def by_frame(flat: Any, inputs: Inputs, channels: int) -> Tensor:
 def shaken(model: VideoUNet) -> VideoUNet:
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+            parameter += 0.05 * torch.randn(
+                parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())
+            )
     return model
 
 
@@ -75,23 +93,41 @@ def trained() -> VideoUNet:
 @pytest.mark.parametrize("placement", ["resnets", "convolutions"])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_at_first_a_video_is_denoised_as_its_frames_are_bit_for_bit(family: str, placement: str, layout: torch.memory_format) -> None:
+def test_at_first_a_video_is_denoised_as_its_frames_are_bit_for_bit(
+    family: str, placement: str, layout: torch.memory_format
+) -> None:
     flat = new_flat(FAMILIES[family]).to(memory_format=layout)
     channels = flat.config.in_channels
     for wanted in {channels, 9}:
-        model = VideoUNet.inflate(flat, in_channels=wanted, placement=placement, window=5, first_frame=True)
+        model = VideoUNet.inflate(
+            flat, in_channels=wanted, placement=placement, window=5, first_frame=True
+        )
         inputs = new_inputs(channels=wanted, width=flat.config.cross_attention_dim)
         assert torch.equal(model(*inputs), by_frame(flat, inputs, channels))
 
 
 @pytest.mark.parametrize(("in_channels", "total"), [(4, 1_100_564_216), (9, 1_100_578_616)])
-def test_the_seeds_placement_has_the_seeds_number_of_parameters(in_channels: int, total: int) -> None:
+def test_the_seeds_placement_has_the_seeds_number_of_parameters(
+    in_channels: int, total: int
+) -> None:
     with torch.device("meta"):
-        model = VideoUNet.inflate(SD15_UNET, in_channels=in_channels, placement="convolutions", fps_conditioning=False)
-    convs, attentions = ([m for m in model.modules() if isinstance(m, kind)] for kind in (TemporalConv, TemporalAttention))
-    sizes = [sum(p.numel() for module in modules for p in module.parameters()) for modules in (convs, attentions)]
+        model = VideoUNet.inflate(
+            SD15_UNET, in_channels=in_channels, placement="convolutions", fps_conditioning=False
+        )
+    convs, attentions = (
+        [m for m in model.modules() if isinstance(m, kind)]
+        for kind in (TemporalConv, TemporalAttention)
+    )
+    sizes = [
+        sum(p.numel() for module in modules for p in module.parameters())
+        for modules in (convs, attentions)
+    ]
     assert (len(convs), len(attentions), *sizes) == (66, 16, 191_444_212, 49_599_040)
-    assert sum(p.numel() for p in model.parameters()) == total == 859_520_964 + sum(sizes) + (in_channels - 4) * 320 * 9
+    assert (
+        sum(p.numel() for p in model.parameters())
+        == total
+        == 859_520_964 + sum(sizes) + (in_channels - 4) * 320 * 9
+    )
 
 
 def test_stable_diffusion_2_is_known_by_its_size() -> None:
@@ -100,10 +136,15 @@ def test_stable_diffusion_2_is_known_by_its_size() -> None:
     assert sum(p.numel() for p in flat.parameters()) == 865_910_724
 
 
-def test_the_default_placement_is_one_convolution_a_resnet_and_one_attention_a_transformer() -> None:
+def test_the_default_placement_is_one_convolution_a_resnet_and_one_attention_a_transformer() -> (
+    None
+):
     with torch.device("meta"):
         model = VideoUNet.inflate(SD15_UNET)
-    assert [sum(isinstance(m, kind) for m in model.modules()) for kind in (TemporalConv, TemporalAttention, FpsEmbedding)] == [22, 16, 1]
+    assert [
+        sum(isinstance(m, kind) for m in model.modules())
+        for kind in (TemporalConv, TemporalAttention, FpsEmbedding)
+    ] == [22, 16, 1]
 
 
 @torch.no_grad()
@@ -146,7 +187,9 @@ def test_fps_can_be_left_out() -> None:
 
 
 @pytest.mark.parametrize("placement", ["resnets", "convolutions"])
-def test_checkpointing_changes_no_gradient_even_if_a_clip_of_another_length_comes_between(placement: str) -> None:
+def test_checkpointing_changes_no_gradient_even_if_a_clip_of_another_length_comes_between(
+    placement: str,
+) -> None:
     trained = shaken(VideoUNet.inflate(new_flat(), placement=placement))
 
     def gradients() -> list[Tensor]:
@@ -181,9 +224,14 @@ def test_checkpointing_keeps_less_for_the_backward(trained: VideoUNet) -> None:
 
 
 def test_a_model_comes_back_from_its_folder(trained: VideoUNet, tmp_path: Path) -> None:
-    model = VideoUNet(**{**trained.config, "window": 5, "first_frame": True, "placement": "convolutions"})
+    model = VideoUNet(
+        **{**trained.config, "window": 5, "first_frame": True, "placement": "convolutions"}
+    )
     model.save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    ]
     again = VideoUNet.from_pretrained(tmp_path)
     assert {name: again.config[name] for name in model.config if name[0] != "_"} == {
         name: value for name, value in model.config.items() if name[0] != "_"
@@ -227,18 +275,44 @@ def test_a_copy_does_not_share_the_count_of_frames(trained: VideoUNet) -> None:
 
 def test_what_is_trained_is_what_was_chosen() -> None:
     model = VideoUNet.inflate(new_flat())
-    chosen = {which: set(map(id, model.select_trainable(which))) for which in ("all", "temporal+conv", "temporal")}  # type: ignore[arg-type]
-    names = {name for name, parameter in model.named_parameters() if id(parameter) in chosen["temporal"]}
-    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == names
+    chosen = {
+        which: set(map(id, model.select_trainable(which)))
+        for which in ("all", "temporal+conv", "temporal")
+    }  # type: ignore[arg-type]
+    names = {
+        name for name, parameter in model.named_parameters() if id(parameter) in chosen["temporal"]
+    }
+    assert {
+        name for name, parameter in model.named_parameters() if parameter.requires_grad
+    } == names
     temporal = {name for name in names if ".temporal." in name}
     assert names - temporal == {
-        *(f"unet.{layer}.{part}" for layer in ("conv_in.conv", "class_embedding.linear") for part in ("weight", "bias")),
+        *(
+            f"unet.{layer}.{part}"
+            for layer in ("conv_in.conv", "class_embedding.linear")
+            for part in ("weight", "bias")
+        ),
         "unet.conv_in.added.weight",
     }
-    assert len(temporal) == len({name for name, _ in model.named_parameters() if ".temporal." in name})
-    assert chosen["temporal"] < chosen["temporal+conv"] < chosen["all"] == set(map(id, model.parameters()))
-    left = {name for name, parameter in model.named_parameters() if id(parameter) not in chosen["temporal+conv"]}
-    assert {name for name in left if "transformer_blocks" not in name and ".spatial.norm." not in name and "proj_" not in name} == {
+    assert len(temporal) == len(
+        {name for name, _ in model.named_parameters() if ".temporal." in name}
+    )
+    assert (
+        chosen["temporal"]
+        < chosen["temporal+conv"]
+        < chosen["all"]
+        == set(map(id, model.parameters()))
+    )
+    left = {
+        name
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in chosen["temporal+conv"]
+    }
+    assert {
+        name
+        for name in left
+        if "transformer_blocks" not in name and ".spatial.norm." not in name and "proj_" not in name
+    } == {
         f"unet.{layer}.{part}"
         for layer in ("time_embedding.linear_1", "time_embedding.linear_2", "conv_norm_out")
         for part in ("weight", "bias")
@@ -258,7 +332,11 @@ def test_every_temporal_weight_learns_after_one_step() -> None:
         optimizer.zero_grad()
         model(*new_inputs()).square().mean().backward()
         optimizer.step()
-    assert [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())] == []
+    assert [
+        name
+        for name, p in model.named_parameters()
+        if p.requires_grad and (p.grad is None or not p.grad.any())
+    ] == []
 
 
 @torch.no_grad()
@@ -346,8 +424,12 @@ def test_what_is_neither_a_folder_nor_a_hub_id_is_refused(source: str | Path) ->
         VideoUNet.inflate(source)
 
 
-def test_a_hub_that_cannot_be_reached_stops_with_advice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_hub_that_cannot_be_reached_stops_with_advice(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(Stopped, match="longtake/no-such-model is no folder here, and could not be had from the hub"):
+    with pytest.raises(
+        Stopped, match="longtake/no-such-model is no folder here, and could not be had from the hub"
+    ):
         VideoUNet.inflate("longtake/no-such-model", revision="main")

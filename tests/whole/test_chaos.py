@@ -1,4 +1,6 @@
-"""The short form of tests/chaos.py: every trial once or a few times. The long form writes docs/reliability.md."""
+"""The short form of tests/chaos.py: every trial once or a few times. The long form writes
+docs/reliability.md.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,14 @@ SHORT = {
 def may_mount() -> bool:
     """Whether a file system of one's own may be mounted: not in every container."""
     try:
-        return subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False).returncode == 0
+        return (
+            subprocess.run(
+                ["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"],
+                capture_output=True,
+                check=False,
+            ).returncode
+            == 0
+        )
     except FileNotFoundError:
         return False
 
@@ -42,6 +51,8 @@ def test_nothing_is_lost(small_dataset: Dataset, tmp_path: Path, trial: str) -> 
 
 
 @pytest.mark.skipif(not may_mount(), reason="no file system may be mounted here")
-def test_a_full_disk_stops_a_build_and_more_room_lets_it_go_on(small_dataset: Dataset, tmp_path: Path) -> None:
+def test_a_full_disk_stops_a_build_and_more_room_lets_it_go_on(
+    small_dataset: Dataset, tmp_path: Path
+) -> None:
     row = chaos.disk_full(small_dataset, tmp_path / "disk", SHORT["disk_full"], 1)
     assert (row.lost, row.times) == ("nothing", 1)

@@ -1,4 +1,6 @@
-"""Two hundred damaged videos in one build: each a clip or a counted rejection, and nothing crashes, hangs or is lost."""
+"""Two hundred damaged videos in one build: each a clip or a counted rejection, and nothing crashes,
+hangs or is lost.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,16 @@ from tests.making import footage
 
 COUNT = 210
 PARAMS = reel.Params(size=64)
-KNOWN = {"unreadable", "no-video-stream", "no-timestamps", "truncated", "decode-error", "outside-span", "too-few-frames", "too-large"}
+KNOWN = {
+    "unreadable",
+    "no-video-stream",
+    "no-timestamps",
+    "truncated",
+    "decode-error",
+    "outside-span",
+    "too-few-frames",
+    "too-large",
+}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +52,9 @@ def test_the_build_goes_on_to_its_end(built: fuzz.Built) -> None:
     assert "Traceback" not in built.said
 
 
-def test_every_damaged_video_is_a_clip_or_a_rejection(built: fuzz.Built, codecs: dict[str, str]) -> None:
+def test_every_damaged_video_is_a_clip_or_a_rejection(
+    built: fuzz.Built, codecs: dict[str, str]
+) -> None:
     assert len(codecs) == COUNT
     assert built.fates.keys() == codecs.keys()
 
@@ -51,7 +64,9 @@ def test_a_rejection_blames_the_bytes_and_not_the_worker(built: fuzz.Built) -> N
 
 
 @pytest.mark.parametrize("codec", fuzz.CODECS)
-def test_of_each_codec_some_damage_is_harmless_and_some_is_not(built: fuzz.Built, codecs: dict[str, str], codec: str) -> None:
+def test_of_each_codec_some_damage_is_harmless_and_some_is_not(
+    built: fuzz.Built, codecs: dict[str, str], codec: str
+) -> None:
     fates = [built.fates[name] for name, its_codec in codecs.items() if its_codec == codec]
     assert any("clip" in each for each in fates)
     assert any("clip" not in each for each in fates)
@@ -59,7 +74,11 @@ def test_of_each_codec_some_damage_is_harmless_and_some_is_not(built: fuzz.Built
 
 def test_every_damage_is_done_to_every_kind_of_video(codecs: dict[str, str]) -> None:
     done = {tuple(name.split("-")[:3]) for name in codecs}
-    assert done == {(codec, container, damage.__name__) for codec, container, _ in fuzz.KINDS for damage in fuzz.DAMAGES}
+    assert done == {
+        (codec, container, damage.__name__)
+        for codec, container, _ in fuzz.KINDS
+        for damage in fuzz.DAMAGES
+    }
 
 
 def test_a_second_build_has_nothing_to_do(built: fuzz.Built, folder: Path) -> None:
@@ -69,7 +88,9 @@ def test_a_second_build_has_nothing_to_do(built: fuzz.Built, folder: Path) -> No
     assert again.fates == built.fates
 
 
-def test_the_same_seed_gives_the_same_videos(folder: Path, codecs: dict[str, str], tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_videos(
+    folder: Path, codecs: dict[str, str], tmp_path: Path
+) -> None:
     assert fuzz.corpus(tmp_path, len(fuzz.KINDS) * 2, seed=0).items() <= codecs.items()
     some = [path for path in tmp_path.iterdir() if path.is_file()]
     assert all(path.read_bytes() == (folder / path.name).read_bytes() for path in some)
@@ -78,7 +99,12 @@ def test_the_same_seed_gives_the_same_videos(folder: Path, codecs: dict[str, str
 def test_a_video_that_touches_no_point_of_the_grid_is_a_rejection(
     film: Callable[..., Path], video_of: Callable[..., Video], store: Store
 ) -> None:
-    between = video_of(film(footage.numbered), Fraction(1, 25), Fraction(2, 25))  # 10 frames a second: at 0 and at 0.1
-    for act in (lambda: list(cut.process(between, store, cut.Whole(), PARAMS)), lambda: reel.of(between, PARAMS, store)):
+    between = video_of(
+        film(footage.numbered), Fraction(1, 25), Fraction(2, 25)
+    )  # 10 frames a second: at 0 and at 0.1
+    for act in (
+        lambda: list(cut.process(between, store, cut.Whole(), PARAMS)),
+        lambda: reel.of(between, PARAMS, store),
+    ):
         with pytest.raises(BadData, match=r"^too-few-frames: no frame lies on the grid"):
             act()

@@ -1,4 +1,6 @@
-"""What a video, a name, a recipe or a file from elsewhere must not be able to do: docs/security.md."""
+"""What a video, a name, a recipe or a file from elsewhere must not be able to do:
+docs/security.md.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,11 @@ from tests.making import footage
 from tests.making.serving import content, serving
 
 ROOT = Path(__file__).parents[2]
-CODE = sorted(path for folder in ("pipeline", "training", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py"))
+CODE = sorted(
+    path
+    for folder in ("pipeline", "training", "benchmarks", "tests")
+    for path in (ROOT / folder).rglob("*.py")
+)
 Film = Callable[..., Path]
 
 # Lists of other files that call themselves a video
@@ -53,7 +59,9 @@ LISTS = {
 
 
 @pytest.mark.parametrize("kind", LISTS)
-def test_a_list_that_calls_itself_a_video_is_unreadable_and_nobody_is_asked(film: Film, tmp_path: Path, kind: str) -> None:
+def test_a_list_that_calls_itself_a_video_is_unreadable_and_nobody_is_asked(
+    film: Film, tmp_path: Path, kind: str
+) -> None:
     secret, path = tmp_path / "secret.mp4", tmp_path / "film.mp4"
     secret.write_bytes(film(footage.plain, 2, size="160x120").read_bytes())
     with serving({"/secret.mp4": content(secret)}) as (address, asked):
@@ -67,9 +75,13 @@ def test_a_list_that_calls_itself_a_video_is_unreadable_and_nobody_is_asked(film
 
 
 def elsewhere(movie: bytes, path: Path) -> bytes:
-    """A QuickTime file without pictures of its own, whose tracks are said to lie in another file."""
+    """A QuickTime file without pictures of its own, whose tracks are said to lie in another
+    file.
+    """
     name = str(path).encode() + b"\0" * (len(str(path)) % 2)
-    record = bytes(150) + b"\0\2" + len(name).to_bytes(2, "big") + name + b"\xff\xff\0\0"  # an alias with an absolute path
+    record = (
+        bytes(150) + b"\0\2" + len(name).to_bytes(2, "big") + name + b"\xff\xff\0\0"
+    )  # an alias with an absolute path
     alias = (12 + len(record)).to_bytes(4, "big") + b"alis" + bytes(4) + record
 
     def boxes(part: bytes) -> bytes:
@@ -79,7 +91,10 @@ def elsewhere(movie: bytes, path: Path) -> bytes:
             body = part[at + 8 : at + size]
             if kind in (b"moov", b"trak", b"mdia", b"minf", b"dinf"):
                 body = boxes(body)
-            body = {b"dref": bytes(4) + (1).to_bytes(4, "big") + alias, b"mdat": bytes(len(body))}.get(kind, body)
+            body = {
+                b"dref": bytes(4) + (1).to_bytes(4, "big") + alias,
+                b"mdat": bytes(len(body)),
+            }.get(kind, body)
             out += (len(body) + 8).to_bytes(4, "big") + kind + body
             at += size
         return out
@@ -105,22 +120,41 @@ HOSTILE = (
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-@pytest.mark.parametrize("line", ['[[source]]\nuri = "file:a.mp4"\nid = {}\n', 'name = {}\n[[source]]\nuri = "file:a.mp4"\n'])
-def test_a_name_in_a_recipe_is_letters_digits_and_little_else(tmp_path: Path, name: str, line: str) -> None:
+@pytest.mark.parametrize(
+    "line",
+    ['[[source]]\nuri = "file:a.mp4"\nid = {}\n', 'name = {}\n[[source]]\nuri = "file:a.mp4"\n'],
+)
+def test_a_name_in_a_recipe_is_letters_digits_and_little_else(
+    tmp_path: Path, name: str, line: str
+) -> None:
     path = tmp_path / "mine.toml"
-    quoted = '"' + "".join(char if char.isprintable() and char not in '"\\' else f"\\u{ord(char):04x}" for char in name) + '"'
+    quoted = (
+        '"'
+        + "".join(
+            char if char.isprintable() and char not in '"\\' else f"\\u{ord(char):04x}"
+            for char in name
+        )
+        + '"'
+    )
     path.write_text(line.format(quoted), "utf-8")
     with pytest.raises(RecipeError, match=r"mine\.toml:\d: (source\[0\]\.id|name): got "):
         recipe.load(path)
 
 
-def test_names_of_files_and_of_entries_of_a_list_become_fit_for_keys(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_of_files_and_of_entries_of_a_list_become_fit_for_keys(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("-rf.mp4", "a\nb.mp4", "a b.mp4", "a%2fb.mp4", "a...-... .mp4"):
         (tmp_path / name).touch()
-    listed = [(name, f"https://example.org/{index}") for index, name in enumerate((*HOSTILE, "x" * 300))]
+    listed = [
+        (name, f"https://example.org/{index}") for index, name in enumerate((*HOSTILE, "x" * 300))
+    ]
     monkeypatch.setattr(fetch, "entries", lambda *_: listed)
     for uri, count in (("file:*.mp4", 5), ("https://example.org/list", len(listed))):
-        keys = [source.key for source in download.expand(Source("s", uri), store, download.Params(), tmp_path)]
+        keys = [
+            source.key
+            for source in download.expand(Source("s", uri), store, download.Params(), tmp_path)
+        ]
         assert len(set(keys)) == count
         assert all(re.fullmatch(r"s-[A-Za-z0-9_-]{0,89}", key) for key in keys)
 
@@ -134,39 +168,56 @@ def test_a_build_writes_nothing_outside_of_its_data_folder(film: Film, tmp_path:
     for name in ("-rf.mp4", "a\nb.mp4", "a...mp4"):
         (folder / name).write_bytes(film(footage.plain, 2, size="160x120").read_bytes())
     path = folder / "fuzz.toml"
-    path.write_text('[[source]]\nid = "s"\nuri = "file:*.mp4"\n[filter]\nmin_frames = 5\n[extract]\nsize = 64\n')
+    path.write_text(
+        '[[source]]\nid = "s"\nuri = "file:*.mp4"\n[filter]\nmin_frames = 5\n[extract]\nsize = 64\n'
+    )
     before = set(tmp_path.rglob("*"))
     built = fuzz.build(path)
     assert built.code == 0, built.said
     new = [found.relative_to(folder / "data") for found in set(tmp_path.rglob("*")) - before]
-    assert sorted(found.name for found in new if found.parts[1:2] == ("clips",) and found.suffix) == CLIPS
+    assert (
+        sorted(found.name for found in new if found.parts[1:2] == ("clips",) and found.suffix)
+        == CLIPS
+    )
 
 
 @pytest.mark.parametrize("member", ["../../x", "/etc/passwd", "../../etc/passwd", "some/../../x"])
-def test_a_member_of_a_wheel_is_read_and_never_unpacked(store: Store, tmp_path: Path, member: str) -> None:
+def test_a_member_of_a_wheel_is_read_and_never_unpacked(
+    store: Store, tmp_path: Path, member: str
+) -> None:
     with zipfile.ZipFile(tmp_path / "x.whl", "w") as wheel:
         wheel.writestr("../../x", b"film")
     blob = store.link(tmp_path / "x.whl")
     store.once(["wheel", "x==1"], lambda: blob)
     before = {path for path in tmp_path.rglob("*") if path.is_file()}
     if member == "../../x":
-        assert store.path(fetch.from_wheel(f"pypi:x==1/{member}", store, 1, 1).sha256).read_bytes() == b"film"
+        assert (
+            store.path(fetch.from_wheel(f"pypi:x==1/{member}", store, 1, 1).sha256).read_bytes()
+            == b"film"
+        )
     else:
         with pytest.raises(Unavailable, match="not-found"):
             fetch.from_wheel(f"pypi:x==1/{member}", store, 1, 1)
     new = {path for path in tmp_path.rglob("*") if path.is_file()} - before
-    assert all(path.is_relative_to(store.root / "blobs") or path.is_relative_to(store.root / "slots") for path in new)
+    assert all(
+        path.is_relative_to(store.root / "blobs") or path.is_relative_to(store.root / "slots")
+        for path in new
+    )
 
 
 @pytest.mark.parametrize("host", ["../../x", "..", "/etc", "a\0b", ""])
-def test_a_host_that_would_like_to_be_a_path_is_one_file_of_the_store(store: Store, host: str) -> None:
+def test_a_host_that_would_like_to_be_a_path_is_one_file_of_the_store(
+    store: Store, host: str
+) -> None:
     with fetch.slot(store, host, 1):
         [place] = (store.root / "slots").iterdir()
         assert re.fullmatch(r"[a-z0-9_.-]+\.0", place.name)
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_a_damaged_wheel_is_unreadable_however_it_is_packed(store: Store, tmp_path: Path, method: int) -> None:
+def test_a_damaged_wheel_is_unreadable_however_it_is_packed(
+    store: Store, tmp_path: Path, method: int
+) -> None:
     with zipfile.ZipFile(tmp_path / "x.whl", "w", method) as wheel:
         wheel.writestr("film.mp4", bytes(range(256)) * 8)
     content = bytearray((tmp_path / "x.whl").read_bytes())
@@ -189,39 +240,62 @@ def fate(store: Store, uri: str, folder: Path, **options: str) -> tuple[str, str
 
 def test_one_file_system_does_not_lead_to_another(store: Store, tmp_path: Path) -> None:
     (tmp_path / "secret.mp4").write_bytes(b"mine")
-    (tmp_path / "list.json").write_text(f'{{"version": 1, "refs": {{"film": ["{tmp_path}/secret.mp4"]}}}}')
+    (tmp_path / "list.json").write_text(
+        f'{{"version": 1, "refs": {{"film": ["{tmp_path}/secret.mp4"]}}}}'
+    )
     with fsspec.open(uri := f"reference://film::file://{tmp_path}/list.json", "rb") as careless:
         assert careless.read() == b"mine"
-    assert fate(store, uri, tmp_path) == ("unsupported", f"{uri} leads through one file system to another: name the file where it is")
+    assert fate(store, uri, tmp_path) == (
+        "unsupported",
+        f"{uri} leads through one file system to another: name the file where it is",
+    )
 
 
-@pytest.mark.parametrize("uri", ["http://[::1/film.mp4", "https://a]b/film.mp4", "s3://[bucket/film.mp4", "ftp://[x/a"])
-def test_an_address_that_cannot_be_taken_apart_is_unsupported(store: Store, tmp_path: Path, uri: str) -> None:
+@pytest.mark.parametrize(
+    "uri", ["http://[::1/film.mp4", "https://a]b/film.mp4", "s3://[bucket/film.mp4", "ftp://[x/a"]
+)
+def test_an_address_that_cannot_be_taken_apart_is_unsupported(
+    store: Store, tmp_path: Path, uri: str
+) -> None:
     assert fate(store, uri, tmp_path)[0] == "unsupported"
     if uri.startswith("http"):
         with pytest.raises(Unavailable, match=r"^unsupported: "):
             list(download.expand(Source("s", uri), store, download.Params(), tmp_path))
 
 
-def test_a_format_yt_dlp_does_not_understand_is_an_error_of_the_recipe(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"^download.format: got '\[\[', which is no selector of yt-dlp: "):
+def test_a_format_yt_dlp_does_not_understand_is_an_error_of_the_recipe(
+    store: Store, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        RecipeError, match=r"^download.format: got '\[\[', which is no selector of yt-dlp: "
+    ):
         fate(store, "http://127.0.0.1:9/a", tmp_path, format="[[")
 
 
-def test_words_from_outside_cannot_steer_a_terminal(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_from_outside_cannot_steer_a_terminal(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise Unavailable("gone", "\x1b[2J gone\r\n\x07\x9b31m \ud800 f\u00fcr immer")
 
     monkeypatch.setattr(fetch, "from_web", refuse)
-    assert fate(store, "http://example.org/a", tmp_path) == ("gone", "\ufffd[2J gone\ufffd\ufffd\ufffd\ufffd31m \ufffd f\u00fcr immer")
+    assert fate(store, "http://example.org/a", tmp_path) == (
+        "gone",
+        "\ufffd[2J gone\ufffd\ufffd\ufffd\ufffd31m \ufffd f\u00fcr immer",
+    )
 
 
 def test_a_file_whose_name_is_not_utf_8_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"the file 'a\\udcff.mp4': its name is not UTF-8, as every address is; rename it"):
+    with pytest.raises(
+        RecipeError,
+        match=r"the file 'a\\udcff.mp4': its name is not UTF-8, as every address is; rename it",
+    ):
         download.path_in_recipe(tmp_path / os.fsdecode(b"a\xff.mp4"), tmp_path)
 
 
-def test_a_local_file_that_may_not_be_read_is_forbidden(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_file_that_may_not_be_read_is_forbidden(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "film.mp4").touch()
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert fate(store, "file:film.mp4", tmp_path)[0] == "forbidden"
@@ -230,27 +304,61 @@ def test_a_local_file_that_may_not_be_read_is_forbidden(store: Store, tmp_path: 
 # Code that would run what it reads
 
 CALLS = {  # what reads code out of data, or hands data to a shell
-    *("eval", "exec", "os.system", "os.popen", "subprocess.getoutput", "marshal.loads", "runpy.run_path", "tempfile.mktemp"),
-    *("torch.load", "torch.save", "torch.hub.load", "pandas.read_pickle", "yaml.load", "yaml.unsafe_load"),
+    *(
+        "eval",
+        "exec",
+        "os.system",
+        "os.popen",
+        "subprocess.getoutput",
+        "marshal.loads",
+        "runpy.run_path",
+        "tempfile.mktemp",
+    ),
+    *(
+        "torch.load",
+        "torch.save",
+        "torch.hub.load",
+        "pandas.read_pickle",
+        "yaml.load",
+        "yaml.unsafe_load",
+    ),
 }
 METHODS = {"extractall", "extract", "unpack_archive"}
-OPTIONS = {("shell", True), ("allow_pickle", True), ("trust_remote_code", True), ("weights_only", False)}
+OPTIONS = {
+    ("shell", True),
+    ("allow_pickle", True),
+    ("trust_remote_code", True),
+    ("weights_only", False),
+}
 EXCEPTIONS = {  # with their reasons
     ("tests/stages/test_format.py", "exec"),  # runs the reader that docs/format.md prints
-    ("tests/training/test_stream.py", "allow_pickle=True"),  # makes a file with a pickle in it, which must be refused
+    (
+        "tests/training/test_stream.py",
+        "allow_pickle=True",
+    ),  # makes a file with a pickle in it, which must be refused
 }
 
 
 def dangers(text: str, strict: bool) -> set[str]:
-    """What of CALLS, METHODS and OPTIONS a module does; `strict`: np.load must say allow_pickle=False too."""
+    """What of CALLS, METHODS and OPTIONS a module does; `strict`: np.load must say
+    allow_pickle=False too.
+    """
     found = set()
     for call in (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)):
         name = ast.unparse(call.func)
-        options = {(option.arg, option.value.value) for option in call.keywords if isinstance(option.value, ast.Constant)}
+        options = {
+            (option.arg, option.value.value)
+            for option in call.keywords
+            if isinstance(option.value, ast.Constant)
+        }
         found |= {name} & CALLS
         found |= {name.rpartition(".")[2]} & METHODS if "." in name else set()
         found |= {f"{option}={value}" for option, value in options & OPTIONS}
-        if strict and name.endswith(("np.load", "numpy.load", "read_array", "np.save")) and ("allow_pickle", False) not in options:
+        if (
+            strict
+            and name.endswith(("np.load", "numpy.load", "read_array", "np.save"))
+            and ("allow_pickle", False) not in options
+        ):
             found.add(f"{name} without allow_pickle=False")
     return found
 
@@ -258,13 +366,22 @@ def dangers(text: str, strict: bool) -> set[str]:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("model.eval(); re.compile(x); np.load(f, allow_pickle=False); tar.extractfile(m); subprocess.run(['a'])", set()),
+        (
+            "model.eval(); re.compile(x); np.load(f, allow_pickle=False); tar.extractfile(m); subprocess.run(['a'])",
+            set(),
+        ),
         ("eval(x); exec(y)", {"eval", "exec"}),
         ("import os; os.system('x'); torch.load(f)", {"os.system", "torch.load"}),
-        ("subprocess.run('x', shell=True); f(trust_remote_code=True)", {"shell=True", "trust_remote_code=True"}),
+        (
+            "subprocess.run('x', shell=True); f(trust_remote_code=True)",
+            {"shell=True", "trust_remote_code=True"},
+        ),
         ("tarfile.open(f).extractall(d); zip.extract(m)", {"extractall", "extract"}),
         ("np.load(f)", {"np.load without allow_pickle=False"}),
-        ("np.load(f, allow_pickle=True)", {"allow_pickle=True", "np.load without allow_pickle=False"}),
+        (
+            "np.load(f, allow_pickle=True)",
+            {"allow_pickle=True", "np.load without allow_pickle=False"},
+        ),
     ],
 )
 def test_the_rule_sees_what_it_forbids(text: str, found: set[str]) -> None:
@@ -278,8 +395,12 @@ def test_no_module_unpickles_evaluates_unpacks_or_asks_a_shell(path: Path) -> No
     assert {danger for danger in found if (place, danger) not in EXCEPTIONS} == set()
 
 
-def test_tests_and_benchmarks_import_no_pickle_either() -> None:  # pipeline and training: test_architecture.py
-    forbidden = re.compile(r"^\s*(import|from)\s+(pickle|cloudpickle|dill|shelve|joblib|marshal)\b", re.MULTILINE)
+def test_tests_and_benchmarks_import_no_pickle_either() -> (
+    None
+):  # pipeline and training: test_architecture.py
+    forbidden = re.compile(
+        r"^\s*(import|from)\s+(pickle|cloudpickle|dill|shelve|joblib|marshal)\b", re.MULTILINE
+    )
     assert [path.name for path in CODE if forbidden.search(path.read_text("utf-8"))] == []
 
 
@@ -306,13 +427,18 @@ def model_folder(folder: Path, tower: str = "", **other: str) -> Path:
         ("open_clip_config.json", b"\xff"),
     ],
 )
-def test_a_damaged_model_is_named_before_any_work(tmp_path: Path, file: str, content: bytes) -> None:
+def test_a_damaged_model_is_named_before_any_work(
+    tmp_path: Path, file: str, content: bytes
+) -> None:
     (model_folder(tmp_path / "model") / file).write_bytes(content)
     with pytest.raises(RecipeError, match=rf"the model 'model' is damaged: .*/model/{file}: "):
         encoders.find("model", None, "", encoders.CLIP_FILES, tmp_path)
 
 
-@pytest.mark.parametrize(("tower", "key", "other"), [("text_cfg", "hf_model_name", "a/b"), ("vision_cfg", "timm_model_name", "hf-hub:a/b")])
+@pytest.mark.parametrize(
+    ("tower", "key", "other"),
+    [("text_cfg", "hf_model_name", "a/b"), ("vision_cfg", "timm_model_name", "hf-hub:a/b")],
+)
 def test_a_model_does_not_lead_to_another(tmp_path: Path, tower: str, key: str, other: str) -> None:
     model_folder(tmp_path / "model", tower, **{key: other})
     with pytest.raises(RecipeError, match=f"the model 'model' is made of another one, '{other}'"):
@@ -327,7 +453,11 @@ def test_a_model_that_cannot_be_made_stops_the_build_in_a_line(tmp_path: Path) -
 
 def test_a_vae_says_what_diffusers_takes_where_its_config_is_silent(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    assert encoders.vae_facts(tmp_path) == {"scaling_factor": 0.18215, "latent_channels": 4, "factor": 1}
+    assert encoders.vae_facts(tmp_path) == {
+        "scaling_factor": 0.18215,
+        "latent_channels": 4,
+        "factor": 1,
+    }
 
 
 # A recipe is data
@@ -337,12 +467,22 @@ def test_a_vae_says_what_diffusers_takes_where_its_config_is_silent(tmp_path: Pa
     ("toml", "table", "wanted"),
     [
         ("x = " + "9" * 5000, "", "mine.toml is not TOML: Exceeds the limit"),
-        ('source = [{uri = "file:a\\u001b[2J.mp4"}]', "", "source[0].uri: got 'file:a\\x1b[2J.mp4', an address begins with its kind"),
+        (
+            'source = [{uri = "file:a\\u001b[2J.mp4"}]',
+            "",
+            "source[0].uri: got 'file:a\\x1b[2J.mp4', an address begins with its kind",
+        ),
         ('sources = "t.jsonl"', '{"uri": "file:\\ud800"}', "t.jsonl: row 1: not JSON: "),
-        ('sources = "t.jsonl"\n[columns]\ncaption = "c"', '{"uri": "file:a", "c": ["\\udfff"]}', "t.jsonl: row 1: not JSON: "),
+        (
+            'sources = "t.jsonl"\n[columns]\ncaption = "c"',
+            '{"uri": "file:a", "c": ["\\udfff"]}',
+            "t.jsonl: row 1: not JSON: ",
+        ),
     ],
 )
-def test_what_has_no_bytes_or_too_many_is_an_error_of_the_recipe(tmp_path: Path, toml: str, table: str, wanted: str) -> None:
+def test_what_has_no_bytes_or_too_many_is_an_error_of_the_recipe(
+    tmp_path: Path, toml: str, table: str, wanted: str
+) -> None:
     (tmp_path / "mine.toml").write_text(toml)
     (tmp_path / "t.jsonl").write_text(table)
     with pytest.raises(RecipeError) as caught:
@@ -359,7 +499,14 @@ def complaint(folder: Path, columns: str, row: str) -> str:
 
 
 TEMPLATES = (
-    *("{uri.__class__.__mro__}", "{uri[0]}", "{x!r}", "{x!r:>{uri}}", "{x:>{uri}}", "{x:>9999999999}"),
+    *(
+        "{uri.__class__.__mro__}",
+        "{uri[0]}",
+        "{x!r}",
+        "{x!r:>{uri}}",
+        "{x:>{uri}}",
+        "{x:>9999999999}",
+    ),
     *("{x.real}", "{}", "{x{uri}}", "{x", "x}{x}"),
 )
 
@@ -373,20 +520,30 @@ def test_a_template_looks_up_columns_and_does_nothing_else(tmp_path: Path, templ
 
 def test_a_template_may_hold_any_column_and_braces_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"my name-2": "a", "n": 7}\n')
-    (tmp_path / "mine.toml").write_text('sources = "t.jsonl"\n[columns]\nuri = "https://e.org/{my name-2}/{{{n}}}"\n')
-    assert [source.uri for source in recipe.load(tmp_path / "mine.toml").sources] == ["https://e.org/a/{7}"]
+    (tmp_path / "mine.toml").write_text(
+        'sources = "t.jsonl"\n[columns]\nuri = "https://e.org/{my name-2}/{{{n}}}"\n'
+    )
+    assert [source.uri for source in recipe.load(tmp_path / "mine.toml").sources] == [
+        "https://e.org/a/{7}"
+    ]
 
 
 @pytest.mark.parametrize("column", ["caption", "ranges"])
-@pytest.mark.parametrize("value", ["[" * 100_000, "[" * 300 + "]" * 300, "[" + "-" * 100_000 + "1]", "[" + "(" * 5000])
-def test_a_list_nested_without_end_is_an_error_of_the_recipe(tmp_path: Path, column: str, value: str) -> None:
+@pytest.mark.parametrize(
+    "value", ["[" * 100_000, "[" * 300 + "]" * 300, "[" + "-" * 100_000 + "1]", "[" + "(" * 5000]
+)
+def test_a_list_nested_without_end_is_an_error_of_the_recipe(
+    tmp_path: Path, column: str, value: str
+) -> None:
     said = complaint(tmp_path, f'{column} = "x"', value)
     assert "t.csv: row 1: got '[" in said
     assert "nested too deeply" in said
     assert len(said) < 500
 
 
-@pytest.mark.parametrize("value", ["[__import__('os').getpid()]", "[x for x in y]", "[1+1]", "[open('f')]"])
+@pytest.mark.parametrize(
+    "value", ["[__import__('os').getpid()]", "[x for x in y]", "[1+1]", "[open('f')]"]
+)
 def test_a_list_written_as_text_is_read_and_never_run(tmp_path: Path, value: str) -> None:
     (tmp_path / "t.csv").write_text(f'uri,x\nhttps://example.org/a,"{value}"\n')
     (tmp_path / "mine.toml").write_text('sources = "t.csv"\n[columns]\ncaption = "x"\n')

@@ -1,12 +1,14 @@
-"""Train the tiny VAE: `python -m pipeline.media.tiny.train_vae CLIP... --held-out CLIP... --out DIR`.
+"""Train the tiny VAE: `python -m pipeline.media.tiny.train_vae CLIP... --held-out CLIP... --out
+DIR`.
 
 A small convolutional `AutoencoderKL` (f8, 4 latent channels, no attention), trained on random crops
-of the given clips. Small things on flat ground drown in a mean, and L1 alone paints them over: squared
-errors of pixels and of their differences are added, and of a few crops the busiest is taken. A light KL term keeps
-the latents in bounds (Rombach et al. 2022, eq. 25). The budget is
+of the given clips. Small things on flat ground drown in a mean, and L1 alone paints them over:
+squared errors of pixels and of their differences are added, and of a few crops the busiest is
+taken. A light KL term keeps the latents in bounds (Rombach et al. 2022, eq. 25). The budget is
 wall-clock minutes and the learning rate follows the share of it used, so a slow machine gets fewer
-steps but always a finished schedule. Weights are stored as float16; the scaling factor, one over the
-standard deviation of the training latents, is written to the config. PSNR is reported clip by clip.
+steps but always a finished schedule. Weights are stored as float16; the scaling factor, one over
+the standard deviation of the training latents, is written to the config. PSNR is reported clip by
+clip.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ CANDIDATES = 4
 
 def read_clip(path: Path, every: int = 1) -> Tensor:
     """All frames of a clip, `f c h w` uint8."""
-    import decord  # after torch: the other order binds torch to a BLAS that is not there, and crashes
+    # after torch: the other order binds torch to a BLAS that is not there, and crashes
+    import decord
 
     reader = decord.VideoReader(str(path), num_threads=1)
     frames = reader.get_batch(range(0, len(reader), every)).asnumpy()
@@ -62,10 +65,15 @@ def load_vae(folder: Path) -> Any:
 
 
 def random_crop(frame: Tensor, rng: random.Random) -> Tensor:
-    """One augmented training crop, `c CROP CROP` in [-1, 1]: scale, place, flip, exposure, hue order."""
+    """One augmented training crop, `c CROP CROP` in [-1, 1]: scale, place, flip, exposure, hue
+    order.
+    """
     height, width = frame.shape[1:]
     side = rng.randint(CROP, min(height, width, CROP * 3 // 2))
-    places = [(rng.randint(0, height - side), rng.randint(0, width - side)) for _ in range(rng.choice((1, CANDIDATES)))]
+    places = [
+        (rng.randint(0, height - side), rng.randint(0, width - side))
+        for _ in range(rng.choice((1, CANDIDATES)))
+    ]
     crops = [frame[:, y : y + side, x : x + side].float().div(127.5).sub(1) for y, x in places]
     crop = max(crops, key=lambda one: one.diff(dim=2).square().mean().item())
     crop = F.interpolate(crop[None], size=(CROP, CROP), mode="bilinear", antialias=True)[0]
@@ -99,9 +107,13 @@ def latent_std(vae: Any, clips: list[Tensor]) -> float:
 
 
 def pixel_loss(decoded: Tensor, pixels: Tensor) -> Tensor:
-    """Absolute and squared error of pixels, and squared error of differences between neighbours across and down."""
+    """Absolute and squared error of pixels, and squared error of differences between neighbours
+    across and down.
+    """
     across, down = (F.mse_loss(decoded.diff(dim=axis), pixels.diff(dim=axis)) for axis in (3, 2))
-    return F.l1_loss(decoded, pixels) + SQUARE_WEIGHT * (F.mse_loss(decoded, pixels) + across + down)
+    return F.l1_loss(decoded, pixels) + SQUARE_WEIGHT * (
+        F.mse_loss(decoded, pixels) + across + down
+    )
 
 
 def fit(vae: Any, clips: list[Tensor], minutes: float, batch: int, rate: float, seed: int) -> int:
@@ -124,7 +136,9 @@ def fit(vae: Any, clips: list[Tensor], minutes: float, batch: int, rate: float, 
         optimizer.step()
         step, used = step + 1, (time.monotonic() - start) / (60 * minutes)
         if step % 50 == 0:
-            print(f"step {step}  {used:.0%}  loss {loss.item():.4f}  kl {kl.item():.2f}", flush=True)
+            print(
+                f"step {step}  {used:.0%}  loss {loss.item():.4f}  kl {kl.item():.2f}", flush=True
+            )
     return step
 
 
@@ -139,8 +153,12 @@ def save(vae: Any, clips: list[Tensor], out: Path) -> None:
 def main(
     clips: Annotated[list[Path], typer.Argument(help="Clips to learn from.")],
     out: Annotated[Path, typer.Option(help="Folder to write the model to.")],
-    held_out: Annotated[list[Path] | None, typer.Option(help="Clips only measured, not learnt.")] = None,
-    start: Annotated[Path | None, typer.Option(help="A model to go on from, instead of a new one.")] = None,
+    held_out: Annotated[
+        list[Path] | None, typer.Option(help="Clips only measured, not learnt.")
+    ] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="A model to go on from, instead of a new one.")
+    ] = None,
     minutes: Annotated[float, typer.Option(help="Training budget, wall clock.")] = 60.0,
     batch: Annotated[int, typer.Option(help="Crops per step.")] = 8,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
