@@ -89,9 +89,7 @@ class SourceEntry(Table):
 
 
 class Columns(Table):
-    """`[columns]`: which column of the sources table holds what. A value with {braces} is a
-    template of columns.
-    """
+    """`[columns]`: which column of the table holds what; {braces} make a template of columns."""
 
     uri: str = Field(
         default="uri",

@@ -232,9 +232,9 @@ STRUCK_WHILE_SPAWNING = """
 import os, signal, sys, time
 from multiprocessing import util
 from pathlib import Path
-from pipeline.executors import Processes
-from pipeline.stage import Batch, Work
-from pipeline.store import Store
+from pipeline.core.executors import Processes
+from pipeline.core.stage import Batch, Work
+from pipeline.core.store import Store
 
 def spawn_and_strike(path, words, fds):
     pid = spawn(path, words, fds)
@@ -273,7 +273,7 @@ def test_ctrl_c_while_a_worker_is_just_being_spawned_is_quiet(strike: str) -> No
 
 ENDS = """
 import multiprocessing
-from pipeline import executors
+from pipeline.core import executors
 class Late:
     def __del__(self): print("taken apart")
 late = Late()

@@ -16,7 +16,7 @@ from pipeline.core import interrupts
 
 ROOT = Path(__file__).parents[2]
 LINE = "interrupted: what was finished is kept, the same command goes on\n"
-HEAD = "import os, signal, sys\nfrom pipeline import interrupts\n"
+HEAD = "import os, signal, sys\nfrom pipeline.core import interrupts\n"
 STRIKE = "os.kill(os.getpid(), signal.SIGINT)"
 
 

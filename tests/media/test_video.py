@@ -303,8 +303,8 @@ def test_a_file_that_is_no_clip_is_bad_data(tmp_path: Path) -> None:
 LOOK = """
 import resource, sys
 from pathlib import Path
-from pipeline import video
-from pipeline.errors import BadData
+from pipeline.media import video
+from pipeline.core.errors import BadData
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     list(video.frames(Path(sys.argv[1]), video.probe(Path(sys.argv[1]))))
