@@ -268,21 +268,18 @@ def _run_missing(
             ]
         else:
             told.update((keys[trouble.key], trouble) for trouble in result)
-    for (
-        batch
-    ) in alone:  # a worker may be lost through another record's fault: each gets one try by itself
-        for (task_key, record), result in (
-            (only.tasks[0], result) for only, result in executor.map(work, [batch])
-        ):
-            if isinstance(result, Lost) and result.reason == "timed-out" and stage.waits_on_world:
-                store.note_failure(task_key, "timeout", result.detail, 2)
-                told[task_key] = Rejection(
-                    record.key, stage.name, "unavailable", "timeout", result.detail
-                )
-            elif isinstance(result, Lost):
-                store.remember(task_key, [bad(result.reason, result.detail, 2)], origins(record))
-            else:
-                told.update((task_key, trouble) for trouble in result)
+    # A worker may be lost through another record's fault: each gets one try by itself.
+    for single, result in executor.map(work, alone) if alone else ():
+        task_key, record = single.tasks[0]
+        if isinstance(result, Lost) and result.reason == "timed-out" and stage.waits_on_world:
+            store.note_failure(task_key, "timeout", result.detail, 2)
+            told[task_key] = Rejection(
+                record.key, stage.name, "unavailable", "timeout", result.detail
+            )
+        elif isinstance(result, Lost):
+            store.remember(task_key, [bad(result.reason, result.detail, 2)], origins(record))
+        else:
+            told.update((task_key, trouble) for trouble in result)
     return [
         replace(told[keys[record.key]], key=record.key)
         for record in found.missing
