@@ -225,6 +225,7 @@ def build(
     progress: Progress,
     classes: Collection[str] | None = None,
     raws: raw.Raws | None = None,
+    relock: bool = False,
 ) -> Iterator[Step]:
     """Do what is missing, stage by stage, and write the outputs and the lock. Raises Stopped, Bug
     or RecipeError.

@@ -8,11 +8,12 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich import box
+from rich.filesize import decimal as size
 from rich.table import Table
 
-from pipeline.commands.report import size
 from pipeline.core.errors import Stopped
 from pipeline.dataset.build import NAMES, walk
 from pipeline.dataset.recipe import Loaded
@@ -63,6 +64,28 @@ def of(loaded: Loaded, data: Path, device: str) -> Plan:
         unknown = str(error)
     there = next(path for path in (data.absolute(), *data.absolute().parents) if path.is_dir())
     return Plan(ahead.lines, unknown, shutil.disk_usage(there).free)
+
+
+def facts(plan: Plan) -> dict[str, Any]:
+    """The plan as plain JSON: counts per stage, seconds and bytes, null where they are not known."""
+    stages = [
+        {
+            "stage": line.stage,
+            "done": line.num_done,
+            "to_do": line.to_do,
+            "seconds_of_video": line.to_do_s,
+            "seconds": line.seconds,
+            "reasons": {reason: len(keys) for reason, keys in line.reasons.items()},
+        }
+        for line in plan.lines.values()
+    ]
+    return {
+        "stages": stages,
+        "seconds": plan.seconds,
+        "bytes": plan.num_bytes,
+        "free_bytes": plan.free_bytes,
+        "unknown": plan.unknown or None,
+    }
 
 
 def table(plan: Plan) -> Table:

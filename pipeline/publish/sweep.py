@@ -9,7 +9,7 @@ of memos, so that one broken off leaves what the next one finds.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ def gc(data: Path, dry: bool) -> tuple[Bin, list[str]]:
     with opened(data) as store:
         memos = list(read(store))
         kept = held(data, store, memos)
-        unfinished = _hold_unfinished(store, kept)
+        unfinished = hold_unfinished(store, kept)
         kinds = kinds_of(memos)
         going = [sha256 for sha256 in store.blobs() if sha256 not in kept.blobs]
         swept = Bin(dry)
@@ -110,11 +110,17 @@ def naming(memos: Iterable[Memo], blobs: set[str]) -> list[Memo]:
     return [memo for memo in memos if any(blob.sha256 in blobs for blob in blobs_in(memo.outputs))]
 
 
-def held(data: Path, store: Store, memos: Iterable[Memo]) -> Held:
-    """Read every manifest of every dataset. Raises Damaged."""
+def held(
+    data: Path,
+    store: Store,
+    memos: Iterable[Memo],
+    chosen: Callable[[str], bool] = lambda dataset: True,
+) -> Held:
+    """Read every manifest of every dataset, or of those that are chosen by name. Raises Damaged."""
     kept = Held()
     any_reel: set[bytes] = set()  # videos of datasets that do not say yet which reel they want
-    for folder in sorted({path.parent for path in data.glob("*/[1-6]-*.jsonl")}):
+    folders = {path.parent for path in data.glob("*/[1-6]-*.jsonl")}
+    for folder in sorted(folder for folder in folders if chosen(folder.name)):
         params: dict[str, Any] = {}
         videos: dict[bytes, Any] = {}
         for path in sorted(folder.glob("[1-6]-*.jsonl")):
@@ -153,7 +159,7 @@ def _hold_memos(kept: Held, store: Store, keys: Iterable[str]) -> None:
             kept.blobs |= {blob.sha256 for blob in blobs_in(memo.outputs)}
 
 
-def _hold_unfinished(store: Store, kept: Held) -> list[str]:
+def hold_unfinished(store: Store, kept: Held) -> list[str]:
     """Hold what was remembered since the first unfinished build began; returns the names of those
     builds.
     """

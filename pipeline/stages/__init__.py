@@ -1,1 +1,5 @@
-"""One file per stage, download to shard. A stage imports core and media, never another stage."""
+"""One file per stage, in the order of the chain. A stage imports core and media, never another
+stage.
+"""
+
+NAMES = ("expand", "download", "cut", "filter", "extract", "encode", "shard")

@@ -16,6 +16,8 @@ import typer.main
 from typer.testing import CliRunner
 
 from pipeline.__main__ import app
+from pipeline.commands.command import ExecutorName
+from pipeline.core import executors
 
 ROOT = Path(__file__).parents[2]
 DEMO = "manifests/demo.toml"
@@ -35,19 +37,23 @@ HEAVY = (
 
 # People's scripts know these: an option may be added, here too; none goes or changes its meaning
 # without a word in the CHANGELOG.
+WORK = ["--data", "--executor", "--workers", "--device"]
 COMMANDS = {
-    "build": ["recipe", "--until", "--data", "--executor", "--workers", "--device", "--keep-raw"],
-    "status": ["recipe", "--data", "--device"],
-    "plan": ["recipe", "--data", "--device"],
-    "retry": ["recipe", "--class", "--until", "--data", "--executor", "--workers", "--device"],
-    "rejections": ["recipe", "--data", "--device"],
+    "build": ["recipe", "--until", *WORK, "--keep-raw", "--relock", "--json"],
+    "retry": ["recipe", "--class", "--until", *WORK, "--json"],
+    "status": ["recipe", "--data", "--device", "--json"],
+    "plan": ["recipe", "--data", "--device", "--json"],
+    "rejections": ["recipe", "--data", "--device", "--json"],
     "show": ["recipe", "key", "--data", "--out", "--frames", "--device"],
-    "check": ["recipe"],
+    "check": ["recipe", "--json"],
+    "name": ["recipe"],
     "schema": [],
-    "reproduce": ["recipe", "--data", "--executor", "--workers", "--device"],
-    "verify": ["recipe", "--data", "--device", "--drop"],
-    "remove": ["recipe", "source", "--why", "--data", "--device"],
-    "gc": ["--data", "--dry-run"],
+    "refresh": ["recipe", "source", "--data", "--json"],
+    "remove": ["recipe", "source", "--why", "--data", "--device", "--json"],
+    "gc": ["--data", "--dry-run", "--json"],
+    "clean": ["recipe", "--data", "--json"],
+    "reproduce": ["recipe", *WORK, "--json"],
+    "verify": ["recipe", "--data", "--device", "--drop", "--json"],
     "card": ["recipe", "--out", "--with-shards"],
 }
 
@@ -108,6 +114,7 @@ def test_choices_and_defaults_are_those_the_makefile_relies_on() -> None:
     said = " ".join(longtake("build", "--help").stdout.split())
     assert "<download|cut|filter|extract|encode|shard>" in said
     assert "<inline|processes|ray>" in said
+    assert tuple(ExecutorName) == executors.NAMES
     assert re.findall(r"\[default: (\w+)\]", said)[:3] == ["shard", "data", "processes"]
 
 

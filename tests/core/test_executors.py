@@ -261,7 +261,7 @@ def test_workers_are_as_many_as_the_cores_the_process_may_use() -> None:
     script = (
         "import os\n"
         "os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n"
-        "from pipeline.core.executors import num_cores\n"
+        "from pipeline.core.cores import num_cores\n"
         "from pipeline.commands.command import CORES\n"
         "print(num_cores(), CORES)\n"
     )

@@ -20,7 +20,7 @@ from yt_dlp.extractor.generic import GenericIE
 from yt_dlp.utils import ExtractorError
 
 from pipeline.__main__ import app
-from pipeline.commands import report
+from pipeline.commands import facts, report
 from pipeline.core import ledger
 from pipeline.core import store as store_module
 from pipeline.core.errors import CAUSES, REASONS, BadData
@@ -293,7 +293,7 @@ def test_words_in_brackets_are_shown_as_they_are() -> None:
     )
     console = Console(width=200)
     with console.capture() as shown:
-        console.print(report.rejections([failed]))
+        console.print(report.rejections(facts.rejections([failed])))
         report.show(console, "a, in [/data]", report.funnel([]))
     assert "[generic] a: [/b] is gone" in shown.get()
     assert "a, in [/data]" in shown.get()
@@ -314,7 +314,7 @@ def test_a_funnel_of_many_records_fits_a_narrow_screen() -> None:
         report.show(
             console,
             f"films, built in /{'folder/' * 20}films",
-            report.funnel([build.Step(many, 0, 0)]),
+            report.funnel(facts.stages([build.Step(many, 0, 0)])),
         )
     title, _, header, *_ = shown.get().splitlines()
     assert title.endswith("/folder/films")
