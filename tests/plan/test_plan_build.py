@@ -18,8 +18,8 @@ from pipeline.plan import plan
 from pipeline.plan.forecast import Line
 from pipeline.plan.past import Past
 from pipeline.stages import cut
-from tests.commands.test_cli import PLAIN, longtake
 from tests.making import footage
+from tests.making.command import PLAIN, longtake
 
 OPTIONS = """
 [filter]

@@ -21,7 +21,7 @@ from pipeline.core.errors import Damaged
 from pipeline.dataset import lock, recipe
 from pipeline.dataset.lock import Lock, LockedClip, LockedSample, LockedShard
 from pipeline.publish import card
-from tests.commands.test_cli import ROOT, longtake
+from tests.making.command import ROOT, longtake
 
 DEMO = ROOT / "manifests" / "demo.toml"
 AWKWARD = [

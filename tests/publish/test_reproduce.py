@@ -26,9 +26,8 @@ from pipeline.dataset.removals import Removal
 from pipeline.media import encoders
 from pipeline.publish import compare, reproduce, verify
 from pipeline.stages import cut, encode, extract
-from tests.commands.test_bad_input import pipeline
-from tests.commands.test_cli import longtake
 from tests.making import footage
+from tests.making.command import longtake, longtake_process
 from tests.making.dataset import Dataset
 
 FUNNEL = ["1-download.jsonl", "4-extract.jsonl", "5-encode.jsonl", "6-shard.jsonl"]
@@ -71,7 +70,7 @@ def no_detector(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_second_clone_with_other_workers_is_bit_identical(
     small_dataset: Dataset, clone: Dataset
 ) -> None:
-    done = pipeline(
+    done = longtake_process(
         "reproduce",
         clone.recipe,
         "--data",

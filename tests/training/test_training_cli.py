@@ -13,7 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from tests.training.test_loop import waves
+from tests.making.runs import wave_shards
 from training import presets
 from training.__main__ import app
 
@@ -68,7 +68,7 @@ def call(*arguments: object) -> Result:
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
-    waves(folder, 2, 70)
+    wave_shards(folder, 2, 70)
     return folder
 
 

@@ -333,7 +333,7 @@ OPTIONS = {
 EXCEPTIONS = {  # with their reasons
     ("tests/stages/test_format.py", "exec"),  # runs the reader that docs/format.md prints
     (
-        "tests/training/test_stream.py",
+        "tests/making/shards.py",
         "allow_pickle=True",
     ),  # makes a file with a pickle in it, which must be refused
 }
