@@ -91,7 +91,8 @@ def test_help_takes_less_than_a_second_and_imports_nothing_heavy() -> None:
         "try: runpy.run_module('pipeline', run_name='__main__')\n"
         "except SystemExit as end: assert not end.code\n"
         "used = resource.getrusage(resource.RUSAGE_SELF)\n"
-        f"print([used.ru_utime + used.ru_stime, sorted(set({HEAVY}) & set(sys.modules))], file=sys.stderr)\n"
+        f"print([used.ru_utime + used.ru_stime, sorted(set({HEAVY}) & "
+        "set(sys.modules))], file=sys.stderr)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", probe],
@@ -111,7 +112,8 @@ def test_check_says_what_the_demo_is() -> None:
     assert (said.returncode, said.stderr) == (0, "")
     assert said.stdout.splitlines() == [
         "manifests/demo.toml is fine: 5 sources (5 pypi:)",
-        "cuts by 'adaptive', at least 100 frames at 10 fps, 256 x 256, encoders of 'tiny' in float32",
+        "cuts by 'adaptive', at least 100 frames at 10 fps, 256 x 256, encoders of "
+        "'tiny' in float32",
     ]
 
 
@@ -121,7 +123,10 @@ def test_schema_prints_the_file_beside_the_recipes() -> None:
     assert said.stdout == (ROOT / "manifests" / "recipe.schema.json").read_text("utf-8")
 
 
-UNKNOWN_KEY = ":4: filter.min_frame: unknown key; did you mean 'min_frames'? allowed are max_frames, min_frames, trim_s\n"
+UNKNOWN_KEY = (
+    ":4: filter.min_frame: unknown key; did you mean 'min_frames'? allowed are "
+    "max_frames, min_frames, trim_s\n"
+)
 
 
 @pytest.mark.parametrize("command", ["build", "status", "rejections", "check", "show"])

@@ -77,7 +77,8 @@ def outcome(made: Manifest) -> tuple[list[str], list[tuple[str, str, str]]]:
 
 MIXED = sources(
     *[
-        f"{'abcde'[index % 5]}{index} {('pass', 'pass', 'many', 'bad', 'gone', 'pass', 'pass')[index % 7]}"
+        f"{'abcde'[index % 5]}{index} "
+        f"{('pass', 'pass', 'many', 'bad', 'gone', 'pass', 'pass')[index % 7]}"
         for index in range(21)
     ]
 )
@@ -119,7 +120,8 @@ def test_a_disk_that_does_not_do_as_asked_stops_the_build_and_is_no_bug(
 ) -> None:
     with pytest.raises(
         Stopped,
-        match=rf"Read-only file system: 'store/tmp/1': stage 'behave' on record 'a1', in {store.root}",
+        match=r"Read-only file system: 'store/tmp/1': stage 'behave' on record 'a1', in "
+        rf"{store.root}",
     ):
         run(sources("a1 read-only"), store, start(name, 1))
 
@@ -137,7 +139,8 @@ def test_ray_refuses_a_stage_that_fits_nowhere_instead_of_waiting(
 ) -> None:
     with pytest.raises(
         Stopped,
-        match="stage 'behave' wants 1 CPU and 1 GPU a task and the Ray cluster has 2 CPUs and 0 GPUs",
+        match="stage 'behave' wants 1 CPU and 1 GPU a task and the Ray cluster has 2 CPUs "
+        "and 0 GPUs",
     ):
         run_stage(
             replace(STAGE, num_gpus=on_gpu), sources("a1 pass"), store, start("ray", 2), Progress()
@@ -204,7 +207,8 @@ def spawn_and_strike(path, words, fds):
 
 spawn, util.spawnv_passfds = util.spawnv_passfds, spawn_and_strike
 try:
-    list(Processes(2).map(Work("print", print, None, Store(Path("nowhere")), 0), [Batch((), 1.0, 60.0)] * 4))
+    work = Work("print", print, None, Store(Path("nowhere")), 0)
+    list(Processes(2).map(work, [Batch((), 1.0, 60.0)] * 4))
 except KeyboardInterrupt:
     sys.exit("stopped")
 """

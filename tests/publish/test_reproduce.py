@@ -193,8 +193,8 @@ def test_another_measured_psnr_alone_is_equivalent_and_verify_agrees(
     ]
     assert report["samples"]["rescored"] == report["samples"]["equivalent"]
     assert (
-        f"another PSNR of the round trip, or none, in the metadata of {report['obtainable']['of']} samples"
-        in "\n".join(compare.lines(report))
+        "another PSNR of the round trip, or none, in the metadata of "
+        f"{report['obtainable']['of']} samples" in "\n".join(compare.lines(report))
     )
     assert len(report["samples"]["equivalent"]) == report["obtainable"]["of"]
     assert verify.verify(recipes.load(clone.recipe), clone.data, "cpu", Progress()).findings == []
@@ -510,7 +510,8 @@ def test_another_version_of_a_stage_is_said(
     ]
     told = reproduce.versions(locked, steps)
     assert told == [
-        f"stage 'extract' is version {extract.VERSION} here and {extract.VERSION - 1} in the lock: its bytes may differ"
+        f"stage 'extract' is version {extract.VERSION} here and {extract.VERSION - 1} "
+        "in the lock: its bytes may differ"
     ]
 
 

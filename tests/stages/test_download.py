@@ -229,14 +229,16 @@ MEANS = {  # what yt-dlp's extractors and pip say
     "private": [
         "Private video. Sign in if you've been granted access to this video",
         "This video is private",
-        "Join this channel to get access to members-only content like this video, and other exclusive perks.",
+        "Join this channel to get access to members-only content like this video, and "
+        "other exclusive perks.",
         "This video is available to this channel's members on level: Friends",
         "This video is available to this channel\u2019s members on level: Friends",
         "HTTP Error 403: this is a private video",
     ],
     "geo-blocked": [
         "The uploader has not made this video available in your country",
-        "Video unavailable. This video contains content from SME, who has blocked it in your country on copyright grounds",
+        "Video unavailable. This video contains content from SME, who has blocked it "
+        "in your country on copyright grounds",
         "This video is not available from your location due to geo restriction",
         "This video is either unavailable in your region or is DRM protected",
         "This song is blocked in this region",
@@ -257,15 +259,18 @@ MEANS = {  # what yt-dlp's extractors and pip say
     ],
     "gone": [
         "Video unavailable. This video has been removed by the uploader",
-        "Video unavailable. This video is no longer available because the YouTube account associated with this video has been terminated.",
-        "Video unavailable. This video contains content from SME, who has blocked it on copyright grounds",
+        "Video unavailable. This video is no longer available because the YouTube "
+        "account associated with this video has been terminated.",
+        "Video unavailable. This video contains content from SME, who has blocked it "
+        "on copyright grounds",
         "This video does not exist",
         "HTTP Error 410: Gone",
         "ERROR: No matching distribution found for captcha==1.0",
     ],
     "rate-limited": [
         "HTTP Error 429: Too Many Requests",
-        "This content isn't available, try again later. The current session has been rate-limited by YouTube for up to an hour",
+        "This content isn't available, try again later. The current session has been "
+        "rate-limited by YouTube for up to an hour",
     ],
     "timeout": ["The read operation timed out", "HTTP Error 408: Request Timeout"],
     "network": [

@@ -399,7 +399,8 @@ def test_runs_of_different_datasets_are_refused_with_what_differs(runs: tuple[Ru
     }
     with pytest.raises(
         UsageError,
-        match=r"(?s)  size: 64 in .*, 128 in .*  latents.scaling_factor: .*Train both on the same shards",
+        match=r"(?s)  size: 64 in .*, 128 in .*  latents.scaling_factor: .*Train both on the "
+        r"same shards",
     ):
         sampling.check(keyframe, replace(interp, dataset=other), 65)
 

@@ -81,7 +81,10 @@ def _one_thread() -> object:
 
 
 def test_help_loads_nothing_heavy() -> None:
-    code = "import sys, training.__main__ as m; print(sorted({'torch', 'numpy', 'diffusers', 'rich.progress', 'av'} & set(sys.modules)))"
+    code = (
+        "import sys, training.__main__ as m; print(sorted({'torch', 'numpy', 'diffusers', "
+        "'rich.progress', 'av'} & set(sys.modules)))"
+    )
     found = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -275,7 +275,8 @@ def test_a_second_build_of_a_glob_says_there_was_nothing_to_do(
 ) -> None:
     globbed = recipe.with_name("globbed.toml")
     globbed.write_text(
-        '[[source]]\nid = "g"\nuri = "file:*.mp4"\n[extract]\nsize = 64\n[filter]\nmin_frames = 20\n'
+        '[[source]]\nid = "g"\nuri = "file:*.mp4"\n[extract]\nsize = 64\n[filter]\n'
+        "min_frames = 20\n"
     )
     words = ("build", globbed, "--data", tmp_path, "--until", "extract", "--executor", "inline")
     assert "nothing to do" not in longtake(*words).stdout
@@ -366,8 +367,8 @@ def test_a_build_that_cannot_have_everything_takes_no_sample_out_of_its_lock(
         "cpu",
     )
     assert (
-        "1 unavailable in all: `build` tries all of them again\nnothing to do: nothing had failed as rate-limited\n"
-        in said.stdout
+        "1 unavailable in all: `build` tries all of them again\n"
+        "nothing to do: nothing had failed as rate-limited\n" in said.stdout
     )
     built.recipe.write_text(built.recipe.read_text().replace("the film a", "another film"))
     assert build().endswith(
