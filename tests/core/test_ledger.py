@@ -330,6 +330,22 @@ def test_a_funnel_of_many_records_fits_a_narrow_screen() -> None:
     ]
 
 
+@pytest.mark.parametrize("reasons", [["no-video-stream"], ["no-video-stream", "too-few-frames"]])
+def test_a_funnel_of_80_columns_breaks_no_reason_in_two(reasons: list[str]) -> None:
+    rejections = [
+        Rejection(f"{index}", "download", "bad", reasons[index % len(reasons)], "")
+        for index in range(30_000)
+    ]
+    manifest = Manifest("download", 1, {}, 30_000, 0, (), tuple(rejections))
+    step = build.Step(manifest, 12_000, 3)
+    console = Console(width=80)
+    with console.capture() as shown:
+        console.print(report.funnel(facts.stages([step])))
+    assert all(reason in shown.get() for reason in reasons)
+    assert all(len(line.rstrip()) <= 80 for line in shown.get().splitlines())
+    assert "hours" in shown.get()
+
+
 def test_retry_refuses_a_class_that_is_none() -> None:
     said = CliRunner().invoke(app, ["retry", "manifests/demo.toml", "--class", "tired"])
     assert said.exit_code == 2
