@@ -7,9 +7,13 @@ preset.
 
 from __future__ import annotations
 
-import typer
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from pipeline.core import interrupts
+
+if TYPE_CHECKING:  # slow to import: not before `main` has Ctrl-C in hand
+    import typer
 
 RENAMED = {"plan": "plan-training"}  # commands of training whose name the pipeline has
 SHARDS, MODELS = "Raw videos to shards", "Shards to models and videos"  # headings of the help
@@ -17,8 +21,10 @@ SHARDS, MODELS = "Raw videos to shards", "Shards to models and videos"  # headin
 
 def program() -> typer.Typer:
     """All commands under one name, with completion for shells (`--install-completion`)."""
-    from pipeline.__main__ import app as pipeline
-    from training.__main__ import app as training
+    import typer
+
+    from pipeline.__main__ import app as pipeline_app
+    from training.__main__ import app as training_app
 
     app = typer.Typer(
         add_completion=True,
@@ -26,18 +32,21 @@ def program() -> typer.Typer:
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,
         help="Raw videos in, training-ready latent shards and long-video diffusion models out.",
-        epilog=pipeline.info.epilog,
+        epilog=pipeline_app.info.epilog,
     )
-    for command in pipeline.registered_commands:
-        app.command(_name(command), rich_help_panel=SHARDS)(command.callback)
-    for command in training.registered_commands:
-        name = RENAMED.get(_name(command), _name(command))
-        app.command(name, rich_help_panel=MODELS)(command.callback)
+    for name, callback in _commands(pipeline_app):
+        app.command(name, rich_help_panel=SHARDS)(callback)
+    for name, callback in _commands(training_app):
+        app.command(RENAMED.get(name, name), rich_help_panel=MODELS)(callback)
     return app
 
 
-def _name(command: typer.models.CommandInfo) -> str:
-    return command.name or command.callback.__name__.replace("_", "-")
+def _commands(app: typer.Typer) -> Iterator[tuple[str, Callable[..., None]]]:
+    """The names and functions of a program's commands."""
+    for command in app.registered_commands:
+        if command.callback is not None:
+            name = command.name or command.callback.__name__.replace("_", "-")
+            yield name, command.callback
 
 
 def main() -> None:

@@ -23,6 +23,8 @@ from pipeline.commands import (  # noqa: F401
 )
 from pipeline.commands.command import app
 
+__all__ = ["app"]
+
 if __name__ == "__main__":
     try:
         app()

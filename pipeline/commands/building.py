@@ -13,6 +13,7 @@ from pipeline.commands import recipes
 from pipeline.commands.command import (
     CORES,
     PROCESSES,
+    SHOWN,
     Data,
     Device,
     ExecutorName,
@@ -20,7 +21,6 @@ from pipeline.commands.command import (
     Facts,
     Json,
     RecipePath,
-    StageName,
     Until,
     Workers,
     app,
@@ -37,7 +37,7 @@ YesNo = StrEnum("YesNo", ["yes", "no"])
 @app.command()
 def build(
     recipe: RecipePath,
-    until: Until = StageName.shard,
+    until: Until = SHOWN[-1],
     data: Data = Path("data"),
     executor: ExecutorOption = PROCESSES,
     workers: Workers = CORES,
@@ -77,7 +77,7 @@ def retry(
             "--class", help="A class that `status` shows, such as rate-limited; may be repeated."
         ),
     ],
-    until: Until = StageName.shard,
+    until: Until = SHOWN[-1],
     data: Data = Path("data"),
     executor: ExecutorOption = PROCESSES,
     workers: Workers = CORES,
@@ -101,7 +101,7 @@ def retry(
 
 def _build(
     recipe: Path,
-    until: StageName,
+    until: str,
     data: Path,
     executor: ExecutorName,
     workers: int,
@@ -124,7 +124,7 @@ def _build(
         loaded = load(path)
         raws = None if keeps_raw else Raws(WAVE * workers)
         if raws:
-            say(console, report.raws_before(raws, until.value))
+            say(console, report.raws_before(raws, until))
         with interrupts.raised(), report.progress(console) as progress:
             steps = list(
                 building.build(
@@ -132,7 +132,7 @@ def _build(
                     data,
                     executors.make(executor.value, workers),
                     device,
-                    until.value,
+                    until,
                     progress,
                     classes,
                     raws,

@@ -35,7 +35,7 @@ app = typer.Typer(
 
 Facts = dict[str, Any]  # what a command reports, as plain JSON
 
-StageName = StrEnum("StageName", NAMES[1:])  # people know `expand` and `download` as one
+SHOWN = NAMES[1:]  # stages as people know them: `expand` is a part of `download`
 ExecutorName = StrEnum("ExecutorName", ["inline", "processes", "ray"])
 PROCESSES = ExecutorName.processes
 CORES = num_cores()
@@ -67,7 +67,18 @@ Device = Annotated[
         "Recorded, never part of a task's key.",
     ),
 ]
-Until = Annotated[StageName, typer.Option(help="The last stage to run.")]
+
+
+def _stage(value: str) -> str:
+    if value not in SHOWN:
+        raise typer.BadParameter(f"got '{value}', allowed are {', '.join(SHOWN)}")
+    return value
+
+
+Until = Annotated[
+    str,
+    typer.Option(callback=_stage, metavar=f"<{'|'.join(SHOWN)}>", help="The last stage to run."),
+]
 ExecutorOption = Annotated[
     ExecutorName,
     typer.Option(

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
@@ -26,6 +27,7 @@ from pipeline.core.stage import Progress
 from pipeline.dataset.raw import Raws
 
 Row = Mapping[str, Any]
+GAP = 2  # characters between two columns
 
 
 @contextlib.contextmanager
@@ -63,9 +65,24 @@ def progress(console: Console) -> Iterator[Progress]:
 
 
 def show(console: Console, title: str, table: Table) -> None:
-    """A table under its title, which is not wrapped to the table's width."""
+    """A table under its title, which is not wrapped to the table's width. A table that would not
+    fit the screen is drawn without gaps and edges.
+    """
+    if needed_width(table) > console.width:
+        table.padding = 0
+        table.show_edge = False
     console.print(title, markup=False, soft_wrap=True)
     console.print(table)
+
+
+def needed_width(table: Table) -> int:
+    """Characters a plain table takes at least, with its gaps of two."""
+    width = 0
+    for column in table.columns:
+        width += GAP + (column.min_width or 0)
+        if column.no_wrap:
+            width += max(cell_len(str(cell)) for cell in (column.header, *column.cells))
+    return width
 
 
 def plain_table() -> Table:

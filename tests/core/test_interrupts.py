@@ -39,14 +39,18 @@ def outcome(script: str) -> tuple[int, str]:
     return process.returncode, said
 
 
+MODULES = ["", "typer", "pydantic", "rich.console", "numpy", "pipeline.dataset.recipe"]
+
+
 @pytest.mark.parametrize(
-    "module", ["", "typer", "pydantic", "rich.console", "numpy", "pipeline.dataset.recipe"]
+    ("program", "module"),
+    [*[("-m pipeline", module) for module in MODULES], ("longtake.py", "typer")],
 )
-def test_ctrl_c_while_python_still_imports_is_one_line_and_130(module: str) -> None:
+def test_ctrl_c_while_python_still_imports_is_one_line_and_130(program: str, module: str) -> None:
     """Python tells of each import it has done; the first to strike at is whichever comes after
     ours.
     """
-    process = started("-X", "importtime", "-m", "pipeline", "check", "manifests/demo.toml")
+    process = started("-X", "importtime", *program.split(), "check", "manifests/demo.toml")
     assert process.stderr is not None
     ours = False
     for line in process.stderr:
