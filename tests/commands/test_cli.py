@@ -63,11 +63,11 @@ def wrong(tmp_path: Path) -> Path:
 
 def test_the_commands_and_options_are_those_on_the_list() -> None:
     group = typer.main.get_command(app)
-    found = {
+    options = {
         name: [option.opts[0] for option in command.params]
         for name, command in group.commands.items()
     }  # type: ignore[attr-defined]
-    assert found == COMMANDS
+    assert options == COMMANDS
 
 
 def test_choices_and_defaults_are_those_the_makefile_relies_on() -> None:
@@ -153,7 +153,7 @@ def test_a_wrong_recipe_typed_for_real_is_no_traceback(wrong: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "wanted"),
+    ("words", "pattern"),
     [
         (
             ["check", "manifests/dmo.toml"],
@@ -170,10 +170,10 @@ def test_a_wrong_recipe_typed_for_real_is_no_traceback(wrong: Path) -> None:
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )
-def test_a_wrong_command_exits_2_and_says_what_is_wrong(words: list[str], wanted: str) -> None:
+def test_a_wrong_command_exits_2_and_says_what_is_wrong(words: list[str], pattern: str) -> None:
     said = longtake(*words)
     assert said.returncode == 2
-    assert re.search(wanted, said.stderr)
+    assert re.search(pattern, said.stderr)
     assert "Traceback" not in said.stderr + said.stdout
 
 
