@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.core import interrupts
+from pipeline.stages import NAMES
 
 app = typer.Typer(
     add_completion=False,
@@ -27,7 +28,7 @@ app = typer.Typer(
 )
 
 
-StageName = StrEnum("StageName", ["download", "cut", "filter", "extract", "encode", "shard"])
+StageName = StrEnum("StageName", list(NAMES))  # type: ignore[misc]
 
 
 ExecutorName = StrEnum("ExecutorName", ["inline", "processes", "ray"])

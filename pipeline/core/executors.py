@@ -22,7 +22,7 @@ from multiprocessing import resource_tracker
 from typing import Any
 
 from pipeline.core.errors import Stopped
-from pipeline.core.stage import Batch, Executor, Lost, Troubles, Work
+from pipeline.core.stage import Batch, Executor, Job, Lost, Troubles
 
 NAMES = ("inline", "processes", "ray")
 DIED = "the worker died"
@@ -34,7 +34,7 @@ WORKER_INDEX = "LONGTAKE_WORKER"  # which of the workers this process is: picks 
 class Inline:
     """One after the other, in this process."""
 
-    def map(self, work: Work, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Troubles | Lost]]:
+    def map(self, work: Job, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Troubles | Lost]]:
         for batch in batches:
             yield batch, work(batch)
 
@@ -83,7 +83,7 @@ class Processes:
 
     workers: int
 
-    def map(self, work: Work, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Troubles | Lost]]:
+    def map(self, work: Job, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Troubles | Lost]]:
         left, barren = {id(batch): batch for batch in batches}, 0
         while left and barren < MAX_BARREN:
             before = len(left)
@@ -97,7 +97,7 @@ class Processes:
             )
 
     def _pooled(
-        self, work: Work, batches: Sequence[Batch]
+        self, work: Job, batches: Sequence[Batch]
     ) -> Iterator[tuple[Batch, Troubles | Lost]]:
         """What one pool makes of the batches, until it is done or broken."""
         from pebble import ProcessExpired, ProcessPool
@@ -149,7 +149,7 @@ class Ray:
 
     workers: int
 
-    def map(self, work: Work, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Troubles | Lost]]:
+    def map(self, work: Job, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Troubles | Lost]]:
         ray = self._connect()
         room = self._room(ray.cluster_resources(), work)
         run = ray.remote(_run_quietly).options(
@@ -193,7 +193,7 @@ class Ray:
             )
         return ray
 
-    def _room(self, resources: dict[str, float], work: Work) -> int:
+    def _room(self, resources: dict[str, float], work: Job) -> int:
         cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
         room = min(cpus, gpus) if work.num_gpus else cpus
         if room < 1:
@@ -216,7 +216,7 @@ class Ray:
         return outcome
 
 
-def _run_quietly(work: Work, batch: Batch) -> Troubles | Exception:
+def _run_quietly(work: Job, batch: Batch) -> Troubles | Exception:
     """Hand errors back as values: Ray would wrap them in types of its own."""
     try:
         return work(batch)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from pydantic import Field
 
+from pipeline.core import canonical
 from pipeline.core.errors import BadData
 from pipeline.core.params import Exact, Table
 from pipeline.core.records import Container, Crop, Video, grid_index
@@ -188,6 +189,14 @@ class Writer:
 def task(record: Video, params: Params) -> object:
     """What a reel's bytes depend on."""
     return ["reel", VERSION, record.identity(), params.model_dump()]
+
+
+def reel_key(identity: object, params: Mapping[str, Any]) -> str:
+    """The key of a reel's memo, from a video's identity and the parameters of the extract stage,
+    which say the same as `task`.
+    """
+    options = {name: value for name, value in params.items() if name != "reel"}
+    return canonical.digest(["reel", params["reel"], identity, options])
 
 
 def finish(writer: Writer, path: Path, store: Store) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from pipeline.core.errors import Damaged, RecipeError
 from pipeline.core.manifest import lines_of
 from pipeline.core.store import Memo, Store, blobs_in
 from pipeline.dataset.build import opened
-from pipeline.dataset.raw import reel_key
+from pipeline.dataset.chain import manifest_paths
+from pipeline.media.reel import reel_key
 
 WHOLE = {
     "container": "raw videos",
@@ -114,10 +115,10 @@ def held(data: Path, store: Store, memos: Iterable[Memo]) -> Held:
     """Read every manifest of every dataset. Raises Damaged."""
     kept = Held()
     any_reel: set[bytes] = set()  # videos of datasets that do not say yet which reel they want
-    for folder in sorted({path.parent for path in data.glob("*/[1-6]-*.jsonl")}):
+    for folder in sorted(path for path in data.iterdir() if path.is_dir()):
         params: dict[str, Any] = {}
         videos: dict[bytes, Any] = {}
-        for path in sorted(folder.glob("[1-6]-*.jsonl")):
+        for path in manifest_paths(folder):
             header, records = records_in(path)
             params[header["stage"]] = header["params"]
             for record in records:

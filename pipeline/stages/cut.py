@@ -17,13 +17,14 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import Field
 
 from pipeline.core import canonical
-from pipeline.core.params import Table
+from pipeline.core.params import Setup, Table
 from pipeline.core.records import Container, Scene, Video
 from pipeline.core.stage import Stage
 from pipeline.core.store import Store
 from pipeline.media import reel, video
 
 VERSION = 1
+MAKES = Scene
 
 
 class _Params(Table):
@@ -120,24 +121,28 @@ KINDS: tuple[type[AnyParams], ...] = (Adaptive, Content, Histogram, Hash, Thresh
 DEFAULT = Adaptive()
 
 
-def stage(params: AnyParams, extract: reel.Params) -> Stage:
+def stage(setup: Setup) -> Stage:
+    params, extract = setup.table(_Params), setup.table(reel.Params)
     return Stage(
         name="cut",
         version=VERSION,
         params=canonical.plain(params.model_dump()),
-        makes=Scene,
+        makes=MAKES,
         process=partial(process, params=params, extract=extract),
         cost=seconds,
+        opens=itself,
     )
+
+
+def itself(record: Video, store: Store) -> Video:
+    return record
 
 
 def seconds(record: Video) -> float:
     return float(record.duration_s)
 
 
-def process(
-    record: Video, store: Store, params: AnyParams, extract: reel.Params
-) -> Iterator[Scene]:
+def process(record: Video, store: Store, params: _Params, extract: reel.Params) -> Iterator[Scene]:
     """Find the scenes of one video, and fill its reel on the way if there is none yet."""
     reel_task = reel.task(record, extract)
     detector = new_detector(params, record.container)
@@ -258,7 +263,7 @@ def _detector_of(params: _Scaled, min_frames: int) -> Any:
     return kinds[params.model_dump()["detector"]](min_scene_len=min_frames, **options)
 
 
-def new_detector(params: AnyParams, facts: Container) -> Detector:
+def new_detector(params: _Params, facts: Container) -> Detector:
     """The detector the recipe names."""
     if isinstance(params, Whole):
         return _Nothing()

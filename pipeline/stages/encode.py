@@ -18,13 +18,14 @@ from pydantic import Field
 
 from pipeline.core import canonical
 from pipeline.core.errors import BadData
-from pipeline.core.params import Table
+from pipeline.core.params import Setup, Table
 from pipeline.core.records import Blob, Clip, Sample, source_of
 from pipeline.core.stage import Stage
 from pipeline.core.store import Store
 from pipeline.media import encoders, video
 
 VERSION = 1
+MAKES = Sample
 PSNR_FRAMES = 4
 # clips that go to a worker together, so that the next is decoded while one is encoded: seconds of
 # video
@@ -112,19 +113,22 @@ def find_encoders(params: Params, folder: Path, offline: bool = False) -> encode
     return encoders.Encoders(vae, vae_folder, clip, clip_folder, layer, pad)
 
 
-def stage(params: Params, found: encoders.Encoders, device: str) -> Stage:
+def stage(setup: Setup) -> Stage:
+    params = setup.table(Params)
+    found = find_encoders(params, setup.folder, setup.offline)
     return Stage(
         name="encode",
         version=VERSION,
         params=facts(params, found),
-        makes=Sample,
-        process=partial(process, params=params, found=found, device=device),
+        makes=MAKES,
+        process=partial(process, params=params, found=found, device=setup.device),
         prepare=partial(prepare, params=params, found=found),
         identity=partial(identity, share=params.psnr_share),
+        light=partial(needs_no_frames, params=params, found=found),
         join_s=BATCH_S,
         cost=seconds,
         timeout=patience,
-        num_gpus=partial(encoders.num_gpus, device),
+        num_gpus=partial(encoders.num_gpus, setup.device),
     )
 
 
@@ -192,15 +196,17 @@ def seconds(clip: Clip) -> float:
     return float(clip.duration_s)
 
 
+def needs_no_frames(clip: Clip, store: Store, params: Params, found: encoders.Encoders) -> bool:
+    """Whether all that is made of the clip's frames is remembered already."""
+    tasks = [_latents_task(clip, found, params)]
+    if params.image_frames:
+        tasks.append(_images_task(clip, found, params))
+    return all(store.recall(canonical.digest(task)) is not None for task in tasks)
+
+
 def prepare(clip: Clip, store: Store, params: Params, found: encoders.Encoders) -> Pixels | None:
     """The clip's frames, unless what needs them is remembered already."""
-    needed = [
-        _latents_task(clip, found, params),
-        *([_images_task(clip, found, params)] if params.image_frames else []),
-    ]
-    if all(store.recall(canonical.digest(task)) is not None for task in needed):
-        return None
-    return _read(clip, store)
+    return None if needs_no_frames(clip, store, params, found) else _read(clip, store)
 
 
 def _read(clip: Clip, store: Store) -> Pixels:

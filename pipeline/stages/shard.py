@@ -14,19 +14,21 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from pipeline.core import canonical
-from pipeline.core.params import Table
+from pipeline.core.params import Setup, Table
 from pipeline.core.records import Blob, Member, Pack, Sample, Shard, Split, public, source_of
 from pipeline.core.stage import Stage
 from pipeline.core.store import Store, link_or_copy
 from pipeline.media import encoders
 
 VERSION = 1
+MAKES = Shard
 FORMAT = 1
 BLOCK = tarfile.BLOCKSIZE
 END = 2 * BLOCK
@@ -47,15 +49,16 @@ class Params(Table):
     )
 
 
-def stage() -> Stage:
+def stage(setup: Setup) -> Stage:
     return Stage(
         name="shard",
         version=VERSION,
         params={"format": FORMAT},
-        makes=Shard,
+        makes=MAKES,
         process=process,
         identity=identity,
         cost=seconds,
+        gather=partial(pack, params=setup.table(Params)),
     )
 
 
@@ -166,10 +169,15 @@ def metadata(sample: Sample) -> dict[str, Any]:
             "time_base": canonical.plain(scene.time_base),
         },
         "crop": canonical.plain(clip.crop),
-        "scores": {}
-        if sample.round_trip_psnr_db is None
-        else {"round_trip_psnr_db": sample.round_trip_psnr_db},
+        "scores": _scores(sample),
     }
+
+
+def _scores(sample: Sample) -> dict[str, float]:
+    scores = dict(sample.clip.scores)
+    if sample.round_trip_psnr_db is not None:
+        scores["round_trip_psnr_db"] = sample.round_trip_psnr_db
+    return scores
 
 
 def metadata_bytes(sample: Sample) -> bytes:
