@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pipeline.plan.forecast import Line
+from pipeline.plan.past import Past
 
 from pipeline.core import canonical
 from pipeline.core.executors import Inline
@@ -15,8 +17,6 @@ from pipeline.core.store import Store
 from pipeline.dataset import build, rates, recipe
 from pipeline.dataset.rates import Rate
 from pipeline.plan import plan
-from pipeline.plan.forecast import Line
-from pipeline.plan.past import Past
 from pipeline.stages import cut
 from tests.making import footage
 from tests.making.command import PLAIN, longtake
