@@ -36,13 +36,14 @@ from pipeline.commands.command import (
 )
 from pipeline.stages import NAMES
 
+LAST_STAGE = StageName(NAMES[-1])
 YesNo = StrEnum("YesNo", ["yes", "no"])
 
 
 @app.command()
 def build(
     recipe: RecipePath,
-    until: Annotated[StageName, typer.Option(help="The last stage to run.")] = StageName(NAMES[-1]),
+    until: Annotated[StageName, typer.Option(help="The last stage to run.")] = LAST_STAGE,
     data: Data = Path("data"),
     executor: ExecutorOption = PROCESSES,
     workers: Workers = CORES,
@@ -160,7 +161,7 @@ def retry(
             "--class", help="A class that `status` shows, such as rate-limited; may be repeated."
         ),
     ],
-    until: Annotated[StageName, typer.Option(help="The last stage to run.")] = StageName(NAMES[-1]),
+    until: Annotated[StageName, typer.Option(help="The last stage to run.")] = LAST_STAGE,
     data: Data = Path("data"),
     executor: ExecutorOption = PROCESSES,
     workers: Workers = CORES,
@@ -216,15 +217,15 @@ def plan(recipe: RecipePath, data: Data = Path("data"), device: Device = "auto")
     def act(console: Any) -> int:
         from pipeline.commands import report
         from pipeline.dataset import recipe as recipes
-        from pipeline.plan import plan as plans
+        from pipeline.plan import text
+        from pipeline.plan.plan import plan as plan_build
 
         loaded = recipes.load(recipe)
-        made = plans.of(loaded, data, device)
-        if not made.is_idle:
-            report.show(
-                console, f"{loaded.recipe.name}, in {data / loaded.recipe.name}", plans.table(made)
-            )
-        for line in plans.sentences(made):
+        planned = plan_build(loaded, data, device)
+        if not planned.is_idle:
+            title = f"{loaded.recipe.name}, in {data / loaded.recipe.name}"
+            report.show(console, title, text.table(planned))
+        for line in text.sentences(planned):
             console.print(line, markup=False, soft_wrap=True)
         return 0
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.core import canonical, manifest
 from pipeline.core.errors import LongtakeError
-from pipeline.core.executors import CORES
+from pipeline.core.executors import num_cores
 from pipeline.core.manifest import Manifest
 from pipeline.core.records import Pack, Record, source_of
 from pipeline.core.stage import Survey
@@ -88,7 +88,7 @@ class Line:
     @property
     def seconds(self) -> float | None:
         """By the clock, with as many workers as `build` has by default."""
-        num_workers = max(1, min(CORES, round(self.to_do or 1)))
+        num_workers = max(1, min(num_cores(), round(self.to_do or 1)))
         return None if self.worker_s is None else self.worker_s / num_workers
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from rich import box, filesize
 from rich.table import Table
 
-from pipeline.core.executors import CORES
+from pipeline.core.executors import num_cores
 from pipeline.plan.plan import Line, Plan
 from pipeline.stages import NAMES
 
@@ -56,16 +56,15 @@ def _reasons(line: Line) -> Iterator[str]:
     for reason, keys in sorted(line.reasons.items(), key=lambda item: (-len(item[1]), item[0])):
         yield f"{line.stage}: {len(keys)} {reason} ({_examples(keys)})"
     if line.refetched:
-        number = len(line.refetched)
-        keys = _examples(line.refetched)
-        yield f"{line.stage}: {number} raw videos were let go and are fetched again ({keys})"
+        videos = f"{len(line.refetched)} raw videos were let go and are fetched again"
+        yield f"{line.stage}: {videos} ({_examples(line.refetched)})"
     if line.num_light:
-        number = line.num_light
-        yield f"{line.stage}: {number} of them find their latents remembered: text alone is embedded"
+        words = "of them find their latents remembered: text alone is embedded"
+        yield f"{line.stage}: {line.num_light} {words}"
     if line.expected.count:
         more = " more" if line.num_named else ""
-        number = f"{line.expected.count:.0f}"
-        yield f"{line.stage}: about {number}{more} on what comes of the stages before"
+        about = f"about {line.expected.count:.0f}{more}"
+        yield f"{line.stage}: {about} on what comes of the stages before"
     changes = [change for change in line.changes if change not in line.reasons]
     if changes and not line.reasons:
         yield f"{line.stage}: {'; '.join(changes)}"
@@ -88,7 +87,7 @@ def _duration_of(plan: Plan) -> str:
         return "time: not known before more of it is done"
     about = "about " if plan.seconds >= 1 else ""
     time = duration(plan.seconds)
-    return f"time: {about}{time} with {CORES} workers, as earlier builds here went"
+    return f"time: {about}{time} with {num_cores()} workers, as earlier builds here went"
 
 
 def _disk(plan: Plan) -> Iterator[str]:

@@ -269,4 +269,5 @@ def new_detector(params: _Params, facts: Container) -> Detector:
         return _Nothing()
     if isinstance(params, Scdet):
         return _Scored(params, facts)
+    assert isinstance(params, _Scaled)
     return _PySceneDetect(params, facts)

@@ -21,13 +21,14 @@ from pyarrow import parquet
 from pipeline.core import canonical
 from pipeline.core.errors import RecipeError
 from pipeline.core.executors import Inline
-from pipeline.core.params import Table
+from pipeline.core.params import Setup, Table
 from pipeline.core.records import Source
 from pipeline.core.stage import Progress, run_stage
 from pipeline.core.store import Store
 from pipeline.dataset import recipe
 from pipeline.dataset.recipe import Columns, Recipe, SourceEntry
-from pipeline.stages import cut, download
+from pipeline.media import fetch
+from pipeline.stages import cut, download, expand
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 TEMPLATE = MANIFESTS / "template.toml"
@@ -381,7 +382,7 @@ def test_time_ranges_and_captions_stay_with_their_source_when_videos_are_expande
             for i, c, a, b in spans
         )
         loaded = recipe.load(written(tmp_path, text))
-        stage = download.expand_stage(loaded.recipe.download, loaded.folder)
+        stage = expand.stage(loaded.setup("cpu"))
         manifest, _ = run_stage(stage, loaded.sources, store, Inline(), Progress())
         assert manifest.records == loaded.sources
         return list(loaded.sources)
@@ -641,9 +642,11 @@ def test_sources_in_one_array_are_named_by_the_line_it_begins_at(tmp_path: Path)
 
 def test_the_list_of_licences_changes_no_task_key(tmp_path: Path) -> None:
     source = Source("a", "https://example.org/a.mp4", license="CC0-1.0")
-    plain, strict = download.Params(), download.Params(licenses=("CC0-1.0",))
-    for stage in (download.stage, download.expand_stage):
-        assert stage(plain, tmp_path).task_key(source) == stage(strict, tmp_path).task_key(source)
+    plain, strict = fetch.Params(), fetch.Params(licenses=("CC0-1.0",))
+    for stage in (download.stage, expand.stage):
+        assert stage(Setup((plain,), tmp_path)).task_key(source) == stage(
+            Setup((strict,), tmp_path)
+        ).task_key(source)
 
 
 # Wrong tables

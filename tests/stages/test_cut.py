@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.core.executors import Inline
+from pipeline.core.params import Setup
 from pipeline.core.records import Clip, Scene, Video
 from pipeline.core.stage import Progress, run_stage
 from pipeline.core.store import Store
@@ -23,7 +24,9 @@ HARD = (cut.Adaptive(), cut.Content(), cut.Hash(), cut.Histogram(), cut.Scdet())
 
 
 def scenes_of(record: Video, store: Store, params: cut.AnyParams) -> list[Scene]:
-    manifest, _ = run_stage(cut.stage(params, SMALL), [record], store, Inline(), Progress())
+    manifest, _ = run_stage(
+        cut.stage(Setup((params, SMALL))), [record], store, Inline(), Progress()
+    )
     return [scene for scene in manifest.records if isinstance(scene, Scene)]
 
 
@@ -114,7 +117,7 @@ def test_cut_and_extract_decode_a_video_once(
     frames = video.frames
     monkeypatch.setattr(video, "frames", lambda *args: decoded.append(args) or frames(*args))
     found = scenes_of(video_of(film(footage.joined, (2.0, 3.6), 6)), store, cut.DEFAULT)
-    manifest, _ = run_stage(extract.stage(SMALL), found, store, Inline(), Progress())
+    manifest, _ = run_stage(extract.stage(Setup((SMALL,))), found, store, Inline(), Progress())
     assert len(decoded) == 1
     clips = [record for record in manifest.records if isinstance(record, Clip)]
     assert [clip.num_frames for clip in clips] == [20, 16, 24]
@@ -126,7 +129,7 @@ def test_another_size_decodes_once_more_and_finds_the_same_frames(
 ) -> None:
     found = scenes_of(video_of(film(footage.joined, (2.0, 3.6), 6)), store, cut.DEFAULT)
     manifest, _ = run_stage(
-        extract.stage(reel.Params(size=128)), found, store, Inline(), Progress()
+        extract.stage(Setup((reel.Params(size=128),))), found, store, Inline(), Progress()
     )
     assert [record.num_frames for record in manifest.records if isinstance(record, Clip)] == [
         20,
@@ -140,7 +143,7 @@ def test_a_scene_its_reel_does_not_hold_is_rejected(
 ) -> None:
     [scene] = scenes_of(video_of(film(footage.plain, 2)), store, cut.Whole())
     longer = replace(scene, end_pts=2 * scene.end_pts)
-    manifest, _ = run_stage(extract.stage(SMALL), [longer], store, Inline(), Progress())
+    manifest, _ = run_stage(extract.stage(Setup((SMALL,))), [longer], store, Inline(), Progress())
     assert [(one.reason, one.detail) for one in manifest.rejections] == [
         ("too-few-frames", "40 frames promised by the time stamps, 20 decoded")
     ]
