@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pipeline.plan.forecast import Line
-from pipeline.plan.past import Past
 
 from pipeline.core import canonical
 from pipeline.core.executors import Inline
@@ -16,7 +14,8 @@ from pipeline.core.stage import Progress
 from pipeline.core.store import Store
 from pipeline.dataset import build, rates, recipe
 from pipeline.dataset.rates import Rate
-from pipeline.plan import plan
+from pipeline.plan import text
+from pipeline.plan.plan import Line, Plan, plan
 from pipeline.stages import cut
 from tests.making import footage
 from tests.making.command import PLAIN, longtake
@@ -85,7 +84,7 @@ def data(reference: Path, tmp_path: Path) -> Path:
 def planned(loaded: recipe.Loaded, data: Path) -> dict[str, Line]:
     """The plan's lines that have something to do."""
     return {
-        name: line for name, line in plan.of(loaded, data, "cpu").lines.items() if not line.is_idle
+        name: line for name, line in plan(loaded, data, "cpu").lines.items() if not line.is_idle
     }
 
 
@@ -101,13 +100,13 @@ def promise(lines: dict[str, Line]) -> dict[str, int]:
     return {name: line.num_named for name, line in lines.items() if line.is_exact}
 
 
-def said(made: plan.Plan) -> str:
-    return "\n".join(plan.sentences(made))
+def said(made: Plan) -> str:
+    return "\n".join(text.sentences(made))
 
 
 def test_of_what_is_built_nothing_is_to_do_and_nothing_is_touched(folder: Path, data: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
-    made = plan.of(written(folder, "same"), data, "cpu")
+    made = plan(written(folder, "same"), data, "cpu")
     assert made.is_idle
     assert said(made) == "nothing to do: everything was built before"
     assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before
@@ -125,7 +124,7 @@ def test_of_what_is_built_nothing_is_to_do_and_nothing_is_touched(folder: Path, 
 def test_an_empty_folder_is_said_to_be_known_stage_by_stage_and_stays_empty(
     folder: Path, tmp_path: Path
 ) -> None:
-    made = plan.of(written(folder, "fresh"), tmp_path / "none", "cpu")
+    made = plan(written(folder, "fresh"), tmp_path / "none", "cpu")
     assert list(tmp_path.iterdir()) == []
     assert reasons({"download": made.lines["download"]}) == {"download": {"never built": 3}}
     assert made.lines["cut"].to_do == 3
@@ -149,13 +148,13 @@ def test_a_new_source_is_named_and_what_follows_is_judged_by_the_last_build(
     assert reasons({"download": lines["download"]}) == {"download": {"new source": 1}}
     assert lines["download"].reasons == {"new source": ["late"]}
     past = Past.read(data / "tiny")
-    assert lines["cut"].about.count == 1
-    assert lines["cut"].about.video_s == pytest.approx((12 + 8 + 8) / 3, abs=0.1)
-    assert lines["filter"].about.count == pytest.approx(5 / 3)  # five scenes of three videos
+    assert lines["cut"].expected.count == 1
+    assert lines["cut"].expected.video_s == pytest.approx((12 + 8 + 8) / 3, abs=0.1)
+    assert lines["filter"].expected.count == pytest.approx(5 / 3)  # five scenes of three videos
     new = len(past.records["encode"]) / 3
-    assert lines["encode"].about.count == pytest.approx(new)
+    assert lines["encode"].expected.count == pytest.approx(new)
     shards = len(past.records["shard"])
-    assert lines["shard"].about.count == pytest.approx(
+    assert lines["shard"].expected.count == pytest.approx(
         shards / 3 + shards * new / (new + 1)
     )  # one of its own, and those that move
     assert not any(line.is_exact for name, line in lines.items() if name != "download")
@@ -210,7 +209,7 @@ def test_status_counts_a_deleted_raw_video_as_pending(folder: Path, data: Path) 
     Store(data / "store").path(
         Past.read(data / "tiny").records["download"]["a"].blob.sha256
     ).unlink()  # type: ignore[union-attr]
-    assert next(build.look(written(folder, "deleted"), data, "cpu")).num_pending == 1
+    assert step_of("download", build.look(written(folder, "deleted"), data, "cpu")).num_pending == 1
 
 
 def test_a_stage_version_is_told_old_and_new(
@@ -221,7 +220,7 @@ def test_a_stage_version_is_told_old_and_new(
     lines = planned(loaded, data)
     assert reasons(lines)["cut"] == {f"stage version: {cut.VERSION - 1} -> {cut.VERSION}": 2}
     assert lines["cut"].video_s == pytest.approx(20, abs=0.1)
-    assert lines["filter"].about.count == pytest.approx(5, rel=0.3)
+    assert lines["filter"].expected.count == pytest.approx(5, rel=0.3)
     assert promise(lines) == {"cut": 2}
     assert built(loaded, data)["cut"] == 2
 
@@ -301,7 +300,7 @@ def test_a_changed_parameter_is_named_with_its_table(
 def test_a_stage_of_which_no_task_can_be_named_still_says_what_has_changed(
     folder: Path, data: Path
 ) -> None:
-    made = plan.of(
+    made = plan(
         written(
             folder,
             "two",
@@ -345,9 +344,9 @@ def test_a_list_on_the_web_is_one_download_at_least_and_is_not_asked(
         '[[source]]\nid = "list"\nuri = "https://longtake.invalid/list"\nend = 90\n'
         '[encode]\npreset = "tiny"\n'
     )
-    lines = plan.of(recipe.load(folder / "web.toml"), tmp_path, "cpu").lines
+    lines = plan(recipe.load(folder / "web.toml"), tmp_path, "cpu").lines
     assert (lines["download"].num_named, lines["download"].is_exact) == (1, False)
-    assert (lines["cut"].about.count, lines["cut"].about.video_s) == (1, 90)
+    assert (lines["cut"].expected.count, lines["cut"].expected.video_s) == (1, 90)
 
 
 def test_stages_behind_a_model_that_is_not_here_are_not_known(folder: Path, data: Path) -> None:
@@ -356,7 +355,7 @@ def test_stages_behind_a_model_that_is_not_here_are_not_known(folder: Path, data
         "hub",
         options=OPTIONS.replace('preset = "tiny"', 'preset = "tiny"\nvae = "longtake/nowhere"'),
     )
-    made = plan.of(loaded, data, "cpu")
+    made = plan(loaded, data, "cpu")
     assert list(made.lines) == ["download", "cut", "filter", "extract"]
     assert "later stages are not known: cannot get the model 'longtake/nowhere'" in said(made)
     assert not made.is_idle
@@ -368,7 +367,7 @@ def test_a_damaged_manifest_is_as_good_as_none(folder: Path, data: Path) -> None
         path.read_bytes().replace(b"testsrc", b"tastsrc").replace(b'"h264"', b'"h265"')
     )
     assert "cut" not in Past.read(data / "tiny").manifests
-    assert plan.of(written(folder, "same"), data, "cpu").is_idle
+    assert plan(written(folder, "same"), data, "cpu").is_idle
 
 
 def test_latents_are_counted_to_the_byte_and_reels_by_the_clips_that_are_there(
@@ -379,7 +378,7 @@ def test_latents_are_counted_to_the_byte_and_reels_by_the_clips_that_are_there(
     built(loaded, data)
     past = Past.read(data / "tiny")
     clip, sample = past.records["extract"]["a-0001"], past.records["encode"]["a-0001"]
-    wanted = sum(blob.num_bytes for blob in build.blobs_of(sample))
+    wanted = sum(blob.num_bytes for blob in blobs_of(sample))
     assert lines["encode"].num_bytes == {"latents and embeddings": wanted}
     assert lines["extract"].num_bytes["clips"] == pytest.approx(clip.blob.num_bytes, rel=0.5)  # type: ignore[union-attr]
     assert "reels" not in lines["extract"].num_bytes  # they are there
@@ -464,7 +463,7 @@ def test_the_command_prints_a_table_of_80_columns_with_reasons_under_it(
     told = longtake("plan", folder / "short.toml", "--data", data)
     assert (told.returncode, told.stderr) == (0, "")
     rows = [line.split()[:4] for line in told.stdout.splitlines() if line.startswith(" ")]
-    assert [row for row in rows if row and row[0] in build.NAMES] == [
+    assert [row for row in rows if row and row[0] in NAMES] == [
         ["download", "3", "0"],
         ["cut", "2", "0"],
         ["filter", "0", "4", "20"],
