@@ -165,6 +165,9 @@ class _Planner:
         assert survey is not None
         stage, name = survey.stage, survey.stage.name
         missing = {survey.keys[record.key]: record for record in survey.missing}
+        is_last = name == NAMES[-1]
+        if is_last and arriving.count != 0:
+            missing = {}  # packs of the samples that are known are not the packs that will be
         num_tasks = len(set(survey.keys.values()))
         line = Line(name, num_tasks - len(missing), len(missing), arriving, 0)
         line.changes = self._changes(survey)
@@ -178,10 +181,9 @@ class _Planner:
             named_s += float(getattr(record, "duration_s", 0))
             cost += float(stage.cost(record))
         passed_on = self._passed_on(name, Amount(len(missing), named_s).plus(arriving))
-        if stage.makes is KINDS[NAMES[-1]]:
+        if is_last:
             line.expected = self._packs(survey, arriving)
-            line.num_named = 0 if arriving.count != 0 else line.num_named
-        elif stage.local and not missing:
+        elif stage.local and not missing and arriving.count is not None:
             line.expected = Amount()  # it takes no time, whatever arrives
         line.video_s = _plus(named_s, line.expected.video_s)
         line.waits_for = self._origin if line.expected.count is None else ""
