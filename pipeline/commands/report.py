@@ -152,7 +152,8 @@ def raws_before(raws: RawVideos, until: str) -> str:
     """What `--keep-raw no` promises."""
     if until in ("download", "cut", "filter"):
         return f"raw videos stay: `--until {until}` makes no clips of them"
-    return f"raw videos of at most {raws.at_a_time} sources at a time; they go once their clips are verified"
+    addresses = "1 address" if raws.at_a_time == 1 else f"{raws.at_a_time} addresses"
+    return f"raw videos of at most {addresses} at a time; they go once their clips are verified"
 
 
 def raws_after(raws: RawVideos) -> str:

@@ -76,7 +76,7 @@ def _examples(keys: Sequence[str]) -> str:
 
 
 def _duration_of(plan: Plan) -> str:
-    busy = [line for line in plan.lines.values() if not line.is_idle]
+    busy = [line for line in plan.lines.values() if not line.is_idle and line.worker_s != 0]
     untimed = [line.stage for line in busy if not line.is_timed]
     if untimed and len(untimed) == len(busy):
         return "time: no estimate: nothing has been timed here yet"
