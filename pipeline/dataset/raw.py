@@ -10,11 +10,10 @@ downloads of one wave wait for the clips of the wave before.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from pipeline.core import canonical
 from pipeline.core.errors import BadData, Stopped
@@ -22,7 +21,7 @@ from pipeline.core.manifest import Manifest, lines_of
 from pipeline.core.records import Blob, Clip, Record, Rejection, Scene, Source, Video
 from pipeline.core.stage import Executor, Progress, Stage, run_stage
 from pipeline.core.store import Store, blobs_in
-from pipeline.media import video
+from pipeline.media import fetch, reel, video
 from pipeline.stages import download
 
 
@@ -68,8 +67,9 @@ class Raws:
 
         Raises Stopped for a bad clip.
         """
-        waiting = {bundle_of(source) for wave in later for source in wave}
-        wheels = {bundle: key for bundle in map(bundle_of, part) if (key := wheel_key(bundle))}
+        waiting = {fetch.bundle_of(source.uri) for wave in later for source in wave}
+        bundles = {fetch.bundle_of(source.uri) for source in part}
+        wheels = {bundle: key for bundle in bundles if (key := fetch.wheel_key(bundle))}
         opened = {
             bundle: blob for bundle, key in wheels.items() for blob in blobs_in(store.recall(key))
         }
@@ -109,7 +109,7 @@ class Raws:
         not those that were wanted.
         """
         reels = [
-            store.recall(reel_key(video.identity(), clips.params))
+            store.recall(reel.memo_key(video.identity(), clips.params))
             for video in videos.records
             if isinstance(video, Video)
         ]
@@ -143,32 +143,12 @@ def waves(sources: Sequence[Source], at_a_time: int) -> list[list[Source]]:
     """
     bundles: dict[str, dict[str, list[Source]]] = {}
     for source in sources:
-        bundles.setdefault(bundle_of(source), {}).setdefault(source.uri, []).append(source)
+        bundles.setdefault(fetch.bundle_of(source.uri), {}).setdefault(source.uri, []).append(
+            source
+        )
     addresses = [same for bundle in bundles.values() for same in bundle.values()]
     parts = [addresses[start : start + at_a_time] for start in range(0, len(addresses), at_a_time)]
     return [[source for same in part for source in same] for part in parts]
-
-
-def bundle_of(source: Source) -> str:
-    """What is fetched at once: a wheel (`pypi:NAME==VERSION`), or the address."""
-    return source.uri.partition("/")[0] if source.uri.startswith("pypi:") else source.uri
-
-
-def wheel_key(bundle: str) -> str | None:
-    """The key of a wheel's memo; None for what is no wheel."""
-    return (
-        canonical.digest(["wheel", bundle.removeprefix("pypi:")])
-        if bundle.startswith("pypi:")
-        else None
-    )
-
-
-def reel_key(identity: object, extract: Mapping[str, Any]) -> str:
-    """The key of a reel's memo, from a video's identity and the parameters of the extract stage,
-    which say the same as `reel.task`.
-    """
-    params = {name: value for name, value in extract.items() if name != "reel"}
-    return canonical.digest(["reel", extract["reel"], identity, params])
 
 
 def check(clips: Sequence[Clip], made: Manifest, store: Store) -> None:
@@ -275,7 +255,7 @@ def wanted_again(stage: Stage, record: Record, store: Store) -> Video | None:
         return None
     has_reel = (
         stage.name == "extract"
-        and store.recall(reel_key(needed.identity(), stage.params)) is not None
+        and store.recall(reel.memo_key(needed.identity(), stage.params)) is not None
     )
     return None if has_reel else needed
 

@@ -25,8 +25,8 @@ from pipeline.core.errors import RecipeError
 from pipeline.core.params import DatasetName, Seconds, Table
 from pipeline.core.records import Source
 from pipeline.dataset import removals
+from pipeline.media import detectors
 from pipeline.media.reel import Params as Extract
-from pipeline.stages import cut as cutting
 from pipeline.stages.download import Params as Download
 from pipeline.stages.encode import Params as Encode
 from pipeline.stages.filter import Params as Filter
@@ -124,7 +124,7 @@ class Recipe(Table):
     )
     source: tuple[SourceEntry, ...] = Field(default=(), description="Sources written here.")
     download: Download = Download()
-    cut: cutting.Params = cutting.DEFAULT
+    cut: detectors.CutTable = detectors.DEFAULT
     filter: Filter = Filter()
     extract: Extract = Extract()
     encode: Encode = Encode()
@@ -139,7 +139,7 @@ class Recipe(Table):
             and isinstance(values.get("cut"), dict)
             and "detector" not in values["cut"]
         ):
-            return {**values, "cut": {"detector": cutting.DEFAULT.detector, **values["cut"]}}
+            return {**values, "cut": {"detector": detectors.DEFAULT.detector, **values["cut"]}}
         return values
 
 
@@ -266,10 +266,7 @@ def _allowed(location: list[Any], detector: str | None) -> list[str]:
         "shard": Shard,
         "columns": Columns,
         "source": SourceEntry,
-        "cut": next(
-            (kind for kind in cutting.KINDS if kind.model_fields["detector"].default == detector),
-            cutting.Whole,
-        ),
+        "cut": detectors.options_of(detector or "") or detectors.Options,
     }
     return sorted(tables[location[0]].model_fields)
 

@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 import filelock
 import tenacity
 
+from pipeline.core import canonical
 from pipeline.core.errors import RETRIED, BadData, Cause, RecipeError, Unavailable
 from pipeline.core.records import Blob
 from pipeline.core.store import Store
@@ -380,7 +381,7 @@ def from_wheel(uri: str, store: Store, per_host: int, attempts: int) -> Blob:
     requirement, member = match.groups()
     with slot(store, f"wheel-{requirement}", 1):
         wheel = store.once(
-            ["wheel", requirement],
+            _wheel_task(requirement),
             lambda: retried(attempts, lambda: _wheel(requirement, store, per_host)),
         )
     try:
@@ -410,6 +411,26 @@ def from_wheel(uri: str, store: Store, per_host: int, attempts: int) -> Blob:
         raise BadData(
             "unreadable", f"the wheel of {requirement} does not give {member}: {error}"
         ) from error
+
+
+def bundle_of(uri: str) -> str:
+    """What of an address is fetched at once: the wheel, for a file in one (`pypi:NAME==VERSION`),
+    else the address.
+    """
+    return uri.partition("/")[0] if uri.startswith("pypi:") else uri
+
+
+def wheel_key(uri: str) -> str | None:
+    """The key of the memo of the wheel that an address or its bundle lies in; None if it lies in
+    none.
+    """
+    if not uri.startswith("pypi:"):
+        return None
+    return canonical.digest(_wheel_task(bundle_of(uri).removeprefix("pypi:")))
+
+
+def _wheel_task(requirement: str) -> list[object]:
+    return ["wheel", requirement]
 
 
 def _wheel(requirement: str, store: Store, per_host: int) -> Blob:

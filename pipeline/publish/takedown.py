@@ -36,12 +36,12 @@ from pipeline.dataset.build import (
     walk,
     written,
 )
-from pipeline.dataset.raw import bundle_of, wheel_key
 from pipeline.dataset.recipe import Loaded
 from pipeline.dataset.removals import Removal
+from pipeline.media import fetch
 from pipeline.publish import reproduce, sweep
 from pipeline.publish.sweep import Bin, Held
-from pipeline.stages import shard
+from pipeline.stages import download, shard
 
 
 @dataclass(frozen=True)
@@ -338,7 +338,7 @@ class Condemned:
         kept_uris = {source.uri for source in loaded.sources if source.key not in loaded.removed}
         uris = {source["uri"] for source in target.sources}
         self._listings = [["listing", uri] for uri in uris - kept_uris]
-        self._wheels = {wheel_key(bundle_of(Source("", uri))) for uri in uris}
+        self._wheels = {fetch.wheel_key(uri) for uri in uris}
         self._scene, self._captions = target.scene, target.captions
         self.footage = {str(identity["video"]) for identity in target.videos.values()} | set(
             self._fetched(memos)
@@ -435,11 +435,7 @@ def _partials(loaded: Loaded, target: Target, footage: set[str], store: Store) -
     for source in target.sources:
         for sha256 in {source.get("sha256"), *footage}:
             for chosen in {None, source.get("format"), *target.formats}:
-                wanted = Source("", source["uri"], sha256=sha256, format=chosen)
-                path = (
-                    store.root
-                    / "partial"
-                    / canonical.digest(["partial", wanted.identity(), chosen or selector])
-                )
+                record = Source("", source["uri"], sha256=sha256, format=chosen)
+                path = store.root / "partial" / download.partial_key(record, selector)
                 if path.is_dir():
                     yield path

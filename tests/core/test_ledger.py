@@ -31,7 +31,7 @@ from pipeline.core.stage import Progress, Stage, run_stage
 from pipeline.core.store import Store
 from pipeline.dataset import build, removals
 from pipeline.dataset import recipe as recipes
-from pipeline.media import encoders, fetch, reel
+from pipeline.media import detectors, encoders, fetch, reel
 from pipeline.stages import cut, download
 from pipeline.stages import filter as filtering
 from tests.core.test_executors import STAGE as BEHAVE
@@ -100,7 +100,7 @@ def blank_pictures(world: World) -> tuple[str, str]:
 
 def past_the_end(world: World) -> tuple[str, str]:
     return world.staged(
-        cut.stage(cut.Whole(), reel.Params()),
+        cut.stage(detectors.Whole(), reel.Params()),
         world.video_of(world.film(footage.plain, 1, size="160x120"), Fraction(9)),
     )
 
