@@ -64,7 +64,6 @@ class Container:
     num_frames: int
     start_pts: int
     end_pts: int  # first time stamp after the last frame
-    variable_fps: bool
 
     @property
     def duration_s(self) -> Fraction:

@@ -26,10 +26,10 @@ from pipeline.core.errors import RecipeError
 from pipeline.core.params import DatasetName, Seconds, Setup, Table
 from pipeline.core.records import Source
 from pipeline.dataset import removals
+from pipeline.media import detectors
 from pipeline.media.fetch import Params as Download
 from pipeline.media.reel import Params as Extract
 from pipeline.stages import NAMES
-from pipeline.stages import cut as cutting
 from pipeline.stages.encode import Params as Encode
 from pipeline.stages.filter import Params as Filter
 from pipeline.stages.shard import Params as Shard
@@ -126,7 +126,7 @@ class Recipe(Table):
     )
     source: tuple[SourceEntry, ...] = Field(default=(), description="Sources written here.")
     download: Download = Download()
-    cut: cutting.Params = cutting.DEFAULT
+    cut: detectors.CutTable = detectors.DEFAULT
     filter: Filter = Filter()
     extract: Extract = Extract()
     encode: Encode = Encode()
@@ -141,7 +141,7 @@ class Recipe(Table):
             and isinstance(values.get("cut"), dict)
             and "detector" not in values["cut"]
         ):
-            return {**values, "cut": {"detector": cutting.DEFAULT.detector, **values["cut"]}}
+            return {**values, "cut": {"detector": detectors.DEFAULT.detector, **values["cut"]}}
         return values
 
 
@@ -285,8 +285,8 @@ def _allowed(location: list[Any], detector: str | None) -> list[str]:
     if location[0] == "source":
         return sorted(SourceEntry.model_fields)
     if location[0] == "cut":
-        kinds = {kind.model_fields["detector"].default: kind for kind in cutting.KINDS}
-        return sorted(kinds.get(detector, cutting.Whole).model_fields)
+        options = detectors.options_of(detector or "") or detectors.Options
+        return sorted(options.model_fields)
     table = FullRecipe.model_fields[location[0]].annotation
     return (
         sorted(table.model_fields) if isinstance(table, type) and issubclass(table, Table) else []

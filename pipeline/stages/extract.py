@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 from pipeline.core import canonical
 from pipeline.core.errors import BadData
 from pipeline.core.params import Setup
-from pipeline.core.records import Blob, Clip, Crop, Scene, Video, grid_index
+from pipeline.core.records import Clip, Crop, Scene, Video, grid_index
 from pipeline.core.stage import Stage
 from pipeline.core.store import Store
 from pipeline.media import reel
@@ -23,7 +22,7 @@ def stage(setup: Setup) -> Stage:
     return Stage(
         name="extract",
         version=VERSION,
-        params={"reel": reel.VERSION, **canonical.plain(params.model_dump())},
+        params=reel.stage_params(params),
         makes=MAKES,
         process=partial(process, params=params),
         group=same_video,
@@ -57,15 +56,22 @@ def process(scene: Scene, store: Store, params: reel.Params) -> Iterator[Clip]:
     not there.
     """
     promised = scene.num_frames(params.fps)
-    found: dict[str, Any] = reel.of(scene.video, params, store)
-    start = grid_index(scene.start_pts, scene.time_base, params.fps) - found["first_index"]
+    whole = reel.reel_of(scene.video, params, store)
+    start = grid_index(scene.start_pts, scene.time_base, params.fps) - whole["first_index"]
     with store.scratch(".mp4") as path:
-        copied, pictures = reel.cut_clip(store.path(found["reel"]["sha256"]), start, promised, path)
+        copied, pictures = reel.cut_clip(store.path(whole["reel"]["sha256"]), start, promised, path)
         if copied < promised:
             raise BadData(
                 "too-few-frames", f"{promised} frames promised by the time stamps, {copied} decoded"
             )
-        blob: Blob = store.adopt(path)
+        blob = store.adopt(path)
     yield Clip(
-        scene.key, scene, blob, promised, params.fps, params.size, Crop(**found["crop"]), pictures
+        key=scene.key,
+        scene=scene,
+        blob=blob,
+        num_frames=promised,
+        fps=params.fps,
+        size=params.size,
+        crop=Crop(**whole["crop"]),
+        pictures=pictures,
     )

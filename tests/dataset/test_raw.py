@@ -27,11 +27,11 @@ from pipeline.dataset import build, passage
 from pipeline.dataset import recipe as recipes
 from pipeline.dataset.chain import Step
 from pipeline.dataset.passage import RawVideos
-from pipeline.media import fetch, reel, video
+from pipeline.media import detectors, fetch, reel, video
 from pipeline.plan import text
 from pipeline.plan.plan import plan
 from pipeline.publish import sweep, takedown
-from pipeline.stages import cut, extract
+from pipeline.stages import extract
 from pipeline.stages import filter as filter_stage
 from tests.making import footage
 from tests.making.command import longtake
@@ -382,7 +382,9 @@ def test_sources_of_one_address_and_files_of_one_wheel_travel_together(
             batches.extend(given)
             yield from ()
 
-    setup = Setup((fetch.Params(), cut.DEFAULT, filter_stage.Params(), reel.Params()), tmp_path)
+    setup = Setup(
+        (fetch.Params(), detectors.DEFAULT, filter_stage.Params(), reel.Params()), tmp_path
+    )
     passage.take_through(setup, sources, store, Watching(), Progress(), ())
     keys = [[record.key for _, record in batch.tasks] for batch in batches]
     assert keys == [["s0", "s3"], ["s1", "s4"], ["s2"], ["s5"]]

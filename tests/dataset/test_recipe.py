@@ -27,8 +27,8 @@ from pipeline.core.stage import Progress, run_stage
 from pipeline.core.store import Store
 from pipeline.dataset import recipe
 from pipeline.dataset.recipe import Columns, Recipe, SourceEntry
-from pipeline.media import fetch
-from pipeline.stages import cut, download, expand
+from pipeline.media import detectors, fetch
+from pipeline.stages import download, expand
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 TEMPLATE = MANIFESTS / "template.toml"
@@ -151,9 +151,9 @@ def template_blocks() -> list[tuple[str, dict[str, Any], set[str]]]:
 
 def model_of(table: str, shown: dict[str, Any]) -> type[Table]:
     if table == "cut":
-        return next(
-            kind for kind in cut.KINDS if kind.model_fields["detector"].default == shown["detector"]
-        )
+        options = detectors.options_of(shown["detector"])
+        assert options is not None
+        return options
     return TABLES[table] if table else Recipe
 
 
@@ -161,9 +161,11 @@ def test_the_template_has_every_option_and_no_other() -> None:
     found = [(model_of(table, shown), set(shown)) for table, shown, _ in template_blocks()]
     tables = {"source", "columns", "download", "cut", "filter", "extract", "encode", "shard"}
     assert found[0] == (Recipe, set(Recipe.model_fields) - tables)
-    assert [model for model, _ in found[1:]] == [SourceEntry, TABLES["download"], *cut.KINDS] + [
-        TABLES[name] for name in ("filter", "extract", "encode", "shard", "columns")
-    ]
+    assert [model for model, _ in found[1:]] == [
+        SourceEntry,
+        TABLES["download"],
+        *detectors.ALL,
+    ] + [TABLES[name] for name in ("filter", "extract", "encode", "shard", "columns")]
     for model, keys in found[1:]:
         assert keys == set(model.model_fields), model
 
@@ -196,7 +198,7 @@ def test_the_template_with_everything_uncommented_loads() -> None:
         seen = 0 if line.startswith("[filter]") else seen
         lines.append(line)
     made = Recipe.model_validate({"name": "template", **tomllib.loads("\n".join(lines))})
-    assert made.cut == cut.DEFAULT
+    assert made.cut == detectors.DEFAULT
     assert made.filter.max_frames == 1000
 
 

@@ -49,7 +49,7 @@ def clip(store: Store, video_of: Callable[..., Video], film: Callable[..., Path]
     """A real clip of 20 frames at 64 x 64."""
     video = video_of(film(footage.plain, 2, size="160x120"))
     params = reel.Params(size=64)
-    found = reel.of(video, params, store)
+    found = reel.reel_of(video, params, store)
     with store.scratch(".mp4") as path:
         assert reel.cut_clip(store.path(found["reel"]["sha256"]), 0, 20, path)[0] == 20
         blob = store.adopt(path)
