@@ -13,7 +13,6 @@ from pipeline.commands import recipes
 from pipeline.commands.command import (
     CORES,
     PROCESSES,
-    SHOWN,
     Data,
     Device,
     ExecutorName,
@@ -28,8 +27,8 @@ from pipeline.commands.command import (
     say,
 )
 from pipeline.core import interrupts
+from pipeline.stages import NAMES
 
-WAVE = 4  # sources a worker, with --keep-raw no: fewer take less disk, more keep the workers busy
 MAX_NAMED = 10  # of what was unavailable; `rejections` lists all
 YesNo = StrEnum("YesNo", ["yes", "no"])
 
@@ -37,7 +36,7 @@ YesNo = StrEnum("YesNo", ["yes", "no"])
 @app.command()
 def build(
     recipe: RecipePath,
-    until: Until = SHOWN[-1],
+    until: Until = NAMES[-1],
     data: Data = Path("data"),
     executor: ExecutorOption = PROCESSES,
     workers: Workers = CORES,
@@ -77,7 +76,7 @@ def retry(
             "--class", help="A class that `status` shows, such as rate-limited; may be repeated."
         ),
     ],
-    until: Until = SHOWN[-1],
+    until: Until = NAMES[-1],
     data: Data = Path("data"),
     executor: ExecutorOption = PROCESSES,
     workers: Workers = CORES,
@@ -115,14 +114,14 @@ def _build(
         from pipeline.commands import report
         from pipeline.core import executors
         from pipeline.dataset import build as building
-        from pipeline.dataset.raw import Raws
+        from pipeline.dataset.passage import RawVideos
         from pipeline.dataset.recipe import load
 
         path, line = recipes.own(recipe)
         if line:
             say(console, line)
         loaded = load(path)
-        raws = None if keeps_raw else Raws(WAVE * workers)
+        raws = None if keeps_raw else RawVideos(workers)
         if raws:
             say(console, report.raws_before(raws, until))
         with interrupts.raised(), report.progress(console) as progress:

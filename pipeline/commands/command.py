@@ -35,7 +35,6 @@ app = typer.Typer(
 
 Facts = dict[str, Any]  # what a command reports, as plain JSON
 
-SHOWN = NAMES[1:]  # stages as people know them: `expand` is a part of `download`
 ExecutorName = StrEnum("ExecutorName", ["inline", "processes", "ray"])
 PROCESSES = ExecutorName.processes
 CORES = num_cores()
@@ -70,14 +69,14 @@ Device = Annotated[
 
 
 def _stage(value: str) -> str:
-    if value not in SHOWN:
-        raise typer.BadParameter(f"got '{value}', allowed are {', '.join(SHOWN)}")
+    if value not in NAMES:
+        raise typer.BadParameter(f"got '{value}', allowed are {', '.join(NAMES)}")
     return value
 
 
 Until = Annotated[
     str,
-    typer.Option(callback=_stage, metavar=f"<{'|'.join(SHOWN)}>", help="The last stage to run."),
+    typer.Option(callback=_stage, metavar=f"<{'|'.join(NAMES)}>", help="The last stage to run."),
 ]
 ExecutorOption = Annotated[
     ExecutorName,

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.records import Rejection, Sample, Shard
+from pipeline.media.addresses import scheme
 from pipeline.stages import shard
-from pipeline.stages.download import scheme
 
 if TYPE_CHECKING:  # heavy, and only their names are needed
     from pipeline.core.ledger import Failure
-    from pipeline.dataset.build import Step
+    from pipeline.dataset.chain import Step
     from pipeline.dataset.recipe import Loaded
     from pipeline.publish.sweep import Bin
     from pipeline.publish.verify import Checked

@@ -19,11 +19,12 @@ def status(
 
     def act(console: Any) -> tuple[int, Facts]:
         from pipeline.commands import facts, report
+        from pipeline.dataset.build import known
         from pipeline.dataset.recipe import load
-        from pipeline.publish.reproduce import looked
+        from pipeline.publish.reproduce import look
 
         loaded = load(recipe)
-        steps, unknown = looked(loaded, data, device)
+        steps, unknown = known(look(loaded, data, device))
         funnel = facts.stages(steps)
         if unknown:
             say(console, f"later stages are not known: {unknown}")
@@ -47,15 +48,16 @@ def plan(
     def act(console: Any) -> tuple[int, Facts]:
         from pipeline.commands import facts, report
         from pipeline.dataset.recipe import load
-        from pipeline.plan import plan as planning
+        from pipeline.plan import text
+        from pipeline.plan.plan import plan as plan_build
 
         loaded = load(recipe)
-        ahead = planning.of(loaded, data, device)
-        if not ahead.is_idle:
+        planned = plan_build(loaded, data, device)
+        if not planned.is_idle:
             title = f"{loaded.recipe.name}, in {data / loaded.recipe.name}"
-            report.show(console, title, planning.table(ahead))
-        say(console, *planning.sentences(ahead))
-        return 0, {**facts.dataset(loaded, data), **planning.facts(ahead)}
+            report.show(console, title, text.table(planned))
+        say(console, *text.sentences(planned))
+        return 0, {**facts.dataset(loaded, data), **planned.as_json()}
 
     guarded(act, as_json)
 
@@ -68,11 +70,12 @@ def rejections(
 
     def act(console: Any) -> tuple[int, Facts]:
         from pipeline.commands import facts, report
+        from pipeline.dataset.build import known
         from pipeline.dataset.recipe import load
-        from pipeline.publish.reproduce import looked
+        from pipeline.publish.reproduce import look
 
         loaded = load(recipe)
-        steps, _ = looked(loaded, data, device)
+        steps, _ = known(look(loaded, data, device))
         rows = facts.rejections([failure for step in steps for failure in step.failures])
         if rows:
             console.print(report.rejections(rows))

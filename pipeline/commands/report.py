@@ -24,7 +24,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from pipeline.core.stage import Progress
-from pipeline.dataset.raw import Raws
+from pipeline.dataset.passage import RawVideos
 
 Row = Mapping[str, Any]
 GAP = 2  # characters between two columns
@@ -154,17 +154,15 @@ def verified(checked: Row) -> list[str]:
     return [*problems, *checked["notes"], line, verdict]
 
 
-def raws_before(raws: Raws, until: str) -> str:
+def raws_before(raws: RawVideos, until: str) -> str:
     """What `--keep-raw no` promises."""
     if until in ("download", "cut", "filter"):
         return f"raw videos stay: `--until {until}` makes no clips of them"
-    return (
-        f"raw videos of at most {raws.at_a_time} sources at a time; "
-        "they go once their clips are verified"
-    )
+    addresses = "1 address" if raws.at_a_time == 1 else f"{raws.at_a_time} addresses"
+    return f"raw videos of at most {addresses} at a time; they go once their clips are verified"
 
 
-def raws_after(raws: Raws) -> str:
+def raws_after(raws: RawVideos) -> str:
     """What raw videos took on disk."""
     if not raws.all_bytes:
         line = "raw videos took no space of their own"

@@ -24,7 +24,7 @@ from multiprocessing import resource_tracker
 from typing import Any
 
 from pipeline.core.errors import Stopped
-from pipeline.core.stage import Batch, Executor, Lost, Troubles, Work
+from pipeline.core.stage import Batch, Executor, Job, Lost, Troubles
 
 NAMES = ("inline", "processes", "ray")
 DIED = "the worker died"
@@ -37,7 +37,7 @@ SLOT_TIMEOUT_S = 10
 class Inline:
     """One after the other, in this process."""
 
-    def map(self, work: Work, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Troubles | Lost]]:
+    def map(self, work: Job, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Troubles | Lost]]:
         for batch in batches:
             yield batch, work(batch)
 
@@ -102,7 +102,7 @@ class Processes:
 
     workers: int
 
-    def map(self, work: Work, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Troubles | Lost]]:
+    def map(self, work: Job, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Troubles | Lost]]:
         left = {id(batch): batch for batch in batches}
         num_barren = 0
         while left and num_barren < MAX_BARREN:
@@ -118,7 +118,7 @@ class Processes:
             )
 
     def _pooled(
-        self, work: Work, batches: Sequence[Batch]
+        self, work: Job, batches: Sequence[Batch]
     ) -> Iterator[tuple[Batch, Troubles | Lost]]:
         """What one pool makes of the batches, until it is done or broken."""
         num_workers = min(self.workers, len(batches))
@@ -150,7 +150,7 @@ def _new_pool(num_workers: int, slots: str) -> Any:
 
 
 def _scheduled(
-    pool: Any, num_ahead: int, work: Work, batches: Sequence[Batch]
+    pool: Any, num_ahead: int, work: Job, batches: Sequence[Batch]
 ) -> Iterator[tuple[Batch, Troubles | Lost]]:
     """Give a pool its batches, at most `num_ahead` at a time; yields results as they come.
 
@@ -197,7 +197,7 @@ class Ray:
 
     workers: int
 
-    def map(self, work: Work, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Troubles | Lost]]:
+    def map(self, work: Job, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Troubles | Lost]]:
         ray = self._connect()
         room = _room(ray.cluster_resources(), work)
         remote = ray.remote(_run_quietly)
@@ -239,7 +239,7 @@ class Ray:
         return ray
 
 
-def _room(resources: dict[str, float], work: Work) -> int:
+def _room(resources: dict[str, float], work: Job) -> int:
     """How many tasks the cluster can run at a time. Raises Stopped if it is none."""
     cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
     room = min(cpus, gpus) if work.num_gpus else cpus
@@ -263,7 +263,7 @@ def _ray_result(ray: Any, reference: Any) -> Troubles | Lost:
     return outcome
 
 
-def _run_quietly(work: Work, batch: Batch) -> Troubles | Exception:
+def _run_quietly(work: Job, batch: Batch) -> Troubles | Exception:
     """Hand errors back as values: Ray would wrap them in types of its own."""
     try:
         return work(batch)

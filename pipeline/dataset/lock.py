@@ -123,9 +123,7 @@ class _Header(BaseModel):
     name: str
     recipe: Digest
     packing: dict[str, Any]
-    stages: dict[Literal["download", "cut", "filter", "extract", "encode", "shard"], _Stage] = (
-        Field(min_length=6)
-    )
+    stages: dict[str, _Stage] = Field(min_length=6)
     hours: dict[str, float]
     root_digest: Digest
     environment: dict[Literal["versions", "machine", "devices", "threads"], Any] = Field(

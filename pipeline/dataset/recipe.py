@@ -15,19 +15,21 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, create_model, field_validator, model_validator
 
 from pipeline.core import canonical
 from pipeline.core.errors import RecipeError
-from pipeline.core.params import DatasetName, Seconds, Table
+from pipeline.core.params import DatasetName, Seconds, Setup, Table
 from pipeline.core.records import Source
 from pipeline.dataset import removals
+from pipeline.media import detectors
+from pipeline.media.fetch import Params as Download
 from pipeline.media.reel import Params as Extract
-from pipeline.stages import cut as cutting
-from pipeline.stages.download import Params as Download
+from pipeline.stages import NAMES
 from pipeline.stages.encode import Params as Encode
 from pipeline.stages.filter import Params as Filter
 from pipeline.stages.shard import Params as Shard
@@ -124,7 +126,7 @@ class Recipe(Table):
     )
     source: tuple[SourceEntry, ...] = Field(default=(), description="Sources written here.")
     download: Download = Download()
-    cut: cutting.Params = cutting.DEFAULT
+    cut: detectors.CutTable = detectors.DEFAULT
     filter: Filter = Filter()
     extract: Extract = Extract()
     encode: Encode = Encode()
@@ -139,8 +141,25 @@ class Recipe(Table):
             and isinstance(values.get("cut"), dict)
             and "detector" not in values["cut"]
         ):
-            return {**values, "cut": {"detector": cutting.DEFAULT.detector, **values["cut"]}}
+            return {**values, "cut": {"detector": detectors.DEFAULT.detector, **values["cut"]}}
         return values
+
+
+def _tables_of_other_stages() -> dict[str, Any]:
+    """The table of each stage of the chain that has one and is not named in Recipe."""
+    modules = {
+        name: import_module(f"pipeline.stages.{name}")
+        for name in NAMES
+        if name not in Recipe.model_fields
+    }
+    return {
+        name: (module.Params, module.Params())
+        for name, module in modules.items()
+        if hasattr(module, "Params")
+    }
+
+
+FullRecipe: type[Recipe] = create_model("Recipe", __base__=Recipe, **_tables_of_other_stages())
 
 
 @dataclass(frozen=True)
@@ -158,6 +177,11 @@ class Loaded:
     def folder(self) -> Path:
         """Where relative addresses begin."""
         return self.path.parent
+
+    def setup(self, device: str, offline: bool = False) -> Setup:
+        """What the stages of this dataset are made from."""
+        tables = tuple(value for _, value in self.recipe if isinstance(value, Table))
+        return Setup(tables, self.folder, device, offline)
 
     @property
     def digest(self) -> str:
@@ -191,7 +215,7 @@ def load(path: Path) -> Loaded:
     except OSError as error:
         raise RecipeError(f"cannot read {path}: {error.strerror}") from error
     try:
-        recipe = Recipe.model_validate({"name": path.stem, **values})
+        recipe = FullRecipe.model_validate({"name": path.stem, **values})
     except ValidationError as error:
         raise RecipeError(
             "\n".join(dict.fromkeys(_explain(path, text, problem) for problem in error.errors()))
@@ -206,7 +230,7 @@ def load(path: Path) -> Loaded:
 
 def schema() -> str:
     """The JSON schema of a recipe, for editors."""
-    made = Recipe.model_json_schema()
+    made = FullRecipe.model_json_schema()
     return (
         json.dumps(
             {"$schema": "https://json-schema.org/draft/2020-12/schema", **made, "required": []},
@@ -257,21 +281,16 @@ def _wanted(problem: Any) -> str:
 def _allowed(location: list[Any], detector: str | None) -> list[str]:
     """The keys of the table a field stands in."""
     if len(location) < 2:
-        return sorted(Recipe.model_fields)
-    tables: dict[str, type[Table]] = {
-        "download": Download,
-        "filter": Filter,
-        "extract": Extract,
-        "encode": Encode,
-        "shard": Shard,
-        "columns": Columns,
-        "source": SourceEntry,
-        "cut": next(
-            (kind for kind in cutting.KINDS if kind.model_fields["detector"].default == detector),
-            cutting.Whole,
-        ),
-    }
-    return sorted(tables[location[0]].model_fields)
+        return sorted(FullRecipe.model_fields)
+    if location[0] == "source":
+        return sorted(SourceEntry.model_fields)
+    if location[0] == "cut":
+        options = detectors.options_of(detector or "") or detectors.Options
+        return sorted(options.model_fields)
+    table = FullRecipe.model_fields[location[0]].annotation
+    return (
+        sorted(table.model_fields) if isinstance(table, type) and issubclass(table, Table) else []
+    )
 
 
 def _line(text: str, location: list[Any]) -> int:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-from pipeline.core import canonical
 from pipeline.core.errors import RecipeError
 from pipeline.core.records import Source
 from pipeline.dataset.build import opened
+from pipeline.dataset.chain import CHAIN
 from pipeline.dataset.recipe import Loaded
-from pipeline.stages import download
+from pipeline.media.addresses import scheme
 
 WEB = ("http", "https")
 
@@ -24,23 +24,20 @@ def refresh(loaded: Loaded, data: Path, key: str | None = None) -> list[str]:
     whose list was remembered. Raises RecipeError for a source that is none, Stopped.
     """
     sources = _chosen(loaded, key)
-    stage = download.expand_stage(loaded.recipe.download, loaded.folder)
+    expand = CHAIN["expand"].stage(loaded.setup("auto", offline=True))
     forgotten = []
     with opened(data) as store:
         for source in sources:
-            task_keys = [stage.task_key(source), canonical.digest(["listing", source.uri])]
-            if any(store.remembers(task_key) for task_key in task_keys):
+            task_key = expand.task_key(source)
+            if store.remembers(task_key):
                 forgotten.append(source.key)
-            for task_key in task_keys:
-                store.forget(task_key)
+            store.forget(task_key)
     return forgotten
 
 
 def _chosen(loaded: Loaded, key: str | None) -> list[Source]:
     """The sources whose lists are meant."""
-    from_web = {
-        source.key: source for source in loaded.sources if download.scheme(source.uri) in WEB
-    }
+    from_web = {source.key: source for source in loaded.sources if scheme(source.uri) in WEB}
     if key is None:
         return list(from_web.values())
     if key in from_web:

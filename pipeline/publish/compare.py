@@ -25,7 +25,7 @@ from pipeline.core.errors import RETRIED
 from pipeline.core.records import Clip, Record, Sample, Shard
 from pipeline.core.store import Store
 from pipeline.dataset import lock
-from pipeline.dataset.build import Step
+from pipeline.dataset.chain import Step
 from pipeline.dataset.lock import Lock, LockedMember, LockedSample
 from pipeline.publish.reproduce import Edit
 from pipeline.stages import shard

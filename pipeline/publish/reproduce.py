@@ -15,18 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core import canonical
-from pipeline.core.errors import Damaged, LongtakeError, RecipeError, Stopped
-from pipeline.core.records import Rejection, Sample, Scene, Shard, Source, Video, public
-from pipeline.core.stage import Executor, Progress
+from pipeline.core.errors import Damaged, RecipeError, Stopped
+from pipeline.core.records import Record, Rejection, Scene, Shard, Source, Video, public
+from pipeline.core.stage import Executor, Progress, Stage
 from pipeline.core.store import Store
-from pipeline.dataset import build, lock
-from pipeline.dataset.build import Run, Step, manifest_path, opened, runner, surveyor, written
+from pipeline.dataset import build, chain, lock
+from pipeline.dataset.build import opened
+from pipeline.dataset.chain import CHAIN, Step, Visit, manifest_path, runner, surveyor
 from pipeline.dataset.lock import Lock, LockedVideo
+from pipeline.dataset.outputs import write_outputs
 from pipeline.dataset.recipe import Loaded
-from pipeline.media import encoders
-from pipeline.stages import cut, download, encode, extract, shard
-from pipeline.stages import filter as filter_stage
+from pipeline.media import addresses, encoders
+from pipeline.stages import NAMES
 
+STAGES = tuple(name for name in NAMES if name not in ("expand", "cut", "filter"))  # not in the lock
 FIELDS = ("uri", "captions", "license", "start_s", "end_s")
 
 
@@ -46,13 +48,10 @@ def check(loaded: Loaded, lock: Lock) -> None:
     """Refuse a recipe that would give other clips or latents than the lock tells of. Raises
     RecipeError with every difference.
     """
-    recipe = loaded.recipe
-    found = encode.find_encoders(recipe.encode, loaded.folder)
-    wanted = {
-        "extract": extract.stage(recipe.extract).params,
-        "encode": encode.facts(recipe.encode, found),
-        "shard": recipe.shard.model_dump(),
-    }
+    setup = loaded.setup("auto")
+    names = [name for name in STAGES if name not in ("download", "shard")]
+    wanted = {name: CHAIN[name].stage(setup).params for name in names}
+    wanted["shard"] = loaded.recipe.shard.model_dump()
     if differences := list(_options(lock, wanted)):
         told = "\n".join(
             f"  {one.source} {one.field}: the recipe gives {one.found}, the lock has {one.locked}"
@@ -83,12 +82,9 @@ def edits(loaded: Loaded, lock: Lock) -> list[Edit]:
     """What the recipe says otherwise than the lock: sources that only one of them has, fields,
     options that a rebuild does not ask for.
     """
-    recipe = loaded.recipe
-    unused = {
-        "download": download.stage(recipe.download, loaded.folder).params,
-        "cut": cut.stage(recipe.cut, recipe.extract).params,
-        "filter": filter_stage.stage(recipe.filter, recipe.extract.fps).params,
-    }
+    setup = loaded.setup("auto")
+    names = ("download", "cut", "filter")
+    unused = {name: CHAIN[name].stage(setup).params for name in names}
     made = list(_options(lock, unused))
     used: set[str] = set()
     for video in lock.videos.values():
@@ -103,7 +99,8 @@ def edits(loaded: Loaded, lock: Lock) -> list[Edit]:
         for name in here:
             if here[name] != getattr(video, name):
                 made.append(Edit(video.key, name, _said(getattr(video, name)), _said(here[name])))
-    rejected = lock.header["stages"]["download"]["rejected"].keys()
+    stages = lock.header["stages"]
+    rejected = {*stages["download"]["rejected"], *stages.get("expand", {}).get("rejected", ())}
     if rejected <= {
         "removed"
     }:  # else it may have been in the recipe and unavailable when the lock was made
@@ -165,11 +162,11 @@ def source_of(
     uri = entry.uri
     if entry.key != video.key:
         uri = video.uri
-        kinds = {download.scheme(entry.uri), download.scheme(uri)}
+        kinds = {addresses.scheme(entry.uri), addresses.scheme(uri)}
         if kinds == {"file"}:
             paths = [
                 path
-                for path in download.matches(entry.uri, loaded.folder)
+                for path in addresses.matches(entry.uri, loaded.folder)
                 if _named(path, loaded.folder) == video.uri
             ]
             if not paths:
@@ -180,14 +177,14 @@ def source_of(
                 for path in paths
                 if len(paths) > 1 and canonical.file_digest(path) == video.sha256
             )
-            uri = f"file:{download.path_in_recipe(next(same, paths[0]), loaded.folder)}"
+            uri = f"file:{addresses.path_in_recipe(next(same, paths[0]), loaded.folder)}"
         elif not kinds <= {"http", "https"}:
             raise Damaged(
                 f"the lock's address of '{video.key}' is of another kind ({uri}) than the recipe's ({entry.uri})"
             )
     chosen = (
         video.fetched_as
-        if download.scheme(uri) in ("http", "https") and video.fetched_as != "unknown"
+        if addresses.scheme(uri) in ("http", "https") and video.fetched_as != "unknown"
         else None
     )
     return replace(
@@ -203,43 +200,30 @@ def source_of(
 
 def _named(path: Path, folder: Path) -> str:
     """What a lock calls a file of a glob."""
-    return public(f"file:{download.path_in_recipe(path, folder)}")
+    return public(f"file:{addresses.path_in_recipe(path, folder)}")
 
 
-def walk(loaded: Loaded, lock: Lock, run: Run, device: str) -> Iterator[Step]:
+def walk(loaded: Loaded, lock: Lock, visit: Visit, device: str) -> Iterator[Step]:
     """Take the lock's videos that gave clips through download, extract, encode and shard."""
-    recipe, folder = loaded.recipe, loaded.folder
-    wanted = [video for video in lock.videos.values() if lock.clips_of(video.key)]
-    sources = [source_of(video, loaded, lock.videos) for video in wanted]
-    step = run(
-        download.stage(recipe.download, folder),
-        [source for source in sources if isinstance(source, Source)],
-        False,
-    )
+    videos = [video for video in lock.videos.values() if lock.clips_of(video.key)]
+    sources = [source_of(video, loaded, lock.videos) for video in videos]
     absent = tuple(source for source in sources if isinstance(source, Rejection))
-    made = step.manifest
-    step = replace(
-        step,
-        manifest=replace(
-            made, num_in=made.num_in + len(absent), rejections=made.rejections + absent
-        ),
-    )
-    yield step
-    scenes = [
-        scene
-        for video in step.manifest.records
-        if isinstance(video, Video)
-        for scene in _scenes(video, lock)
-    ]
-    step = run(extract.stage(recipe.extract), scenes, False)
-    yield step
-    stage = encode.stage(recipe.encode, encode.find_encoders(recipe.encode, folder), device)
-    step = run(stage, step.manifest.records, False)
-    yield step
-    packs = shard.pack(
-        [record for record in step.manifest.records if isinstance(record, Sample)], recipe.shard
-    )
-    yield run(shard.stage(), packs, False)
+
+    def scenes(records: Sequence[Record]) -> list[Record]:
+        return [scene for record in records for scene in _scenes(record, lock)]
+
+    def visit_and_count(stage: Stage, records: Sequence[Record]) -> Step:
+        step = visit(stage, records)
+        if stage.name != "download":
+            return step
+        manifest = step.manifest
+        num_in = manifest.num_in + len(absent)
+        rejections = manifest.rejections + absent
+        return replace(step, manifest=replace(manifest, num_in=num_in, rejections=rejections))
+
+    present = [source for source in sources if isinstance(source, Source)]
+    setup = loaded.setup(device)
+    yield from chain.walk(setup, visit_and_count, present, STAGES, gather={"extract": scenes})
 
 
 def is_rebuilt(folder: Path) -> bool:
@@ -247,28 +231,22 @@ def is_rebuilt(folder: Path) -> bool:
     return manifest_path(folder, "extract").is_file() and not manifest_path(folder, "cut").is_file()
 
 
-def looked(loaded: Loaded, data: Path, device: str) -> tuple[list[Step], str]:
-    """What is done and what is pending, of a build or of a rebuild, and why no more is known of
-    it.
-    """
+def look(loaded: Loaded, data: Path, device: str) -> Iterator[Step]:
+    """What is done and what is pending, of a build or of a rebuild; nothing is run."""
     if not is_rebuilt(data / loaded.recipe.name):
-        return build.looked(loaded, data, device)
-    steps: list[Step] = []
-    try:
-        for step in walk(
-            loaded, lock.read(loaded.path), surveyor(Store(data.absolute() / "store")), device
-        ):
-            steps.append(step)
-    except LongtakeError as error:
-        return steps, str(error)
-    return steps, ""
+        yield from build.look(loaded, data, device)
+        return
+    visit = surveyor(Store(data.absolute() / "store"))
+    yield from walk(loaded, lock.read(loaded.path), visit, device)
 
 
-def _scenes(video: Video, lock: Lock) -> Iterator[Scene]:
+def _scenes(video: Record, lock: Lock) -> Iterator[Scene]:
+    assert isinstance(video, Video)
     for clip in lock.clips_of(video.key):
         if clip.time_base != video.container.time_base:
             raise Damaged(
-                f"the lock counts '{clip.key}' in {clip.time_base} s, its video in {video.container.time_base} s"
+                f"the lock counts '{clip.key}' in {clip.time_base} s, its video in "
+                f"{video.container.time_base} s"
             )
         yield Scene(clip.key, video, clip.start_pts, clip.end_pts)
 
@@ -301,13 +279,10 @@ def reproduce(
             f"{data / loaded.recipe.name} holds a build of its own: {told}. Choose another folder with --data (make: DATA=)"
         )
     with opened(data) as store, store.unfinished(loaded.recipe.name):
-        for step in written(
-            loaded,
-            walk(loaded, locked, runner(store, executor, progress), device),
-            data,
-            store,
-            device,
-        ):
+        fetching = CHAIN["download"].stage(loaded.setup(device))
+        visit = runner(store, executor, progress, fetching)
+        walked = walk(loaded, locked, visit, device)
+        for step in write_outputs(loaded, walked, data, store, device):
             _read_back(step, store)
             yield step
 

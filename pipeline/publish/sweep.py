@@ -19,7 +19,9 @@ from pipeline.core.errors import Damaged, RecipeError
 from pipeline.core.manifest import lines_of
 from pipeline.core.store import Memo, Store, blobs_in
 from pipeline.dataset.build import opened
-from pipeline.dataset.raw import reel_key
+from pipeline.dataset.chain import manifest_paths
+from pipeline.media import reel
+from pipeline.stages import encode
 
 WHOLE = {
     "container": "raw videos",
@@ -119,11 +121,10 @@ def held(
     """Read every manifest of every dataset, or of those that are chosen by name. Raises Damaged."""
     kept = Held()
     any_reel: set[bytes] = set()  # videos of datasets that do not say yet which reel they want
-    folders = {path.parent for path in data.glob("*/[1-6]-*.jsonl")}
-    for folder in sorted(folder for folder in folders if chosen(folder.name)):
+    for folder in sorted(path for path in data.iterdir() if path.is_dir() and chosen(path.name)):
         params: dict[str, Any] = {}
         videos: dict[bytes, Any] = {}
-        for path in sorted(folder.glob("[1-6]-*.jsonl")):
+        for path in manifest_paths(folder):
             header, records = records_in(path)
             params[header["stage"]] = header["params"]
             for record in records:
@@ -139,10 +140,12 @@ def held(
             any_reel |= videos.keys()
         elif "reel" in params["extract"]:
             _hold_memos(
-                kept, store, [reel_key(identity, params["extract"]) for identity in videos.values()]
+                kept,
+                store,
+                [reel.memo_key(identity, params["extract"]) for identity in videos.values()],
             )
         if "encode" in params:
-            _hold_memos(kept, store, [canonical.digest([*params["encode"]["text"], ""])])
+            _hold_memos(kept, store, [encode.null_text_key(params["encode"])])
     for memo in memos:
         if (
             isinstance(memo.of, list)

@@ -25,23 +25,23 @@ from pipeline.core.records import Blob, Record, Shard, Source
 from pipeline.core.stage import Progress, Stage
 from pipeline.core.store import Memo, Store, blobs_in, now
 from pipeline.dataset import lock, removals
-from pipeline.dataset.build import (
-    NAMES,
+from pipeline.dataset.build import lock_of, opened
+from pipeline.dataset.chain import (
+    CHAIN,
     Step,
-    lock_of,
     manifest_path,
-    opened,
     runner,
     surveyor,
+    until,
     walk,
-    written,
 )
-from pipeline.dataset.raw import bundle_of, wheel_key
+from pipeline.dataset.outputs import write_outputs
 from pipeline.dataset.recipe import Loaded
 from pipeline.dataset.removals import Removal
+from pipeline.media import fetch
 from pipeline.publish import reproduce, sweep
 from pipeline.publish.sweep import Bin, Held
-from pipeline.stages import shard
+from pipeline.stages import NAMES, shard
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def remove(loaded: Loaded, data: Path, key: str, why: str, device: str) -> Remov
         done.num_pending = sum(step.num_pending for step in steps)
         if before is None:
             removals.note(loaded.path, key, removal, audit(target, records, done))
-        for _ in written(loaded, iter(steps), data, store, device):
+        for _ in write_outputs(loaded, iter(steps), data, store, device):
             pass
         done.notes += _relock(loaded, steps, store, reproduced="cut" not in records)
         kept = sweep.held(data, store, memos)
@@ -233,14 +233,16 @@ def rewalk(
     """
     if not built:
         return []
-    look, pack = surveyor(store), runner(store, Inline(), Progress())
+    setup = loaded.setup(device, offline=True)
+    look = surveyor(store)
+    pack = runner(store, Inline(), Progress(), CHAIN["download"].stage(setup))
 
-    def run(stage: Stage, records: Sequence[Record], local: bool) -> Step:
-        return (pack if stage.name == "shard" else look)(stage, records, local)
+    def visit(stage: Stage, records: Sequence[Record]) -> Step:
+        return (pack if stage.name == "shard" else look)(stage, records)
 
     if "extract" in built and "cut" not in built:
-        return list(reproduce.walk(loaded, lock.read(loaded.path), run, device))
-    return list(walk(loaded, run, device, built[-1], offline=True))
+        return list(reproduce.walk(loaded, lock.read(loaded.path), visit, device))
+    return list(walk(setup, visit, loaded.sources, until(built[-1]), loaded.removed))
 
 
 def audit(
@@ -338,7 +340,7 @@ class Condemned:
         kept_uris = {source.uri for source in loaded.sources if source.key not in loaded.removed}
         uris = {source["uri"] for source in target.sources}
         self._listings = [["listing", uri] for uri in uris - kept_uris]
-        self._wheels = {wheel_key(bundle_of(Source("", uri))) for uri in uris}
+        self._wheels = {fetch.wheel_key(uri) for uri in uris}
         self._scene, self._captions = target.scene, target.captions
         self.footage = {str(identity["video"]) for identity in target.videos.values()} | set(
             self._fetched(memos)
@@ -436,10 +438,6 @@ def _partials(loaded: Loaded, target: Target, footage: set[str], store: Store) -
         for sha256 in {source.get("sha256"), *footage}:
             for chosen in {None, source.get("format"), *target.formats}:
                 wanted = Source("", source["uri"], sha256=sha256, format=chosen)
-                path = (
-                    store.root
-                    / "partial"
-                    / canonical.digest(["partial", wanted.identity(), chosen or selector])
-                )
+                path = store.root / "partial" / download.partial_key(wanted, selector)
                 if path.is_dir():
                     yield path

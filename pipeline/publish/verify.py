@@ -23,26 +23,18 @@ import numpy as np
 from pipeline.core import canonical, manifest
 from pipeline.core.errors import BadData, Damaged, LongtakeError, RecipeError
 from pipeline.core.manifest import Manifest
-from pipeline.core.records import Blob, Clip, Member, Record, Sample, Scene, Shard, Video
+from pipeline.core.records import Blob, Clip, Member, Record, Sample, Shard, Video
 from pipeline.core.stage import Progress
 from pipeline.core.store import Store, blobs_in
-from pipeline.dataset import lock, raw
-from pipeline.dataset.build import NAMES, blobs_of, manifest_path
+from pipeline.dataset import lock
+from pipeline.dataset.build import known
+from pipeline.dataset.chain import KINDS, blobs_of, manifest_path
 from pipeline.dataset.lock import Lock
 from pipeline.dataset.recipe import Loaded
-from pipeline.media import encoders, video
-from pipeline.publish import compare
-from pipeline.publish.reproduce import looked
-from pipeline.stages import encode, shard
+from pipeline.media import encoders, fetch, reel, video
+from pipeline.publish import compare, reproduce
+from pipeline.stages import NAMES, encode, shard
 
-KINDS: dict[str, type[Record]] = {
-    "download": Video,
-    "cut": Scene,
-    "filter": Scene,
-    "extract": Clip,
-    "encode": Sample,
-    "shard": Shard,
-}
 DECODED = 4  # samples looked at
 PSNR_SLACK_DB = 0.5  # how far a decoded sample may be from what the build measured
 
@@ -142,12 +134,12 @@ def _memos(loaded: Loaded, data: Path, store: Store, device: str, checked: Check
     """Every memo and failure note of the store; one that is damaged counts as not there, so it
     costs time and nothing else.
     """
-    steps, _ = looked(loaded, data, device)
+    steps, _ = known(reproduce.look(loaded, data, device))
     names = {
         key: f"{step.manifest.stage} of '{name}'"
         for step in steps
-        if step.found
-        for name, key in step.found.keys.items()
+        if step.survey
+        for name, key in step.survey.keys.items()
     }
     for path in sorted(
         [*(store.root / "memos").glob("*/*"), *(store.root / "failures").glob("*/*")]
@@ -281,14 +273,14 @@ def _named(manifests: Mapping[str, Manifest], store: Store) -> dict[Blob, list[s
                     names[blob].append(f"{KINDS[stage].__name__.lower()} '{record.key}'")
             if isinstance(record, Video) and "extract" in manifests:
                 add(
-                    raw.reel_key(record.identity(), manifests["extract"].params),
+                    reel.memo_key(record.identity(), manifests["extract"].params),
                     f"reel of '{record.key}'",
                 )
-            if isinstance(record, Video) and (wheel := raw.wheel_key(raw.bundle_of(record.source))):
+            if isinstance(record, Video) and (wheel := fetch.wheel_key(record.source.uri)):
                 add(wheel, f"wheel of '{record.key}'")
     if "encode" in manifests:
         add(
-            canonical.digest([*manifests["encode"].params["text"], ""]),
+            encode.null_text_key(manifests["encode"].params),
             "the empty caption's text.npy",
         )
     return names

@@ -52,7 +52,7 @@ def test_rejections_are_rows_with_class_and_time(dataset: Dataset) -> None:
 def test_plan_of_what_is_built_has_nothing_to_do(dataset: Dataset) -> None:
     plan = facts(longtake("plan", dataset.recipe, "--data", dataset.data, "--json"))
     assert plan["dataset"] == "small"
-    assert all(not row["to_do"] for row in plan["stages"])
+    assert all(not row["to_do"] for row in plan["stages"].values())
 
 
 def test_check_tells_what_a_recipe_asks_for(dataset: Dataset) -> None:

@@ -145,8 +145,8 @@ def test_an_executor_nobody_knows_is_refused_with_the_names_there_are() -> None:
         Stopped, match="no executor is called 'threads': choose one of inline, processes, ray"
     ):
         executors.make("threads", 2)
-    manifest: dict[str, Any] = {name: executors.make(name, 2) for name in executors.NAMES}
-    assert manifest == {"inline": Inline(), "processes": Processes(2), "ray": Ray(2)}
+    by_name: dict[str, Any] = {name: executors.make(name, 2) for name in executors.NAMES}
+    assert by_name == {"inline": Inline(), "processes": Processes(2), "ray": Ray(2)}
 
 
 LOST = sources("a1 pass", "a2 crash", "a3 pass", "b1 pass", "b2 sleep", "b3 pass")

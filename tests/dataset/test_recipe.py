@@ -21,13 +21,14 @@ from pyarrow import parquet
 from pipeline.core import canonical
 from pipeline.core.errors import RecipeError
 from pipeline.core.executors import Inline
-from pipeline.core.params import Table
+from pipeline.core.params import Setup, Table
 from pipeline.core.records import Source
 from pipeline.core.stage import Progress, run_stage
 from pipeline.core.store import Store
 from pipeline.dataset import recipe
 from pipeline.dataset.recipe import Columns, Recipe, SourceEntry
-from pipeline.stages import cut, download
+from pipeline.media import detectors, fetch
+from pipeline.stages import download, expand
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 TEMPLATE = MANIFESTS / "template.toml"
@@ -150,9 +151,9 @@ def template_blocks() -> list[tuple[str, dict[str, Any], set[str]]]:
 
 def model_of(table: str, shown: dict[str, Any]) -> type[Table]:
     if table == "cut":
-        return next(
-            kind for kind in cut.KINDS if kind.model_fields["detector"].default == shown["detector"]
-        )
+        options = detectors.options_of(shown["detector"])
+        assert options is not None
+        return options
     return TABLES[table] if table else Recipe
 
 
@@ -160,9 +161,11 @@ def test_the_template_has_every_option_and_no_other() -> None:
     found = [(model_of(table, shown), set(shown)) for table, shown, _ in template_blocks()]
     tables = {"source", "columns", "download", "cut", "filter", "extract", "encode", "shard"}
     assert found[0] == (Recipe, set(Recipe.model_fields) - tables)
-    assert [model for model, _ in found[1:]] == [SourceEntry, TABLES["download"], *cut.KINDS] + [
-        TABLES[name] for name in ("filter", "extract", "encode", "shard", "columns")
-    ]
+    assert [model for model, _ in found[1:]] == [
+        SourceEntry,
+        TABLES["download"],
+        *detectors.ALL,
+    ] + [TABLES[name] for name in ("filter", "extract", "encode", "shard", "columns")]
     for model, keys in found[1:]:
         assert keys == set(model.model_fields), model
 
@@ -195,7 +198,7 @@ def test_the_template_with_everything_uncommented_loads() -> None:
         seen = 0 if line.startswith("[filter]") else seen
         lines.append(line)
     made = Recipe.model_validate({"name": "template", **tomllib.loads("\n".join(lines))})
-    assert made.cut == cut.DEFAULT
+    assert made.cut == detectors.DEFAULT
     assert made.filter.max_frames == 1000
 
 
@@ -381,7 +384,7 @@ def test_time_ranges_and_captions_stay_with_their_source_when_videos_are_expande
             for i, c, a, b in spans
         )
         loaded = recipe.load(written(tmp_path, text))
-        stage = download.expand_stage(loaded.recipe.download, loaded.folder)
+        stage = expand.stage(loaded.setup("cpu"))
         manifest, _ = run_stage(stage, loaded.sources, store, Inline(), Progress())
         assert manifest.records == loaded.sources
         return list(loaded.sources)
@@ -641,9 +644,11 @@ def test_sources_in_one_array_are_named_by_the_line_it_begins_at(tmp_path: Path)
 
 def test_the_list_of_licences_changes_no_task_key(tmp_path: Path) -> None:
     source = Source("a", "https://example.org/a.mp4", license="CC0-1.0")
-    plain, strict = download.Params(), download.Params(licenses=("CC0-1.0",))
-    for stage in (download.stage, download.expand_stage):
-        assert stage(plain, tmp_path).task_key(source) == stage(strict, tmp_path).task_key(source)
+    plain, strict = fetch.Params(), fetch.Params(licenses=("CC0-1.0",))
+    for stage in (download.stage, expand.stage):
+        assert stage(Setup((plain,), tmp_path)).task_key(source) == stage(
+            Setup((strict,), tmp_path)
+        ).task_key(source)
 
 
 # Wrong tables

@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
+from pipeline.core import executors
 from pipeline.core.errors import BadData, Unavailable
-from pipeline.core.executors import WORKER_INDEX
 from pipeline.core.records import Source
 from pipeline.core.stage import Outcome, Stage
 from pipeline.core.store import Store
@@ -38,7 +38,7 @@ def behave(source: Source, store: Store) -> Iterator[Outcome]:
             (folder / source.key).touch()
             while len(list(folder.iterdir())) < 2:
                 time.sleep(0.01)
-            yield replace(source, license=os.environ[WORKER_INDEX])
+            yield replace(source, license=os.environ[executors.WORKER_INDEX])
         case "many":
             yield replace(source, key=f"{source.key}-a", license="A")
             yield replace(source, key=f"{source.key}-b", license="B")

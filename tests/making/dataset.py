@@ -67,7 +67,7 @@ class Dataset:
 
 
 def small(folder: Path, film: Callable[..., Path]) -> Dataset:
-    """Clips of four videos in three shards; a fifth video is too short. Built, in this process."""
+    """Clips of four videos in four shards; a fifth video is too short. Built, in this process."""
     (folder / "recipe").mkdir()
     videos = {
         "a": film(footage.joined, (4.0, 5.0), 12),

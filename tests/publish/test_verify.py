@@ -173,11 +173,11 @@ def test_a_deleted_file_and_a_shortened_one_are_found(built: Dataset) -> None:
     clip, latents = stored(built, first(built).clip.blob), stored(built, first(built).latents)
     clip.unlink()
     latents.write_bytes(latents.read_bytes()[:-1])
-    (built.folder / "shards" / "00001.tar").unlink()
+    (built.folder / "shards" / "16384.tar").unlink()
     told = {one.name.partition(",")[0]: one.problem for one in checked(built).findings}
     assert told["clip 'a-0000'"] == "is missing"
     assert "instead of" in told["a-0000.latents.npy"]
-    assert told["shard '00001'"] == "00001.tar is missing"
+    assert told["shard '16384'"] == "16384.tar is missing"
 
 
 def test_nan_in_an_array_is_found_even_where_every_digest_agrees(built: Dataset) -> None:

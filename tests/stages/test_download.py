@@ -20,11 +20,12 @@ from pipeline.core.canonical import file_digest
 from pipeline.core.errors import BadData, Stopped
 from pipeline.core.executors import Inline
 from pipeline.core.manifest import Manifest
+from pipeline.core.params import Setup
 from pipeline.core.records import Source
 from pipeline.core.stage import Progress, run_stage
 from pipeline.core.store import Store
 from pipeline.media import fetch, refusals
-from pipeline.stages import download
+from pipeline.stages import download, expand
 from tests.making import footage
 from tests.making.downloads import PARAMS, download_all
 from tests.making.serving import content, serving, status
@@ -211,7 +212,7 @@ def test_a_playlist_is_expanded_to_one_source_per_video(
     monkeypatch.setattr(fetch, "entries", lambda *_: listed)
     source = Source("show", "https://example.org/playlist", captions=("a show",))
     manifest, _ = run_stage(
-        download.expand_stage(PARAMS, tmp_path), [source], store, Inline(), Progress()
+        expand.stage(Setup((PARAMS,), tmp_path)), [source], store, Inline(), Progress()
     )
     assert [(record.key, record.uri) for record in manifest.records] == [
         ("show-v1", listed[0][1]),
@@ -471,7 +472,7 @@ def test_a_download_that_takes_too_long_is_unavailable_not_bad(
         def map(self, work: object, batches: list[Batch]) -> object:  # type: ignore[override]
             return ((batch, Lost("timed-out", "no result within 1 s")) for batch in batches)
 
-    stage = download.stage(PARAMS, tmp_path)
+    stage = download.stage(Setup((PARAMS,), tmp_path))
     for _ in range(2):
         manifest, cached = run_stage(
             stage, [Source("a", "https://example.org/a.mp4")], store, Slow(), Progress()
@@ -495,3 +496,36 @@ def test_a_source_with_a_format_of_its_own_is_fetched_in_that_one(
     for wanted in (source, replace(source, format="137")):
         assert download_all([wanted], store, small.parent).records[0].fetched_as == asked[-1]  # type: ignore[union-attr]
     assert asked == [PARAMS.format, "137"]
+
+
+def test_a_wheel_s_memo_is_found_by_the_address_of_any_file_in_it(
+    store: Store, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(tmp_path / "some.whl", "w") as wheel:
+        wheel.writestr("some/film.mp4", b"film")
+    store.once(["wheel", "some==1.0"], lambda: store.link(tmp_path / "some.whl"))
+    uri = "pypi:some==1.0/some/film.mp4"
+    fetch.from_wheel(uri, store, 1, 1)
+    assert fetch.bundle_of(uri) == fetch.bundle_of("pypi:some==1.0") == "pypi:some==1.0"
+    for address in (uri, "pypi:some==1.0/another", "pypi:some==1.0"):
+        key = fetch.wheel_key(address)
+        assert key is not None
+        assert store.memo(key) is not None
+    assert fetch.wheel_key("https://example.org/pypi:some==1.0") is None
+    assert fetch.bundle_of("https://example.org/a/b") == "https://example.org/a/b"
+
+
+def test_a_broken_off_download_is_found_by_its_source(
+    store: Store, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = []
+    monkeypatch.setattr(
+        fetch,
+        "from_web",
+        lambda uri, store, folder, *_: (folders.append(folder), (store.link(small), "18"))[1],
+    )
+    source = Source("a", "https://example.org/film")
+    for asked in (source, replace(source, format="137")):
+        fetched([asked], store, small.parent)
+        key = download.partial_key(asked, PARAMS.format)
+        assert folders[-1] == store.root / "partial" / key

@@ -19,12 +19,13 @@ import pytest
 
 from pipeline.core.errors import BadData, RecipeError, Stopped, Unavailable
 from pipeline.core.executors import Inline
+from pipeline.core.params import Setup
 from pipeline.core.records import Source
 from pipeline.core.stage import Progress, run_stage
 from pipeline.core.store import Store
 from pipeline.dataset import recipe
 from pipeline.media import encoders, fetch, video
-from pipeline.stages import download
+from pipeline.stages import download, expand
 from tests import fuzz
 from tests.making import footage
 from tests.making.serving import content, serving
@@ -157,7 +158,7 @@ def test_names_of_files_and_of_entries_of_a_list_become_fit_for_keys(
     for uri, count in (("file:*.mp4", 5), ("https://example.org/list", len(listed))):
         keys = [
             source.key
-            for source in download.expand(Source("s", uri), store, download.Params(), tmp_path)
+            for source in expand.process(Source("s", uri), store, fetch.Params(), tmp_path)
         ]
         assert len(set(keys)) == count
         assert all(re.fullmatch(r"s-[A-Za-z0-9_-]{0,89}", key) for key in keys)
@@ -235,7 +236,7 @@ def test_a_damaged_wheel_is_unreadable_however_it_is_packed(
 
 def fate(store: Store, uri: str, folder: Path, **options: str) -> tuple[str, str]:
     """The class and the words with which the download of an address that gives no video ends."""
-    stage = download.stage(download.Params(attempts=1, **options), folder)
+    stage = download.stage(Setup((fetch.Params(attempts=1, **options),), folder))
     made, _ = run_stage(stage, [Source("s", uri)], store, Inline(), Progress())
     [one] = made.rejections
     assert store.failure(stage.task_key(Source("s", uri)))["detail"] == one.detail  # type: ignore[index]
@@ -264,7 +265,7 @@ def test_an_address_that_cannot_be_taken_apart_is_unsupported(
     assert fate(store, uri, tmp_path)[0] == "unsupported"
     if uri.startswith("http"):
         with pytest.raises(Unavailable, match=r"^unsupported: "):
-            list(download.expand(Source("s", uri), store, download.Params(), tmp_path))
+            list(expand.process(Source("s", uri), store, fetch.Params(), tmp_path))
 
 
 def test_a_format_yt_dlp_does_not_understand_is_an_error_of_the_recipe(
