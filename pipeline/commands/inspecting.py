@@ -77,9 +77,10 @@ def rejections(
         loaded = load(recipe)
         steps, _ = known(look(loaded, data, device))
         rows = facts.rejections([failure for step in steps for failure in step.failures])
+        is_built = any(step.manifest.records for step in steps[1:])  # `expand` only names sources
         if rows:
             console.print(report.rejections(rows))
-        elif any(step.manifest.records for step in steps):
+        elif is_built:
             say(console, "nothing was rejected")
         else:
             say(console, f"nothing is built in {data / loaded.recipe.name} yet")

@@ -60,7 +60,7 @@ def test_what_was_cleaned_is_built_again_to_the_same_bytes(
     before = small.index["root_digest"]
     swept = clean.clean("small", small.data)
     assert swept.counts["raw videos"] == 4  # of five, one is the other dataset's too
-    assert small.build()[0].num_run > 0
+    assert any(step.num_run for step in small.build())
     assert small.index["root_digest"] == before
 
 
