@@ -91,3 +91,17 @@ def test_the_trainer_comes_along(program: Path, tmp_path: Path) -> None:
     done = typed(program, tmp_path, "plan-training", "--preset", "tiny-interp")
     assert done.returncode == 0, done.stderr
     assert "parameters" in done.stdout
+
+
+def test_building_the_demo_copies_its_recipe_and_lock_to_where_one_is(
+    program: Path, tmp_path: Path
+) -> None:
+    done = typed(program, tmp_path, "build", "demo", "--until", "expand", "--executor", "inline")
+    assert done.returncode == 0, done.stderr
+    assert "comes with longtake: copied to manifests/demo.toml" in done.stdout
+    for name in ("demo.toml", "demo.lock.jsonl"):
+        copy = tmp_path / "manifests" / name
+        assert copy.read_bytes() == (ROOT / "manifests" / name).read_bytes()
+    assert json.loads(typed(program, tmp_path, "status", "demo", "--json").stdout)["recipe"] == (
+        "manifests/demo.toml"
+    )
