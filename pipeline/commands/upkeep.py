@@ -40,6 +40,7 @@ def reproduce(
     def act(console: Any) -> int:
         from pipeline.commands import report
         from pipeline.core import canonical, executors
+        from pipeline.core.files import replace_file
         from pipeline.core.store import Store
         from pipeline.dataset import lock
         from pipeline.dataset import recipe as recipes
@@ -56,7 +57,7 @@ def reproduce(
             console.print(line, markup=False, soft_wrap=True)
         judged = compare.judge(locked, steps, edits, Store(data.absolute() / "store"))
         path = data / loaded.recipe.name / "reproduce.json"
-        path.write_bytes(canonical.encode(judged) + b"\n")
+        replace_file(path, canonical.encode(judged) + b"\n")
         title = f"{loaded.recipe.name}, rebuilt in {data / loaded.recipe.name} from {lock.path_of(recipe)}"
         report.show(console, title, report.funnel(steps))
         compare.show(console, judged, path)

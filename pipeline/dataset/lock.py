@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from pipeline.core import canonical
 from pipeline.core.errors import Damaged, RecipeError
+from pipeline.core.files import replace_file
 from pipeline.core.manifest import Manifest, lines_of
 from pipeline.core.records import Clip, Container, Crop, Sample, Shard, Split, Video, public
 from pipeline.core.store import Store
@@ -341,13 +341,11 @@ def write(lock: Lock, recipe: Path) -> tuple[Path, bool]:
         import zstandard
 
         content = zstandard.ZstdCompressor(level=10, write_checksum=True).compress(content)
-    other.unlink(missing_ok=True)
-    if target.is_file() and target.read_bytes() == content:
-        return target, False
-    beside = target.with_name(f"{target.name}.tmp")
-    beside.write_bytes(content)
-    os.replace(beside, target)
-    return target, True
+    changed = not target.is_file() or target.read_bytes() != content
+    if changed:
+        replace_file(target, content)
+    other.unlink(missing_ok=True)  # only now: a crash before would have left no lock at all
+    return target, changed
 
 
 def read(recipe: Path) -> Lock:

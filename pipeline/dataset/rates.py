@@ -11,7 +11,6 @@ damaged or gone, there is no estimate until the next build.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core import canonical
+from pipeline.core.files import replace_file
 from pipeline.core.manifest import Manifest
 from pipeline.core.records import Clip, Record
 from pipeline.core.stage import Executor, Stage
@@ -77,9 +77,7 @@ def note(store: Store, name: str, took: Rate) -> None:
         key: {"video_s": round(rate.video_s, 3), "worker_s": round(rate.worker_s, 3)}
         for key, rate in rates.items()
     }
-    with store.scratch() as beside:
-        beside.write_bytes(canonical.seal({"rates": plain}) + b"\n")
-        os.replace(beside, path_of(store))
+    replace_file(path_of(store), canonical.seal({"rates": plain}) + b"\n")
 
 
 class Watch:

@@ -7,7 +7,6 @@ names ids, no addresses.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from pipeline.core import canonical
 from pipeline.core.errors import RecipeError
+from pipeline.core.files import replace_file
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,5 @@ def note(recipe: Path, source: str, removal: Removal, facts: Mapping[str, object
     """Add a line: the source, when, why, and `facts` for whoever audits it."""
     path = path_of(recipe)
     line = canonical.seal({"source": source, "at": removal.at, "why": removal.why, **facts}) + b"\n"
-    beside = path.with_name(f"{path.name}.tmp")
-    beside.write_bytes((path.read_bytes() if path.is_file() else b"") + line)
-    os.replace(beside, path)
+    before = path.read_bytes() if path.is_file() else b""
+    replace_file(path, before + line)

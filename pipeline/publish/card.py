@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import Damaged
+from pipeline.core.files import replace_file
 from pipeline.dataset import lock, removals
 from pipeline.dataset.lock import Lock, LockedSample
 from pipeline.dataset.recipe import Loaded
@@ -102,10 +103,8 @@ def path_of(recipe: Path) -> Path:
 
 
 def write(loaded: Loaded, found: Lock, path: Path, with_shards: bool) -> None:
-    """Write beside, then rename."""
-    beside = path.with_name(f"{path.name}.tmp")
-    beside.write_bytes(markdown(loaded, found, with_shards).encode())
-    os.replace(beside, path)
+    """Write the card to a file."""
+    replace_file(path, markdown(loaded, found, with_shards).encode())
 
 
 def markdown(loaded: Loaded, found: Lock, with_shards: bool = False) -> str:

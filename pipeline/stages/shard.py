@@ -20,6 +20,7 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.core import canonical
+from pipeline.core.files import replace_file
 from pipeline.core.params import Table
 from pipeline.core.records import Blob, Member, Pack, Sample, Shard, Split, public, source_of
 from pipeline.core.stage import Stage
@@ -328,9 +329,7 @@ def publish(folder: Path, shards: Sequence[Shard], index: bytes, store: Store) -
         link_or_copy(store.path(blob.sha256), beside)
         os.replace(beside, folder / name)
         beside.unlink(missing_ok=True)  # a rename onto another name of the same file does nothing
-    beside = folder / "index.json.tmp"
-    beside.write_bytes(index + b"\n")
-    os.replace(beside, folder / "index.json")
+    replace_file(there, index + b"\n")
     for path in folder.glob("*.tar*"):
         if path.name not in wanted:
             path.unlink()

@@ -94,6 +94,22 @@ def test_a_large_lock_is_compressed_and_the_other_one_goes(
     assert [path.name for path in tmp_path.iterdir()] == ["small.lock.jsonl"]
 
 
+def test_the_old_form_of_a_lock_goes_only_when_the_new_one_is_there(
+    small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, recipe = lock.read(small_dataset.recipe), tmp_path / "small.toml"
+    lock.write(made, recipe)
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(lock, "LARGE", 1000)
+    monkeypatch.setattr(lock, "replace_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        lock.write(made, recipe)
+    assert lock.read(recipe) == made
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_a_flipped_bit_anywhere_is_seen_and_its_line_named(
     small_dataset: Dataset, tmp_path: Path, seed: int
