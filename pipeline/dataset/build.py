@@ -22,14 +22,15 @@ from typing import Any
 import filelock
 
 from pipeline.core import ledger
-from pipeline.core.errors import LongtakeError, Stopped
+from pipeline.core.errors import Stopped
 from pipeline.core.executors import Inline
 from pipeline.core.manifest import Manifest
 from pipeline.core.records import Blob, Clip, Record, Rejection, Sample, Shard, Source, Video
 from pipeline.core.stage import Executor, Progress, Stage, Survey, collect, run_stage, survey
 from pipeline.core.store import Store, blobs_in, link_or_copy
-from pipeline.dataset import lock, rates, raw
+from pipeline.dataset import rates, raw
 from pipeline.dataset.recipe import Loaded
+from pipeline.dataset.relock import write_lock
 from pipeline.media import encoders
 from pipeline.plan import foresee
 from pipeline.stages import cut, download, encode, extract, shard
@@ -225,11 +226,13 @@ def build(
     progress: Progress,
     classes: Collection[str] | None = None,
     raws: raw.Raws | None = None,
+    relock: bool = False,
 ) -> Iterator[Step]:
     """Do what is missing, stage by stage, and write the outputs and the lock. Raises Stopped, Bug
     or RecipeError.
 
-    With `raws`, raw videos go as soon as their clips are there and verified.
+    With `raws`, raw videos go as soon as their clips are there and verified. Which lock is left
+    alone without `relock`: `relock.decide`.
     """
     if until == "shard" and not os.access(loaded.folder, os.W_OK):
         raise Stopped(
@@ -252,22 +255,8 @@ def build(
             one.fate == "unavailable" for step in steps for one in step.manifest.rejections
         )
         if until == "shard" and steps[-1].manifest.records:
-            made = lock_of(loaded, [step.manifest for step in steps], store)
-            if not (incomplete and _loses(made, loaded)):
-                lock.write(made, loaded.path)
-
-
-def _loses(made: lock.Lock, loaded: Loaded) -> bool:
-    """Whether the lock that is there is of this very recipe, and has samples that could not be had
-    this time.
-    """
-    try:
-        there = lock.read(loaded.path)
-    except LongtakeError:
-        return False
-    return (
-        there.header["recipe"] == loaded.digest and not there.samples.keys() <= made.samples.keys()
-    )
+            manifests, folder = [step.manifest for step in steps], data / loaded.recipe.name
+            write_lock(loaded, manifests, folder, store, incomplete, relock)
 
 
 def in_waves(
@@ -309,13 +298,6 @@ def credited(step: Step, done: Sequence[Step]) -> Step:
         num_cached=max(0, step.num_cached - num_run),
         num_run=step.num_run + num_run,
         seconds=seconds,
-    )
-
-
-def lock_of(loaded: Loaded, manifests: Sequence[Manifest], store: Store) -> lock.Lock:
-    """The lock of a finished build."""
-    return lock.of(
-        loaded.recipe.name, loaded.digest, loaded.recipe.shard.model_dump(), manifests, store
     )
 
 

@@ -28,7 +28,6 @@ from pipeline.dataset import lock, removals
 from pipeline.dataset.build import (
     NAMES,
     Step,
-    lock_of,
     manifest_path,
     opened,
     runner,
@@ -38,6 +37,7 @@ from pipeline.dataset.build import (
 )
 from pipeline.dataset.raw import bundle_of, wheel_key
 from pipeline.dataset.recipe import Loaded
+from pipeline.dataset.relock import OWN, keep_lock, remove_locks
 from pipeline.dataset.removals import Removal
 from pipeline.publish import reproduce, sweep
 from pipeline.publish.sweep import Bin, Held
@@ -120,7 +120,7 @@ def remove(loaded: Loaded, data: Path, key: str, why: str, device: str) -> Remov
             removals.note(loaded.path, key, removal, audit(target, records, done))
         for _ in written(loaded, iter(steps), data, store, device):
             pass
-        done.notes += _relock(loaded, steps, store, reproduced="cut" not in records)
+        done.notes += _relock(loaded, steps, folder, store, reproduced="cut" not in records)
         kept = sweep.held(data, store, memos)
         delete(loaded, target, kept, memos, store, done)
         left = {record.key for step in steps for record in step.manifest.records}
@@ -268,18 +268,21 @@ def audit(
     }
 
 
-def _relock(loaded: Loaded, steps: Sequence[Step], store: Store, reproduced: bool) -> list[str]:
+def _relock(
+    loaded: Loaded, steps: Sequence[Step], folder: Path, store: Store, reproduced: bool
+) -> list[str]:
     """Write the lock of what is left, or remove it if nothing is; returns what is to be said if
     neither can be done.
     """
     path = lock.path_of(loaded.path)
     if steps and steps[-1].manifest.stage == "shard" and not reproduced:
         if steps[-1].manifest.records:
-            lock.write(lock_of(loaded, [step.manifest for step in steps], store), loaded.path)
+            keep_lock(loaded, [step.manifest for step in steps], folder, store)
         else:
-            for suffix in ("", ".zst"):
-                path.with_name(loaded.path.stem + lock.SUFFIX + suffix).unlink(missing_ok=True)
-    elif path.is_file():
+            remove_locks(loaded.path, folder)
+        return []
+    lock.remove_file(folder / OWN)  # it may name what is taken down
+    if path.is_file():
         return [f"{path} is not of a build here and still names it; `reproduce` leaves it out"]
     return []
 

@@ -224,7 +224,7 @@ def _sample_apart(
         if name == "json" or here.get(name) == member.sha256:
             continue
         try:
-            near = compare.grade(member, here.get(name), store, []) == "equivalent"
+            near = compare.grade_array(member, here.get(name), store)[0] == "equivalent"
         except (OSError, ValueError):
             near = False  # the array is missing or damaged: found again, and told, with the blobs
         if near:

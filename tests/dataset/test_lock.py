@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pipeline.core import canonical
 from pipeline.core.errors import Damaged, RecipeError
 from pipeline.core.records import Container
-from pipeline.dataset import lock
+from pipeline.dataset import lock, probe
 from pipeline.dataset import recipe as recipes
 from tests.making.dataset import Dataset
 
@@ -250,11 +250,11 @@ def test_any_video_and_clip_come_back(
 def test_probes_are_values_of_the_array_itself(tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(size=(5, 4, 8, 8)).astype(np.float16)
     np.save(tmp_path / "a.npy", values)
-    kept = lock.probed(lock.probe(tmp_path / "a.npy"))
-    assert kept.shape == (lock.PROBES,)
+    kept = probe.values_of(probe.probe_of(tmp_path / "a.npy"))
+    assert kept.shape == (probe.PROBES,)
     assert set(kept) <= set(values.reshape(-1).astype(np.float32))
-    assert len(base64.b64decode(lock.probe(tmp_path / "a.npy"))) == 2 * lock.PROBES
-    assert len(set(lock.probe_places(values.size))) > lock.PROBES * 0.9
+    assert len(base64.b64decode(probe.probe_of(tmp_path / "a.npy"))) == 2 * probe.PROBES
+    assert len(set(probe.places_of(values.size))) > probe.PROBES * 0.9
 
 
 def test_the_digest_of_a_recipe_knows_what_it_says_and_not_how(

@@ -260,7 +260,9 @@ def test_strangers_words_change_neither_header_nor_tables_nor_links(
     "words", [*AWKWARD, "\ud800", "\ufeff", "\u2029", "yes", "1e3", "null", "", " x "]
 )
 def test_a_quoted_scalar_is_read_back_as_it_was(words: str) -> None:
-    assert yaml.safe_load(f"a: {card.quoted(words)}") == {"a": words}
+    text = card.yaml_of({"pretty_name": words})
+    assert yaml.safe_load(text) == {"pretty_name": words}
+    assert text.count("\n") == 1
 
 
 def test_the_description_is_text(demo: Path) -> None:
