@@ -68,7 +68,7 @@ def built(recipe: Path, data: Path, until: str = "shard") -> list[build.Step]:
 
 
 def root(steps: list[build.Step]) -> str:
-    return takedown._root(
+    return takedown._root_digest(
         [record for record in steps[-1].manifest.records if isinstance(record, Shard)]
     )
 
@@ -169,7 +169,7 @@ def test_of_a_removed_source_no_byte_is_left_and_the_others_are_untouched(world:
     }
     [wheel] = [
         sha256
-        for sha256, kind in sweep.kinds_of(sweep.read(world.store)).items()
+        for sha256, kind in sweep.kinds_of(sweep.memos_of(world.store)).items()
         if kind == "wheels"
     ]
     runs = [content[len(content) // 2 :][:RUN] for content in gone.values()]
@@ -338,7 +338,7 @@ def test_latents_of_an_encode_that_was_broken_off_go_too(world: World) -> None:
         for line in lines
         if line.get("record", {}).get("key") == "a"
     )
-    for memo in list(sweep.read(world.store)):
+    for memo in list(sweep.memos_of(world.store)):
         if (
             isinstance(memo.outputs, list)
             and "latents" in memo.outputs[0].get("facts", {})
@@ -360,7 +360,7 @@ def test_with_the_last_source_the_shards_and_the_lock_go(world: World) -> None:
         path.parent.parent.name for path in (world.data / "store").rglob("*") if path.is_file()
     }
     assert "blobs" not in kinds or set(world.store.blobs()) <= {
-        sha256 for memo in sweep.read(world.store) for sha256 in sweep.kinds_of([memo])
+        sha256 for memo in sweep.memos_of(world.store) for sha256 in sweep.kinds_of([memo])
     }
 
 
