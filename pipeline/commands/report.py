@@ -139,9 +139,13 @@ def verified(checked: Checked) -> list[str]:
         if len(found) == 1
         else f"{len(found)} things are not as they should be"
     )
-    verdict = wrong if found else "all is as the lock says"
+    near = f"within tolerance of the lock: {len(checked.near)} things are not bit-identical"
+    verdict = {"identical": "all is as the lock says", "equivalent": near, "different": wrong}[
+        checked.grade
+    ]
     return [
         *found,
+        *checked.near,
         *checked.notes,
         f"checked: {looked_at}, {checked.arrays} arrays without NaN or infinity{decoded}",
         verdict,

@@ -22,7 +22,7 @@ from pipeline.commands.command import (
 )
 from pipeline.core import interrupts
 
-IDENTICAL, EQUIVALENT, DIFFERENT = 0, 6, 7
+EXIT_CODES = {"identical": 0, "equivalent": 6, "different": 7}
 
 
 @app.command()
@@ -61,9 +61,7 @@ def reproduce(
         title = f"{loaded.recipe.name}, rebuilt in {data / loaded.recipe.name} from {lock.path_of(recipe)}"
         report.show(console, title, report.funnel(steps))
         compare.show(console, judged, path)
-        return {"identical": IDENTICAL, "equivalent": EQUIVALENT, "different": DIFFERENT}[
-            judged["verdict"]
-        ]
+        return EXIT_CODES[judged["verdict"]]
 
     guarded(act)
 
@@ -104,7 +102,7 @@ def verify(
             console.print("--drop removes what is damaged, so that the next build makes it again")
         elif checked.findings:
             console.print("there is nothing to drop: `plan` says what a build would make again")
-        return DIFFERENT if checked.findings else IDENTICAL
+        return EXIT_CODES[checked.grade]
 
     guarded(act)
 

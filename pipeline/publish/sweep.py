@@ -3,8 +3,8 @@
 Kept are the blobs that any dataset's manifests name, the reels of their videos and the null
 prompt's embedding. Wheels are not: they serve fetching only. What a build remembered that was
 broken off is kept too, for no manifest can name it yet. Of the memos those go that name a blob that
-goes, or none that is there, and those without blobs (rejections, cuts, lists of videos) of sources
-and videos that no manifest has. Memos are read one after the other, twice, and never held
+goes or is gone, and those (rejections, cuts and lists of videos among them) of sources and videos
+that no manifest has. Memos are read one after the other, twice, and never held
 together. Blobs are deleted before memos, so that a sweep broken off leaves what the next one finds.
 """
 
@@ -134,16 +134,13 @@ def _is_fresh(memo: Memo, since: int | None, store: Store) -> bool:
 
 def _is_needed(memo: Memo, kept: References, store: Store) -> bool:
     """Whether a memo may be recalled by a dataset that is there."""
-    blobs = list(blobs_in(memo.outputs))
-    if blobs:
-        return all(
-            blob.sha256 in kept.blobs and (store.has(blob) or store.released(blob))
-            for blob in blobs
-        )
+    for blob in blobs_in(memo.outputs):
+        is_there = store.has(blob) or store.released(blob)
+        if blob.sha256 not in kept.blobs or not is_there:
+            return False
     origins = list(mentions(memo.of))
-    return not origins or any(
-        _is_kept(kind, value, kept) for kind, value in [*origins, *_listed(memo)]
-    )
+    listed = list(_listed(memo))
+    return not origins or any(_is_kept(kind, value, kept) for kind, value in origins + listed)
 
 
 def _is_kept(kind: str, value: Any, kept: References) -> bool:

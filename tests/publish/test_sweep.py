@@ -491,6 +491,22 @@ def test_gc_sweeps_what_no_manifest_refers_to_and_a_build_does_no_work_after_it(
     assert sweep.gc(world.data, dry=True)[0].counts.keys() <= {"memos"}
 
 
+def test_gc_drops_what_is_remembered_of_videos_that_no_dataset_has(world: World) -> None:
+    other = written(world.recipe.with_name("other.toml"), "other", sources=("b",))
+    built(other, world.data)
+    shutil.rmtree(world.data / "tiny")
+    sweep.gc(world.data, dry=False)
+    film = canonical.file_digest(world.recipe.with_name("b.mp4"))
+    origins = [origin for memo in sweep.memos_of(world.store) for origin in sweep.mentions(memo.of)]
+    assert {value["video"] for kind, value in origins if kind == "video"} == {film}
+    assert {value["uri"] for kind, value in origins if kind == "source"} == {"file:b.mp4"}
+    assert not any(step.num_run for step in built(other, world.data))
+    shutil.rmtree(world.data / "other")
+    sweep.gc(world.data, dry=False)
+    assert list(world.store.memos()) == []
+    assert world.store.blobs() == {}
+
+
 def test_gc_keeps_the_reels_of_a_build_that_stopped_after_cutting(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

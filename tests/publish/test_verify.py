@@ -118,6 +118,7 @@ KINDS = {
         lambda d: d.folder / "shards" / "00000.tar", "latents.npy in 00000.tar has changed"
     ),
     "index": Kind(lambda d: d.folder / "shards" / "index.json", "index: index.json: "),
+    "own-lock": Kind(lambda d: d.folder / "lock.jsonl", "lock: small/lock.jsonl: "),
 }
 
 
@@ -230,6 +231,22 @@ def test_a_dataset_of_another_lock_is_not_as_the_lock_says(built: Dataset) -> No
     built.lock.write_bytes(b"\n".join(canonical.seal(line) for line in lines))
     told = [f"{one.kind} {one.name}: {one.problem}" for one in checked(built).findings]
     assert told == [f"clip {key}: not what the lock says: cut or crop, pictures"]
+
+
+def test_within_tolerance_of_another_machine_s_lock_is_said_and_has_its_exit_code(
+    built: Dataset,
+) -> None:
+    lines = [canonical.unseal(line) for line in built.lock.read_bytes().splitlines()]
+    samples = [line["sample"] for line in lines if "sample" in line]
+    for sample in samples:  # the values are as they were: only a last bit elsewhere differed
+        sample["members"]["latents.npy"]["sha256"] = "0" * 64
+    built.lock.write_bytes(b"\n".join(canonical.seal(line) for line in lines))
+    done = longtake("verify", built.recipe, "--data", built.data, "--device", "cpu")
+    assert done.returncode == 6, done.stdout + done.stderr
+    count = len(samples)
+    assert done.stdout.count("is not bit-identical to the lock's, but within tolerance") == count
+    assert f"within tolerance of the lock: {count} things are not bit-identical" in done.stdout
+    assert "all is as the lock says" not in done.stdout
 
 
 def test_raw_videos_that_were_let_go_are_not_missing(built: Dataset) -> None:
