@@ -34,15 +34,16 @@ from pipeline.commands.command import (
     app,
     guarded,
 )
+from pipeline.stages import NAMES
 
-WAVE = 4  # sources a worker, with --keep-raw no: fewer take less disk, more keep the workers busy
+LAST_STAGE = StageName(NAMES[-1])
 YesNo = StrEnum("YesNo", ["yes", "no"])
 
 
 @app.command()
 def build(
     recipe: RecipePath,
-    until: Annotated[StageName, typer.Option(help="The last stage to run.")] = StageName.shard,
+    until: Annotated[StageName, typer.Option(help="The last stage to run.")] = LAST_STAGE,
     data: Data = Path("data"),
     executor: ExecutorOption = PROCESSES,
     workers: Workers = CORES,
@@ -75,10 +76,10 @@ def _build(
         from pipeline.core import executors
         from pipeline.dataset import recipe as recipes
         from pipeline.dataset.build import build as run
-        from pipeline.dataset.raw import Raws
+        from pipeline.dataset.passage import RawVideos
 
         loaded = recipes.load(recipe)
-        raws = None if keep_raw else Raws(WAVE * workers)
+        raws = None if keep_raw else RawVideos(workers)
         if raws:
             console.print(report.raws_before(raws, until.value), soft_wrap=True)
         steps = []
@@ -160,7 +161,7 @@ def retry(
             "--class", help="A class that `status` shows, such as rate-limited; may be repeated."
         ),
     ],
-    until: Annotated[StageName, typer.Option(help="The last stage to run.")] = StageName.shard,
+    until: Annotated[StageName, typer.Option(help="The last stage to run.")] = LAST_STAGE,
     data: Data = Path("data"),
     executor: ExecutorOption = PROCESSES,
     workers: Workers = CORES,
@@ -189,10 +190,11 @@ def status(recipe: RecipePath, data: Data = Path("data"), device: Device = "auto
     def act(console: Any) -> int:
         from pipeline.commands import report
         from pipeline.dataset import recipe as recipes
-        from pipeline.publish.reproduce import looked
+        from pipeline.dataset.build import known
+        from pipeline.publish import reproduce
 
         loaded = recipes.load(recipe)
-        steps, unknown = looked(loaded, data, device)
+        steps, unknown = known(reproduce.look(loaded, data, device))
         if unknown:
             console.print(f"later stages are not known: {unknown}", markup=False, soft_wrap=True)
         report.show(
@@ -215,15 +217,15 @@ def plan(recipe: RecipePath, data: Data = Path("data"), device: Device = "auto")
     def act(console: Any) -> int:
         from pipeline.commands import report
         from pipeline.dataset import recipe as recipes
-        from pipeline.plan import plan as plans
+        from pipeline.plan import text
+        from pipeline.plan.plan import plan as plan_build
 
         loaded = recipes.load(recipe)
-        made = plans.of(loaded, data, device)
-        if not made.is_idle:
-            report.show(
-                console, f"{loaded.recipe.name}, in {data / loaded.recipe.name}", plans.table(made)
-            )
-        for line in plans.sentences(made):
+        planned = plan_build(loaded, data, device)
+        if not planned.is_idle:
+            title = f"{loaded.recipe.name}, in {data / loaded.recipe.name}"
+            report.show(console, title, text.table(planned))
+        for line in text.sentences(planned):
             console.print(line, markup=False, soft_wrap=True)
         return 0
 
@@ -239,10 +241,11 @@ def rejections(recipe: RecipePath, data: Data = Path("data"), device: Device = "
     def act(console: Any) -> int:
         from pipeline.commands import report
         from pipeline.dataset import recipe as recipes
-        from pipeline.publish.reproduce import looked
+        from pipeline.dataset.build import known
+        from pipeline.publish import reproduce
 
         loaded = recipes.load(recipe)
-        steps, _ = looked(loaded, data, device)
+        steps, _ = known(reproduce.look(loaded, data, device))
         found = [one for step in steps for one in step.failures]
         if found:
             console.print(report.rejections(found))
@@ -291,7 +294,7 @@ def check(recipe: RecipePath) -> None:
         from collections import Counter
 
         from pipeline.dataset import recipe as recipes
-        from pipeline.stages.download import scheme
+        from pipeline.media.addresses import scheme
 
         loaded = recipes.load(recipe)
         kinds = Counter(scheme(source.uri) for source in loaded.sources)

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.media import video
-from pipeline.stages import cut
+from pipeline.media import detectors, video
 from tests import truth
 from tests.truth import Joint, Piece, Score, Transition
 
@@ -121,7 +120,7 @@ def test_all_frames_of_a_dissolve_show_both_takes_and_none_outside_do(
 
 
 def test_the_default_detector_finds_every_hard_cut(joined: Path, joints: list[Joint]) -> None:
-    (cuts,) = truth.found_in(joined, [cut.DEFAULT])
+    (cuts,) = truth.found_in(joined, [detectors.DEFAULT])
     assert truth.score(joints, cuts).recall("hard") == 1
 
 

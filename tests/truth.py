@@ -26,7 +26,7 @@ import ffmpeg
 import imageio_ffmpeg
 
 from pipeline.core.store import Store
-from pipeline.media import fetch, video
+from pipeline.media import detectors, fetch, video
 from pipeline.stages import cut
 
 Kind = Literal["hard", "fade", "dissolve"]
@@ -338,37 +338,37 @@ def build(store: Store, folder: Path) -> Iterator[tuple[Path, list[Joint]]]:
 class Row:
     """One detector's sums over the set, and its CPU time relative to a bare decode."""
 
-    params: cut.AnyParams
+    params: detectors.Options
     score: Score = field(default_factory=Score)
     cost: float = 0.0
 
 
-def candidates() -> list[cut.AnyParams]:
+def candidates() -> list[detectors.Options]:
     """What is compared, spelled out so that the table stands when a default moves; the default is
     always there.
     """
     usual: dict[str, Any] = {"adaptive_threshold": 3.0, "min_content_val": 15.0, "window_width": 2}
     broad: dict[str, Any] = {"adaptive_threshold": 2.5, "min_content_val": 10.0, "window_width": 12}
-    rows: list[cut.AnyParams] = [
-        *(cut.Adaptive(**usual, width=width) for width in (96, 160, 256)),
-        *(cut.Adaptive(**broad, width=width) for width in (96, 160)),
-        cut.Adaptive(**{**usual, "adaptive_threshold": 2.0}, width=160),
-        cut.Adaptive(**{**usual, "window_width": 12}, width=160),
-        cut.Adaptive(**{**broad, "min_content_val": 5.0}, width=160),
-        cut.Adaptive(**{**broad, "adaptive_threshold": 2.0}, width=160),
-        *(cut.Content(threshold=threshold, width=160) for threshold in (27.0, 20.0, 14.0)),
-        cut.Histogram(threshold=0.2, width=160),
-        cut.Hash(threshold=0.35, width=160),
-        *(cut.Threshold(threshold=threshold, width=160) for threshold in (12.0, 8.0)),
-        *(cut.Scdet(threshold=threshold) for threshold in (8.0, 10.0)),
+    rows: list[detectors.Options] = [
+        *(detectors.Adaptive(**usual, width=width) for width in (96, 160, 256)),
+        *(detectors.Adaptive(**broad, width=width) for width in (96, 160)),
+        detectors.Adaptive(**{**usual, "adaptive_threshold": 2.0}, width=160),
+        detectors.Adaptive(**{**usual, "window_width": 12}, width=160),
+        detectors.Adaptive(**{**broad, "min_content_val": 5.0}, width=160),
+        detectors.Adaptive(**{**broad, "adaptive_threshold": 2.0}, width=160),
+        *(detectors.Content(threshold=threshold, width=160) for threshold in (27.0, 20.0, 14.0)),
+        detectors.Histogram(threshold=0.2, width=160),
+        detectors.Hash(threshold=0.35, width=160),
+        *(detectors.Threshold(threshold=threshold, width=160) for threshold in (12.0, 8.0)),
+        *(detectors.Scdet(threshold=threshold) for threshold in (8.0, 10.0)),
     ]
-    return rows if cut.DEFAULT in rows else [cut.DEFAULT, *rows]
+    return rows if detectors.DEFAULT in rows else [detectors.DEFAULT, *rows]
 
 
-def found_in(path: Path, all_params: Sequence[cut.AnyParams]) -> list[list[int]]:
+def found_in(path: Path, all_params: Sequence[detectors.Options]) -> list[list[int]]:
     """For each detector, the numbers of the first frames of all scenes but the first."""
     facts = video.probe(path)
-    detectors = [cut.new_detector(params, facts) for params in all_params]
+    detectors = [params.start(facts) for params in all_params]
     stamps: list[int] = []
     end = 0
     for frame, pts, end in video.frames(path, facts):  # noqa: B007  the last end is the video's
@@ -379,12 +379,12 @@ def found_in(path: Path, all_params: Sequence[cut.AnyParams]) -> list[list[int]]
     return [[stamps.index(start) for start, _ in some[1:]] for some in spans]
 
 
-def cost(path: Path, params: cut.AnyParams) -> float:
+def cost(path: Path, params: detectors.Options) -> float:
     """CPU time of decoding and detecting over that of the decoding in it, so that a busy machine
     slows both.
     """
     facts = video.probe(path)
-    detector = cut.new_detector(params, facts)
+    detector = params.start(facts)
     seeing = 0.0
     began = time.process_time()
     for frame, _, _ in video.frames(path, facts):
@@ -409,12 +409,15 @@ def measure(videos: Sequence[tuple[Path, list[Joint]]]) -> list[Row]:
 def table(rows: Sequence[Row], videos: Sequence[tuple[Path, list[Joint]]]) -> str:
     """The measurement as markdown."""
     lines = [
-        "| detector | parameters | width | hard | fade | dissolve | precision | F1 | F1, hard cuts | CPU time |",
+        "| detector | parameters | width | hard | fade | dissolve | precision | F1 | "
+        "F1, hard cuts | CPU time |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
         named = row.params.model_dump(exclude={"detector", "min_scene_s", "width"})
-        name = f"**{row.params.detector}**" if row.params == cut.DEFAULT else row.params.detector
+        name = (
+            f"**{row.params.detector}**" if row.params == detectors.DEFAULT else row.params.detector
+        )
         shares = [
             *(row.score.recall(kind) for kind in KINDS),
             row.score.precision(*KINDS),
@@ -433,12 +436,14 @@ def table(rows: Sequence[Row], videos: Sequence[tuple[Path, list[Joint]]]) -> st
     calm = sum(not joints for _, joints in videos)
     kinds = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS)
     text = f"""
-The set: {sum(counts.values())} joints ({kinds}) at known frames in {len(videos) - calm} videos, joined from {len(TAKES)} single
-takes of public footage, and {calm} videos without a cut (pans, shake, zoom, flashes, flicker, fast motion), all {WIDTH} x {HEIGHT} at
-{FPS} frames/s. The first three figures are recall. A detection inside the transition, widened by {TOLERANCE["fade"]} frames at each end
-(hard cuts: by {TOLERANCE["hard"]}), is a hit; a joint can be hit once, and every other detection is false. F1 on hard cuts sets their
-hits against all false detections. CPU time is that of decoding and detecting, relative to the one-thread decode in it, on
-one of the videos. **Bold** is the default. Remade by `python -m tests.truth --write docs/benchmarks.md`.
+The set: {sum(counts.values())} joints ({kinds}) at known frames in {len(videos) - calm} videos,
+joined from {len(TAKES)} single takes of public footage, and {calm} videos without a cut (pans,
+shake, zoom, flashes, flicker, fast motion), all {WIDTH} x {HEIGHT} at {FPS} frames/s. The first
+three figures are recall. A detection inside the transition, widened by {TOLERANCE["fade"]} frames
+at each end (hard cuts: by {TOLERANCE["hard"]}), is a hit; a joint can be hit once, and every other
+detection is false. F1 on hard cuts sets their hits against all false detections. CPU time is that
+of decoding and detecting, relative to the one-thread decode in it, on one of the videos. **Bold**
+is the default. Remade by `python -m tests.truth --write docs/benchmarks.md`.
 """
     return "\n".join(lines) + "\n" + text
 

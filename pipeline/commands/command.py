@@ -4,7 +4,6 @@ code.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from enum import StrEnum
@@ -13,7 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.core import interrupts
+from pipeline.core import executors, interrupts
+from pipeline.stages import NAMES
 
 app = typer.Typer(
     add_completion=False,
@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 
 
-StageName = StrEnum("StageName", ["download", "cut", "filter", "extract", "encode", "shard"])
+StageName = StrEnum("StageName", list(NAMES))  # type: ignore[misc]
 
 
 ExecutorName = StrEnum("ExecutorName", ["inline", "processes", "ray"])
@@ -64,7 +64,7 @@ Workers = Annotated[
     int, typer.Option("--workers", min=1, help="Tasks at a time, by default one per core.")
 ]
 PROCESSES = ExecutorName.processes
-CORES = os.cpu_count() or 1
+CORES = executors.num_cores()
 
 
 def guarded(act: Callable[[Any], int]) -> None:

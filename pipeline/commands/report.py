@@ -22,8 +22,8 @@ from rich.table import Table
 from pipeline.core.ledger import Failure
 from pipeline.core.records import Sample, Shard
 from pipeline.core.stage import Progress
-from pipeline.dataset.build import Step
-from pipeline.dataset.raw import Raws
+from pipeline.dataset.chain import Step
+from pipeline.dataset.passage import RawVideos
 from pipeline.publish.sweep import Bin
 from pipeline.publish.verify import Checked
 
@@ -152,14 +152,15 @@ def verified(checked: Checked) -> list[str]:
     ]
 
 
-def raws_before(raws: Raws, until: str) -> str:
+def raws_before(raws: RawVideos, until: str) -> str:
     """What `--keep-raw no` promises."""
     if until in ("download", "cut", "filter"):
         return f"raw videos stay: `--until {until}` makes no clips of them"
-    return f"raw videos of at most {raws.at_a_time} sources at a time; they go once their clips are verified"
+    addresses = "1 address" if raws.at_a_time == 1 else f"{raws.at_a_time} addresses"
+    return f"raw videos of at most {addresses} at a time; they go once their clips are verified"
 
 
-def raws_after(raws: Raws) -> str:
+def raws_after(raws: RawVideos) -> str:
     """What raw videos took on disk."""
     if not raws.all_bytes:
         told = "raw videos took no space of their own"

@@ -40,6 +40,12 @@ def facts(record: Record) -> dict[str, Any]:
     }
 
 
+def changes(record: Record, output: Record) -> dict[str, Any]:
+    """The facts in which an output differs from the record of the same type it came from."""
+    before = facts(record)
+    return {name: value for name, value in facts(output).items() if value != before[name]}
+
+
 def restore(kind: type[Record], values: Mapping[str, Any], key: str, parent: Record) -> Record:
     """The record that `facts` came from, under a key and a parent."""
     context = {"key": key} if kind.parent is None else {"key": key, kind.parent: parent}

@@ -64,7 +64,6 @@ class Container:
     num_frames: int
     start_pts: int
     end_pts: int  # first time stamp after the last frame
-    variable_fps: bool
 
     @property
     def duration_s(self) -> Fraction:
@@ -152,6 +151,7 @@ class Clip:
     size: int
     crop: Crop
     pictures: str  # digest of the coded pictures: equal where only the container differs
+    scores: tuple[tuple[str, float], ...] = ()  # names and values, for a sample's metadata
 
     def identity(self) -> object:
         return {"clip": self.blob.sha256}

@@ -198,6 +198,14 @@ class Store:
     def released(self, blob: Blob) -> bool:
         return (self.root / "released" / blob.sha256).exists()
 
+    def released_since(self, blob: Blob, start_ns: int) -> bool:
+        """Whether a blob was let go at or after a time (nanoseconds since the epoch)."""
+        return _changed_since(self.root / "released" / blob.sha256, start_ns)
+
+    def remembered_since(self, task_key: str, start_ns: int) -> bool:
+        """Whether a task was remembered at or after a time (nanoseconds since the epoch)."""
+        return _changed_since(self.memo_path(task_key), start_ns)
+
     def release(self, blob: Blob) -> None:
         """Let a blob go on purpose: what was made of it stays remembered."""
         marker = self.root / "released" / blob.sha256
@@ -239,6 +247,13 @@ class Store:
             note.touch()
         yield
         note.unlink(missing_ok=True)
+
+
+def _changed_since(path: Path, start_ns: int) -> bool:
+    try:
+        return path.stat().st_mtime_ns >= start_ns
+    except FileNotFoundError:
+        return False
 
 
 def now() -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.core.params import Table
 from pipeline.dataset.source_table import Columns, SourceEntry
-from pipeline.stages import cut
+from pipeline.media import detectors
 
 Location = list[Any]  # names of tables and fields, and indices, from the outside in
 UNION_BRANCH = re.compile(r"^str$|\[")  # a type's name that pydantic puts among the fields
@@ -61,8 +61,8 @@ def _allowed_keys(location: Location, detector: str | None, recipe_type: type[Ta
     if location[0] == "columns":
         return sorted(Columns.model_fields)
     if location[0] == "cut":
-        kinds = {kind.model_fields["detector"].default: kind for kind in cut.KINDS}
-        return sorted(kinds.get(detector, cut.Whole).model_fields)
+        options = detectors.options_of(detector or "") or detectors.Options
+        return sorted(options.model_fields)
     table = recipe_type.model_fields[location[0]].annotation
     is_table = isinstance(table, type) and issubclass(table, Table)
     return sorted(table.model_fields) if is_table else []

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator
 
 from pipeline.core import canonical
 from pipeline.core.errors import Damaged, RecipeError
@@ -27,12 +27,14 @@ from pipeline.core.records import Clip, Container, Crop, Sample, Shard, Split, V
 from pipeline.core.store import Store
 from pipeline.dataset.probe import probe_of
 from pipeline.media import reel
+from pipeline.stages import NAMES
 from pipeline.stages import shard as shard_stage
 
 FORMAT = 1
 LIBRARIES = ("longtake", "torch", "diffusers", "open_clip_torch", "av", "decord2", "numpy")
 SUFFIX = ".lock.jsonl"
 LARGE = 20_000_000  # bytes from which on a lock is compressed
+LATER = ("expand",)  # stages that older locks do not tell of
 MOST = 2 << 30  # bytes of one that is unpacked: a million samples
 
 # a key becomes file names
@@ -116,14 +118,20 @@ class _Header(BaseModel):
     name: str
     recipe: Digest
     packing: dict[str, Any]
-    stages: dict[Literal["download", "cut", "filter", "extract", "encode", "shard"], _Stage] = (
-        Field(min_length=6)
-    )
+    stages: dict[str, _Stage]
     hours: dict[str, float]
     root_digest: Digest
     environment: dict[Literal["versions", "machine", "devices", "threads"], Any] = Field(
         min_length=4
     )
+
+    @field_validator("stages")
+    @classmethod
+    def _has_the_chain(cls, stages: dict[str, _Stage]) -> dict[str, _Stage]:
+        missing = [name for name in NAMES if name not in stages and name not in LATER]
+        if missing:
+            raise ValueError(f"the stage '{missing[0]}' is missing")
+        return stages
 
 
 Line = LockedVideo | LockedClip | LockedSample | LockedShard

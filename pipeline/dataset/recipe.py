@@ -11,21 +11,23 @@ import json
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, create_model, model_validator
 
 from pipeline.core import canonical
 from pipeline.core.errors import RecipeError
-from pipeline.core.params import DatasetName, Table
+from pipeline.core.params import DatasetName, Setup, Table
 from pipeline.core.records import Source
 from pipeline.dataset import removals
 from pipeline.dataset.complaint import complaint_of, header_lines, line_of, value_complaint
 from pipeline.dataset.source_table import NAME, Columns, SourceEntry, rows_of, values_of_row
+from pipeline.media import detectors
+from pipeline.media.fetch import Params as Download
 from pipeline.media.reel import Params as Extract
-from pipeline.stages import cut as cutting
-from pipeline.stages.download import Params as Download
+from pipeline.stages import NAMES
 from pipeline.stages.encode import Params as Encode
 from pipeline.stages.filter import Params as Filter
 from pipeline.stages.shard import Params as Shard
@@ -48,7 +50,7 @@ class Recipe(Table):
     )
     source: tuple[SourceEntry, ...] = Field(default=(), description="Sources written here.")
     download: Download = Download()
-    cut: cutting.Params = cutting.DEFAULT
+    cut: detectors.CutTable = detectors.DEFAULT
     filter: Filter = Filter()
     extract: Extract = Extract()
     encode: Encode = Encode()
@@ -60,8 +62,25 @@ class Recipe(Table):
         """A [cut] table that names no detector is about the default one."""
         table = values.get("cut") if isinstance(values, dict) else None
         if isinstance(table, dict) and "detector" not in table:
-            return {**values, "cut": {"detector": cutting.DEFAULT.detector, **table}}
+            return {**values, "cut": {"detector": detectors.DEFAULT.detector, **table}}
         return values
+
+
+def _tables_of_other_stages() -> dict[str, Any]:
+    """The table of each stage of the chain that has one and is not named in Recipe."""
+    modules = {
+        name: import_module(f"pipeline.stages.{name}")
+        for name in NAMES
+        if name not in Recipe.model_fields
+    }
+    return {
+        name: (module.Params, module.Params())
+        for name, module in modules.items()
+        if hasattr(module, "Params")
+    }
+
+
+FullRecipe: type[Recipe] = create_model("Recipe", __base__=Recipe, **_tables_of_other_stages())
 
 
 @dataclass(frozen=True)
@@ -79,6 +98,11 @@ class Loaded:
     def folder(self) -> Path:
         """Where relative addresses begin."""
         return self.path.parent
+
+    def setup(self, device: str, offline: bool = False) -> Setup:
+        """What the stages of this dataset are made from."""
+        tables = tuple(value for _, value in self.recipe if isinstance(value, Table))
+        return Setup(tables, self.folder, device, offline)
 
     @property
     def digest(self) -> str:
@@ -98,9 +122,9 @@ def load(path: Path) -> Loaded:
     except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise RecipeError(f"{path} is not TOML: {error}") from error
     try:
-        recipe = Recipe.model_validate({"name": path.stem, **values})
+        recipe = FullRecipe.model_validate({"name": path.stem, **values})
     except ValidationError as error:
-        complaints = [complaint_of(problem, path, text, Recipe) for problem in error.errors()]
+        complaints = [complaint_of(problem, path, text, FullRecipe) for problem in error.errors()]
         raise RecipeError("\n".join(dict.fromkeys(complaints))) from error
     sources = _sources_of(recipe, path, text)
     if not sources:
@@ -127,7 +151,7 @@ def schema() -> str:
     """The JSON schema of a recipe, for editors."""
     content = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **Recipe.model_json_schema(),
+        **FullRecipe.model_json_schema(),
         "required": [],
     }
     return json.dumps(content, indent=1) + "\n"

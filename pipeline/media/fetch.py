@@ -27,10 +27,13 @@ from urllib.parse import urlsplit
 
 import filelock
 import tenacity
+from pydantic import Field, field_validator
 
+from pipeline.core import canonical
 from pipeline.core.errors import RETRIED, BadData, Cause, RecipeError, Unavailable
+from pipeline.core.params import Table
 from pipeline.core.records import Blob
-from pipeline.core.store import Store
+from pipeline.core.store import Store, blobs_in
 from pipeline.media import refusals
 from pipeline.media.refusals import Later
 
@@ -41,6 +44,41 @@ MAX_WAIT_S = 600.0  # a server that asks for a longer pause is left to the next 
 MAX_BYTES = 200_000_000_000  # of a download: four hours at 100 Mbit/s, and an end to what has none
 MAX_DEPTH = 16  # pages that lead to each other
 MAX_PAGE_BYTES = 100_000_000  # of a page or playlist, which is read into memory
+
+
+class Params(Table):
+    """`[download]`: how videos are fetched."""
+
+    format: str = Field(
+        default="bv*[height<=?1080]/b",
+        description="yt-dlp's format selector for pages; the one it chose is recorded in the manifest.",
+    )
+    per_host: int = Field(default=2, ge=1, le=32, description="Downloads at a time from one host.")
+    attempts: int = Field(
+        default=4,
+        ge=1,
+        le=20,
+        description="Tries per download, with growing pauses, before it counts as unavailable.",
+    )
+    licenses: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="The licences a source may have; by default any, and none. "
+        "Another stops before any work.",
+    )
+
+    @field_validator("licenses", mode="before")
+    @classmethod
+    def _names(cls, licenses: Any) -> Any:
+        if licenses is None or isinstance(licenses, tuple):
+            return licenses
+        is_list = isinstance(licenses, list) and len(licenses) > 0
+        if is_list and all(isinstance(name, str) and name.strip() for name in licenses):
+            return [name.strip() for name in licenses]
+        raise ValueError(
+            'licences are a list of at least one, such as ["CC0-1.0", "CC-BY-4.0"]; '
+            "without the key any licence will do"
+        )
 
 
 def retried(attempts: int, act: Callable[[], T]) -> T:
@@ -380,7 +418,7 @@ def from_wheel(uri: str, store: Store, per_host: int, attempts: int) -> Blob:
     requirement, member = match.groups()
     with slot(store, f"wheel-{requirement}", 1):
         wheel = store.once(
-            ["wheel", requirement],
+            _wheel_task(requirement),
             lambda: retried(attempts, lambda: _wheel(requirement, store, per_host)),
         )
     try:
@@ -410,6 +448,36 @@ def from_wheel(uri: str, store: Store, per_host: int, attempts: int) -> Blob:
         raise BadData(
             "unreadable", f"the wheel of {requirement} does not give {member}: {error}"
         ) from error
+
+
+def bundle_of(uri: str) -> str:
+    """What of an address is fetched at once: the wheel, for a file in one (`pypi:NAME==VERSION`),
+    else the address.
+    """
+    return uri.partition("/")[0] if uri.startswith("pypi:") else uri
+
+
+def wheel_key(uri: str) -> str | None:
+    """The key of the memo of the wheel that an address or its bundle lies in; None if it lies in
+    none.
+    """
+    if not uri.startswith("pypi:"):
+        return None
+    return canonical.digest(_wheel_task(bundle_of(uri).removeprefix("pypi:")))
+
+
+def forget_wheel(uri: str, store: Store) -> None:
+    """Delete the wheel of a `pypi:` address, if it is here; other addresses have none."""
+    task_key = wheel_key(uri)
+    if task_key is None:
+        return
+    for blob in blobs_in(store.recall(task_key)):
+        store.path(blob.sha256).unlink(missing_ok=True)
+    store.forget(task_key)
+
+
+def _wheel_task(requirement: str) -> list[object]:
+    return ["wheel", requirement]
 
 
 def _wheel(requirement: str, store: Store, per_host: int) -> Blob:

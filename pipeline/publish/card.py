@@ -24,6 +24,7 @@ from pipeline.dataset import lock, removals
 from pipeline.dataset.lock import Lock
 from pipeline.dataset.probe import PROBES
 from pipeline.dataset.recipe import Loaded
+from pipeline.stages import NAMES
 
 # those a hub knows that could be a video's or a dataset's
 KNOWN = """
@@ -229,6 +230,7 @@ def _by_license(locked: Lock) -> str:
 
 def _funnel(locked: Lock) -> str:
     rows = []
+    first = "expand" if "expand" in locked.header["stages"] else "download"
     for name, stage in sorted(locked.header["stages"].items(), key=lambda item: _order(item[0])):
         rejected = sorted(stage["rejected"].items())
         why = ", ".join(f"{int(count)} {_code(reason)}" for reason, count in rejected)
@@ -237,14 +239,13 @@ def _funnel(locked: Lock) -> str:
     table = "\n".join(_table(("stage", "in", "out", "rejected", "why"), rows))
     return (
         f"## What became of every record\n\n{table}\n\n"
-        "`download` (of lists of videos), `cut` and `filter` may give several records for one; "
+        f"`{first}` (of lists of videos), `cut` and `filter` may give several records for one; "
         "nothing is dropped without a reason."
     )
 
 
 def _order(stage: str) -> tuple[int, str]:
-    order = ("download", "cut", "filter", "extract", "encode", "shard")
-    return (order.index(stage) if stage in order else len(order), stage)
+    return (NAMES.index(stage) if stage in NAMES else len(NAMES), stage)
 
 
 def _members(locked: Lock) -> str:

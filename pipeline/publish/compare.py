@@ -17,12 +17,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.core import canonical
 from pipeline.core.errors import RETRIED
 from pipeline.core.records import Clip, Record, Rejection, Sample, Shard
 from pipeline.core.store import Store
 from pipeline.dataset import lock
-from pipeline.dataset.build import Step
+from pipeline.dataset.chain import Step
 from pipeline.dataset.likeness import Distance, Grade, grade_member
 from pipeline.dataset.lock import Lock, LockedMember, LockedSample
 from pipeline.dataset.probe import PROBES, probe_of
@@ -51,7 +50,7 @@ def judge(
     root_digest = shard_stage.root_digest(list(shards.values()))
     report: dict[str, Any] = {
         "sources": _sources(locked, records["download"], rejections),
-        "edits": [canonical.plain(edit) for edit in edits],
+        "edits": [_line_of_edit(edit) for edit in edits],
         "clips": _clips(locked, records["extract"]),
         "samples": _samples(locked, samples, shards, _fields_edited(edits), store),
         "shards": _shards(locked, shards),
@@ -74,6 +73,15 @@ def judge(
         },
     }
     return {"verdict": _verdict(report), **report}
+
+
+def _line_of_edit(edit: Edit) -> dict[str, str]:
+    return {
+        "source": edit.source,
+        "field": edit.field,
+        "locked": edit.locked,
+        "found": edit.recipe,
+    }
 
 
 def _fields_edited(edits: Sequence[Edit]) -> dict[str, set[str]]:
@@ -373,7 +381,7 @@ def lines(report: Mapping[str, Any]) -> list[str]:
     """What the table leaves out, in words."""
     return [
         *_lines_of_sources(report["sources"]),
-        *_up_to_eight("edited", [_edit(Edit(**edit)) for edit in report["edits"]]),
+        *_up_to_eight("edited", [_edit(line) for line in report["edits"]]),
         *_up_to_eight("rejected", [_rejection(line) for line in report["rejected"]]),
         *_up_to_eight("clip with other frames", report["clips"]["different"]),
         *_lines_of_samples(report["samples"]),
@@ -472,15 +480,16 @@ def _contradiction(line: Mapping[str, str]) -> str:
     )
 
 
-def _edit(edit: Edit) -> str:
-    if edit.field == "missing":
-        return f"{edit.source} is in the lock and not in the recipe"
-    if edit.field == "added":
-        return f"{edit.source} is in the recipe and not in the lock: `build` adds it"
-    values = f"the recipe says {edit.found}, the lock {edit.locked}"
-    if edit.source.startswith("["):
-        return f"{edit.source} {edit.field}: {values}, which is what was used"
-    return f"{edit.source}: {edit.field}: {values}"
+def _edit(line: Mapping[str, str]) -> str:
+    source, name = line["source"], line["field"]
+    if name == "missing":
+        return f"{source} is in the lock and not in the recipe"
+    if name == "added":
+        return f"{source} is in the recipe and not in the lock: `build` adds it"
+    values = f"the recipe says {line['found']}, the lock {line['locked']}"
+    if source.startswith("["):
+        return f"{source} {name}: {values}, which is what was used"
+    return f"{source}: {name}: {values}"
 
 
 def _other_machine(environment: Mapping[str, Any]) -> str:

@@ -21,7 +21,9 @@ from pipeline.core.errors import Damaged, RecipeError
 from pipeline.core.manifest import lines_of
 from pipeline.core.store import Memo, Store, blobs_in
 from pipeline.dataset.build import opened
-from pipeline.dataset.raw import reel_key
+from pipeline.dataset.chain import manifest_paths
+from pipeline.media import reel
+from pipeline.stages import encode
 
 # kinds of blobs by a fact that only they have
 WHOLE = {"container": "raw videos", "pictures": "clips", "members": "shards"}
@@ -139,8 +141,10 @@ def _is_needed(memo: Memo, kept: References, store: Store) -> bool:
         if blob.sha256 not in kept.blobs or not is_there:
             return False
     origins = list(mentions(memo.of))
-    listed = list(_listed(memo))
-    return not origins or any(_is_kept(kind, value, kept) for kind, value in origins + listed)
+    if not origins or any(_is_kept(kind, value, kept) for kind, value in origins):
+        return True
+    # a playlist is in no manifest, its videos are
+    return any(facts["uri"] in kept.uris for facts in facts_in(memo, "uri"))
 
 
 def _is_kept(kind: str, value: Any, kept: References) -> bool:
@@ -148,18 +152,12 @@ def _is_kept(kind: str, value: Any, kept: References) -> bool:
         return canonical.encode(value) in kept.videos
     if kind == "source":
         return canonical.encode(value) in kept.sources
-    if kind == "listing":
-        return value in kept.uris
     return str(value) in kept.blobs
 
 
 def mentions(task: Any) -> Iterator[tuple[str, Any]]:
-    """What a memo is of, by its `of`: ("source", identity), ("video", identity), ("clip", digest),
-    ("listing", address).
-    """
+    """What a memo is of: ("source", an identity), ("video", an identity), ("clip", a digest)."""
     if isinstance(task, list):
-        if len(task) == 2 and task[0] == "listing":
-            yield "listing", task[1]
         for part in task:
             yield from mentions(part)
     elif isinstance(task, dict):
@@ -169,15 +167,6 @@ def mentions(task: Any) -> Iterator[tuple[str, Any]]:
             yield "clip", task["clip"]
         elif "uri" in task:
             yield "source", task
-
-
-def _listed(memo: Memo) -> Iterator[tuple[str, Any]]:
-    """The sources that a list of videos was found to name, as `mentions` would name them."""
-    if isinstance(memo.outputs, dict):
-        for entry in memo.outputs.get("videos") or ():
-            yield "listing", entry[1]
-    for facts in facts_in(memo, "uri"):
-        yield "source", source_identity(facts)
 
 
 def facts_in(memo: Memo, name: str) -> Iterator[dict[str, Any]]:
@@ -190,7 +179,7 @@ def facts_in(memo: Memo, name: str) -> Iterator[dict[str, Any]]:
 def references_in(data: Path, store: Store) -> References:
     """Read every manifest of every dataset. Raises Damaged."""
     kept = References()
-    for folder in sorted({path.parent for path in data.glob("*/[0-9]-*.jsonl")}):
+    for folder in sorted(path for path in data.iterdir() if path.is_dir()):
         _add_dataset(folder, store, kept)
     return kept
 
@@ -198,7 +187,7 @@ def references_in(data: Path, store: Store) -> References:
 def _add_dataset(folder: Path, store: Store, kept: References) -> None:
     params: dict[str, Any] = {}
     videos: dict[bytes, Any] = {}
-    for path in sorted(folder.glob("[0-9]-*.jsonl")):
+    for path in manifest_paths(folder):
         header, records = records_in(path)
         params[header["stage"]] = header["params"]
         for record in records:
@@ -216,9 +205,9 @@ def _add_dataset(folder: Path, store: Store, kept: References) -> None:
     if "extract" not in params:
         kept.any_reel |= videos.keys()
     elif "reel" in params["extract"]:
-        task_keys += [reel_key(identity, params["extract"]) for identity in videos.values()]
+        task_keys += [reel.memo_key(identity, params["extract"]) for identity in videos.values()]
     if "encode" in params:
-        task_keys.append(canonical.digest([*params["encode"]["text"], ""]))
+        task_keys.append(encode.null_text_key(params["encode"]))
     for task_key in task_keys:
         if memo := store.memo(task_key):
             kept.keep(memo)

@@ -26,23 +26,17 @@ from pipeline.core.records import Blob, Record, Shard, Source
 from pipeline.core.stage import Progress, Stage
 from pipeline.core.store import Memo, Store, blobs_in, now
 from pipeline.dataset import lock, removals
-from pipeline.dataset.build import (
-    NAMES,
-    Step,
-    manifest_path,
-    opened,
-    runner,
-    surveyor,
-    walk,
-    written,
-)
-from pipeline.dataset.raw import bundle_of, wheel_key
+from pipeline.dataset.build import opened
+from pipeline.dataset.chain import CHAIN, Step, manifest_path, runner, surveyor, until, walk
+from pipeline.dataset.outputs import write_outputs
 from pipeline.dataset.recipe import Loaded
 from pipeline.dataset.relock import OWN, keep_lock, remove_locks
 from pipeline.dataset.removals import Removal
+from pipeline.media import fetch
 from pipeline.publish import reproduce, sweep
 from pipeline.publish.memo_index import MemoIndex, index_memos
 from pipeline.publish.sweep import Bin, References, facts_in
+from pipeline.stages import NAMES, download
 from pipeline.stages import shard as shard_stage
 
 Records = Mapping[str, Sequence[dict[str, Any]]]  # a dataset's manifests, by stage, as plain JSON
@@ -110,7 +104,7 @@ def remove(loaded: Loaded, data: Path, key: str, why: str, device: str) -> Remov
         done = _counts(before, _shards_in(folder), steps)
         if before is None:
             removals.note(loaded.path, key, removal, audit(target, records, done))
-        for _ in written(loaded, iter(steps), data, store, device):
+        for _ in write_outputs(loaded, iter(steps), data, store, device):
             pass
         done.notes += _relock(loaded, steps, folder, store, reproduced="cut" not in records)
         kept = sweep.references_in(data, store)
@@ -179,7 +173,7 @@ def find(loaded: Loaded, key: str, folder: Path, records: Records, index: MemoIn
     """What a key stands for. Raises RecipeError with the nearest keys."""
     own = {source.key: source for source in loaded.sources}
     built = {record["key"]: record for record in records.get("download", ())}
-    listed = _listed(loaded, key, index)
+    listed = _listed(loaded, key, records, index)
     known = {*own, *listed, *built, *loaded.removed}
     if key not in known:
         near = difflib.get_close_matches(key, sorted(known), 3, cutoff=0.3) or sorted(known)[:3]
@@ -211,19 +205,26 @@ def find(loaded: Loaded, key: str, folder: Path, records: Records, index: MemoIn
     )
 
 
-def _listed(loaded: Loaded, key: str, index: MemoIndex) -> dict[str, tuple[str, dict[str, Any]]]:
-    """The videos that the source of this key, or one that could list it, was ever found to name: by
-    key, the source's key and the identity of the video's own source.
+def _listed(
+    loaded: Loaded, key: str, records: Records, index: MemoIndex
+) -> dict[str, tuple[str, dict[str, Any]]]:
+    """The videos that lists of the recipe (globs, playlists) name or were ever found to name: by
+    key, the list's key and the identity of the video's own source.
     """
     listed = {}
+    expanded = {record["key"]: record for record in records.get("expand", ())}
+    for name, record in expanded.items():
+        source = reproduce.entry_of(name, loaded.sources, expanded)
+        if source is not None and source.key != name:
+            listed[name] = (source.key, sweep.source_identity(record))
     for source in loaded.sources:
-        if source.key != key and not key.startswith(f"{source.key}-"):
-            continue
-        for memo in index.memos("source", source.identity()):
-            for entry in memo.outputs:
-                if "uri" in entry.get("facts", {}):
-                    name = source.key + entry["suffix"]
-                    listed[name] = (source.key, sweep.source_identity(entry["facts"]))
+        if source.key == key or key.startswith(f"{source.key}-"):
+            for memo in index.memos("source", source.identity()):
+                for entry in memo.outputs:
+                    if "uri" in entry.get("facts", {}):
+                        own = replace(source, uri=entry["facts"]["uri"])
+                        identity = canonical.plain(own.identity())
+                        listed[source.key + entry["suffix"]] = (source.key, identity)
     return listed
 
 
@@ -235,14 +236,16 @@ def rewalk(
     """
     if not built:
         return []
-    look, pack = surveyor(store), runner(store, Inline(), Progress())
+    setup = loaded.setup(device, offline=True)
+    look = surveyor(store)
+    pack = runner(store, Inline(), Progress(), CHAIN["download"].stage(setup))
 
-    def run(stage: Stage, records: Sequence[Record], local: bool) -> Step:
-        return (pack if stage.name == "shard" else look)(stage, records, local)
+    def visit(stage: Stage, records: Sequence[Record]) -> Step:
+        return (pack if stage.name == "shard" else look)(stage, records)
 
     if "extract" in built and "cut" not in built:
-        return list(reproduce.walk(loaded, lock.read(loaded.path), run, device))
-    return list(walk(loaded, run, device, built[-1], offline=True))
+        return list(reproduce.walk(loaded, lock.read(loaded.path), visit, device))
+    return list(walk(setup, visit, loaded.sources, until(built[-1]), loaded.removed))
 
 
 def audit(target: Target, records: Records, done: Removed) -> dict[str, Any]:
@@ -331,9 +334,6 @@ def condemn(loaded: Loaded, target: Target, kept: References, index: MemoIndex) 
     first = chain(
         _memos_of_videos(footage, kept, index),
         chain.from_iterable(index.memos("source", source) for source in sources),
-        chain.from_iterable(
-            index.memos("listing", uri) for uri in uris - {source.uri for source in others}
-        ),
         _memos_of_wheels(uris, index.store),
         _memos_of_old_shards(target, kept, index),
         _memos_of_captions(target, kept, index),
@@ -377,7 +377,7 @@ def _memos_of_videos(footage: set[str], kept: References, index: MemoIndex) -> I
 
 def _memos_of_wheels(uris: Iterable[str], store: Store) -> Iterator[Memo]:
     for uri in uris:
-        key = wheel_key(bundle_of(Source("", uri)))
+        key = fetch.wheel_key(uri)
         if key is not None and (memo := store.memo(key)):
             yield memo
 
@@ -414,7 +414,6 @@ def _partials(loaded: Loaded, target: Target, footage: set[str], store: Store) -
         for sha256 in {source.get("sha256"), *footage}:
             for chosen in {None, source.get("format"), *target.formats}:
                 wanted = Source("", source["uri"], sha256=sha256, format=chosen)
-                task = ["partial", wanted.identity(), chosen or selector]
-                path = store.root / "partial" / canonical.digest(task)
+                path = store.root / "partial" / download.partial_key(wanted, selector)
                 if path.is_dir():
                     yield path

@@ -23,28 +23,20 @@ import numpy as np
 from pipeline.core import canonical, manifest
 from pipeline.core.errors import BadData, Damaged, LongtakeError, RecipeError
 from pipeline.core.manifest import Manifest
-from pipeline.core.records import Blob, Clip, Member, Record, Sample, Scene, Shard, Video
+from pipeline.core.records import Blob, Clip, Member, Sample, Shard
 from pipeline.core.stage import Progress
 from pipeline.core.store import Store, blobs_in
-from pipeline.dataset import lock, raw, relock
-from pipeline.dataset.build import NAMES, blobs_of, manifest_path
+from pipeline.dataset import lock, relock
+from pipeline.dataset.build import known
+from pipeline.dataset.chain import KINDS, blobs_of, manifest_path
 from pipeline.dataset.likeness import Grade
 from pipeline.dataset.lock import Lock, LockedClip, LockedSample, LockedShard
 from pipeline.dataset.recipe import Loaded
-from pipeline.media import encoders, video
-from pipeline.publish import compare
-from pipeline.publish.reproduce import looked
-from pipeline.stages import encode
+from pipeline.media import encoders, fetch, reel, video
+from pipeline.publish import compare, reproduce
+from pipeline.stages import NAMES, encode
 from pipeline.stages import shard as shard_stage
 
-KINDS: dict[str, type[Record]] = {
-    "download": Video,
-    "cut": Scene,
-    "filter": Scene,
-    "extract": Clip,
-    "encode": Sample,
-    "shard": Shard,
-}
 DECODED = 4  # samples looked at
 PSNR_SLACK_DB = 0.5  # how far a decoded sample may be from what the build measured
 
@@ -169,12 +161,12 @@ def _check_memos(loaded: Loaded, data: Path, store: Store, device: str, checked:
     """Every memo and failure note of the store; one that is damaged counts as not there, so it
     costs time and nothing else.
     """
-    steps, _ = looked(loaded, data, device)
+    steps, _ = known(reproduce.look(loaded, data, device))
     names: dict[str, str] = {}
     for step in steps:
-        if step.found is not None:
+        if step.survey is not None:
             stage = step.manifest.stage
-            names |= {key: f"{stage} of '{name}'" for name, key in step.found.keys.items()}
+            names |= {key: f"{stage} of '{name}'" for name, key in step.survey.keys.items()}
     failures = (store.root / "failures").glob("*/*")
     for path in sorted([*store.memos(), *failures]):
         checked.memos += 1
@@ -302,12 +294,12 @@ def _tasks_by_the_way(manifests: Manifests) -> Iterator[tuple[str, str]]:
     for record in _records(manifests, "download").values():
         if "extract" in manifests:
             params = manifests["extract"].params
-            yield raw.reel_key(record.identity(), params), f"reel of '{record.key}'"
-        if wheel := raw.wheel_key(raw.bundle_of(record.source)):
+            yield reel.memo_key(record.identity(), params), f"reel of '{record.key}'"
+        if wheel := fetch.wheel_key(record.source.uri):
             yield wheel, f"wheel of '{record.key}'"
     if "encode" in manifests:
-        null_text = [*manifests["encode"].params["text"], ""]
-        yield canonical.digest(null_text), "the empty caption's text.npy"
+        null_text = encode.null_text_key(manifests["encode"].params)
+        yield null_text, "the empty caption's text.npy"
 
 
 def _check_blobs(

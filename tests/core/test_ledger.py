@@ -26,18 +26,20 @@ from pipeline.core import store as store_module
 from pipeline.core.errors import CAUSES, REASONS, BadData
 from pipeline.core.executors import Executor, Inline, Processes
 from pipeline.core.manifest import Manifest
+from pipeline.core.params import Setup
 from pipeline.core.records import Record, Rejection, Source, Video
 from pipeline.core.stage import Progress, Stage, run_stage
 from pipeline.core.store import Store
 from pipeline.dataset import build, removals
 from pipeline.dataset import recipe as recipes
-from pipeline.media import encoders, fetch, reel
+from pipeline.dataset.chain import Step
+from pipeline.media import detectors, encoders, fetch, reel
 from pipeline.stages import cut, download
 from pipeline.stages import filter as filtering
-from tests.core.test_executors import STAGE as BEHAVE
-from tests.making import footage
+from tests.making import behave, footage
+from tests.making.downloads import download_all
 from tests.making.serving import Answer, content, endless, page, serving, silent, status
-from tests.stages.test_download import fetched
+from tests.making.steps import step_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class World:
         return one.fate, one.reason
 
     def downloaded(self, uri: str, sha256: str | None = None) -> tuple[str, str]:
-        [one] = fetched([Source("a", uri, sha256=sha256)], self.store, self.folder).rejections
+        [one] = download_all([Source("a", uri, sha256=sha256)], self.store, self.folder).rejections
         return one.fate, one.reason
 
     def file(self, path: Path, sha256: str | None = None) -> tuple[str, str]:
@@ -100,7 +102,7 @@ def blank_pictures(world: World) -> tuple[str, str]:
 
 def past_the_end(world: World) -> tuple[str, str]:
     return world.staged(
-        cut.stage(cut.Whole(), reel.Params()),
+        cut.stage(Setup((detectors.Whole(), reel.Params()))),
         world.video_of(world.film(footage.plain, 1, size="160x120"), Fraction(9)),
     )
 
@@ -137,7 +139,9 @@ def taken_down(world: World) -> tuple[str, str]:
     recipe = world.folder / "small.toml"
     recipe.write_text('[[source]]\nid = "a"\nuri = "https://example.org/never-asked"\n')
     removals.note(recipe, "a", removals.Removal("2026-01-01T00:00:00Z", "asked to"), {})
-    [one] = next(build.look(recipes.load(recipe), world.folder, "cpu")).manifest.rejections
+    [one] = step_of(
+        "expand", build.look(recipes.load(recipe), world.folder, "cpu")
+    ).manifest.rejections
     return one.fate, one.reason
 
 
@@ -153,13 +157,13 @@ PROVOKED: dict[str, Callable[[World], tuple[str, str]]] = {
     "decode-error": blank_pictures,
     "outside-span": past_the_end,
     "too-few-frames": lambda world: world.staged(
-        filtering.stage(filtering.Params(), Fraction(10)), world.new_scene(0, 400)
+        filtering.stage(Setup((filtering.Params(), reel.Params()))), world.new_scene(0, 400)
     ),
     "too-large": without_end,
     "non-finite": not_a_number,
-    "crashed": lambda world: world.staged(BEHAVE, Source("a", "crash:a"), Processes(1)),
+    "crashed": lambda world: world.staged(behave.STAGE, Source("a", "crash:a"), Processes(1)),
     "timed-out": lambda world: world.staged(
-        replace(BEHAVE, timeout=lambda cost: 0.5), Source("a", "sleep:a"), Processes(1)
+        replace(behave.STAGE, timeout=lambda cost: 0.5), Source("a", "sleep:a"), Processes(1)
     ),
     "removed": taken_down,
     "gone": lambda world: world.answered(status(404)),
@@ -208,17 +212,15 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], r
     return write
 
 
-def built(loaded: recipes.Loaded, classes: set[str] | None = None) -> build.Step:
-    return next(
-        build.build(
-            loaded, loaded.folder / "data", Inline(), "cpu", "download", Progress(), classes
-        )
-    )
+def built(loaded: recipes.Loaded, classes: set[str] | None = None) -> Step:
+    data = loaded.folder / "data"
+    steps = build.build(loaded, data, Inline(), "cpu", "download", Progress(), classes)
+    return step_of("download", steps)
 
 
 def told(loaded: recipes.Loaded) -> dict[str, tuple[str, int]]:
     """By source: class and number of tries, as `rejections` shows them."""
-    step = next(build.look(loaded, loaded.folder / "data", "cpu"))
+    step = step_of("download", build.look(loaded, loaded.folder / "data", "cpu"))
     return {one.rejection.key: (one.rejection.reason, one.tries) for one in step.failures}
 
 
@@ -242,7 +244,9 @@ def test_the_ledger_counts_tries_and_keeps_first_and_last(
         assert told(loaded)["a"] == ("rate-limited", 9)
         [failed] = [
             one
-            for one in next(build.look(loaded, loaded.folder / "data", "cpu")).failures
+            for one in step_of(
+                "download", build.look(loaded, loaded.folder / "data", "cpu")
+            ).failures
             if one.rejection.key == "a"
         ]
         assert (
@@ -314,7 +318,7 @@ def test_a_funnel_of_many_records_fits_a_narrow_screen() -> None:
         report.show(
             console,
             f"films, built in /{'folder/' * 20}films",
-            report.funnel([build.Step(many, 0, 0)]),
+            report.funnel([Step(many, 0, 0)]),
         )
     title, _, header, *_ = shown.get().splitlines()
     assert title.endswith("/folder/films")

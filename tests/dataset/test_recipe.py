@@ -21,13 +21,14 @@ from pyarrow import parquet
 from pipeline.core import canonical
 from pipeline.core.errors import RecipeError
 from pipeline.core.executors import Inline
-from pipeline.core.params import Table
+from pipeline.core.params import Setup, Table
 from pipeline.core.records import Source
 from pipeline.core.stage import Progress, run_stage
 from pipeline.core.store import Store
 from pipeline.dataset import recipe
 from pipeline.dataset.recipe import Columns, Recipe, SourceEntry
-from pipeline.stages import cut, download
+from pipeline.media import detectors, fetch
+from pipeline.stages import download, expand
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 TEMPLATE = MANIFESTS / "template.toml"
@@ -150,9 +151,9 @@ def template_blocks() -> list[tuple[str, dict[str, Any], set[str]]]:
 
 def model_of(table: str, shown: dict[str, Any]) -> type[Table]:
     if table == "cut":
-        return next(
-            kind for kind in cut.KINDS if kind.model_fields["detector"].default == shown["detector"]
-        )
+        options = detectors.options_of(shown["detector"])
+        assert options is not None
+        return options
     return TABLES[table] if table else Recipe
 
 
@@ -160,9 +161,11 @@ def test_the_template_has_every_option_and_no_other() -> None:
     found = [(model_of(table, shown), set(shown)) for table, shown, _ in template_blocks()]
     tables = {"source", "columns", "download", "cut", "filter", "extract", "encode", "shard"}
     assert found[0] == (Recipe, set(Recipe.model_fields) - tables)
-    assert [model for model, _ in found[1:]] == [SourceEntry, TABLES["download"], *cut.KINDS] + [
-        TABLES[name] for name in ("filter", "extract", "encode", "shard", "columns")
-    ]
+    assert [model for model, _ in found[1:]] == [
+        SourceEntry,
+        TABLES["download"],
+        *detectors.ALL,
+    ] + [TABLES[name] for name in ("filter", "extract", "encode", "shard", "columns")]
     for model, keys in found[1:]:
         assert keys == set(model.model_fields), model
 
@@ -195,7 +198,7 @@ def test_the_template_with_everything_uncommented_loads() -> None:
         seen = 0 if line.startswith("[filter]") else seen
         lines.append(line)
     made = Recipe.model_validate({"name": "template", **tomllib.loads("\n".join(lines))})
-    assert made.cut == cut.DEFAULT
+    assert made.cut == detectors.DEFAULT
     assert made.filter.max_frames == 1000
 
 
@@ -381,7 +384,7 @@ def test_time_ranges_and_captions_stay_with_their_source_when_videos_are_expande
             for i, c, a, b in spans
         )
         loaded = recipe.load(written(tmp_path, text))
-        stage = download.expand_stage(loaded.recipe.download, loaded.folder)
+        stage = expand.stage(loaded.setup("cpu"))
         manifest, _ = run_stage(stage, loaded.sources, store, Inline(), Progress())
         assert manifest.records == loaded.sources
         return list(loaded.sources)
@@ -398,7 +401,8 @@ def test_time_ranges_and_captions_stay_with_their_source_when_videos_are_expande
     [
         (
             SOURCE + "[filter]\nmin_frame = 5",
-            "mine.toml:4: filter.min_frame: unknown key; did you mean 'min_frames'? allowed are max_frames, ",
+            "mine.toml:4: filter.min_frame: unknown key; did you mean 'min_frames'? "
+            "allowed are max_frames, ",
         ),
         (
             SOURCE + "[filtr]\nmin_frames = 5",
@@ -407,7 +411,8 @@ def test_time_ranges_and_captions_stay_with_their_source_when_videos_are_expande
         ("sorces = 5\n" + SOURCE, "mine.toml:1: sorces: unknown key; did you mean 'sources'?"),
         (
             SOURCE + 'adress = "x"',
-            "mine.toml:3: source[0].adress: unknown key; allowed are caption, end, id, license, sha256, start, uri",
+            "mine.toml:3: source[0].adress: unknown key; allowed are caption, end, "
+            "id, license, sha256, start, uri",
         ),
         (
             SOURCE + SOURCE + "captoin = 5",
@@ -443,7 +448,8 @@ def test_time_ranges_and_captions_stay_with_their_source_when_videos_are_expande
         ),
         (
             SOURCE + '[cut]\ndetector = "contnt"',
-            "mine.toml:4: cut.detector: got 'contnt', allowed are 'adaptive', 'content', 'histogram', 'hash', 'threshold', 'scdet', 'none'",
+            "mine.toml:4: cut.detector: got 'contnt', allowed are 'adaptive', "
+            "'content', 'histogram', 'hash', 'threshold', 'scdet', 'none'",
         ),
         (
             SOURCE + '[cut]\ndetector = "content"\nthreshold = 300',
@@ -455,7 +461,8 @@ def test_time_ranges_and_captions_stay_with_their_source_when_videos_are_expande
         ),
         (
             SOURCE + "\n[filter]\nmin_frames = 10\nmax_frames = 5",
-            "max_frames must be at least 19: equal parts of a longer scene would fall below min_frames",
+            "max_frames must be at least 19: equal parts of a longer scene would fall "
+            "below min_frames",
         ),
         (SOURCE + "\n[filter]\nmin_frames = 10\nmax_frames = 5", "mine.toml:4: filter: got"),
         (SOURCE + 'start = "0:01:00"\nend = 59.5', "mine.toml:1: source[0]: got"),
@@ -480,7 +487,8 @@ def test_time_ranges_and_captions_stay_with_their_source_when_videos_are_expande
         ('[[source]]\nid = "a"', "mine.toml:1: source[0].uri: is missing"),
         (
             '[[source]]\nuri = "a.mp4"',
-            "mine.toml:2: source[0].uri: got 'a.mp4', an address begins with its kind: https:, http:, file:, pypi:",
+            "mine.toml:2: source[0].uri: got 'a.mp4', an address begins with its "
+            "kind: https:, http:, file:, pypi:",
         ),
         (
             '[[source]]\nuri = "pypi:gradio/world.mp4"',
@@ -569,7 +577,10 @@ def test_without_a_list_of_licences_any_will_do(tmp_path: Path) -> None:
 
 
 def test_sources_with_a_licence_of_the_list_are_let_in(tmp_path: Path) -> None:
-    text = f'{ONLY}[[source]]\nuri = "file:a.mp4"\nlicense = " CC0-1.0 "\n[[source]]\nuri = "file:b.mp4"\nlicense = "CC-BY-4.0"\n'
+    text = (
+        f'{ONLY}[[source]]\nuri = "file:a.mp4"\nlicense = " CC0-1.0 "\n[[source]]\n'
+        'uri = "file:b.mp4"\nlicense = "CC-BY-4.0"\n'
+    )
     assert len(sources(tmp_path, text)) == 2
 
 
@@ -625,17 +636,19 @@ def test_rows_with_another_licence_are_named_up_to_ten_and_then_counted(
 
 def test_sources_in_one_array_are_named_by_the_line_it_begins_at(tmp_path: Path) -> None:
     text = (
-        'source = [\n  {uri = "file:a.mp4", id = "a", license = "CC0-1.0"},\n  {uri = "file:b.mp4", id = "b"},\n]\n'
-        + ONLY
+        'source = [\n  {uri = "file:a.mp4", id = "a", license = "CC0-1.0"},\n'
+        '  {uri = "file:b.mp4", id = "b"},\n]\n' + ONLY
     )
     assert complaint(tmp_path, text).splitlines()[0] == "mine.toml:1: source[1]: 'b' has no licence"
 
 
 def test_the_list_of_licences_changes_no_task_key(tmp_path: Path) -> None:
     source = Source("a", "https://example.org/a.mp4", license="CC0-1.0")
-    plain, strict = download.Params(), download.Params(licenses=("CC0-1.0",))
-    for stage in (download.stage, download.expand_stage):
-        assert stage(plain, tmp_path).task_key(source) == stage(strict, tmp_path).task_key(source)
+    plain, strict = fetch.Params(), fetch.Params(licenses=("CC0-1.0",))
+    for stage in (download.stage, expand.stage):
+        assert stage(Setup((plain,), tmp_path)).task_key(source) == stage(
+            Setup((strict,), tmp_path)
+        ).task_key(source)
 
 
 # Wrong tables

@@ -30,7 +30,7 @@ def planes(path: Path) -> Pictures:
 
 
 def reel_path(record: Video, params: Params, store: Store) -> Path:
-    return store.path(reel.of(record, params, store)["reel"]["sha256"])
+    return store.path(reel.reel_of(record, params, store)["reel"]["sha256"])
 
 
 def numbers(path: Path, size: int = 64) -> list[int]:
@@ -87,7 +87,7 @@ def test_frame_k_of_a_reel_is_what_is_shown_at_that_moment_of_the_grid(
         (pts * facts.time_base, number)
         for (_, pts, _), number in zip(video.frames(path, facts), source_numbers(path), strict=True)
     ]
-    found = reel.of(record, Params(fps=fps, size=64), store)
+    found = reel.reel_of(record, Params(fps=fps, size=64), store)
     assert found["first_index"] == grid_index(facts.start_pts, facts.time_base, fps)
     assert (
         found["num_frames"]
@@ -106,7 +106,7 @@ def test_a_reel_of_a_time_range_begins_at_its_first_frame(
     film: Film, video_of: VideoOf, store: Store
 ) -> None:
     record = video_of(film(footage.numbered), Fraction(1), Fraction(2))
-    found = reel.of(record, SMALL, store)
+    found = reel.reel_of(record, SMALL, store)
     assert (found["first_index"], found["num_frames"]) == (10, 10)
     assert numbers(store.path(found["reel"]["sha256"])) == [25, 27, 30, 32, 35, 37, 40, 42, 45, 47]
 
@@ -208,7 +208,7 @@ def test_a_telephone_s_display_matrix_is_applied_as_ffmpeg_applies_it(
 
 
 def test_pixels_become_square(film: Film, video_of: VideoOf, store: Store) -> None:
-    found = reel.of(video_of(film(footage.anamorphic)), SMALL, store)
+    found = reel.reel_of(video_of(film(footage.anamorphic)), SMALL, store)
     assert found["crop"] == {"x": 40, "y": 0, "width": 80, "height": 160}
     bright = video.read_clip(store.path(found["reel"]["sha256"]))[0].mean(axis=2) > 128
     assert (bright.any(axis=0).sum(), bright.any(axis=1).sum()) == (16, 16)
@@ -217,7 +217,7 @@ def test_pixels_become_square(film: Film, video_of: VideoOf, store: Store) -> No
 
 def test_odd_sizes_are_cropped_in_the_centre(film: Film, video_of: VideoOf, store: Store) -> None:
     path = film(footage.odd_size)
-    found = reel.of(video_of(path), SMALL, store)
+    found = reel.reel_of(video_of(path), SMALL, store)
     assert found["crop"] == {"x": 184, "y": 0, "width": 272, "height": 272}
     wanted = by_ffmpeg(path, "272:272:184:0:exact=1")
     assert psnr(planes(store.path(found["reel"]["sha256"]))[0, :64], wanted) > 30
@@ -285,7 +285,7 @@ def test_the_same_reel_twice_has_the_same_bytes(
     other.prepare()
     record = video_of(path)
     other.link(path)
-    assert reel.of(record, SMALL, store) == reel.of(record, SMALL, other)
+    assert reel.reel_of(record, SMALL, store) == reel.reel_of(record, SMALL, other)
     scene = Scene("a", record, 0, 12800)
     clips = [next(iter(extract.process(scene, each, SMALL))) for each in (store, other)]
     assert clips[0] == clips[1]
@@ -293,9 +293,9 @@ def test_the_same_reel_twice_has_the_same_bytes(
 
 def test_a_reel_is_decoded_once(film: Film, video_of: VideoOf, store: Store) -> None:
     record = video_of(film(footage.plain, 2))
-    first = reel.of(record, SMALL, store)
+    first = reel.reel_of(record, SMALL, store)
     store.path(record.blob.sha256).unlink()
-    assert reel.of(record, SMALL, store) == first
+    assert reel.reel_of(record, SMALL, store) == first
 
 
 def test_another_parameter_or_time_range_is_another_reel(film: Film, video_of: VideoOf) -> None:
@@ -309,3 +309,13 @@ def test_another_parameter_or_time_range_is_another_reel(film: Film, video_of: V
 def test_a_frame_rate_may_be_written_as_a_decimal_and_stays_exact() -> None:
     assert Params(fps=12.5).fps == Fraction(25, 2)
     assert Params(fps="30000/1001").fps == Fraction(30000, 1001)
+
+
+def test_a_reel_s_memo_is_found_by_what_manifests_say_of_the_extract_stage(
+    film: Film, video_of: VideoOf, store: Store
+) -> None:
+    record = video_of(film(footage.plain, 2))
+    whole = reel.reel_of(record, SMALL, store)
+    memo = store.memo(reel.memo_key(record.identity(), extract.stage(SMALL).params))
+    assert memo is not None
+    assert memo.outputs == whole

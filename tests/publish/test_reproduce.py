@@ -20,15 +20,15 @@ from pipeline.core.stage import Progress
 from pipeline.core.store import Store
 from pipeline.dataset import lock, removals
 from pipeline.dataset import recipe as recipes
-from pipeline.dataset.build import Step, look
+from pipeline.dataset.build import known, look
+from pipeline.dataset.chain import Step
 from pipeline.dataset.lock import Lock
 from pipeline.dataset.removals import Removal
 from pipeline.media import encoders
 from pipeline.publish import compare, reproduce, verify
 from pipeline.stages import cut, encode, extract
-from tests.commands.test_bad_input import pipeline
-from tests.commands.test_cli import longtake
 from tests.making import footage
+from tests.making.command import longtake, longtake_process
 from tests.making.dataset import Dataset
 
 FUNNEL = ["1-download.jsonl", "4-extract.jsonl", "5-encode.jsonl", "6-shard.jsonl"]
@@ -65,13 +65,13 @@ def rebuilt_once(
 
 @pytest.fixture
 def no_detector(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cut, "new_detector", lambda *_: pytest.fail("a cut was looked for"))
+    monkeypatch.setattr(cut, "watch", lambda *_: pytest.fail("a cut was looked for"))
 
 
 def test_a_second_clone_with_other_workers_is_bit_identical(
     small_dataset: Dataset, clone: Dataset
 ) -> None:
-    done = pipeline(
+    done = longtake_process(
         "reproduce",
         clone.recipe,
         "--data",
@@ -194,8 +194,8 @@ def test_another_measured_psnr_alone_is_equivalent_and_verify_agrees(
     ]
     assert report["samples"]["rescored"] == report["samples"]["equivalent"]
     assert (
-        f"another PSNR of the round trip, or none, in the metadata of {report['obtainable']['of']} samples"
-        in "\n".join(compare.lines(report))
+        "another PSNR of the round trip, or none, in the metadata of "
+        f"{report['obtainable']['of']} samples" in "\n".join(compare.lines(report))
     )
     assert len(report["samples"]["equivalent"]) == report["obtainable"]["of"]
     checked = verify.verify(recipes.load(clone.recipe), clone.data, "cpu", Progress())
@@ -204,7 +204,7 @@ def test_another_measured_psnr_alone_is_equivalent_and_verify_agrees(
 
 def test_status_knows_a_rebuild_from_a_build(clone: Dataset) -> None:
     rebuilt(clone)
-    steps, unknown = reproduce.looked(recipes.load(clone.recipe), clone.data, "cpu")
+    steps, unknown = known(reproduce.look(recipes.load(clone.recipe), clone.data, "cpu"))
     assert unknown == ""
     assert {step.manifest.stage: step.num_pending for step in steps} == {
         "download": 0,
@@ -313,7 +313,7 @@ def test_clips_of_the_same_pictures_in_another_container_are_told_from_other_cli
             {"split": "validation"},
             "shard 00000: split is validation in the lock",
         ),
-        ("shards", "00001", {"num_bytes": 7}, "shard 00001: num_bytes is 7 in the lock"),
+        ("shards", "16384", {"num_bytes": 7}, "shard 16384: num_bytes is 7 in the lock"),
     ],
 )
 def test_a_lock_that_says_otherwise_than_the_bytes_it_names_is_not_reproduced(
@@ -512,7 +512,8 @@ def test_another_version_of_a_stage_is_said(
     ]
     told = reproduce.versions(locked, steps)
     assert told == [
-        f"stage 'extract' is version {extract.VERSION} here and {extract.VERSION - 1} in the lock: its bytes may differ"
+        f"stage 'extract' is version {extract.VERSION} here and {extract.VERSION - 1} "
+        "in the lock: its bytes may differ"
     ]
 
 
@@ -525,7 +526,7 @@ def test_a_build_where_the_lock_cannot_be_written_stops_before_any_work(
     assert not clone.data.exists()
 
 
-def test_an_edited_caption_leaves_one_text_embedding_pending_and_the_shards(
+def test_an_edited_caption_leaves_one_text_embedding_pending_and_its_shard(
     small_dataset: Dataset, tmp_path: Path
 ) -> None:
     built = small_dataset.copy(tmp_path)
@@ -536,5 +537,5 @@ def test_an_edited_caption_leaves_one_text_embedding_pending_and_the_shards(
     }
     assert {stage: step.num_pending for stage, step in steps.items() if step.num_pending} == {
         "encode": 1,
-        "shard": 3,
+        "shard": 1,
     }

@@ -23,7 +23,7 @@ from pipeline.dataset import build, lock
 from pipeline.dataset import recipe as recipes
 from pipeline.media import reel
 from pipeline.publish import verify
-from tests.commands.test_cli import longtake
+from tests.making.command import longtake
 from tests.making.dataset import Dataset
 
 
@@ -125,7 +125,7 @@ KINDS = {
 def test_a_whole_dataset_is_as_the_lock_says(small_dataset: Dataset) -> None:
     found = checked(small_dataset)
     assert (found.findings, found.notes) == ([], [])
-    assert (found.manifests, len(found.decoded)) == (6, 4)
+    assert (found.manifests, len(found.decoded)) == (7, 4)
     assert set(found.decoded) <= {
         sample.round_trip_psnr_db
         for sample in records(small_dataset, "encode").records
@@ -174,11 +174,11 @@ def test_a_deleted_file_and_a_shortened_one_are_found(built: Dataset) -> None:
     clip, latents = stored(built, first(built).clip.blob), stored(built, first(built).latents)
     clip.unlink()
     latents.write_bytes(latents.read_bytes()[:-1])
-    (built.folder / "shards" / "00001.tar").unlink()
+    (built.folder / "shards" / "16384.tar").unlink()
     told = {one.name.partition(",")[0]: one.problem for one in checked(built).findings}
     assert told["clip 'a-0000'"] == "is missing"
     assert "instead of" in told["a-0000.latents.npy"]
-    assert told["shard '00001'"] == "00001.tar is missing"
+    assert told["shard '16384'"] == "16384.tar is missing"
 
 
 def test_nan_in_an_array_is_found_even_where_every_digest_agrees(built: Dataset) -> None:

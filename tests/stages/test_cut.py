@@ -11,19 +11,27 @@ from typing import Any
 import pytest
 
 from pipeline.core.executors import Inline
+from pipeline.core.params import Setup
 from pipeline.core.records import Clip, Scene, Video
 from pipeline.core.stage import Progress, run_stage
 from pipeline.core.store import Store
-from pipeline.media import reel, video
+from pipeline.media import detectors, reel, video
 from pipeline.stages import cut, extract
 from tests.making import footage
 
 SMALL = reel.Params(size=64)
-HARD = (cut.Adaptive(), cut.Content(), cut.Hash(), cut.Histogram(), cut.Scdet())
+HARD = (
+    detectors.Adaptive(),
+    detectors.Content(),
+    detectors.Hash(),
+    detectors.Histogram(),
+    detectors.Scdet(),
+)
 
 
-def scenes_of(record: Video, store: Store, params: cut.AnyParams) -> list[Scene]:
-    manifest, _ = run_stage(cut.stage(params, SMALL), [record], store, Inline(), Progress())
+def scenes_of(record: Video, store: Store, params: detectors.Options) -> list[Scene]:
+    setup = Setup((params, SMALL))
+    manifest, _ = run_stage(cut.stage(setup), [record], store, Inline(), Progress())
     return [scene for scene in manifest.records if isinstance(scene, Scene)]
 
 
@@ -36,7 +44,10 @@ def seconds(scenes: list[Scene]) -> list[tuple[float, float]]:
 
 @pytest.mark.parametrize("params", HARD, ids=lambda params: params.detector)
 def test_every_detector_of_hard_cuts_finds_them_to_the_frame(
-    film: Callable[..., Path], video_of: Callable[..., Video], store: Store, params: cut.AnyParams
+    film: Callable[..., Path],
+    video_of: Callable[..., Video],
+    store: Store,
+    params: detectors.Options,
 ) -> None:
     record = video_of(film(footage.joined, (2.0, 3.6), 6))
     assert seconds(scenes_of(record, store, params)) == [(0, 2), (2, 3.6), (3.6, 6)]
@@ -58,7 +69,7 @@ def test_the_fade_detector_cuts_in_the_black(
         scenes_of(
             video_of(footage.make(tmp_path / "faded.mp4", both, vcodec="libx264")),
             store,
-            cut.Threshold(),
+            detectors.Threshold(),
         )
     )
     assert len(found) == 2
@@ -69,23 +80,23 @@ def test_without_a_detector_the_video_or_its_time_range_is_one_scene(
     film: Callable[..., Path], video_of: Callable[..., Video], store: Store
 ) -> None:
     path = film(footage.joined, (2.0, 3.6), 6)
-    assert seconds(scenes_of(video_of(path), store, cut.Whole())) == [(0, 6)]
-    assert seconds(scenes_of(video_of(path, Fraction(1), Fraction(5, 2)), store, cut.Whole())) == [
-        (1, 2.5)
-    ]
+    assert seconds(scenes_of(video_of(path), store, detectors.Whole())) == [(0, 6)]
+    assert seconds(
+        scenes_of(video_of(path, Fraction(1), Fraction(5, 2)), store, detectors.Whole())
+    ) == [(1, 2.5)]
 
 
 def test_a_cut_a_few_frames_before_the_end_is_found(
     film: Callable[..., Path], video_of: Callable[..., Video], store: Store
 ) -> None:
-    found = seconds(scenes_of(video_of(film(footage.joined, (3.72,), 4)), store, cut.DEFAULT))
+    found = seconds(scenes_of(video_of(film(footage.joined, (3.72,), 4)), store, detectors.DEFAULT))
     assert found == [(0, 3.72), (3.72, 4)]
 
 
 def test_a_video_of_one_frame_is_one_scene(
     film: Callable[..., Path], video_of: Callable[..., Video], store: Store
 ) -> None:
-    for params in (*HARD, cut.Threshold()):
+    for params in (*HARD, detectors.Threshold()):
         assert len(scenes_of(video_of(film(footage.plain, 0.04)), store, params)) == 1
 
 
@@ -93,7 +104,7 @@ def test_scenes_lie_on_time_stamps_of_a_variable_frame_rate(
     film: Callable[..., Path], video_of: Callable[..., Video], store: Store
 ) -> None:
     record = video_of(film(footage.variable_frame_rate))
-    [scene] = scenes_of(record, store, cut.Whole())
+    [scene] = scenes_of(record, store, detectors.Whole())
     assert (scene.start_pts, scene.end_pts) == (
         record.container.start_pts,
         record.container.end_pts,
@@ -113,8 +124,8 @@ def test_cut_and_extract_decode_a_video_once(
     decoded: list[Any] = []
     frames = video.frames
     monkeypatch.setattr(video, "frames", lambda *args: decoded.append(args) or frames(*args))
-    found = scenes_of(video_of(film(footage.joined, (2.0, 3.6), 6)), store, cut.DEFAULT)
-    manifest, _ = run_stage(extract.stage(SMALL), found, store, Inline(), Progress())
+    found = scenes_of(video_of(film(footage.joined, (2.0, 3.6), 6)), store, detectors.DEFAULT)
+    manifest, _ = run_stage(extract.stage(Setup((SMALL,))), found, store, Inline(), Progress())
     assert len(decoded) == 1
     clips = [record for record in manifest.records if isinstance(record, Clip)]
     assert [clip.num_frames for clip in clips] == [20, 16, 24]
@@ -124,9 +135,9 @@ def test_cut_and_extract_decode_a_video_once(
 def test_another_size_decodes_once_more_and_finds_the_same_frames(
     film: Callable[..., Path], video_of: Callable[..., Video], store: Store
 ) -> None:
-    found = scenes_of(video_of(film(footage.joined, (2.0, 3.6), 6)), store, cut.DEFAULT)
+    found = scenes_of(video_of(film(footage.joined, (2.0, 3.6), 6)), store, detectors.DEFAULT)
     manifest, _ = run_stage(
-        extract.stage(reel.Params(size=128)), found, store, Inline(), Progress()
+        extract.stage(Setup((reel.Params(size=128),))), found, store, Inline(), Progress()
     )
     assert [record.num_frames for record in manifest.records if isinstance(record, Clip)] == [
         20,
@@ -138,9 +149,9 @@ def test_another_size_decodes_once_more_and_finds_the_same_frames(
 def test_a_scene_its_reel_does_not_hold_is_rejected(
     film: Callable[..., Path], video_of: Callable[..., Video], store: Store
 ) -> None:
-    [scene] = scenes_of(video_of(film(footage.plain, 2)), store, cut.Whole())
+    [scene] = scenes_of(video_of(film(footage.plain, 2)), store, detectors.Whole())
     longer = replace(scene, end_pts=2 * scene.end_pts)
-    manifest, _ = run_stage(extract.stage(SMALL), [longer], store, Inline(), Progress())
+    manifest, _ = run_stage(extract.stage(Setup((SMALL,))), [longer], store, Inline(), Progress())
     assert [(one.reason, one.detail) for one in manifest.rejections] == [
         ("too-few-frames", "40 frames promised by the time stamps, 20 decoded")
     ]

@@ -19,12 +19,13 @@ import pytest
 
 from pipeline.core.errors import BadData, RecipeError, Stopped, Unavailable
 from pipeline.core.executors import Inline
+from pipeline.core.params import Setup
 from pipeline.core.records import Source
 from pipeline.core.stage import Progress, run_stage
 from pipeline.core.store import Store
 from pipeline.dataset import recipe
 from pipeline.media import encoders, fetch, video
-from pipeline.stages import download
+from pipeline.stages import download, expand
 from tests import fuzz
 from tests.making import footage
 from tests.making.serving import content, serving
@@ -42,12 +43,16 @@ Film = Callable[..., Path]
 LISTS = {
     "hls": "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{}\n#EXT-X-ENDLIST\n",
     "hls of playlists": "#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1280000\n{}\n",
-    "hls with a key": '#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXT-X-KEY:METHOD=AES-128,URI="{0}"\n#EXTINF:9,\n{0}\n#EXT-X-ENDLIST\n',
+    "hls with a key": '#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXT-X-KEY:METHOD=AES-128,URI="{0}"\n'
+    "#EXTINF:9,\n{0}\n#EXT-X-ENDLIST\n",
     "concat": "ffconcat version 1.0\nfile '{}'\n",
-    "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" mediaPresentationDuration="PT2S" profiles='
-    '"urn:mpeg:dash:profile:isoff-on-demand:2011"><Period><AdaptationSet mimeType="video/mp4"><Representation id="1" bandwidth="1">'
+    "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" '
+    'mediaPresentationDuration="PT2S" profiles='
+    '"urn:mpeg:dash:profile:isoff-on-demand:2011"><Period><AdaptationSet '
+    'mimeType="video/mp4"><Representation id="1" bandwidth="1">'
     "<BaseURL>{}</BaseURL></Representation></AdaptationSet></Period></MPD>",
-    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\na=control:{}\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\na=control:{}\n"
+    "m=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
     "asx": '<asx version="3.0"><entry><ref href="{}"/></entry></asx>',
     "smil": '<smil><body><video src="{}"/></body></smil>',
     "pls": "[playlist]\nFile1={}\nNumberOfEntries=1\nVersion=2\n",
@@ -153,7 +158,7 @@ def test_names_of_files_and_of_entries_of_a_list_become_fit_for_keys(
     for uri, count in (("file:*.mp4", 5), ("https://example.org/list", len(listed))):
         keys = [
             source.key
-            for source in download.expand(Source("s", uri), store, download.Params(), tmp_path)
+            for source in expand.process(Source("s", uri), store, fetch.Params(), tmp_path)
         ]
         assert len(set(keys)) == count
         assert all(re.fullmatch(r"s-[A-Za-z0-9_-]{0,89}", key) for key in keys)
@@ -231,7 +236,7 @@ def test_a_damaged_wheel_is_unreadable_however_it_is_packed(
 
 def fate(store: Store, uri: str, folder: Path, **options: str) -> tuple[str, str]:
     """The class and the words with which the download of an address that gives no video ends."""
-    stage = download.stage(download.Params(attempts=1, **options), folder)
+    stage = download.stage(Setup((fetch.Params(attempts=1, **options),), folder))
     made, _ = run_stage(stage, [Source("s", uri)], store, Inline(), Progress())
     [one] = made.rejections
     assert store.failure(stage.task_key(Source("s", uri)))["detail"] == one.detail  # type: ignore[index]
@@ -260,7 +265,7 @@ def test_an_address_that_cannot_be_taken_apart_is_unsupported(
     assert fate(store, uri, tmp_path)[0] == "unsupported"
     if uri.startswith("http"):
         with pytest.raises(Unavailable, match=r"^unsupported: "):
-            list(download.expand(Source("s", uri), store, download.Params(), tmp_path))
+            list(expand.process(Source("s", uri), store, fetch.Params(), tmp_path))
 
 
 def test_a_format_yt_dlp_does_not_understand_is_an_error_of_the_recipe(
@@ -333,7 +338,7 @@ OPTIONS = {
 EXCEPTIONS = {  # with their reasons
     ("tests/stages/test_format.py", "exec"),  # runs the reader that docs/format.md prints
     (
-        "tests/training/test_stream.py",
+        "tests/making/shards.py",
         "allow_pickle=True",
     ),  # makes a file with a pickle in it, which must be refused
 }
@@ -367,7 +372,8 @@ def dangers(text: str, strict: bool) -> set[str]:
     ("text", "found"),
     [
         (
-            "model.eval(); re.compile(x); np.load(f, allow_pickle=False); tar.extractfile(m); subprocess.run(['a'])",
+            "model.eval(); re.compile(x); np.load(f, allow_pickle=False); "
+            "tar.extractfile(m); subprocess.run(['a'])",
             set(),
         ),
         ("eval(x); exec(y)", {"eval", "exec"}),
