@@ -41,7 +41,7 @@ from pipeline.dataset.removals import Removal
 from pipeline.media import fetch
 from pipeline.publish import reproduce, sweep
 from pipeline.publish.sweep import Bin, Held
-from pipeline.stages import NAMES, shard
+from pipeline.stages import NAMES, download, shard
 
 
 @dataclass(frozen=True)
