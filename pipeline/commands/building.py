@@ -172,7 +172,7 @@ def _summary(
             reason = f"nothing had failed as {', '.join(sorted(classes))}"
         say(console, f"nothing to do: {reason}")
     if summary["shards"]:
-        _say_shards(console, loaded, summary)
+        _say_shards(console, loaded, data, summary)
     if summary["unavailable"]:
         return 3, summary
     return 0 if steps[-1].manifest.records else 5, summary
@@ -190,16 +190,14 @@ def _say_unavailable(
         say(console, f"{len(unavailable)} unavailable in all: {again}")
 
 
-def _say_shards(console: Any, loaded: Any, summary: Facts) -> None:
-    from pipeline.dataset import lock
+def _say_shards(console: Any, loaded: Any, data: Path, summary: Facts) -> None:
+    from pipeline.dataset import lock, relock
 
     shards = summary["shards"]
     counts = f"{shards['samples']} samples in {shards['shards']} shards"
     say(console, f"{counts}, root digest {shards['root_digest']}")
-    if not shards["shards"]:
-        return
-    line = f"lock: {lock.path_of(loaded.path)}"
-    if summary["unavailable"] and lock.read(loaded.path).root_digest != shards["root_digest"]:
-        line += " stays as it was: it has samples that could not be had this time"
-    say(console, line)
-    summary["lock"] = str(lock.path_of(loaded.path))
+    if shards["shards"]:
+        folder = data / loaded.recipe.name
+        line = relock.sentence(loaded.path, folder, shards["root_digest"])
+        say(console, line)
+        summary["lock"] = {"path": str(lock.path_of(loaded.path)), "said": line}

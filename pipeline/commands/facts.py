@@ -116,10 +116,12 @@ def shards(steps: Sequence[Step]) -> dict[str, Any] | None:
 def checked(checks: Checked) -> dict[str, Any]:
     """What `verify` looked at and what it found wrong."""
     return {
+        "grade": checks.grade,
         "findings": [
             {"kind": finding.kind, "name": finding.name, "problem": finding.problem}
             for finding in checks.findings
         ],
+        "near": list(checks.near),
         "notes": list(checks.notes),
         "manifests": checks.manifests,
         "memos": checks.memos,

@@ -24,8 +24,7 @@ from pipeline.commands.command import (
 )
 from pipeline.core import interrupts
 
-IDENTICAL, EQUIVALENT, DIFFERENT = 0, 6, 7
-EXIT_CODES = {"identical": IDENTICAL, "equivalent": EQUIVALENT, "different": DIFFERENT}
+EXIT_CODES = {"identical": 0, "equivalent": 6, "different": 7}
 
 
 @app.command()
@@ -45,6 +44,7 @@ def reproduce(
     def act(console: Any) -> tuple[int, Facts]:
         from pipeline.commands import facts, report
         from pipeline.core import canonical, executors
+        from pipeline.core.files import replace_file
         from pipeline.core.store import Store
         from pipeline.dataset import lock
         from pipeline.dataset.recipe import load
@@ -60,7 +60,7 @@ def reproduce(
         judgement = compare.judge(locked, steps, edits, Store(data.absolute() / "store"))
         folder = data / loaded.recipe.name
         path = folder / "reproduce.json"
-        path.write_bytes(canonical.encode(judgement) + b"\n")
+        replace_file(path, canonical.encode(judgement) + b"\n")
         funnel = facts.stages(steps)
         title = f"{loaded.recipe.name}, rebuilt in {folder} from {lock.path_of(recipe)}"
         report.show(console, title, report.funnel(funnel))
@@ -109,7 +109,7 @@ def verify(
             say(console, "--drop removes what is damaged, so that the next build makes it again")
         elif checked.findings:
             say(console, "there is nothing to drop: `plan` says what a build would make again")
-        return DIFFERENT if checked.findings else IDENTICAL, results
+        return EXIT_CODES[checked.grade], results
 
     guarded(act, as_json)
 

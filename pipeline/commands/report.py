@@ -145,13 +145,19 @@ def verified(checked: Row) -> list[str]:
     line += f", {checked['arrays']} arrays without NaN or infinity"
     if decoded := checked["decoded_db"]:
         line += f", {len(decoded)} samples decode to {min(decoded):.1f} dB PSNR or better"
-    if not problems:
-        verdict = "all is as the lock says"
-    elif len(problems) == 1:
-        verdict = "1 thing is not as it should be"
-    else:
-        verdict = f"{len(problems)} things are not as they should be"
-    return [*problems, *checked["notes"], line, verdict]
+    return [*problems, *checked["near"], *checked["notes"], line, _verdict(checked)]
+
+
+def _verdict(checked: Row) -> str:
+    if checked["grade"] == "identical":
+        return "all is as the lock says"
+    if checked["grade"] == "equivalent":
+        count = len(checked["near"])
+        return f"within tolerance of the lock: {count} things are not bit-identical"
+    count = len(checked["findings"])
+    if count == 1:
+        return "1 thing is not as it should be"
+    return f"{count} things are not as they should be"
 
 
 def raws_before(raws: RawVideos, until: str) -> str:

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core import canonical
-from pipeline.core.errors import Stopped
+from pipeline.core.errors import Stopped, Unavailable
 from pipeline.core.records import Blob
 
 
@@ -96,9 +96,11 @@ class Store:
         except FileNotFoundError:
             return False
 
-    def adopt(self, path: Path) -> Blob:
-        """Move a finished file in."""
-        return self.settle(path, Blob(canonical.file_digest(path), path.stat().st_size))
+    def adopt(self, path: Path, sha256: str | None = None) -> Blob:
+        """Move a finished file in. Raises Unavailable("checksum") for other bytes than `sha256`
+        names, and leaves the file where it is.
+        """
+        return self.settle(path, _blob_of(path, sha256))
 
     def put(self, content: bytes) -> Blob:
         """Store bytes."""
@@ -109,9 +111,15 @@ class Store:
                 self.settle(path, blob)
         return blob
 
-    def link(self, path: Path) -> Blob:
-        """Take in a file that is somebody else's: a hard link where possible, else a copy."""
-        blob = Blob(canonical.file_digest(path), path.stat().st_size)
+    def discard(self, blob: Blob) -> None:
+        """Remove a blob that nothing can be made of."""
+        self.path(blob.sha256).unlink(missing_ok=True)
+
+    def link(self, path: Path, sha256: str | None = None) -> Blob:
+        """Take in a file that is somebody else's: a hard link where possible, else a copy. Raises
+        Unavailable("checksum") for other bytes than `sha256` names.
+        """
+        blob = _blob_of(path, sha256)
         if not self.has(blob):
             with self.scratch() as copy:
                 link_or_copy(path, copy)
@@ -247,6 +255,13 @@ class Store:
             note.touch()
         yield
         note.unlink(missing_ok=True)
+
+
+def _blob_of(path: Path, sha256: str | None) -> Blob:
+    digest = canonical.file_digest(path)
+    if sha256 is not None and digest != sha256:
+        raise Unavailable("checksum", f"has sha256 {digest}, wanted is {sha256}")
+    return Blob(digest, path.stat().st_size)
 
 
 def _changed_since(path: Path, start_ns: int) -> bool:

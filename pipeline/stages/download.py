@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.core import canonical
-from pipeline.core.errors import Unavailable
+from pipeline.core.errors import BadData, Unavailable
 from pipeline.core.params import Setup
 from pipeline.core.records import Blob, Source, Video
 from pipeline.core.stage import Stage
@@ -42,20 +42,27 @@ def process(source: Source, store: Store, params: fetch.Params, folder: Path) ->
     """Fetch and probe one video. Raises Unavailable (any cause) or BadData (see `video.probe`;
     too-large: `fetch.MAX_BYTES`).
     """
-    blob, fetched_as = fetch_blob(source, store, params, folder)
-    if source.sha256 is not None and blob.sha256 != source.sha256:
-        raise Unavailable(
-            "checksum", f"{source.uri} has sha256 {blob.sha256}, wanted is {source.sha256}"
-        )
-    yield Video(source.key, source, blob, fetched_as, video.probe(store.path(blob.sha256)))
+    try:
+        blob, fetched_as = fetch_blob(source, store, params, folder)
+    except Unavailable as error:
+        if error.cause == "checksum":
+            raise Unavailable("checksum", f"{source.uri} {error.detail}") from error
+        raise
+    try:
+        container = video.probe(store.path(blob.sha256))
+    except BadData:
+        store.discard(blob)
+        raise
+    yield Video(source.key, source, blob, fetched_as, container)
 
 
 def fetch_blob(
     source: Source, store: Store, params: fetch.Params, folder: Path
 ) -> tuple[Blob, str]:
     """The source's bytes in the store, and the format the downloader chose ("file" where there is
-    no choice).
+    no choice). Raises Unavailable("checksum") for other bytes than the source names.
     """
+    per_host, attempts, sha256 = params.per_host, params.attempts, source.sha256
     kind = scheme(source.uri)
     if kind == "file":
         paths = matches(source.uri, folder)
@@ -65,18 +72,14 @@ def fetch_blob(
             )
         if not os.access(paths[0], os.R_OK):
             raise Unavailable("forbidden", f"{source.uri} may not be read by who runs this build")
-        return store.link(paths[0]), "file"
+        return store.link(paths[0], sha256), "file"
     if kind == "pypi":
-        return fetch.from_wheel(source.uri, store, params.per_host, params.attempts), "file"
+        return fetch.from_wheel(source.uri, store, per_host, attempts, sha256), "file"
     chosen = source.format or params.format
-    partial_folder = store.partial(partial_key(source, params.format))
+    rest = store.partial(partial_key(source, params.format))
     if kind in ("http", "https"):
-        return fetch.from_web(
-            source.uri, store, partial_folder, chosen, params.per_host, params.attempts
-        )
-    return fetch.from_filesystem(
-        source.uri, store, partial_folder, params.per_host, params.attempts
-    ), "file"
+        return fetch.from_web(source.uri, store, rest, chosen, per_host, attempts, sha256)
+    return fetch.from_filesystem(source.uri, store, rest, per_host, attempts, sha256), "file"
 
 
 def partial_key(source: Source, selector: str) -> str:

@@ -38,7 +38,7 @@ def test_build_and_status_tell_the_funnel(dataset: Dataset) -> None:
     assert build["shards"]["root_digest"] == dataset.index["root_digest"]
     assert build["psnr"]["clips"] == build["shards"]["samples"]
     assert build["unavailable"] == []
-    assert build["lock"] == str(dataset.lock)
+    assert build["lock"]["path"] == str(dataset.lock)
 
 
 def test_rejections_are_rows_with_class_and_time(dataset: Dataset) -> None:

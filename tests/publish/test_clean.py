@@ -31,8 +31,7 @@ def pair(small_dataset: Dataset, tmp_path: Path) -> tuple[Dataset, Dataset]:
 
 def blobs_of(dataset: Dataset) -> set[str]:
     store = Store(dataset.data / "store")
-    memos = list(sweep.read(store))
-    return sweep.held(dataset.data, store, memos, lambda name: name == dataset.folder.name).blobs
+    return sweep.references_of([dataset.folder], store).blobs
 
 
 def test_what_only_the_dataset_had_goes_and_what_is_shared_stays(

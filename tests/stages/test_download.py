@@ -526,6 +526,6 @@ def test_a_broken_off_download_is_found_by_its_source(
     )
     source = Source("a", "https://example.org/film")
     for asked in (source, replace(source, format="137")):
-        fetched([asked], store, small.parent)
+        download_all([asked], store, small.parent)
         key = download.partial_key(asked, PARAMS.format)
         assert folders[-1] == store.root / "partial" / key
