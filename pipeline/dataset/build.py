@@ -12,17 +12,16 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import filelock
 
 from pipeline.core.errors import LongtakeError, Stopped
-from pipeline.core.manifest import Manifest
 from pipeline.core.stage import Executor, Progress
 from pipeline.core.store import Store
-from pipeline.dataset import lock, passage
+from pipeline.dataset import passage
 from pipeline.dataset.chain import (
     CHAIN,
     Step,
@@ -34,6 +33,7 @@ from pipeline.dataset.chain import (
 from pipeline.dataset.outputs import write_outputs
 from pipeline.dataset.passage import RawVideos
 from pipeline.dataset.recipe import Loaded
+from pipeline.dataset.relock import write_lock
 from pipeline.media import encoders
 from pipeline.stages import NAMES, encode
 
@@ -66,12 +66,13 @@ def build(
     progress: Progress,
     classes: Collection[str] | None = None,
     raws: RawVideos | None = None,
+    relock: bool = False,
 ) -> Iterator[Step]:
     """Do what is missing up to the stage `last`, and write the outputs and the lock. Raises Stopped,
     Bug or RecipeError.
 
     With `classes`, of what failed before only those are tried again. With `raws`, raw videos go as
-    soon as their clips are there and verified.
+    soon as their clips are there and verified. With `relock`, a published lock is replaced.
     """
     names = until(last)
     if last == NAMES[-1] and not os.access(loaded.folder, os.W_OK):
@@ -97,7 +98,10 @@ def build(
             steps.append(step)
             yield step
         if last == NAMES[-1] and steps[-1].manifest.records:
-            _write_lock(loaded, steps, store)
+            rejections = [line for step in steps for line in step.manifest.rejections]
+            incomplete = any(rejection.fate == "unavailable" for rejection in rejections)
+            manifests, folder = [step.manifest for step in steps], data / loaded.recipe.name
+            write_lock(loaded, manifests, folder, store, incomplete, relock)
 
 
 def _pass_raw_videos(
@@ -125,32 +129,6 @@ def _credit(step: Step, start_ns: int, store: Store) -> Step:
     num_fresh = sum(store.remembered_since(task_key, start_ns) for task_key in task_keys)
     num_fresh = min(num_fresh, step.num_cached)
     return replace(step, num_cached=step.num_cached - num_fresh, num_run=step.num_run + num_fresh)
-
-
-def lock_of(loaded: Loaded, manifests: Sequence[Manifest], store: Store) -> lock.Lock:
-    """The lock of a finished build."""
-    packing = loaded.recipe.shard.model_dump()
-    return lock.of(loaded.recipe.name, loaded.digest, packing, manifests, store)
-
-
-def _write_lock(loaded: Loaded, steps: Sequence[Step], store: Store) -> None:
-    """Write the lock, unless the one that is there is of this very recipe and has samples that could
-    not be had this time.
-    """
-    new = lock_of(loaded, [step.manifest for step in steps], store)
-    rejections = [rejection for step in steps for rejection in step.manifest.rejections]
-    is_incomplete = any(rejection.fate == "unavailable" for rejection in rejections)
-    if not (is_incomplete and _loses(new, loaded)):
-        lock.write(new, loaded.path)
-
-
-def _loses(new: lock.Lock, loaded: Loaded) -> bool:
-    try:
-        old = lock.read(loaded.path)
-    except LongtakeError:
-        return False
-    is_same_recipe = old.header["recipe"] == loaded.digest
-    return is_same_recipe and not old.samples.keys() <= new.samples.keys()
 
 
 def ready(loaded: Loaded, device: str) -> None:

@@ -11,7 +11,6 @@ damaged or gone, there is no estimate until the next build.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core import canonical
+from pipeline.core.files import replace_file
 from pipeline.core.records import Clip, Record
 from pipeline.core.stage import Completion, Executor, Stage
 from pipeline.core.store import Store
@@ -75,9 +75,7 @@ def note(store: Store, name: str, took: Rate) -> None:
         key: {"video_s": round(rate.video_s, 3), "worker_s": round(rate.worker_s, 3)}
         for key, rate in rates.items()
     }
-    with store.scratch() as beside:
-        beside.write_bytes(canonical.seal({"rates": plain}) + b"\n")
-        os.replace(beside, path_of(store))
+    replace_file(path_of(store), canonical.seal({"rates": plain}) + b"\n")
 
 
 def note_stage(

@@ -24,6 +24,7 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.core import canonical
+from pipeline.core.files import replace_file
 from pipeline.core.params import Setup, Table
 from pipeline.core.records import Blob, Member, Pack, Sample, Shard, Split, public, source_of
 from pipeline.core.stage import Stage
@@ -374,9 +375,7 @@ def publish(folder: Path, shards: Sequence[Shard], index: bytes, store: Store) -
         link_or_copy(store.path(blob.sha256), beside)
         os.replace(beside, folder / name)
         beside.unlink(missing_ok=True)  # a rename onto another name of the same file does nothing
-    beside = folder / "index.json.tmp"
-    beside.write_bytes(index + b"\n")
-    os.replace(beside, folder / "index.json")
+    replace_file(path_of_index, index + b"\n")
     for path in folder.glob("*.tar*"):
         if path.name not in tars:
             path.unlink()
