@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core import canonical, manifest
-from pipeline.core.errors import RecipeError, Stopped
+from pipeline.core.errors import RecipeError, Stopped, without_credentials
 from pipeline.core.executors import Inline
 from pipeline.core.records import Blob, Record, Shard, Source
 from pipeline.core.stage import Progress, Stage
@@ -426,7 +426,8 @@ def mentions(of: Any) -> Iterator[tuple[str, Any]]:
 def _failures(store: Store, uris: Sequence[str]) -> list[Path]:
     """Notes of failures that mention an address."""
     notes = ((path, store.failure(path.name)) for path in (store.root / "failures").glob("*/*"))
-    return [path for path, note in notes if note and any(uri in note["detail"] for uri in uris)]
+    public = [without_credentials(uri) for uri in uris]  # as notes have them
+    return [path for path, note in notes if note and any(uri in note["detail"] for uri in public)]
 
 
 def _partials(loaded: Loaded, target: Target, footage: set[str], store: Store) -> Iterator[Path]:

@@ -199,7 +199,6 @@ def test_a_lock_of_before_with_a_field_that_has_gone_is_read(
     assert lock.read(recipe) == lock.read(small_dataset.recipe)
 
 
-
 @given(
     KEYS,
     KEYS,

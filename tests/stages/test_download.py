@@ -355,7 +355,7 @@ def test_a_wheel_without_the_file_is_not_found(store: Store, tmp_path: Path) -> 
 
 def test_a_disk_that_fills_up_under_ffmpeg_is_told_by_its_words() -> None:
     assert isinstance(
-        refusals.of(
+        refusals.translate(
             YoutubeDLError("Postprocessing: av_interleaved_write_frame(): No space left on device"),
             None,
         ),
@@ -534,3 +534,29 @@ def test_a_broken_off_download_is_found_by_its_source(
         fetched([asked], store, small.parent)
         key = download.partial_key(asked, PARAMS.format)
         assert folders[-1] == store.root / "partial" / key
+
+
+def test_a_host_longer_than_a_file_s_name_costs_one_source_and_not_the_build(
+    store: Store, small: Path
+) -> None:
+    host = ".".join(["a" * 60] * 5)
+    for uri in (f"https://{host}/film.mp4", f"ftp://{host}/film.mp4"):
+        [rejection] = fetched([Source("a", uri)], store, small.parent).rejections
+        assert rejection.fate == "unavailable"
+    with fetch.slot(store, "b" * 300, 1), fetch.slot(store, "b" * 299, 1):
+        pass  # two hosts that begin alike have places of their own
+
+
+@pytest.mark.parametrize("scheme", ["http", "ftp"])
+def test_no_password_of_an_address_becomes_a_file_s_name_or_is_told(
+    store: Store, small: Path, scheme: str
+) -> None:
+    uri = f"{scheme}://somebody:hunter2@127.0.0.1:1/film.mp4"
+    assert fetch.host_of(uri) == "127.0.0.1:1"
+    [rejection] = fetched([Source("a", uri)], store, small.parent).rejections
+    assert rejection.fate == "unavailable"
+    for part in ("somebody", "hunter2"):
+        assert part not in rejection.detail
+        assert not [path for path in store.root.rglob("*") if part in path.name]
+    for path in (store.root / "failures").glob("*/*"):
+        assert b"hunter2" not in path.read_bytes()
