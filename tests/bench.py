@@ -630,16 +630,20 @@ def machine() -> str:
 
 NOTES = {
     "pipeline": f"""
-Films: {TAKE_S * 2:g} s, two takes, H.264 medium crf {CRF} with grain; extract: 10 fps, 512 x 512. Two workers: one repeat less.
-Steps are cumulative: bare decode, frames with time stamps, + detector, + reel, + clips. With two workers their start and imports are
-not counted. A VAE sees chunks of a fixed number of frames, so a clip may cost up to a chunk more (here 104 frames are 13 chunks).
-A shard is hashed whole and on disk (fsync) before it counts; where the processor has no instruction for SHA-256, hashing is most of it.
+Films: {TAKE_S * 2:g} s, two takes, H.264 medium crf {CRF} with grain; extract: 10 fps, 512 x 512.
+Two workers: one repeat less. Steps are cumulative: bare decode, frames with time stamps, +
+detector, + reel, + clips. With two workers their start and imports are not counted.
+A VAE sees chunks of a fixed number of frames, so a clip may cost up to a chunk more (here 104
+frames are 13 chunks). A shard is hashed whole and on disk (fsync) before it counts; where the
+processor has no instruction for SHA-256, hashing is most of it.
 """,
     "training": """
-The stream reads a window's frames and its caption by byte range from an indexed tar; webdataset decodes whole samples. All is in the
-page cache. The wait for data is that of the tiny interpolation preset, read in the training process itself. A step of a video UNet
-is forward and backward on the CPU, all weights; diffusers' two have more temporal layers than ours. Windowed attention is the
-reference with a band mask, which computes everything and then masks: it saves no time on a CPU, whatever the window.
+The stream reads a window's frames and its caption by byte range from an indexed tar; webdataset
+decodes whole samples. All is in the page cache. The wait for data is that of the tiny interpolation
+preset, read in the training process itself. A step of a video UNet is forward and backward on the
+CPU, all weights; diffusers' two have more temporal layers than ours. Windowed attention is the
+reference with a band mask, which computes everything and then masks: it saves no time on a CPU,
+whatever the window.
 """,
 }
 

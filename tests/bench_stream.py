@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tests.training.test_stream import Members, made, npy
+from tests.making.shards import Members, new_shards, npy
 from training.frames import Window
 from training.ranges import Range
 from training.stream import Index, Stream
@@ -96,7 +96,7 @@ def shards_of(folder: Path, num_samples: int) -> Index:
     clips = {
         f"clip-{number:04d}": different[number % len(different)] for number in range(num_samples)
     }
-    return made(folder, clips, PER_SHARD, shape=FRAME, text_shape=TEXT)
+    return new_shards(folder, clips, PER_SHARD, shape=FRAME, text_shape=TEXT)
 
 
 def first_epoch(

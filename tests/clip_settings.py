@@ -153,7 +153,8 @@ def main() -> None:
     found = encode.find_encoders(encode.Params(preset="tiny"), Path())
     vae = encoders.load_vae(found.vae_folder, "float32", "cpu")
     print(
-        "| encoder | ms/frame | kB/frame | frames, PSNR dB | latents, SNR dB |\n|---|--:|--:|--:|--:|"
+        "| encoder | ms/frame | kB/frame | frames, PSNR dB | latents, SNR dB |\n"
+        "|---|--:|--:|--:|--:|"
     )
     for candidate in CANDIDATES:
         spent, size, psnr, snr = measure(candidate, clips, vae)

@@ -409,7 +409,8 @@ def measure(videos: Sequence[tuple[Path, list[Joint]]]) -> list[Row]:
 def table(rows: Sequence[Row], videos: Sequence[tuple[Path, list[Joint]]]) -> str:
     """The measurement as markdown."""
     lines = [
-        "| detector | parameters | width | hard | fade | dissolve | precision | F1 | F1, hard cuts | CPU time |",
+        "| detector | parameters | width | hard | fade | dissolve | precision | F1 | "
+        "F1, hard cuts | CPU time |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
@@ -435,12 +436,14 @@ def table(rows: Sequence[Row], videos: Sequence[tuple[Path, list[Joint]]]) -> st
     calm = sum(not joints for _, joints in videos)
     kinds = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS)
     text = f"""
-The set: {sum(counts.values())} joints ({kinds}) at known frames in {len(videos) - calm} videos, joined from {len(TAKES)} single
-takes of public footage, and {calm} videos without a cut (pans, shake, zoom, flashes, flicker, fast motion), all {WIDTH} x {HEIGHT} at
-{FPS} frames/s. The first three figures are recall. A detection inside the transition, widened by {TOLERANCE["fade"]} frames at each end
-(hard cuts: by {TOLERANCE["hard"]}), is a hit; a joint can be hit once, and every other detection is false. F1 on hard cuts sets their
-hits against all false detections. CPU time is that of decoding and detecting, relative to the one-thread decode in it, on
-one of the videos. **Bold** is the default. Remade by `python -m tests.truth --write docs/benchmarks.md`.
+The set: {sum(counts.values())} joints ({kinds}) at known frames in {len(videos) - calm} videos,
+joined from {len(TAKES)} single takes of public footage, and {calm} videos without a cut (pans,
+shake, zoom, flashes, flicker, fast motion), all {WIDTH} x {HEIGHT} at {FPS} frames/s. The first
+three figures are recall. A detection inside the transition, widened by {TOLERANCE["fade"]} frames
+at each end (hard cuts: by {TOLERANCE["hard"]}), is a hit; a joint can be hit once, and every other
+detection is false. F1 on hard cuts sets their hits against all false detections. CPU time is that
+of decoding and detecting, relative to the one-thread decode in it, on one of the videos. **Bold**
+is the default. Remade by `python -m tests.truth --write docs/benchmarks.md`.
 """
     return "\n".join(lines) + "\n" + text
 

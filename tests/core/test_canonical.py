@@ -95,7 +95,10 @@ def test_what_has_no_stable_form_is_refused(
 
 
 def test_another_process_with_another_hash_seed_finds_the_same_digest() -> None:
-    code = "from pipeline.core import canonical; print(canonical.digest({'x': {'b': 1, 'a': ['é', 0.1]}, 'w': None}))"
+    code = (
+        "from pipeline.core import canonical; print(canonical.digest({'x': {'b': 1, 'a': "
+        "['é', 0.1]}, 'w': None}))"
+    )
     seen = {
         subprocess.run(
             [sys.executable, "-c", code],

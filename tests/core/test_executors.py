@@ -2,7 +2,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
@@ -12,59 +11,20 @@ from typing import Any
 import pytest
 
 from pipeline.core import executors
-from pipeline.core.errors import BadData, Bug, Stopped, Unavailable
+from pipeline.core.errors import Bug, Stopped
 from pipeline.core.executors import Inline, Processes, Ray
 from pipeline.core.manifest import Manifest
 from pipeline.core.records import Source
-from pipeline.core.stage import Executor, Outcome, Progress, Stage, run_stage, survey
+from pipeline.core.stage import Executor, Progress, run_stage, survey
 from pipeline.core.store import Store
+from tests.making.behave import STAGE
 
 ROOT = Path(__file__).parents[2]
 Start = Callable[[str, int], Executor]
 
 
-def behave(source: Source, store: Store) -> Iterator[Outcome]:
-    """Does what the address says; spawned workers find it by name, so it lives at module level."""
-    match source.uri.partition(":")[0]:
-        case "bad":
-            raise BadData("truncated", "half of it is there")
-        case "gone":
-            raise Unavailable("gone", "404")
-        case "bug":
-            raise ZeroDivisionError("one of ours")
-        case "full":
-            raise OSError(28, "no space left on device")
-        case "read-only":
-            raise OSError(30, "Read-only file system", "store/tmp/1")
-        case "crash":
-            os.kill(os.getpid(), signal.SIGSEGV)
-        case "sleep":
-            time.sleep(600)
-        case "many":
-            yield replace(source, key=f"{source.key}-a", license="A")
-            yield replace(source, key=f"{source.key}-b", license="B")
-        case _:
-            yield replace(source, license=f"seen with {store.put(source.uri.encode()).sha256[:8]}")
-
-
-def letter(source: Source) -> str:
-    return source.key[0]
-
-
-def cost(source: Source) -> float:
-    return 1.0 if source.uri.startswith("sleep") else 100.0
-
-
-def patience(cost: float) -> float:
-    """Two seconds for whatever holds one sleeper, a minute for everybody else."""
-    return 2.0 if cost % 100 else 60.0
-
-
 def on_gpu() -> int:
     return 1
-
-
-STAGE = Stage("behave", 1, {}, Source, behave, group=letter, cost=cost, timeout=patience)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +77,8 @@ def outcome(made: Manifest) -> tuple[list[str], list[tuple[str, str, str]]]:
 
 MIXED = sources(
     *[
-        f"{'abcde'[index % 5]}{index} {('pass', 'pass', 'many', 'bad', 'gone', 'pass', 'pass')[index % 7]}"
+        f"{'abcde'[index % 5]}{index} "
+        f"{('pass', 'pass', 'many', 'bad', 'gone', 'pass', 'pass')[index % 7]}"
         for index in range(21)
     ]
 )
@@ -159,7 +120,8 @@ def test_a_disk_that_does_not_do_as_asked_stops_the_build_and_is_no_bug(
 ) -> None:
     with pytest.raises(
         Stopped,
-        match=rf"Read-only file system: 'store/tmp/1': stage 'behave' on record 'a1', in {store.root}",
+        match=r"Read-only file system: 'store/tmp/1': stage 'behave' on record 'a1', in "
+        rf"{store.root}",
     ):
         run(sources("a1 read-only"), store, start(name, 1))
 
@@ -177,7 +139,8 @@ def test_ray_refuses_a_stage_that_fits_nowhere_instead_of_waiting(
 ) -> None:
     with pytest.raises(
         Stopped,
-        match="stage 'behave' wants 1 CPU and 1 GPU a task and the Ray cluster has 2 CPUs and 0 GPUs",
+        match="stage 'behave' wants 1 CPU and 1 GPU a task and the Ray cluster has 2 CPUs "
+        "and 0 GPUs",
     ):
         run_stage(
             replace(STAGE, num_gpus=on_gpu), sources("a1 pass"), store, start("ray", 2), Progress()
@@ -244,7 +207,8 @@ def spawn_and_strike(path, words, fds):
 
 spawn, util.spawnv_passfds = util.spawnv_passfds, spawn_and_strike
 try:
-    list(Processes(2).map(Work("print", print, None, Store(Path("nowhere")), 0), [Batch((), 1.0, 60.0)] * 4))
+    work = Work("print", print, None, Store(Path("nowhere")), 0)
+    list(Processes(2).map(work, [Batch((), 1.0, 60.0)] * 4))
 except KeyboardInterrupt:
     sys.exit("stopped")
 """

@@ -67,7 +67,8 @@ def test_ctrl_c_while_python_still_imports_is_one_line_and_130(module: str) -> N
 def test_ctrl_c_amid_an_import_of_a_build_is_not_raised_into_it(tmp_path: Path) -> None:
     """Torch would end with SIGABRT; this module makes something else of the exception."""
     (tmp_path / "touchy.py").write_text(
-        f"import os, signal\ntry: {STRIKE}\nexcept BaseException: raise ImportError('half a module')\n"
+        f"import os, signal\ntry: {STRIKE}\nexcept BaseException: raise "
+        "ImportError('half a module')\n"
     )
     assert outcome(
         f"sys.path.append({str(tmp_path)!r})\nwith interrupts.raised(): import touchy"
@@ -75,7 +76,10 @@ def test_ctrl_c_amid_an_import_of_a_build_is_not_raised_into_it(tmp_path: Path) 
 
 
 def test_ctrl_c_amid_the_work_unwinds_it_and_is_a_keyboard_interrupt(tmp_path: Path) -> None:
-    script = f"try:\n  with interrupts.raised():\n    {STRIKE}\nexcept KeyboardInterrupt: sys.exit('caught')"
+    script = (
+        f"try:\n  with interrupts.raised():\n    {STRIKE}\nexcept KeyboardInterrupt: "
+        "sys.exit('caught')"
+    )
     assert outcome(script) == (1, "caught\n")
     assert outcome(script.replace("SIGINT", "SIGTERM")) == (1, "caught\n")
 
@@ -84,11 +88,13 @@ def test_ctrl_c_that_passes_through_an_exec_still_gives_python_m_its_exit_code(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "made.py").write_text(
-        f"{HEAD}try:\n  with interrupts.raised(): exec('{STRIKE}')\nexcept KeyboardInterrupt: sys.exit(130)\n"
+        f"{HEAD}try:\n  with interrupts.raised(): exec('{STRIKE}')\n"
+        "except KeyboardInterrupt: sys.exit(130)\n"
     )
     process = started(
         "-c",
-        f"import os, sys\nos.chdir({str(tmp_path)!r})\nos.execv(sys.executable, [sys.executable, '-m', 'made'])",
+        f"import os, sys\nos.chdir({str(tmp_path)!r})\n"
+        "os.execv(sys.executable, [sys.executable, '-m', 'made'])",
     )
     _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (130, "")

@@ -34,10 +34,9 @@ from pipeline.dataset import recipe as recipes
 from pipeline.media import detectors, encoders, fetch, reel
 from pipeline.stages import cut, download
 from pipeline.stages import filter as filtering
-from tests.core.test_executors import STAGE as BEHAVE
-from tests.making import footage
+from tests.making import behave, footage
+from tests.making.downloads import download_all
 from tests.making.serving import Answer, content, endless, page, serving, silent, status
-from tests.stages.test_download import fetched
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class World:
         return one.fate, one.reason
 
     def downloaded(self, uri: str, sha256: str | None = None) -> tuple[str, str]:
-        [one] = fetched([Source("a", uri, sha256=sha256)], self.store, self.folder).rejections
+        [one] = download_all([Source("a", uri, sha256=sha256)], self.store, self.folder).rejections
         return one.fate, one.reason
 
     def file(self, path: Path, sha256: str | None = None) -> tuple[str, str]:
@@ -157,9 +156,9 @@ PROVOKED: dict[str, Callable[[World], tuple[str, str]]] = {
     ),
     "too-large": without_end,
     "non-finite": not_a_number,
-    "crashed": lambda world: world.staged(BEHAVE, Source("a", "crash:a"), Processes(1)),
+    "crashed": lambda world: world.staged(behave.STAGE, Source("a", "crash:a"), Processes(1)),
     "timed-out": lambda world: world.staged(
-        replace(BEHAVE, timeout=lambda cost: 0.5), Source("a", "sleep:a"), Processes(1)
+        replace(behave.STAGE, timeout=lambda cost: 0.5), Source("a", "sleep:a"), Processes(1)
     ),
     "removed": taken_down,
     "gone": lambda world: world.answered(status(404)),

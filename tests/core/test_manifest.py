@@ -116,7 +116,8 @@ def test_a_manifest_that_lost_or_gained_a_record_cannot_be_made(
 def test_a_manifest_with_the_same_key_twice_cannot_be_made(scenes: tuple[Scene, ...]) -> None:
     with pytest.raises(
         RecipeError,
-        match="the key 'film-0001' would stand for two records: give one of their sources another id",
+        match="the key 'film-0001' would stand for two records: give one of their sources "
+        "another id",
     ):
         manifest_of((*scenes, scenes[1]))
 

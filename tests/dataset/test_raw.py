@@ -28,8 +28,8 @@ from pipeline.media import fetch, video
 from pipeline.plan import plan
 from pipeline.publish import sweep, takedown
 from pipeline.stages import extract
-from tests.commands.test_cli import longtake
 from tests.making import footage
+from tests.making.command import longtake
 
 OPTIONS = """
 [filter]

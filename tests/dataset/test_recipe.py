@@ -401,7 +401,8 @@ def test_time_ranges_and_captions_stay_with_their_source_when_videos_are_expande
     [
         (
             SOURCE + "[filter]\nmin_frame = 5",
-            "mine.toml:4: filter.min_frame: unknown key; did you mean 'min_frames'? allowed are max_frames, ",
+            "mine.toml:4: filter.min_frame: unknown key; did you mean 'min_frames'? "
+            "allowed are max_frames, ",
         ),
         (
             SOURCE + "[filtr]\nmin_frames = 5",
@@ -410,7 +411,8 @@ def test_time_ranges_and_captions_stay_with_their_source_when_videos_are_expande
         ("sorces = 5\n" + SOURCE, "mine.toml:1: sorces: unknown key; did you mean 'sources'?"),
         (
             SOURCE + 'adress = "x"',
-            "mine.toml:3: source[0].adress: unknown key; allowed are caption, end, id, license, sha256, start, uri",
+            "mine.toml:3: source[0].adress: unknown key; allowed are caption, end, "
+            "id, license, sha256, start, uri",
         ),
         (
             SOURCE + SOURCE + "captoin = 5",
@@ -446,7 +448,8 @@ def test_time_ranges_and_captions_stay_with_their_source_when_videos_are_expande
         ),
         (
             SOURCE + '[cut]\ndetector = "contnt"',
-            "mine.toml:4: cut.detector: got 'contnt', allowed are 'adaptive', 'content', 'histogram', 'hash', 'threshold', 'scdet', 'none'",
+            "mine.toml:4: cut.detector: got 'contnt', allowed are 'adaptive', "
+            "'content', 'histogram', 'hash', 'threshold', 'scdet', 'none'",
         ),
         (
             SOURCE + '[cut]\ndetector = "content"\nthreshold = 300',
@@ -458,7 +461,8 @@ def test_time_ranges_and_captions_stay_with_their_source_when_videos_are_expande
         ),
         (
             SOURCE + "\n[filter]\nmin_frames = 10\nmax_frames = 5",
-            "max_frames must be at least 19: equal parts of a longer scene would fall below min_frames",
+            "max_frames must be at least 19: equal parts of a longer scene would fall "
+            "below min_frames",
         ),
         (SOURCE + "\n[filter]\nmin_frames = 10\nmax_frames = 5", "mine.toml:4: filter: got"),
         (SOURCE + 'start = "0:01:00"\nend = 59.5', "mine.toml:1: source[0]: got"),
@@ -483,7 +487,8 @@ def test_time_ranges_and_captions_stay_with_their_source_when_videos_are_expande
         ('[[source]]\nid = "a"', "mine.toml:1: source[0].uri: is missing"),
         (
             '[[source]]\nuri = "a.mp4"',
-            "mine.toml:2: source[0].uri: got 'a.mp4', an address begins with its kind: https:, http:, file:, pypi:",
+            "mine.toml:2: source[0].uri: got 'a.mp4', an address begins with its "
+            "kind: https:, http:, file:, pypi:",
         ),
         (
             '[[source]]\nuri = "pypi:gradio/world.mp4"',
@@ -572,7 +577,10 @@ def test_without_a_list_of_licences_any_will_do(tmp_path: Path) -> None:
 
 
 def test_sources_with_a_licence_of_the_list_are_let_in(tmp_path: Path) -> None:
-    text = f'{ONLY}[[source]]\nuri = "file:a.mp4"\nlicense = " CC0-1.0 "\n[[source]]\nuri = "file:b.mp4"\nlicense = "CC-BY-4.0"\n'
+    text = (
+        f'{ONLY}[[source]]\nuri = "file:a.mp4"\nlicense = " CC0-1.0 "\n[[source]]\n'
+        'uri = "file:b.mp4"\nlicense = "CC-BY-4.0"\n'
+    )
     assert len(sources(tmp_path, text)) == 2
 
 
@@ -628,8 +636,8 @@ def test_rows_with_another_licence_are_named_up_to_ten_and_then_counted(
 
 def test_sources_in_one_array_are_named_by_the_line_it_begins_at(tmp_path: Path) -> None:
     text = (
-        'source = [\n  {uri = "file:a.mp4", id = "a", license = "CC0-1.0"},\n  {uri = "file:b.mp4", id = "b"},\n]\n'
-        + ONLY
+        'source = [\n  {uri = "file:a.mp4", id = "a", license = "CC0-1.0"},\n'
+        '  {uri = "file:b.mp4", id = "b"},\n]\n' + ONLY
     )
     assert complaint(tmp_path, text).splitlines()[0] == "mine.toml:1: source[1]: 'b' has no licence"
 

@@ -19,6 +19,7 @@ from pipeline.core.records import Source
 from pipeline.core.store import Store
 from pipeline.media import fetch, refusals
 from tests.making import footage, serving
+from tests.making.downloads import PARAMS, download_all
 from tests.making.serving import (
     Answer,
     content,
@@ -30,7 +31,6 @@ from tests.making.serving import (
     silent,
     status,
 )
-from tests.stages.test_download import PARAMS, fetched
 
 Asked = list[tuple[str, str | None]]
 YT_DLP = fetch._yt_dlp
@@ -66,7 +66,7 @@ def got(
     for.
     """
     with serving.serving(answers) as (address, asked):
-        manifest = fetched([Source("a", f"{address}{path}", sha256=sha256)], store, store.root)
+        manifest = download_all([Source("a", f"{address}{path}", sha256=sha256)], store, store.root)
     return manifest, asked
 
 
@@ -253,7 +253,7 @@ def test_an_object_without_end_is_too_large_and_leaves_nothing(
     store: Store, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetch, "MAX_BYTES", small.stat().st_size - 1)
-    assert refusal(fetched([Source("a", f"local://{small}")], store, store.root)) == (
+    assert refusal(download_all([Source("a", f"local://{small}")], store, store.root)) == (
         "bad",
         "too-large",
     )

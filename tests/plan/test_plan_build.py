@@ -18,8 +18,8 @@ from pipeline.plan import plan
 from pipeline.plan.forecast import Line
 from pipeline.plan.past import Past
 from pipeline.stages import cut
-from tests.commands.test_cli import PLAIN, longtake
 from tests.making import footage
+from tests.making.command import PLAIN, longtake
 
 OPTIONS = """
 [filter]
@@ -322,7 +322,8 @@ def test_a_file_that_was_written_again_is_a_changed_input(folder: Path, data: Pa
     lines = planned(loaded, data)
     assert reasons({"download": lines["download"]}) == {
         "download": {
-            "changed input: the file was moved, copied or edited; the same bytes cost nothing more": 1
+            "changed input: the file was moved, copied or edited; the same bytes cost "
+            "nothing more": 1
         }
     }
     assert built(loaded, data)["cut"] == lines["cut"].to_do == 1
@@ -341,7 +342,8 @@ def test_a_list_on_the_web_is_one_download_at_least_and_is_not_asked(
     folder: Path, tmp_path: Path
 ) -> None:
     (folder / "web.toml").write_text(
-        '[[source]]\nid = "list"\nuri = "https://longtake.invalid/list"\nend = 90\n[encode]\npreset = "tiny"\n'
+        '[[source]]\nid = "list"\nuri = "https://longtake.invalid/list"\nend = 90\n'
+        '[encode]\npreset = "tiny"\n'
     )
     lines = plan.of(recipe.load(folder / "web.toml"), tmp_path, "cpu").lines
     assert (lines["download"].num_named, lines["download"].is_exact) == (1, False)

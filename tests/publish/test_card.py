@@ -21,7 +21,7 @@ from pipeline.core.errors import Damaged
 from pipeline.dataset import lock, recipe
 from pipeline.dataset.lock import Lock, LockedClip, LockedSample, LockedShard
 from pipeline.publish import card
-from tests.commands.test_cli import ROOT, longtake
+from tests.making.command import ROOT, longtake
 
 DEMO = ROOT / "manifests" / "demo.toml"
 AWKWARD = [
@@ -124,8 +124,8 @@ def test_the_counts_are_those_of_the_demo_s_lock(demo: Path) -> None:
     text, found = carded(demo), lock.read(demo)
     assert "- 3 samples (2 train, 1 validation) in 2 shards\n" in text
     assert (
-        f"- {sum(clip.num_frames for clip in found.clips.values())} frames, 0.02 hours, 256 x 256 at 10 fps"
-        in text
+        f"- {sum(clip.num_frames for clip in found.clips.values())} frames, 0.02 "
+        "hours, 256 x 256 at 10 fps" in text
     )
     assert "- from 3 of 5 videos\n" in text
     assert rows(text, "Sources by licence") == [

@@ -26,9 +26,8 @@ from pipeline.dataset.removals import Removal
 from pipeline.media import encoders
 from pipeline.publish import compare, reproduce, verify
 from pipeline.stages import cut, encode, extract
-from tests.commands.test_bad_input import pipeline
-from tests.commands.test_cli import longtake
 from tests.making import footage
+from tests.making.command import longtake, longtake_process
 from tests.making.dataset import Dataset
 
 FUNNEL = ["1-download.jsonl", "4-extract.jsonl", "5-encode.jsonl", "6-shard.jsonl"]
@@ -71,7 +70,7 @@ def no_detector(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_second_clone_with_other_workers_is_bit_identical(
     small_dataset: Dataset, clone: Dataset
 ) -> None:
-    done = pipeline(
+    done = longtake_process(
         "reproduce",
         clone.recipe,
         "--data",
@@ -194,8 +193,8 @@ def test_another_measured_psnr_alone_is_equivalent_and_verify_agrees(
     ]
     assert report["samples"]["rescored"] == report["samples"]["equivalent"]
     assert (
-        f"another PSNR of the round trip, or none, in the metadata of {report['obtainable']['of']} samples"
-        in "\n".join(compare.lines(report))
+        "another PSNR of the round trip, or none, in the metadata of "
+        f"{report['obtainable']['of']} samples" in "\n".join(compare.lines(report))
     )
     assert len(report["samples"]["equivalent"]) == report["obtainable"]["of"]
     assert verify.verify(recipes.load(clone.recipe), clone.data, "cpu", Progress()).findings == []
@@ -511,7 +510,8 @@ def test_another_version_of_a_stage_is_said(
     ]
     told = reproduce.versions(locked, steps)
     assert told == [
-        f"stage 'extract' is version {extract.VERSION} here and {extract.VERSION - 1} in the lock: its bytes may differ"
+        f"stage 'extract' is version {extract.VERSION} here and {extract.VERSION - 1} "
+        "in the lock: its bytes may differ"
     ]
 
 

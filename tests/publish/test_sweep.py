@@ -25,8 +25,8 @@ from pipeline.dataset import lock as locks
 from pipeline.dataset import recipe as recipes
 from pipeline.media import encoders, fetch, reel, video
 from pipeline.publish import reproduce, sweep, takedown
-from tests.commands.test_cli import longtake
 from tests.making import footage
+from tests.making.command import longtake
 
 SOURCES = {
     "a": ("pypi:some==1.0/some/a.mp4", "a test card"),

@@ -23,7 +23,7 @@ from pipeline.dataset import build, lock
 from pipeline.dataset import recipe as recipes
 from pipeline.media import reel
 from pipeline.publish import verify
-from tests.commands.test_cli import longtake
+from tests.making.command import longtake
 from tests.making.dataset import Dataset
 
 

@@ -19,7 +19,7 @@ import torch
 from pipeline.core.records import Sample
 from pipeline.core.store import Store
 from pipeline.stages.shard import Params
-from tests.stages.test_format import SIZE, WIDTH, NewScene, arrays_of, published, sample_of
+from tests.making.samples import SIZE, WIDTH, NewScene, arrays_of, publish, sample_of
 from training import shards
 from training.errors import ShardError
 from training.frames import Window
@@ -48,7 +48,7 @@ def samples(store: Store, new_scene: NewScene) -> list[Sample]:
 
 @pytest.fixture
 def index(store: Store, samples: list[Sample], tmp_path: Path) -> Index:
-    published(tmp_path / "shards", store, samples, Params(max_samples=4, validation=0.3))
+    publish(tmp_path / "shards", store, samples, Params(max_samples=4, validation=0.3))
     return open_index(tmp_path / "shards")
 
 
@@ -185,7 +185,7 @@ def test_what_the_pipeline_wrote_passes_verification_and_a_changed_byte_does_not
 def test_a_build_that_replaces_shards_is_told_from_the_index_of_before(
     store: Store, samples: list[Sample], index: Index, tmp_path: Path
 ) -> None:
-    published(tmp_path / "shards", store, samples[:5], Params(max_samples=4, validation=0.3))
+    publish(tmp_path / "shards", store, samples[:5], Params(max_samples=4, validation=0.3))
     with pytest.raises(ShardError, match=r"of another build|truncated|not there"):
         verify(index)
 

@@ -18,8 +18,8 @@ from PIL import Image
 from rich.console import Console
 
 from tests.making import footage
-from tests.training.test_sampling import OBJECTIVES, SHAPE, identity, small_model
-from tests.training.test_stream import made, npy
+from tests.making.models import OBJECTIVES, SHAPE, encoder_identity, small_model
+from tests.making.shards import new_shards, npy
 from training import evaluate, media, presets, quality
 from training.checkpoint import Run
 from training.codec import Codec
@@ -159,7 +159,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, Codec]:
     """
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("dataset")
-    known = Codec.of_run({"identity": identity()})
+    known = Codec.of_run({"identity": encoder_identity()})
     codec = Codec(known.encoders, 0.5)
     film = footage.plain(folder / "film.mp4", 3, size="64x64")
     moving = media.read_start(film, 64, Fraction(10), 30)
@@ -179,7 +179,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, Codec]:
         }
         for key, numbers in latents.items()
     }
-    index = made(folder / "shards", clips, split="validation", shape=SHAPE, text_shape=(77, 32))
+    index = new_shards(
+        folder / "shards", clips, split="validation", shape=SHAPE, text_shape=(77, 32)
+    )
     return index, codec
 
 

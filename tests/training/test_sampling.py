@@ -19,8 +19,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.media import encoders
-from training import codec, presets, sampling
+from tests.making.models import OBJECTIVES, SHAPE, encoder_identity, small_model
+from training import presets, sampling
 from training.checkpoint import Run
 from training.codec import Codec
 from training.errors import UsageError
@@ -28,39 +28,6 @@ from training.frames import Window, known_frames
 from training.presets import Objective, Preset
 from training.sampling import Scheduler, Script, Settings, sample_window
 from training.unet import VideoUNet
-
-SHAPE = (4, 8, 8)
-SMALL: dict[str, Any] = {
-    "sample_size": 8,
-    "in_channels": 4,
-    "out_channels": 4,
-    "layers_per_block": 1,
-    "block_out_channels": [8, 16],
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-    "norm_num_groups": 4,
-    "cross_attention_dim": 32,
-    "attention_head_dim": 2,
-}
-OBJECTIVES = {
-    "latents": Objective("v_prediction", "left", zero_snr=True),
-    "residual": Objective(
-        "v_prediction", "blend", target="residual", residual_std=0.2, zero_snr=True
-    ),
-    "epsilon": Objective("epsilon", "zeros"),
-}
-
-
-def small_model(seed: int = 0) -> VideoUNet:
-    """A video UNet of which every weight is random, so that every input matters."""
-    torch.set_num_threads(1)
-    generator = torch.Generator().manual_seed(seed)
-    model = VideoUNet.inflate(SMALL, in_channels=9)
-    for parameter in model.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator) * (
-            0.5 / max(1, parameter[0].numel()) ** 0.5
-        )
-    return model.eval().requires_grad_(False)
 
 
 class Watched:
@@ -301,19 +268,7 @@ def test_keyframes_begin_with_those_given(model: VideoUNet, script: Script) -> N
 def coded() -> Codec:
     """The shipped VAE and CLIP."""
     torch.set_num_threads(1)
-    return Codec.of_run({"identity": identity()})
-
-
-def identity() -> dict[str, Any]:
-    tiny = encoders.PRESETS["tiny"]
-    return {
-        "encoders.vae.sha256": codec.identity(Path(tiny.vae), codec.VAE_FILES),
-        "encoders.clip.sha256": codec.identity(Path(tiny.clip), codec.CLIP_FILES),
-        "encoders.clip.text_layer": tiny.text_layer,
-        "encoders.clip.pad_token": tiny.pad_token,
-        "latents.shape": list(SHAPE),
-        "latents.scaling_factor": encoders.vae_facts(Path(tiny.vae))["scaling_factor"],
-    }
+    return Codec.of_run({"identity": encoder_identity()})
 
 
 def new_run(folder: Path, preset: Preset, seed: int = 0) -> Run:
@@ -321,7 +276,7 @@ def new_run(folder: Path, preset: Preset, seed: int = 0) -> Run:
     dataset = {
         "name": "demo",
         "root_digest": "0" * 64,
-        "identity": identity(),
+        "identity": encoder_identity(),
         "fps": "10/1",
         "size": 64,
     }
@@ -444,7 +399,8 @@ def test_runs_of_different_datasets_are_refused_with_what_differs(runs: tuple[Ru
     }
     with pytest.raises(
         UsageError,
-        match=r"(?s)  size: 64 in .*, 128 in .*  latents.scaling_factor: .*Train both on the same shards",
+        match=r"(?s)  size: 64 in .*, 128 in .*  latents.scaling_factor: .*Train both on the "
+        r"same shards",
     ):
         sampling.check(keyframe, replace(interp, dataset=other), 65)
 

@@ -4,16 +4,13 @@ is not what it says.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import io
 import json
 import os
 import random
 import socket
-import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,153 +21,31 @@ import pytest
 import torch
 
 from tests.making import serving
+from tests.making.shards import (
+    SCALE,
+    SHAPE,
+    TEXT,
+    Change,
+    change_index,
+    new_clip,
+    new_latents,
+    new_shards,
+    npy,
+)
 from training import ranges, shards
 from training import stream as streams
 from training.errors import ShardError, Stopped, UsageError
 from training.frames import Window
 from training.stream import Batch, Index, Stream, check_identity, fixed_windows, open_index, verify
 
-SHAPE = (4, 2, 2)
 BIG = (4, 32, 32)  # large enough for headers not to matter
-TEXT = (7, 3)
-SCALE = 0.5
-Members = dict[str, bytes]
-Change = Callable[[dict[str, Any]], object]
-
-
-# Shards made here, so that they may be wrong
-
-
-def npy(array: np.ndarray[Any, Any], version: tuple[int, int] = (1, 0)) -> bytes:
-    file = io.BytesIO()
-    np.lib.format.write_array(file, array, version, allow_pickle=True)
-    return file.getvalue()
-
-
-def latents(number: int, num_frames: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray[Any, Any]:
-    """Every number of a frame says which clip and which frame it is of: 64 * clip + frame % 64 is
-    exact in float16.
-    """
-    frames = np.arange(num_frames).reshape(-1, 1, 1, 1) % 64 + 64 * number
-    return np.broadcast_to(frames, (num_frames, *shape)).astype(np.float16)
-
-
-def text(number: int, caption: int = 0) -> np.ndarray[Any, Any]:
-    return np.full(TEXT, 10 * number + caption + 1, np.float16)
-
-
-def clip(
-    number: int, num_frames: int, captions: int = 1, shape: tuple[int, ...] = SHAPE
-) -> Members:
-    texts = {f"text{caption or ''}.npy": npy(text(number, caption)) for caption in range(captions)}
-    return {
-        "json": b"{}",
-        "latents.npy": npy(latents(number, num_frames, shape)),
-        **texts,
-        "later.npy": b"what no reader knows yet",
-    }
-
-
-def made(
-    folder: Path,
-    clips: Mapping[str, Members],
-    per_shard: int = 3,
-    split: str = "train",
-    shape: tuple[int, ...] = SHAPE,
-    text_shape: tuple[int, int] = TEXT,
-) -> Index:
-    """A folder of shards with these clips, opened."""
-    folder.mkdir(exist_ok=True)
-    keys = list(clips)
-    parts = [keys[at : at + per_shard] for at in range(0, len(keys), per_shard)]
-    entries = [
-        tar(folder / f"{number:05d}.tar", {key: clips[key] for key in part}, split)
-        for number, part in enumerate(parts)
-    ]
-    null = npy(np.zeros(text_shape, np.float16))
-    index = {
-        "format": 1,
-        "name": "made",
-        "fps": "10/1",
-        "size": 16,
-        "latents": {
-            "axes": "f c h w",
-            "dtype": "float16",
-            "scaling_factor": SCALE,
-            "shape": list(shape),
-        },
-        "encoders": {
-            "vae": {"name": "vae", "revision": None, "sha256": "a" * 64},
-            "clip": {
-                "name": "clip",
-                "revision": None,
-                "sha256": "b" * 64,
-                "text_layer": "last",
-                "pad_token": 49407,
-            },
-            "precision": "float32",
-            "chunk_frames": 8,
-        },
-        "null_text": {
-            "npy_base64": base64.b64encode(null).decode(),
-            "sha256": hashlib.sha256(null).hexdigest(),
-        },
-        "num_samples": len(keys),
-        "shards": entries,
-        "built": {},
-    }
-    seal(folder, index)
-    return open_index(folder)
-
-
-def tar(path: Path, clips: Mapping[str, Members], split: str) -> dict[str, Any]:
-    with tarfile.open(path, "w:") as file:
-        for key, members in clips.items():
-            for name, content in members.items():
-                one = tarfile.TarInfo(f"{key}.{name}")
-                one.size = len(content)
-                file.addfile(one, io.BytesIO(content))
-    with tarfile.open(path, "r:") as file:
-        where = {one.name: one.offset_data for one in file.getmembers()}
-    samples = [
-        {
-            "key": key,
-            "members": {
-                name: [where[f"{key}.{name}"], len(content), hashlib.sha256(content).hexdigest()]
-                for name, content in members.items()
-            },
-        }
-        for key, members in clips.items()
-    ]
-    content = path.read_bytes()
-    return {
-        "file": path.name,
-        "split": split,
-        "num_bytes": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "samples": samples,
-    }
-
-
-def seal(folder: Path, index: dict[str, Any]) -> None:
-    index["root_digest"] = hashlib.sha256(
-        "".join(f"{entry['sha256']}\n" for entry in index["shards"]).encode()
-    ).hexdigest()
-    (folder / "index.json").write_text(json.dumps(index))
-
-
-def changed(folder: Path, change: Change) -> None:
-    """Change the index as `change` does."""
-    index = json.loads((folder / "index.json").read_text())
-    change(index)
-    seal(folder, index)
 
 
 @pytest.fixture(scope="module")
 def ten(tmp_path_factory: pytest.TempPathFactory) -> Index:
     """Ten clips of 20 to 29 frames, each with three captions, in four shards. Not to be changed."""
-    clips = {f"clip-{number}": clip(number, 20 + number, captions=3) for number in range(10)}
-    return made(tmp_path_factory.mktemp("ten") / "shards", clips)
+    clips = {f"clip-{number}": new_clip(number, 20 + number, captions=3) for number in range(10)}
+    return new_shards(tmp_path_factory.mktemp("ten") / "shards", clips)
 
 
 def same(first: Batch, second: Batch) -> bool:
@@ -227,7 +102,7 @@ def test_windows_begin_everywhere_a_window_fits(ten: Index) -> None:
 def test_one_window_can_be_read_by_its_key(ten: Index) -> None:
     stream = Stream(ten, windows=[Window(5, 2)], batch_size=2)
     found = stream.read("clip-4", 7, Window(3, 5))
-    assert torch.equal(found, torch.from_numpy(latents(4, 24)[7:20:5]).float() * SCALE)
+    assert torch.equal(found, torch.from_numpy(new_latents(4, 24)[7:20:5]).float() * SCALE)
     batch = stream.gather([("clip-4", 7), ("clip-0", 0)], Window(3, 5))
     assert torch.equal(batch.latents[0], found)
     assert batch.text[:, 0, 0].tolist() == [41, 1]
@@ -305,10 +180,11 @@ def test_the_order_does_not_depend_on_workers_and_touches_no_global_generator(te
 
 
 def test_a_worker_hands_an_error_over_as_it_is(tmp_path: Path) -> None:
-    bad = latents(0, 9)
+    bad = new_latents(0, 9)
     bad[4] = np.nan
     stream = Stream(
-        made(tmp_path, {"bad": clip(0, 9) | {"latents.npy": npy(bad)}}), windows=[Window(9)]
+        new_shards(tmp_path, {"bad": new_clip(0, 9) | {"latents.npy": npy(bad)}}),
+        windows=[Window(9)],
     )
     with pytest.raises(
         ShardError, match=r"bad\.latents\.npy, frames 0 to 8: not all numbers are finite"
@@ -435,8 +311,9 @@ def test_more_shards_than_files_may_be_open_are_read_all_the_same(
 
 
 def test_a_clip_shorter_than_the_longest_window_is_skipped_and_counted(tmp_path: Path) -> None:
-    index = made(
-        tmp_path, {f"clip-{num_frames}": clip(1, num_frames) for num_frames in (1, 8, 9, 10, 30)}
+    index = new_shards(
+        tmp_path,
+        {f"clip-{num_frames}": new_clip(1, num_frames) for num_frames in (1, 8, 9, 10, 30)},
     )
     stream = Stream(index, windows=[Window(2), Window(3, 4)], batch_size=6, stride_jitter=3)
     assert (stream.num_samples, stream.num_skipped) == (3, 2)
@@ -573,8 +450,8 @@ def test_an_index_that_does_not_hold_is_refused_with_what_and_where(
     tmp_path: Path, what: str
 ) -> None:
     change, said = CHANGES[what]
-    made(tmp_path, {"one": clip(1, 9), "two": clip(2, 9)})
-    changed(tmp_path, change)
+    new_shards(tmp_path, {"one": new_clip(1, 9), "two": new_clip(2, 9)})
+    change_index(tmp_path, change)
     with pytest.raises(ShardError, match=rf"{tmp_path}: index\.json: .*{said}"):
         open_index(tmp_path)
 
@@ -591,7 +468,7 @@ def test_an_index_that_is_no_index_is_refused(tmp_path: Path, content: bytes) ->
 
 
 def test_an_index_of_other_shards_than_its_digest_says_is_refused(tmp_path: Path) -> None:
-    made(tmp_path, {"one": clip(1, 9)})
+    new_shards(tmp_path, {"one": new_clip(1, 9)})
     index = json.loads((tmp_path / "index.json").read_text())
     (tmp_path / "index.json").write_text(json.dumps({**index, "root_digest": "0" * 64}))
     with pytest.raises(ShardError, match="root_digest 0000"):
@@ -599,14 +476,14 @@ def test_an_index_of_other_shards_than_its_digest_says_is_refused(tmp_path: Path
 
 
 def test_fields_members_and_splits_nobody_knows_are_ignored(tmp_path: Path) -> None:
-    made(tmp_path, {"one": clip(1, 9)})
-    changed(
+    new_shards(tmp_path, {"one": new_clip(1, 9)})
+    change_index(
         tmp_path,
         lambda index: index.update(
             new=1, encoders={**index["encoders"], "depth": {"sha256": "c" * 64}}
         ),
     )
-    changed(tmp_path, lambda index: index["shards"][0]["samples"][0].update(new=[]))
+    change_index(tmp_path, lambda index: index["shards"][0]["samples"][0].update(new=[]))
     assert Stream(open_index(tmp_path), windows=[Window(2)]).batch(0).keys == ("one",)
 
 
@@ -662,7 +539,7 @@ def test_every_field_that_differs_is_listed(ten: Index) -> None:
 def test_a_shard_of_another_length_is_an_error_never_fewer_samples(
     tmp_path: Path, spoil: Callable[[Path], object], said: str
 ) -> None:
-    index = made(tmp_path, {f"clip-{number}": clip(number, 9) for number in range(5)})
+    index = new_shards(tmp_path, {f"clip-{number}": new_clip(number, 9) for number in range(5)})
     spoil(tmp_path / "00000.tar")
     for act in (lambda: Stream(index, windows=[Window(2)]), lambda: verify(index)):
         with pytest.raises(ShardError, match=said):
@@ -670,8 +547,8 @@ def test_a_shard_of_another_length_is_an_error_never_fewer_samples(
 
 
 def test_a_shard_of_the_other_split_is_not_looked_at(tmp_path: Path) -> None:
-    made(tmp_path, {"one": clip(1, 9), "two": clip(2, 9)}, per_shard=1)
-    changed(tmp_path, lambda index: index["shards"][1].update(split="validation"))
+    new_shards(tmp_path, {"one": new_clip(1, 9), "two": new_clip(2, 9)}, per_shard=1)
+    change_index(tmp_path, lambda index: index["shards"][1].update(split="validation"))
     (tmp_path / "00001.tar").unlink()
     assert Stream(open_index(tmp_path), windows=[Window(2)]).batch(0).keys == ("one",)
 
@@ -679,7 +556,7 @@ def test_a_shard_of_the_other_split_is_not_looked_at(tmp_path: Path) -> None:
 def test_verify_names_the_shard_whose_bytes_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index = made(tmp_path, {f"clip-{number}": clip(number, 9) for number in range(5)})
+    index = new_shards(tmp_path, {f"clip-{number}": new_clip(number, 9) for number in range(5)})
     monkeypatch.setattr(shards, "PIECE", 1000)
     read: list[int] = []
     verify(index, read.append)
@@ -694,7 +571,7 @@ def test_verify_names_the_shard_whose_bytes_changed(
 
 
 def test_a_text_whose_digest_differs_is_refused(tmp_path: Path) -> None:
-    index = made(tmp_path, {"one": clip(1, 9)})
+    index = new_shards(tmp_path, {"one": new_clip(1, 9)})
     start, num_bytes, _ = in_first(json.loads((tmp_path / "index.json").read_text()), "text.npy")
     with (tmp_path / "00000.tar").open("r+b") as file:
         file.seek(start + num_bytes - 1)
@@ -713,7 +590,7 @@ class Bomb:
         return exec, ("raise SystemExit('unpickled')",)
 
 
-GOOD = latents(1, 9)
+GOOD = new_latents(1, 9)
 ARRAYS: dict[str, tuple[bytes, str]] = {
     "objects": (
         npy(np.array([Bomb()] * 9, object)).ljust(len(npy(GOOD)), b"\0"),
@@ -764,7 +641,7 @@ def test_an_array_that_is_not_what_it_must_be_is_refused_with_its_name(
     tmp_path: Path, what: str
 ) -> None:
     content, said = ARRAYS[what]
-    index = made(tmp_path, {"one": clip(1, 9) | {"latents.npy": content}})
+    index = new_shards(tmp_path, {"one": new_clip(1, 9) | {"latents.npy": content}})
     with pytest.raises(ShardError, match=rf"{tmp_path}: 00000\.tar: one\.latents\.npy.*: .*{said}"):
         Stream(index, windows=[Window(3)]).batch(0)
 
@@ -788,14 +665,14 @@ def test_an_array_that_is_not_what_it_must_be_is_refused_with_its_name(
 def test_a_text_that_is_not_what_it_must_be_is_refused_with_its_name(
     tmp_path: Path, content: bytes, said: str
 ) -> None:
-    index = made(tmp_path, {"one": clip(1, 9) | {"text.npy": content}})
+    index = new_shards(tmp_path, {"one": new_clip(1, 9) | {"text.npy": content}})
     with pytest.raises(ShardError, match=rf"00000\.tar: one\.text\.npy: .*{said}"):
         Stream(index, windows=[Window(3)]).batch(0)
 
 
 @pytest.mark.parametrize("length", [80, 96, 192, 1024])
 def test_a_header_of_another_length_is_read_all_the_same(tmp_path: Path, length: int) -> None:
-    array = latents(1, 9, BIG)
+    array = new_latents(1, 9, BIG)
     plain = npy(array)
     fields = plain[10:128].rstrip()
     content = (
@@ -806,7 +683,7 @@ def test_a_header_of_another_length_is_read_all_the_same(tmp_path: Path, length:
         + plain[128:]
     )
     assert np.array_equal(np.load(io.BytesIO(content)), array)
-    index = made(tmp_path, {"one": clip(1, 9) | {"latents.npy": content}}, shape=BIG)
+    index = new_shards(tmp_path, {"one": new_clip(1, 9) | {"latents.npy": content}}, shape=BIG)
     stream = Stream(index, windows=[Window(3, 2)])
     for step in range(3):
         batch = stream.batch(step)
@@ -820,8 +697,10 @@ def test_a_header_of_another_length_is_read_all_the_same(tmp_path: Path, length:
 
 @pytest.mark.parametrize("window", [Window(5), Window(5, 16), Window(17, 4), Window(65)], ids=str)
 def test_little_more_is_read_than_is_used(tmp_path: Path, window: Window) -> None:
-    index = made(
-        tmp_path, {f"clip-{number}": clip(number, 90, shape=BIG) for number in range(4)}, shape=BIG
+    index = new_shards(
+        tmp_path,
+        {f"clip-{number}": new_clip(number, 90, shape=BIG) for number in range(4)},
+        shape=BIG,
     )
     stream = Stream(index, windows=[window], batch_size=4)
     stream.batch(0)
@@ -985,9 +864,9 @@ def overlaps(found: list[tuple[str, int]], span: int) -> int:
 def test_fixed_windows_are_evenly_spaced_and_do_not_overlap_while_there_is_room(
     tmp_path: Path,
 ) -> None:
-    index = made(
+    index = new_shards(
         tmp_path,
-        {"short": clip(1, 10), "long": clip(2, 40), "tiny": clip(3, 4)},
+        {"short": new_clip(1, 10), "long": new_clip(2, 40), "tiny": new_clip(3, 4)},
         split="validation",
     )
     assert fixed_windows(index, "validation", Window(5), 1) == [("long", 17)]

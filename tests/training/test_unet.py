@@ -15,6 +15,7 @@ from einops import rearrange
 from safetensors import safe_open
 from torch import Tensor
 
+from tests.making.models import NARROW_UNET
 from training.attention import TemporalAttention
 from training.errors import Stopped, UsageError
 from training.unet import (
@@ -27,31 +28,21 @@ from training.unet import (
     VideoUNet,
 )
 
-SMALL: dict[str, Any] = {
-    **TINY_UNET,
-    "sample_size": 8,
-    "block_out_channels": [8, 16],
-    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-    "norm_num_groups": 4,
-    "cross_attention_dim": 8,
-    "attention_head_dim": 2,
-}
 FAMILIES = {
-    "sd1": SMALL,
+    "sd1": NARROW_UNET,
     "sd2": {
-        **SMALL,
+        **NARROW_UNET,
         "use_linear_projection": True,
         "attention_head_dim": [2, 4],
         "layers_per_block": 2,
     },
-    "inpainting": {**SMALL, "in_channels": 9},
+    "inpainting": {**NARROW_UNET, "in_channels": 9},
     "tiny": TINY_UNET,
 }
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def new_flat(config: dict[str, Any] = SMALL) -> Any:
+def new_flat(config: dict[str, Any] = NARROW_UNET) -> Any:
     torch.manual_seed(0)
     return UNet2DConditionModel.from_config(config)
 
@@ -379,22 +370,22 @@ def test_bfloat16_trains(trained: VideoUNet) -> None:
 )
 def test_an_option_that_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        VideoUNet.inflate(SMALL, **options)
+        VideoUNet.inflate(NARROW_UNET, **options)
 
 
 def test_what_to_train_is_refused_by_name() -> None:
     with pytest.raises(UsageError, match="'spatial'; there are temporal, temporal\\+conv, all"):
-        VideoUNet.inflate(SMALL).select_trainable("spatial")  # type: ignore[arg-type]
+        VideoUNet.inflate(NARROW_UNET).select_trainable("spatial")  # type: ignore[arg-type]
 
 
 def test_heads_of_odd_width_are_refused() -> None:
     with pytest.raises(UsageError, match="8 heads do not divide 8 channels into even parts"):
-        VideoUNet.inflate({**SMALL, "attention_head_dim": 8})
+        VideoUNet.inflate({**NARROW_UNET, "attention_head_dim": 8})
 
 
 def test_a_unet_that_wants_more_than_time_and_text_is_refused() -> None:
     with pytest.raises(UsageError, match="time and text alone"):
-        VideoUNet.inflate({**SMALL, "num_class_embeds": 3})
+        VideoUNet.inflate({**NARROW_UNET, "num_class_embeds": 3})
 
 
 def test_a_folder_without_a_model_says_what_is_missing(tmp_path: Path) -> None:

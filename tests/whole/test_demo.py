@@ -13,7 +13,7 @@ import pytest
 from pipeline.core.store import Store
 from pipeline.dataset import lock
 from pipeline.publish import compare
-from tests.commands.test_bad_input import pipeline
+from tests.making.command import longtake_process
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = tmp_path_factory.mktemp("demo")
     recipe = shutil.copy(ROOT / "manifests" / "demo.toml", data)
-    done = pipeline("build", recipe, "--data", data, timeout=600)
+    done = longtake_process("build", recipe, "--data", data, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return data
 

@@ -42,12 +42,16 @@ Film = Callable[..., Path]
 LISTS = {
     "hls": "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{}\n#EXT-X-ENDLIST\n",
     "hls of playlists": "#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1280000\n{}\n",
-    "hls with a key": '#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXT-X-KEY:METHOD=AES-128,URI="{0}"\n#EXTINF:9,\n{0}\n#EXT-X-ENDLIST\n',
+    "hls with a key": '#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXT-X-KEY:METHOD=AES-128,URI="{0}"\n'
+    "#EXTINF:9,\n{0}\n#EXT-X-ENDLIST\n",
     "concat": "ffconcat version 1.0\nfile '{}'\n",
-    "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" mediaPresentationDuration="PT2S" profiles='
-    '"urn:mpeg:dash:profile:isoff-on-demand:2011"><Period><AdaptationSet mimeType="video/mp4"><Representation id="1" bandwidth="1">'
+    "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" '
+    'mediaPresentationDuration="PT2S" profiles='
+    '"urn:mpeg:dash:profile:isoff-on-demand:2011"><Period><AdaptationSet '
+    'mimeType="video/mp4"><Representation id="1" bandwidth="1">'
     "<BaseURL>{}</BaseURL></Representation></AdaptationSet></Period></MPD>",
-    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\na=control:{}\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\na=control:{}\n"
+    "m=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
     "asx": '<asx version="3.0"><entry><ref href="{}"/></entry></asx>',
     "smil": '<smil><body><video src="{}"/></body></smil>',
     "pls": "[playlist]\nFile1={}\nNumberOfEntries=1\nVersion=2\n",
@@ -333,7 +337,7 @@ OPTIONS = {
 EXCEPTIONS = {  # with their reasons
     ("tests/stages/test_format.py", "exec"),  # runs the reader that docs/format.md prints
     (
-        "tests/training/test_stream.py",
+        "tests/making/shards.py",
         "allow_pickle=True",
     ),  # makes a file with a pickle in it, which must be refused
 }
@@ -367,7 +371,8 @@ def dangers(text: str, strict: bool) -> set[str]:
     ("text", "found"),
     [
         (
-            "model.eval(); re.compile(x); np.load(f, allow_pickle=False); tar.extractfile(m); subprocess.run(['a'])",
+            "model.eval(); re.compile(x); np.load(f, allow_pickle=False); "
+            "tar.extractfile(m); subprocess.run(['a'])",
             set(),
         ),
         ("eval(x); exec(y)", {"eval", "exec"}),
