@@ -41,7 +41,7 @@ def small(film: Callable[..., Path]) -> Path:
 
 
 def reasons(manifest: Manifest) -> dict[str, tuple[str, str]]:
-    return {one.key: (one.fate, one.reason) for one in manifest.rejections}
+    return {rejection.key: (rejection.fate, rejection.reason) for rejection in manifest.rejections}
 
 
 def test_a_file_is_fetched_probed_and_fingerprinted(store: Store, small: Path) -> None:
@@ -155,9 +155,9 @@ def test_a_dropped_download_goes_on_where_it_stopped(
         [video] = download_all([Source("a", f"{address}/film.mp4")], store, large.parent).records
     assert video.blob.sha256 == file_digest(large)
     starts = [
-        int(wanted.removeprefix("bytes=").rstrip("-").partition("-")[0])
-        for _, wanted in asked
-        if wanted
+        int(byte_range.removeprefix("bytes=").rstrip("-").partition("-")[0])
+        for _, byte_range in asked
+        if byte_range
     ]
     assert any(0 < start <= size // 2 for start in starts)
 
@@ -168,15 +168,15 @@ def test_a_page_that_calls_itself_a_video_is_refused(store: Store, tmp_path: Pat
     with serving(
         {"/film.mp4": content(page, "video/mp4"), "/page": content(page, "text/html")}
     ) as (address, _):
-        found = reasons(
+        causes = reasons(
             download_all(
                 [Source("a", f"{address}/film.mp4"), Source("b", f"{address}/page")],
                 store,
                 tmp_path,
             )
         )
-    assert found["a"] in [("bad", "unreadable"), ("unavailable", "unsupported")]
-    assert found["b"] == ("unavailable", "unsupported")
+    assert causes["a"] in [("bad", "unreadable"), ("unavailable", "unsupported")]
+    assert causes["b"] == ("unavailable", "unsupported")
 
 
 def test_any_fsspec_address_is_fetched_and_a_partial_one_continued(
@@ -200,8 +200,8 @@ def test_an_unknown_kind_of_address_is_unavailable(store: Store, tmp_path: Path)
 
 def test_a_host_gets_no_more_downloads_at_a_time_than_asked(store: Store) -> None:
     with fetch.slot(store, "example.org", 2), fetch.slot(store, "example.org", 2):
-        held = sorted(path.name for path in (store.root / "slots").iterdir())
-    assert held == ["example.org.0", "example.org.1"]
+        slots = sorted(path.name for path in (store.root / "slots").iterdir())
+    assert slots == ["example.org.0", "example.org.1"]
 
 
 def test_a_playlist_is_expanded_to_one_source_per_video(
@@ -407,14 +407,14 @@ def test_entries_without_an_id_and_lists_of_lists_are_listed_too(
             return listing
 
     monkeypatch.setattr(fetch, "_yt_dlp", lambda options: Listing())
-    found = fetch.entries("https://www.youtube.com/playlist?list=PL0000000000000000", store, 1, 1)
-    assert found is not None
-    assert [address for _, address in found] == [
+    videos = fetch.entries("https://www.youtube.com/playlist?list=PL0000000000000000", store, 1, 1)
+    assert videos is not None
+    assert [address for _, address in videos] == [
         "https://example.org/a",
         "https://example.org/b",
         "https://example.org/c",
     ]
-    assert [name for name, _ in found][1:] == ["b", "c"]
+    assert [name for name, _ in videos][1:] == ["b", "c"]
 
 
 def test_a_page_of_several_videos_is_refused_instead_of_losing_all_but_one(
@@ -492,8 +492,8 @@ def test_a_source_with_a_format_of_its_own_is_fetched_in_that_one(
         )[1],
     )
     source = Source("a", "https://example.org/film")
-    for wanted in (source, replace(source, format="137")):
-        assert download_all([wanted], store, small.parent).records[0].fetched_as == asked[-1]  # type: ignore[union-attr]
+    for variant in (source, replace(source, format="137")):
+        assert download_all([variant], store, small.parent).records[0].fetched_as == asked[-1]  # type: ignore[union-attr]
     assert asked == [PARAMS.format, "137"]
 
 

@@ -28,8 +28,7 @@ def clip(store: Store, video_of: Callable[..., Video], film: Callable[..., Path]
     """A real clip of 20 frames at 64 x 64."""
     record = video_of(film(footage.plain, 2, size="160x120"))
     scene = Scene(f"{record.key}-0000", record, 0, record.container.end_pts)
-    [made] = extract.process(scene, store, reel.Params(size=64))
-    return made
+    return next(extract.process(scene, store, reel.Params(size=64)))
 
 
 def encoded(clip: Clip, store: Store, params: encode.Params) -> Sample:

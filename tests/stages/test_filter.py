@@ -85,7 +85,7 @@ def test_takes_are_equal_adjacent_and_never_too_long(
     assert max(counts) - min(counts) <= 1
     assert len(parts) == max(1, -(-sum(counts) // max_frames))
     assert (parts[0].start_pts, parts[-1].end_pts) == (scene.start_pts, scene.end_pts)
-    assert all(one.end_pts == two.start_pts for one, two in itertools.pairwise(parts))
+    assert all(first.end_pts == second.start_pts for first, second in itertools.pairwise(parts))
 
 
 def counts_of(scene: Scene, fps: Fraction, **limits: object) -> list[int]:
@@ -131,7 +131,7 @@ def test_only_limits_finer_than_a_video_s_clock_are_refused(
     assert min(counts) >= min(min_frames, scene.num_frames(fps))
     assert parts[0].start_pts == scene.start_pts
     assert 0 <= scene.end_pts - parts[-1].end_pts <= 2
-    assert all(one.end_pts == two.start_pts for one, two in itertools.pairwise(parts))
+    assert all(first.end_pts == second.start_pts for first, second in itertools.pairwise(parts))
 
 
 def test_limits_that_no_take_can_keep_are_refused_in_one_line(
