@@ -17,7 +17,9 @@ from tests.making import footage
 from tests.making.command import ROOT
 
 PAGE = (ROOT / "docs" / "extending.md").read_text("utf-8")
-EXAMPLE = re.compile(r"^`(?P<path>[\w/.]+)`\n\n```(?P<kind>python|diff)\n(?P<body>.*?)^```", re.M | re.S)
+EXAMPLE = re.compile(
+    r"^`(?P<path>[\w/.]+)`\n\n```(?P<kind>python|diff)\n(?P<body>.*?)^```", re.M | re.S
+)
 MAX_LINES = 40
 RECIPE = """
 [[source]]
