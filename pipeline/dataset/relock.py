@@ -64,12 +64,12 @@ def decide(locked: Lock | None, new: Lock, is_own: bool, incomplete: bool, force
     return Decision("published", compare_locks(locked, new))
 
 
-def _have_same_stages(one: Lock, other: Lock) -> bool:
+def _have_same_stages(lock: Lock, other: Lock) -> bool:
     """Whether the stages that both locks know have the same versions and parameters."""
-    names = one.header["stages"].keys() & other.header["stages"].keys()
+    names = lock.header["stages"].keys() & other.header["stages"].keys()
     facts = ("version", "params")
-    return one.header["packing"] == other.header["packing"] and all(
-        one.header["stages"][name][fact] == other.header["stages"][name][fact]
+    return lock.header["packing"] == other.header["packing"] and all(
+        lock.header["stages"][name][fact] == other.header["stages"][name][fact]
         for name in names
         for fact in facts
     )

@@ -31,29 +31,26 @@ def identity(source: Source, folder: Path) -> object:
 
 def matches(uri: str, folder: Path) -> list[Path]:
     """Files a `file:` address means, sorted; a relative one begins at the recipe's folder."""
-    wanted = re.sub(r"^file:(//)?", "", uri)
-    path = os.path.join(folder, wanted)
-    literal = os.path.exists(path) or not glob.has_magic(wanted)
-    found = (
-        [path]
-        if literal
-        else glob.glob(os.path.join(glob.escape(str(folder)), wanted), recursive=True)
-    )
-    return sorted(Path(path) for path in found if os.path.isfile(path))
+    name = re.sub(r"^file:(//)?", "", uri)
+    paths = [os.path.join(folder, name)]
+    if glob.has_magic(name) and not os.path.exists(paths[0]):
+        pattern = os.path.join(glob.escape(str(folder)), name)
+        paths = glob.glob(pattern, recursive=True)
+    return sorted(Path(path) for path in paths if os.path.isfile(path))
 
 
 def path_in_recipe(path: Path, folder: Path) -> str:
     """The path as a recipe would write it: relative to the recipe where that is possible. Raises
     RecipeError if it is not UTF-8.
     """
-    written = os.path.relpath(path, folder) if path.is_relative_to(folder) else str(path)
+    name = os.path.relpath(path, folder) if path.is_relative_to(folder) else str(path)
     try:
-        written.encode()
+        name.encode()
     except UnicodeEncodeError as error:
         raise RecipeError(
-            f"the file {written!a}: its name is not UTF-8, as every address is; rename it"
+            f"the file {name!a}: its name is not UTF-8, as every address is; rename it"
         ) from error
-    return written
+    return name
 
 
 def stamp(path: Path) -> list[Any]:
