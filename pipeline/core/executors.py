@@ -42,13 +42,6 @@ class Inline:
             yield batch, work(batch)
 
 
-def num_cores() -> int:
-    """The cores this process may use: fewer than the machine has under `taskset` and the like."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _start_worker(slots: str, num_slots: int) -> None:
     os.environ[WORKER_INDEX] = str(_take_slot(slots, num_slots))
     # No longer deaf by the mask, which ffmpeg and the like would inherit: see `_start_deaf`.

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar, Literal
 
+from pipeline.core.errors import without_credentials
+
 
 @dataclass(frozen=True, slots=True)
 class Blob:
@@ -243,11 +245,11 @@ def grid_index(pts: int, time_base: Fraction, fps: Fraction) -> int:
 
 
 def public(uri: str) -> str:
-    """An address without the folders of this machine."""
+    """An address without the folders of this machine, and without user and password."""
     path = uri.removeprefix("file:")
-    return (
-        f"file:{os.path.basename(path)}" if uri.startswith("file:") and os.path.isabs(path) else uri
-    )
+    if uri.startswith("file:") and os.path.isabs(path):
+        return f"file:{os.path.basename(path)}"
+    return without_credentials(uri)
 
 
 def source_of(record: Record) -> Source:

@@ -116,7 +116,7 @@ def find(
     for file in files:
         _check(name, folder / file)
     digest = canonical.digest(
-        [[file, canonical.file_digest(folder / file)] for file in sorted(files)]
+        [[file, canonical.file_digest_once(folder / file)] for file in sorted(files)]
     )
     shown = (
         "longtake/tiny-" + folder.name

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core import canonical, manifest
+from pipeline.core.cores import num_cores
 from pipeline.core.errors import LongtakeError
-from pipeline.core.executors import num_cores
 from pipeline.core.manifest import Manifest
 from pipeline.core.records import Pack, Record, source_of
 from pipeline.core.stage import Survey

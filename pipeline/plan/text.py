@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from rich import box, filesize
 from rich.table import Table
 
-from pipeline.core.executors import num_cores
+from pipeline.core.cores import num_cores
 from pipeline.plan.plan import Line, Plan
 from pipeline.stages import NAMES
 

@@ -98,11 +98,11 @@ def gc(data: Path, dry: bool) -> tuple[Bin, list[str]]:
     swept = Bin(dry)
     with opened(data) as store:
         kept = references_in(data, store)
-        since, unfinished = _unfinished(store)
+        since, unfinished = unfinished_builds(store)
         kinds: dict[str, str] = {}
         for memo in memos_of(store):
             kept.keep_any_reel(memo)
-            if _is_fresh(memo, since, store):
+            if is_fresh(memo, since, store):
                 kept.keep(memo)
             for sha256, kind in kinds_in(memo):
                 if sha256 not in kept.blobs:
@@ -111,7 +111,7 @@ def gc(data: Path, dry: bool) -> tuple[Bin, list[str]]:
             if sha256 not in kept.blobs:
                 swept.drop(kinds.get(sha256, LEFT_OVER), [store.path(sha256)])
         for memo in memos_of(store):
-            if not _is_fresh(memo, since, store) and not _is_needed(memo, kept, store):
+            if not is_fresh(memo, since, store) and not _is_needed(memo, kept, store):
                 swept.drop("memos", [store.memo_path(memo.key)])
     return swept, unfinished
 
@@ -123,14 +123,15 @@ def memos_of(store: Store) -> Iterator[Memo]:
             yield memo
 
 
-def _unfinished(store: Store) -> tuple[int | None, list[str]]:
+def unfinished_builds(store: Store) -> tuple[int | None, list[str]]:
     """When the first unfinished build began (nanoseconds; None: there is none), and their names."""
     notes = sorted((store.root / "unfinished").glob("*"))
     since = min((note.stat().st_mtime_ns for note in notes), default=None)
     return since, [note.name for note in notes]
 
 
-def _is_fresh(memo: Memo, since: int | None, store: Store) -> bool:
+def is_fresh(memo: Memo, since: int | None, store: Store) -> bool:
+    """Whether a memo is of the time since a build began that has not ended."""
     return since is not None and store.memo_path(memo.key).stat().st_mtime_ns >= since
 
 
@@ -176,10 +177,16 @@ def facts_in(memo: Memo, name: str) -> Iterator[dict[str, Any]]:
             yield entry["facts"]
 
 
-def references_in(data: Path, store: Store) -> References:
-    """Read every manifest of every dataset. Raises Damaged."""
+def references_in(data: Path, store: Store, without: str = "") -> References:
+    """Read every manifest of every dataset but the one of that name. Raises Damaged."""
+    folders = [path for path in sorted(data.iterdir()) if path.is_dir() and path.name != without]
+    return references_of(folders, store)
+
+
+def references_of(folders: Iterable[Path], store: Store) -> References:
+    """Read every manifest in these datasets' folders. Raises Damaged."""
     kept = References()
-    for folder in sorted(path for path in data.iterdir() if path.is_dir()):
+    for folder in folders:
         _add_dataset(folder, store, kept)
     return kept
 

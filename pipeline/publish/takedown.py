@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core import canonical, manifest
-from pipeline.core.errors import RecipeError, Stopped
+from pipeline.core.errors import RecipeError, Stopped, without_credentials
 from pipeline.core.executors import Inline
 from pipeline.core.records import Blob, Record, Shard, Source
 from pipeline.core.stage import Progress, Stage
@@ -401,9 +401,10 @@ def _memos_of_captions(target: Target, kept: References, index: MemoIndex) -> It
 
 def _failures(store: Store, uris: Sequence[str]) -> Iterator[Path]:
     """Notes of failures that mention an address."""
+    public = [without_credentials(uri) for uri in uris]  # as notes have them
     for path in (store.root / "failures").glob("*/*"):
         note = store.failure(path.name)
-        if note and any(uri in note["detail"] for uri in uris):
+        if note and any(uri in note["detail"] for uri in public):
             yield path
 
 

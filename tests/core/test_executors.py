@@ -73,9 +73,9 @@ def run(records: Sequence[Source], store: Store, executor: Executor) -> Manifest
     return run_stage(STAGE, records, store, executor, Progress())[0]
 
 
-def outcome(made: Manifest) -> tuple[list[str], list[tuple[str, str, str]]]:
-    return [record.key for record in made.records], sorted(
-        (each.key, each.fate, each.reason) for each in made.rejections
+def outcome(manifest: Manifest) -> tuple[list[str], list[tuple[str, str, str]]]:
+    return [record.key for record in manifest.records], sorted(
+        (each.key, each.fate, each.reason) for each in manifest.rejections
     )
 
 
@@ -89,9 +89,9 @@ MIXED = sources(*[f"{'abcde'[index % 5]}{index} {DOES[index % 7]}" for index in 
 def test_every_executor_gives_the_same_manifest(
     store: Store, tmp_path: Path, start: Start, name: str, workers: int
 ) -> None:
-    wanted = run(MIXED, new_store(tmp_path / "inline"), Inline())
-    assert (len(wanted.records), len(wanted.rejections)) == (18, 6)
-    assert run(MIXED, store, start(name, workers)).encode() == wanted.encode()
+    expected = run(MIXED, new_store(tmp_path / "inline"), Inline())
+    assert (len(expected.records), len(expected.rejections)) == (18, 6)
+    assert run(MIXED, store, start(name, workers)).encode() == expected.encode()
     assert survey(STAGE, MIXED, store).num_cached == 18
 
 
@@ -127,8 +127,8 @@ def test_a_build_that_was_stopped_goes_on_with_another_executor(
     store: Store, tmp_path: Path, start: Start
 ) -> None:
     run(MIXED[:9], store, start("processes", 2))
-    wanted = run(MIXED, new_store(tmp_path / "at-once"), Inline())
-    assert run(MIXED, store, Inline()).encode() == wanted.encode()
+    expected = run(MIXED, new_store(tmp_path / "at-once"), Inline())
+    assert run(MIXED, store, Inline()).encode() == expected.encode()
 
 
 def test_ray_refuses_a_stage_that_fits_nowhere_instead_of_waiting(
@@ -145,8 +145,8 @@ def test_an_executor_nobody_knows_is_refused_with_the_names_there_are() -> None:
         Stopped, match="no executor is called 'threads': choose one of inline, processes, ray"
     ):
         executors.make("threads", 2)
-    made: dict[str, Any] = {name: executors.make(name, 2) for name in executors.NAMES}
-    assert made == {"inline": Inline(), "processes": Processes(2), "ray": Ray(2)}
+    by_name: dict[str, Any] = {name: executors.make(name, 2) for name in executors.NAMES}
+    assert by_name == {"inline": Inline(), "processes": Processes(2), "ray": Ray(2)}
 
 
 LOST = sources("a1 pass", "a2 crash", "a3 pass", "b1 pass", "b2 sleep", "b3 pass")
@@ -170,12 +170,11 @@ def after_losses(
 def test_a_worker_that_dies_and_one_that_hangs_cost_one_rejection_each(
     after_losses: Callable[[str], tuple[Manifest, Store]], name: str
 ) -> None:
-    made, store = after_losses(name)
-    wanted = ["a1", "a3", "b1", "b3"], [("a2", "bad", "crashed"), ("b2", "bad", "timed-out")]
-    assert outcome(made) == wanted
-    assert (
-        outcome(run(LOST, store, Inline())) == wanted
-    )  # remembered: a second crash would end this process
+    manifest, store = after_losses(name)
+    expected = ["a1", "a3", "b1", "b3"], [("a2", "bad", "crashed"), ("b2", "bad", "timed-out")]
+    assert outcome(manifest) == expected
+    # Remembered: a second crash would end this process.
+    assert outcome(run(LOST, store, Inline())) == expected
 
 
 def test_what_a_lost_worker_leaves_in_the_manifest_does_not_depend_on_the_executor(
@@ -214,7 +213,7 @@ def test_workers_are_as_many_as_the_cores_the_process_may_use() -> None:
     script = (
         "import os\n"
         "os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n"
-        "from pipeline.core.executors import num_cores\n"
+        "from pipeline.core.cores import num_cores\n"
         "from pipeline.commands.command import CORES\n"
         "print(num_cores(), CORES)\n"
     )
@@ -310,8 +309,8 @@ def test_a_worker_that_dies_before_it_has_begun_costs_nothing(
     (tmp_path / "left").write_bytes(b"x" * deaths)
     monkeypatch.setenv("DIES_AT_BIRTH", str(tmp_path / "left"))
     monkeypatch.setattr(executors, "_start_worker", dies_at_birth)
-    made = run(sources("a1 pass", "b2 pass", "c3 bad"), store, Processes(workers))
-    assert outcome(made) == (["a1", "b2"], [("c3", "bad", "truncated")])
+    manifest = run(sources("a1 pass", "b2 pass", "c3 bad"), store, Processes(workers))
+    assert outcome(manifest) == (["a1", "b2"], [("c3", "bad", "truncated")])
     assert (tmp_path / "left").read_bytes() == b""
 
 

@@ -20,7 +20,7 @@ from yt_dlp.extractor.generic import GenericIE
 from yt_dlp.utils import ExtractorError
 
 from pipeline.__main__ import app
-from pipeline.commands import report
+from pipeline.commands import facts, report
 from pipeline.core import ledger
 from pipeline.core import store as store_module
 from pipeline.core.errors import CAUSES, REASONS, BadData
@@ -297,7 +297,7 @@ def test_words_in_brackets_are_shown_as_they_are() -> None:
     )
     console = Console(width=200)
     with console.capture() as shown:
-        console.print(report.rejections([failed]))
+        console.print(report.rejections(facts.rejections([failed])))
         report.show(console, "a, in [/data]", report.funnel([]))
     assert "[generic] a: [/b] is gone" in shown.get()
     assert "a, in [/data]" in shown.get()
@@ -318,7 +318,7 @@ def test_a_funnel_of_many_records_fits_a_narrow_screen() -> None:
         report.show(
             console,
             f"films, built in /{'folder/' * 20}films",
-            report.funnel([Step(many, 0, 0)]),
+            report.funnel(facts.stages([Step(many, 0, 0)])),
         )
     title, _, header, *_ = shown.get().splitlines()
     assert title.endswith("/folder/films")
@@ -333,6 +333,20 @@ def test_a_funnel_of_many_records_fits_a_narrow_screen() -> None:
         "size",
         "hours",
     ]
+
+
+@pytest.mark.parametrize("count", [3, 30_000, 300_000])
+def test_a_funnel_of_80_columns_breaks_no_reason_and_no_number_in_two(count: int) -> None:
+    rejected = {"no-video-stream": count, "too-few-frames": count}
+    counts = {"in": 2 * count, "out": 0, "cached": count, "pending": count}
+    row = {"stage": "download", **counts, "rejected": rejected, "bytes": 999_900_000_000}
+    console = Console(width=80)
+    with console.capture() as shown:
+        report.show(console, "films", report.funnel([{**row, "hours": 1234.5}]))
+    words = shown.get().split()
+    assert {*map(str, (count, 2 * count)), "999.9", "1234.50"} <= set(words)
+    assert {"no-video-stream,", "too-few-frames"} <= set(words)
+    assert all(len(line.rstrip()) <= 80 for line in shown.get().splitlines())
 
 
 def test_retry_refuses_a_class_that_is_none() -> None:

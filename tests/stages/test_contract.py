@@ -63,26 +63,26 @@ def scaled(array: Any) -> torch.Tensor:
 def test_every_window_training_reads_is_what_the_pipeline_wrote(
     store: Store, samples: list[Sample], index: Index
 ) -> None:
-    wanted = arrays_of(samples, store)
-    assert sorted(keys(index)) == sorted(wanted)
+    arrays = arrays_of(samples, store)
+    assert sorted(keys(index)) == sorted(arrays)
     assert len(index.shards) >= 3
     for split, entries in index.entries.items():
         stream = Stream(index, split, windows=[Window(1)])
         for entry in entries:
-            latents = wanted[entry.key]["latents.npy"]
+            latents = arrays[entry.key]["latents.npy"]
             assert entry.num_frames == len(latents)
             for window in (Window(1), Window(3), Window(2, 3), Window(5), Window(len(latents))):
                 for start in range(len(latents) - window.span + 1):
-                    found = stream.read(entry.key, start, window)
+                    tensor = stream.read(entry.key, start, window)
                     assert torch.equal(
-                        found, scaled(latents[start : start + window.span : window.stride])
+                        tensor, scaled(latents[start : start + window.span : window.stride])
                     )
 
 
 def test_each_caption_training_draws_is_one_the_pipeline_wrote(
     store: Store, samples: list[Sample], index: Index
 ) -> None:
-    wanted = arrays_of(samples, store)
+    arrays = arrays_of(samples, store)
     for split in index.entries:
         stream = Stream(index, split, windows=[Window(5)], batch_size=4)
         seen: dict[str, set[int]] = {}
@@ -90,7 +90,7 @@ def test_each_caption_training_draws_is_one_the_pipeline_wrote(
             batch = stream.batch(step)
             for key, text in zip(batch.keys, batch.text.numpy(), strict=True):
                 captions = [
-                    array for name, array in sorted(wanted[key].items()) if name.startswith("text")
+                    array for name, array in sorted(arrays[key].items()) if name.startswith("text")
                 ]
                 seen.setdefault(key, set()).update(
                     at for at, caption in enumerate(captions) if np.array_equal(caption, text)

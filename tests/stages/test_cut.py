@@ -65,15 +65,15 @@ def test_the_fade_detector_cuts_in_the_black(
         "fade", type="in", start_time=0.2, duration=0.6
     )
     both = ffmpeg.concat(stream.trim(duration=2), other.trim(duration=2))
-    found = seconds(
+    spans = seconds(
         scenes_of(
             video_of(footage.make(tmp_path / "faded.mp4", both, vcodec="libx264")),
             store,
             detectors.Threshold(),
         )
     )
-    assert len(found) == 2
-    assert 1.5 < found[0][1] < 2.5
+    assert len(spans) == 2
+    assert 1.5 < spans[0][1] < 2.5
 
 
 def test_without_a_detector_the_video_or_its_time_range_is_one_scene(
@@ -89,8 +89,8 @@ def test_without_a_detector_the_video_or_its_time_range_is_one_scene(
 def test_a_cut_a_few_frames_before_the_end_is_found(
     film: Callable[..., Path], video_of: Callable[..., Video], store: Store
 ) -> None:
-    found = seconds(scenes_of(video_of(film(footage.joined, (3.72,), 4)), store, detectors.DEFAULT))
-    assert found == [(0, 3.72), (3.72, 4)]
+    spans = seconds(scenes_of(video_of(film(footage.joined, (3.72,), 4)), store, detectors.DEFAULT))
+    assert spans == [(0, 3.72), (3.72, 4)]
 
 
 def test_a_video_of_one_frame_is_one_scene(
@@ -124,8 +124,8 @@ def test_cut_and_extract_decode_a_video_once(
     decoded: list[Any] = []
     frames = video.frames
     monkeypatch.setattr(video, "frames", lambda *args: decoded.append(args) or frames(*args))
-    found = scenes_of(video_of(film(footage.joined, (2.0, 3.6), 6)), store, detectors.DEFAULT)
-    manifest, _ = run_stage(extract.stage(Setup((SMALL,))), found, store, Inline(), Progress())
+    scenes = scenes_of(video_of(film(footage.joined, (2.0, 3.6), 6)), store, detectors.DEFAULT)
+    manifest, _ = run_stage(extract.stage(Setup((SMALL,))), scenes, store, Inline(), Progress())
     assert len(decoded) == 1
     clips = [record for record in manifest.records if isinstance(record, Clip)]
     assert [clip.num_frames for clip in clips] == [20, 16, 24]
@@ -135,9 +135,9 @@ def test_cut_and_extract_decode_a_video_once(
 def test_another_size_decodes_once_more_and_finds_the_same_frames(
     film: Callable[..., Path], video_of: Callable[..., Video], store: Store
 ) -> None:
-    found = scenes_of(video_of(film(footage.joined, (2.0, 3.6), 6)), store, detectors.DEFAULT)
+    scenes = scenes_of(video_of(film(footage.joined, (2.0, 3.6), 6)), store, detectors.DEFAULT)
     manifest, _ = run_stage(
-        extract.stage(Setup((reel.Params(size=128),))), found, store, Inline(), Progress()
+        extract.stage(Setup((reel.Params(size=128),))), scenes, store, Inline(), Progress()
     )
     assert [record.num_frames for record in manifest.records if isinstance(record, Clip)] == [
         20,
@@ -152,6 +152,6 @@ def test_a_scene_its_reel_does_not_hold_is_rejected(
     [scene] = scenes_of(video_of(film(footage.plain, 2)), store, detectors.Whole())
     longer = replace(scene, end_pts=2 * scene.end_pts)
     manifest, _ = run_stage(extract.stage(Setup((SMALL,))), [longer], store, Inline(), Progress())
-    assert [(one.reason, one.detail) for one in manifest.rejections] == [
+    assert [(rejection.reason, rejection.detail) for rejection in manifest.rejections] == [
         ("too-few-frames", "40 frames promised by the time stamps, 20 decoded")
     ]

@@ -42,7 +42,7 @@ def small(film: Callable[..., Path]) -> Path:
 
 
 def reasons(manifest: Manifest) -> dict[str, tuple[str, str]]:
-    return {one.key: (one.fate, one.reason) for one in manifest.rejections}
+    return {rejection.key: (rejection.fate, rejection.reason) for rejection in manifest.rejections}
 
 
 def test_a_file_is_fetched_probed_and_fingerprinted(store: Store, small: Path) -> None:
@@ -156,9 +156,9 @@ def test_a_dropped_download_goes_on_where_it_stopped(
         [video] = download_all([Source("a", f"{address}/film.mp4")], store, large.parent).records
     assert video.blob.sha256 == file_digest(large)
     starts = [
-        int(wanted.removeprefix("bytes=").rstrip("-").partition("-")[0])
-        for _, wanted in asked
-        if wanted
+        int(byte_range.removeprefix("bytes=").rstrip("-").partition("-")[0])
+        for _, byte_range in asked
+        if byte_range
     ]
     assert any(0 < start <= size // 2 for start in starts)
 
@@ -169,15 +169,15 @@ def test_a_page_that_calls_itself_a_video_is_refused(store: Store, tmp_path: Pat
     with serving(
         {"/film.mp4": content(page, "video/mp4"), "/page": content(page, "text/html")}
     ) as (address, _):
-        found = reasons(
+        causes = reasons(
             download_all(
                 [Source("a", f"{address}/film.mp4"), Source("b", f"{address}/page")],
                 store,
                 tmp_path,
             )
         )
-    assert found["a"] in [("bad", "unreadable"), ("unavailable", "unsupported")]
-    assert found["b"] == ("unavailable", "unsupported")
+    assert causes["a"] in [("bad", "unreadable"), ("unavailable", "unsupported")]
+    assert causes["b"] == ("unavailable", "unsupported")
 
 
 def test_any_fsspec_address_is_fetched_and_a_partial_one_continued(
@@ -201,8 +201,8 @@ def test_an_unknown_kind_of_address_is_unavailable(store: Store, tmp_path: Path)
 
 def test_a_host_gets_no_more_downloads_at_a_time_than_asked(store: Store) -> None:
     with fetch.slot(store, "example.org", 2), fetch.slot(store, "example.org", 2):
-        held = sorted(path.name for path in (store.root / "slots").iterdir())
-    assert held == ["example.org.0", "example.org.1"]
+        slots = sorted(path.name for path in (store.root / "slots").iterdir())
+    assert slots == ["example.org.0", "example.org.1"]
 
 
 def test_a_playlist_is_expanded_to_one_source_per_video(
@@ -350,7 +350,7 @@ def test_a_wheel_without_the_file_is_not_found(store: Store, tmp_path: Path) -> 
 
 def test_a_disk_that_fills_up_under_ffmpeg_is_told_by_its_words() -> None:
     assert isinstance(
-        refusals.of(
+        refusals.translate(
             YoutubeDLError("Postprocessing: av_interleaved_write_frame(): No space left on device"),
             None,
         ),
@@ -408,14 +408,14 @@ def test_entries_without_an_id_and_lists_of_lists_are_listed_too(
             return listing
 
     monkeypatch.setattr(fetch, "_yt_dlp", lambda options: Listing())
-    found = fetch.entries("https://www.youtube.com/playlist?list=PL0000000000000000", store, 1, 1)
-    assert found is not None
-    assert [address for _, address in found] == [
+    videos = fetch.entries("https://www.youtube.com/playlist?list=PL0000000000000000", store, 1, 1)
+    assert videos is not None
+    assert [address for _, address in videos] == [
         "https://example.org/a",
         "https://example.org/b",
         "https://example.org/c",
     ]
-    assert [name for name, _ in found][1:] == ["b", "c"]
+    assert [name for name, _ in videos][1:] == ["b", "c"]
 
 
 def test_a_page_of_several_videos_is_refused_instead_of_losing_all_but_one(
@@ -493,8 +493,8 @@ def test_a_source_with_a_format_of_its_own_is_fetched_in_that_one(
         )[1],
     )
     source = Source("a", "https://example.org/film")
-    for wanted in (source, replace(source, format="137")):
-        assert download_all([wanted], store, small.parent).records[0].fetched_as == asked[-1]  # type: ignore[union-attr]
+    for variant in (source, replace(source, format="137")):
+        assert download_all([variant], store, small.parent).records[0].fetched_as == asked[-1]  # type: ignore[union-attr]
     assert asked == [PARAMS.format, "137"]
 
 
@@ -529,3 +529,29 @@ def test_a_broken_off_download_is_found_by_its_source(
         download_all([asked], store, small.parent)
         key = download.partial_key(asked, PARAMS.format)
         assert folders[-1] == store.root / "partial" / key
+
+
+def test_a_host_longer_than_a_file_s_name_costs_one_source_and_not_the_build(
+    store: Store, small: Path
+) -> None:
+    host = ".".join(["a" * 60] * 5)
+    for uri in (f"https://{host}/film.mp4", f"ftp://{host}/film.mp4"):
+        [rejection] = download_all([Source("a", uri)], store, small.parent).rejections
+        assert rejection.fate == "unavailable"
+    with fetch.slot(store, "b" * 300, 1), fetch.slot(store, "b" * 299, 1):
+        pass  # two hosts that begin alike have places of their own
+
+
+@pytest.mark.parametrize("scheme", ["http", "ftp"])
+def test_no_password_of_an_address_becomes_a_file_s_name_or_is_told(
+    store: Store, small: Path, scheme: str
+) -> None:
+    uri = f"{scheme}://somebody:hunter2@127.0.0.1:1/film.mp4"
+    assert fetch.host_of(uri) == "127.0.0.1:1"
+    [rejection] = download_all([Source("a", uri)], store, small.parent).rejections
+    assert rejection.fate == "unavailable"
+    for part in ("somebody", "hunter2"):
+        assert part not in rejection.detail
+        assert not [path for path in store.root.rglob("*") if part in path.name]
+    for path in (store.root / "failures").glob("*/*"):
+        assert b"hunter2" not in path.read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.core import canonical
 from pipeline.core.executors import Inline
 from pipeline.core.params import Setup
 from pipeline.core.records import Clip, Sample, Scene, Video
@@ -27,8 +29,7 @@ def clip(store: Store, video_of: Callable[..., Video], film: Callable[..., Path]
     """A real clip of 20 frames at 64 x 64."""
     record = video_of(film(footage.plain, 2, size="160x120"))
     scene = Scene(f"{record.key}-0000", record, 0, record.container.end_pts)
-    [made] = extract.process(scene, store, reel.Params(size=64))
-    return made
+    return next(extract.process(scene, store, reel.Params(size=64)))
 
 
 def encoded(clip: Clip, store: Store, params: encode.Params) -> Sample:
@@ -90,3 +91,18 @@ def test_the_null_prompt_s_memo_is_found_by_what_manifests_say_of_the_stage(
 def test_the_presets_a_recipe_may_name_are_the_rows_of_the_table() -> None:
     allowed = encode.Params.model_json_schema()["properties"]["preset"]["enum"]
     assert allowed == list(encoders.PRESETS)
+
+
+def test_models_are_read_once_in_a_process_to_know_their_digests(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shutil.copytree(encoders.TINY / "vae", tmp_path / "vae")
+    read: list[str] = []
+    digest = canonical.file_digest
+    monkeypatch.setattr(
+        canonical, "file_digest", lambda path: read.append(path.name) or digest(path)
+    )
+    params = encode.Params(preset="tiny", vae="vae")
+    for offline in (False, True, False):
+        encode.find_encoders(params, tmp_path, offline)
+    assert read.count("diffusion_pytorch_model.safetensors") == 1

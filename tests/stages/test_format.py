@@ -45,12 +45,12 @@ def samples(store: Store, new_scene: NewScene) -> list[Sample]:
     ]
 
 
-def assert_same(found: Arrays, wanted: Arrays) -> None:
-    assert found.keys() == wanted.keys()
-    for key in wanted:
-        assert found[key].keys() == wanted[key].keys()
-        for name in wanted[key]:
-            np.testing.assert_array_equal(found[key][name], wanted[key][name], strict=True)
+def assert_same(arrays: Arrays, expected: Arrays) -> None:
+    assert arrays.keys() == expected.keys()
+    for key in expected:
+        assert arrays[key].keys() == expected[key].keys()
+        for name in expected[key]:
+            np.testing.assert_array_equal(arrays[key][name], expected[key][name], strict=True)
 
 
 # Readers
@@ -83,17 +83,17 @@ def test_webdataset_reads_the_same_arrays(
     import webdataset
 
     publish(tmp_path / "shards", store, samples, Params())
-    found: Arrays = {}
+    arrays: Arrays = {}
     for sample in webdataset.WebDataset(str(tmp_path / "shards" / "00000.tar"), shardshuffle=False):
         key = sample["__key__"]
         assert json.loads(sample["json"])["key"] == key
-        found[key] = {
+        arrays[key] = {
             name: np.load(io.BytesIO(sample[name]), allow_pickle=False)
             for name in sample
             if name.endswith("npy")
         }
     gc.collect()
-    assert_same(found, arrays_of(samples, store))
+    assert_same(arrays, arrays_of(samples, store))
 
 
 def test_datasets_reads_the_same_arrays(
@@ -113,13 +113,13 @@ def test_datasets_reads_the_same_arrays(
     rows = datasets.load_dataset(
         "webdataset", data_files=files, split="train", cache_dir=str(tmp_path / "cache")
     )
-    found = {
+    arrays = {
         row["__key__"]: {
             name: np.asarray(row[name], np.float16) for name in row if name.endswith("npy")
         }
         for row in rows  # type: ignore[union-attr]
     }
-    assert_same(found, arrays_of(alike, store))
+    assert_same(arrays, arrays_of(alike, store))
     assert {row["json"]["key"]: row["json"]["num_frames"] for row in rows} == {"one": 7, "two": 6}  # type: ignore[call-overload,index]
 
 
@@ -265,11 +265,11 @@ def test_building_again_removes_the_shards_of_before_and_nothing_else(
 @pytest.fixture
 def many(store: Store, new_scene: NewScene) -> list[Sample]:
     """Forty samples, two to a video."""
-    made = [
+    samples = [
         sample_of(store, new_scene(0, 3000), f"v{number:02d}", 2 + number % 5)
         for number in range(20)
     ]
-    return [replace(sample, key=f"{sample.key}-{part}") for sample in made for part in range(2)]
+    return [replace(sample, key=f"{sample.key}-{part}") for sample in samples for part in range(2)]
 
 
 def kept(packs: Sequence[shard.Pack]) -> Iterator[str]:
@@ -311,7 +311,7 @@ def test_a_shard_may_have_exactly_max_bytes_and_not_one_more(
 def test_a_sample_larger_than_max_bytes_gets_a_shard_to_itself(
     store: Store, many: list[Sample]
 ) -> None:
-    assert [len(made.samples) for made in pack(store, many[:4], Params(max_bytes=1000))] == [
+    assert [len(each.samples) for each in pack(store, many[:4], Params(max_bytes=1000))] == [
         1,
         1,
         1,
@@ -393,25 +393,25 @@ def test_the_worked_example_of_a_task_key_is_true(new_scene: NewScene) -> None:
 def test_whatever_is_packed_the_index_finds_it_byte_for_byte(
     store: Store, tmp_path: Path, new_scene: NewScene, sizes: list[tuple[int, int]], params: Params
 ) -> None:
-    made = [
+    samples = [
         sample_of(store, new_scene(0, 3000), f"k{n}-{'x' * 60}", frames, ("a",) * count)
         for n, (frames, count) in enumerate(sizes)
     ]
-    index = publish(tmp_path / "shards", store, made, params)
-    wanted = {
+    index = publish(tmp_path / "shards", store, samples, params)
+    expected = {
         sample.key: {name: blob.sha256 for name, blob in shard.members_of(sample)}
-        for sample in made
+        for sample in samples
     }
-    found: dict[str, dict[str, str]] = {}
-    for one in index["shards"]:
-        content = (tmp_path / "shards" / one["file"]).read_bytes()
+    digests: dict[str, dict[str, str]] = {}
+    for entry in index["shards"]:
+        content = (tmp_path / "shards" / entry["file"]).read_bytes()
         assert (len(content), hashlib.sha256(content).hexdigest()) == (
-            one["num_bytes"],
-            one["sha256"],
+            entry["num_bytes"],
+            entry["sha256"],
         )
-        assert len(one["samples"]) <= params.max_samples
-        for sample in one["samples"]:
-            assert sample["key"] not in found
+        assert len(entry["samples"]) <= params.max_samples
+        for sample in entry["samples"]:
+            assert sample["key"] not in digests
             parts = {
                 name: content[start : start + size]
                 for name, (start, size, _) in sample["members"].items()
@@ -420,10 +420,10 @@ def test_whatever_is_packed_the_index_finds_it_byte_for_byte(
                 hashlib.sha256(part).hexdigest() == sample["members"][name][2]
                 for name, part in parts.items()
             )
-            found[sample["key"]] = {
+            digests[sample["key"]] = {
                 name: hashlib.sha256(part).hexdigest()
                 for name, part in parts.items()
                 if name != "json"
             }
-    assert found == wanted
-    assert index["num_samples"] == len(made)
+    assert digests == expected
+    assert index["num_samples"] == len(samples)
