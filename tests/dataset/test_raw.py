@@ -31,7 +31,7 @@ from pipeline.media import detectors, fetch, reel, video
 from pipeline.plan import text
 from pipeline.plan.plan import plan
 from pipeline.publish import sweep, takedown
-from pipeline.stages import extract
+from pipeline.stages import extract, shard
 from pipeline.stages import filter as filter_stage
 from tests.making import footage
 from tests.making.command import longtake
@@ -145,9 +145,8 @@ def world(
 
 
 def root(steps: list[Step]) -> str:
-    return takedown._root(
-        [record for record in steps[-1].manifest.records if isinstance(record, Shard)]
-    )
+    shards = [record for record in steps[-1].manifest.records if isinstance(record, Shard)]
+    return shard.root_digest(shards)
 
 
 def test_without_raw_videos_the_dataset_is_the_same_and_the_disk_holds_a_few_at_a_time(
@@ -178,7 +177,7 @@ def test_without_raw_videos_the_dataset_is_the_same_and_the_disk_holds_a_few_at_
     }
     wheel = (tmp_path / "p" / "p.mp4").stat().st_size + 1000
     assert 0 < raws.peak_bytes < raws.all_bytes <= sum(sizes[key] for key in "abcp") + wheel
-    kinds = sweep.kinds_of(sweep.read(world.store))
+    kinds = sweep.kinds_of(sweep.memos_of(world.store))
     assert not [
         sha256 for sha256 in world.store.blobs() if kinds[sha256] in ("raw videos", "wheels")
     ]
@@ -304,7 +303,7 @@ def test_bytes_that_were_refused_do_not_stay(world: World, raws: RawVideos | Non
     assert (reasons["b"], reasons["c"]) == ("unreadable", "checksum")
     blobs = world.store.blobs().keys()
     assert not refused & blobs
-    memos = list(sweep.read(world.store))
+    memos = list(sweep.memos_of(world.store))
     assert blobs <= {blob.sha256 for memo in memos for blob in blobs_in(memo.outputs)}
 
 
@@ -326,7 +325,7 @@ def test_a_clip_that_is_not_as_it_was_written_stops_the_build_before_its_raw_vid
             match=r"the clip 'a-0000' is not on disk as it was written; .*The raw videos stay",
         ):
             world.build(raws=RawVideos(8), until="extract")
-    kinds = sweep.kinds_of(sweep.read(world.store))
+    kinds = sweep.kinds_of(sweep.memos_of(world.store))
     assert [kinds.get(sha256) for sha256 in world.store.blobs()].count("raw videos") == 1
     again = world.build(raws=RawVideos(8), until="extract")
     assert again[-1].num_run == 6
