@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.core.errors import RecipeError
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"  # of a dataset, and of a source
 
 
 def name_of(recipe: Path) -> str:

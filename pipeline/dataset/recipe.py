@@ -23,7 +23,8 @@ from pipeline.core.params import DatasetName, Setup, Table
 from pipeline.core.records import Source
 from pipeline.dataset import removals
 from pipeline.dataset.complaint import complaint_of, header_lines, line_of, value_complaint
-from pipeline.dataset.source_table import NAME, Columns, SourceEntry, rows_of, values_of_row
+from pipeline.dataset.naming import NAME
+from pipeline.dataset.source_table import Columns, SourceEntry, rows_of, values_of_row
 from pipeline.media import detectors
 from pipeline.media.fetch import Params as Download
 from pipeline.media.reel import Params as Extract

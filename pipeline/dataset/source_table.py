@@ -20,8 +20,8 @@ from pipeline.core import canonical
 from pipeline.core.errors import RecipeError
 from pipeline.core.params import Seconds, Table
 from pipeline.core.records import Source
+from pipeline.dataset.naming import NAME
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 SCHEMES = (
     "https:, http:, file:, pypi:NAME==VERSION/path/in/wheel, or any that fsspec opens "
     "(s3:, gs:, ...)"
