@@ -23,9 +23,9 @@ from pipeline.dataset import recipe as recipes
 from pipeline.dataset.build import Step, look
 from pipeline.dataset.lock import Lock
 from pipeline.dataset.removals import Removal
-from pipeline.media import encoders
+from pipeline.media import detectors, encoders
 from pipeline.publish import compare, reproduce, verify
-from pipeline.stages import cut, encode, extract
+from pipeline.stages import encode, extract
 from tests.making import footage
 from tests.making.command import longtake, longtake_process
 from tests.making.dataset import Dataset
@@ -64,7 +64,10 @@ def rebuilt_once(
 
 @pytest.fixture
 def no_detector(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cut, "new_detector", lambda *_: pytest.fail("a cut was looked for"))
+    def never(*_: object) -> None:
+        pytest.fail("a cut was looked for")
+
+    monkeypatch.setattr(detectors.Adaptive, "start", never)
 
 
 def test_a_second_clone_with_other_workers_is_bit_identical(
