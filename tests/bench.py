@@ -35,6 +35,7 @@ import imageio_ffmpeg
 import numpy as np
 
 from pipeline.core.executors import Inline, Processes
+from pipeline.core.params import Setup
 from pipeline.core.records import Blob, Clip, Container, Pack, Sample, Shard, Source, Video
 from pipeline.core.stage import Batch, Progress, run_stage
 from pipeline.core.store import Store
@@ -261,9 +262,9 @@ def make_clips(
     records: Sequence[Any] = [record]
     costs = []
     for stage in (
-        cut.stage(detector, params),
-        filter_stage.stage(filter_stage.Params(), params.fps),
-        extract.stage(params),
+        cut.stage(Setup((detector, params))),
+        filter_stage.stage(Setup((filter_stage.Params(), params))),
+        extract.stage(Setup((params,))),
     ):
         began = Cost(_cpu_s(), time.perf_counter())
         manifest, _ = run_stage(stage, records, store, Inline(), Progress())
@@ -419,7 +420,7 @@ def encoding(path: Path, scratch: Path, repeats: int, size: int = 256) -> list[R
     """
     params = encode.Params(preset="tiny", psnr_share=0)
     found = encode.find_encoders(params, Path())
-    stage = encode.stage(params, found, "cpu")
+    stage = encode.stage(Setup((params,), device="cpu"))
     rows = [
         Row(f"encode, {size} x {size}, tiny, {clock}", "frames/s", "VAE alone")
         for clock in ("wall", "CPU")

@@ -7,7 +7,6 @@ Every line carries a check of its own, so that `verify` names the line a byte wa
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from pydantic import TypeAdapter
 
 from pipeline.core import canonical
 from pipeline.core.errors import Damaged, RecipeError
+from pipeline.core.files import replace_file
 from pipeline.core.records import Record, Rejection
 
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
@@ -38,6 +38,12 @@ def facts(record: Record) -> dict[str, Any]:
         for f in dataclasses.fields(record)
         if f.name not in left_out
     }
+
+
+def changes(record: Record, output: Record) -> dict[str, Any]:
+    """The facts in which an output differs from the record of the same type it came from."""
+    before = facts(record)
+    return {name: value for name, value in facts(output).items() if value != before[name]}
 
 
 def restore(kind: type[Record], values: Mapping[str, Any], key: str, parent: Record) -> Record:
@@ -100,14 +106,11 @@ class Manifest:
         return b"".join(canonical.seal(line) + b"\n" for line in lines)
 
     def write(self, path: Path) -> None:
-        """Write beside, then rename; the same manifest leaves the file alone."""
+        """Write the file; one that holds the same manifest is left alone."""
         content = self.encode()
         if path.is_file() and path.read_bytes() == content:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f"{path.name}.tmp")
-        beside.write_bytes(content)
-        os.replace(beside, path)
+        replace_file(path, content)
 
 
 def read(path: Path, kind: type[Record]) -> Manifest:

@@ -153,6 +153,7 @@ class Clip:
     size: int
     crop: Crop
     pictures: str  # digest of the coded pictures: equal where only the container differs
+    scores: tuple[tuple[str, float], ...] = ()  # names and values, for a sample's metadata
 
     def identity(self) -> object:
         return {"clip": self.blob.sha256}

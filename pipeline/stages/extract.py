@@ -7,25 +7,28 @@ from functools import partial
 
 from pipeline.core import canonical
 from pipeline.core.errors import BadData
-from pipeline.core.records import Clip, Crop, Scene, grid_index
+from pipeline.core.params import Setup
+from pipeline.core.records import Clip, Crop, Scene, Video, grid_index
 from pipeline.core.stage import Stage
 from pipeline.core.store import Store
 from pipeline.media import reel
 
 VERSION = 2
-Params = reel.Params
+MAKES = Clip
 
 
-def stage(params: Params) -> Stage:
+def stage(setup: Setup) -> Stage:
+    params = setup.table(reel.Params)
     return Stage(
         name="extract",
         version=VERSION,
         params=reel.stage_params(params),
-        makes=Clip,
+        makes=MAKES,
         process=partial(process, params=params),
         group=same_video,
         cost=seconds,
         reach=whole_video,
+        opens=partial(video_without_reel, params=params),
     )
 
 
@@ -42,7 +45,13 @@ def whole_video(scene: Scene) -> float:
     return float(scene.video.duration_s)
 
 
-def process(scene: Scene, store: Store, params: Params) -> Iterator[Clip]:
+def video_without_reel(scene: Scene, store: Store, params: reel.Params) -> Video | None:
+    """The scene's video, if its reel has to be made first."""
+    task_key = canonical.digest(reel.task(scene.video, params))
+    return scene.video if store.recall(task_key) is None else None
+
+
+def process(scene: Scene, store: Store, params: reel.Params) -> Iterator[Clip]:
     """Cut the scene's frames out of its video's reel. Raises BadData('too-few-frames') if some are
     not there.
     """

@@ -22,12 +22,14 @@ from pydantic import Field, model_validator
 
 from pipeline.core import canonical
 from pipeline.core.errors import BadData, RecipeError
-from pipeline.core.params import Seconds, Table
+from pipeline.core.params import Seconds, Setup, Table
 from pipeline.core.records import Scene, grid_index
 from pipeline.core.stage import Stage
 from pipeline.core.store import Store
+from pipeline.media import reel
 
 VERSION = 2
+MAKES = Scene
 MAX_TICKS_LOST = 2  # at the end of a scene; enough for any limits that can be kept at all
 
 
@@ -61,14 +63,22 @@ class Params(Table):
         return self
 
 
-def stage(params: Params, fps: Fraction) -> Stage:
+def stage(setup: Setup) -> Stage:
+    params, fps = setup.table(Params), setup.table(reel.Params).fps
     return Stage(
         name="filter",
         version=VERSION,
         params={"fps": canonical.plain(fps), **canonical.plain(params.model_dump())},
-        makes=Scene,
+        makes=MAKES,
         process=partial(process, params=params, fps=fps),
+        pure=always,
+        local=True,
     )
+
+
+def always(scene: Scene) -> bool:
+    """Every scene is judged anew: the arithmetic takes less time than a memo."""
+    return True
 
 
 def process(scene: Scene, store: Store, params: Params, fps: Fraction) -> Iterator[Scene | BadData]:

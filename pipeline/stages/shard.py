@@ -17,19 +17,22 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from pipeline.core import canonical
-from pipeline.core.params import Table
+from pipeline.core.files import replace_file
+from pipeline.core.params import Setup, Table
 from pipeline.core.records import Blob, Member, Pack, Sample, Shard, Split, public, source_of
 from pipeline.core.stage import Stage
 from pipeline.core.store import Store, link_or_copy
 from pipeline.media import encoders
 
 VERSION = 2
+MAKES = Shard
 FORMAT = 1
 NAME_BITS = 16  # of the order digest, in a shard's number
 BLOCK = tarfile.BLOCKSIZE
@@ -51,15 +54,16 @@ class Params(Table):
     )
 
 
-def stage() -> Stage:
+def stage(setup: Setup) -> Stage:
     return Stage(
         name="shard",
         version=VERSION,
         params={"format": FORMAT},
-        makes=Shard,
+        makes=MAKES,
         process=process,
         identity=identity,
         cost=seconds,
+        gather=partial(pack, params=setup.table(Params)),
     )
 
 
@@ -191,7 +195,6 @@ def members_of(sample: Sample) -> list[tuple[str, Blob]]:
 def metadata(sample: Sample) -> dict[str, Any]:
     """What KEY.json says."""
     clip, scene, source = sample.clip, sample.clip.scene, source_of(sample)
-    psnr_db = sample.round_trip_psnr_db
     return {
         "key": sample.key,
         "captions": list(source.captions),
@@ -211,8 +214,15 @@ def metadata(sample: Sample) -> dict[str, Any]:
             "time_base": canonical.plain(scene.time_base),
         },
         "crop": canonical.plain(clip.crop),
-        "scores": {} if psnr_db is None else {"round_trip_psnr_db": psnr_db},
+        "scores": _scores(sample),
     }
+
+
+def _scores(sample: Sample) -> dict[str, float]:
+    scores = dict(sample.clip.scores)
+    if sample.round_trip_psnr_db is not None:
+        scores["round_trip_psnr_db"] = sample.round_trip_psnr_db
+    return scores
 
 
 def metadata_bytes(sample: Sample) -> bytes:
@@ -365,9 +375,7 @@ def publish(folder: Path, shards: Sequence[Shard], index: bytes, store: Store) -
         link_or_copy(store.path(blob.sha256), beside)
         os.replace(beside, folder / name)
         beside.unlink(missing_ok=True)  # a rename onto another name of the same file does nothing
-    beside = folder / "index.json.tmp"
-    beside.write_bytes(index + b"\n")
-    os.replace(beside, folder / "index.json")
+    replace_file(path_of_index, index + b"\n")
     for path in folder.glob("*.tar*"):
         if path.name not in tars:
             path.unlink()

@@ -101,13 +101,13 @@ def test_unusual_video_becomes_a_clip(built: Built, name: str) -> None:
 
 @pytest.mark.parametrize(("name", "reason"), BAD.items())
 def test_a_bad_file_is_a_rejection_with_its_reason(built: Built, name: str, reason: str) -> None:
-    found = [
+    reasons = [
         line["rejection"]["reason"]
         for stage in ("1-download", "2-cut", "3-filter", "4-extract")
         for line in built.lines(stage)
         if "rejection" in line and str(line["rejection"]["key"]).split("-0")[0] == name
     ]
-    assert found == [reason]
+    assert reasons == [reason]
 
 
 def test_no_source_is_lost_between_clips_and_rejections(built: Built) -> None:

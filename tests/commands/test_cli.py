@@ -12,6 +12,8 @@ import pytest
 import typer.main
 
 from pipeline.__main__ import app
+from pipeline.commands.command import ExecutorName
+from pipeline.core import executors
 from tests.making.command import ROOT, Output, longtake, longtake_process
 
 DEMO = "manifests/demo.toml"
@@ -31,19 +33,23 @@ HEAVY = (
 
 # People's scripts know these: an option may be added, here too; none goes or changes its meaning
 # without a word in the CHANGELOG.
+WORK = ["--data", "--executor", "--workers", "--device"]
 COMMANDS = {
-    "build": ["recipe", "--until", "--data", "--executor", "--workers", "--device", "--keep-raw"],
-    "status": ["recipe", "--data", "--device"],
-    "plan": ["recipe", "--data", "--device"],
-    "retry": ["recipe", "--class", "--until", "--data", "--executor", "--workers", "--device"],
-    "rejections": ["recipe", "--data", "--device"],
+    "build": ["recipe", "--until", *WORK, "--keep-raw", "--relock", "--json"],
+    "retry": ["recipe", "--class", "--until", *WORK, "--json"],
+    "status": ["recipe", "--data", "--device", "--json"],
+    "plan": ["recipe", "--data", "--device", "--json"],
+    "rejections": ["recipe", "--data", "--device", "--json"],
     "show": ["recipe", "key", "--data", "--out", "--frames", "--device"],
-    "check": ["recipe"],
+    "check": ["recipe", "--json"],
+    "name": ["recipe"],
     "schema": [],
-    "reproduce": ["recipe", "--data", "--executor", "--workers", "--device"],
-    "verify": ["recipe", "--data", "--device", "--drop"],
-    "remove": ["recipe", "source", "--why", "--data", "--device"],
-    "gc": ["--data", "--dry-run"],
+    "refresh": ["recipe", "source", "--data", "--json"],
+    "remove": ["recipe", "source", "--why", "--data", "--device", "--json"],
+    "gc": ["--data", "--dry-run", "--json"],
+    "clean": ["recipe", "--data", "--json"],
+    "reproduce": ["recipe", *WORK, "--json"],
+    "verify": ["recipe", "--data", "--device", "--drop", "--json"],
     "card": ["recipe", "--out", "--with-shards"],
 }
 
@@ -57,17 +63,18 @@ def wrong(tmp_path: Path) -> Path:
 
 def test_the_commands_and_options_are_those_on_the_list() -> None:
     group = typer.main.get_command(app)
-    found = {
+    options = {
         name: [option.opts[0] for option in command.params]
         for name, command in group.commands.items()
     }  # type: ignore[attr-defined]
-    assert found == COMMANDS
+    assert options == COMMANDS
 
 
 def test_choices_and_defaults_are_those_the_makefile_relies_on() -> None:
     said = " ".join(longtake("build", "--help").stdout.split())
-    assert "<download|cut|filter|extract|encode|shard>" in said
+    assert "<expand|download|cut|filter|extract|encode|shard>" in said
     assert "<inline|processes|ray>" in said
+    assert tuple(ExecutorName) == executors.NAMES
     assert re.findall(r"\[default: (\w+)\]", said)[:3] == ["shard", "data", "processes"]
 
 
@@ -146,7 +153,7 @@ def test_a_wrong_recipe_typed_for_real_is_no_traceback(wrong: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "wanted"),
+    ("words", "pattern"),
     [
         (
             ["check", "manifests/dmo.toml"],
@@ -163,10 +170,10 @@ def test_a_wrong_recipe_typed_for_real_is_no_traceback(wrong: Path) -> None:
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )
-def test_a_wrong_command_exits_2_and_says_what_is_wrong(words: list[str], wanted: str) -> None:
+def test_a_wrong_command_exits_2_and_says_what_is_wrong(words: list[str], pattern: str) -> None:
     said = longtake(*words)
     assert said.returncode == 2
-    assert re.search(wanted, said.stderr)
+    assert re.search(pattern, said.stderr)
     assert "Traceback" not in said.stderr + said.stdout
 
 

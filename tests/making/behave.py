@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
+from pipeline.core import executors
 from pipeline.core.errors import BadData, Unavailable
 from pipeline.core.records import Source
 from pipeline.core.stage import Outcome, Stage
@@ -31,6 +32,13 @@ def behave(source: Source, store: Store) -> Iterator[Outcome]:
             os.kill(os.getpid(), signal.SIGSEGV)
         case "sleep":
             time.sleep(600)
+        case "meet":  # end only once another worker is at work beside this one
+            folder = store.root / "met"
+            folder.mkdir(exist_ok=True)
+            (folder / source.key).touch()
+            while len(list(folder.iterdir())) < 2:
+                time.sleep(0.01)
+            yield replace(source, license=os.environ[executors.WORKER_INDEX])
         case "many":
             yield replace(source, key=f"{source.key}-a", license="A")
             yield replace(source, key=f"{source.key}-b", license="B")

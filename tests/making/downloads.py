@@ -7,12 +7,14 @@ from pathlib import Path
 
 from pipeline.core.executors import Inline
 from pipeline.core.manifest import Manifest
+from pipeline.core.params import Setup
 from pipeline.core.records import Source
 from pipeline.core.stage import Progress, run_stage
 from pipeline.core.store import Store
-from pipeline.stages import download
+from pipeline.media import fetch
+from pipeline.stages import download, expand
 
-PARAMS = download.Params(attempts=3)
+PARAMS = fetch.Params(attempts=3)
 
 
 def download_all(sources: list[Source], store: Store, folder: Path) -> Manifest:
@@ -20,10 +22,10 @@ def download_all(sources: list[Source], store: Store, folder: Path) -> Manifest:
     to the folder.
     """
     expanded, _ = run_stage(
-        download.expand_stage(PARAMS, folder), sources, store, Inline(), Progress()
+        expand.stage(Setup((PARAMS,), folder)), sources, store, Inline(), Progress()
     )
     manifest, _ = run_stage(
-        download.stage(PARAMS, folder), expanded.records, store, Inline(), Progress()
+        download.stage(Setup((PARAMS,), folder)), expanded.records, store, Inline(), Progress()
     )
     return replace(
         manifest,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.core.executors import Inline
+from pipeline.core.params import Setup
 from pipeline.core.records import Blob, Clip, Crop, Sample, Scene, Shard
 from pipeline.core.stage import Progress, run_stage
 from pipeline.core.store import Store
@@ -67,7 +68,9 @@ def sample_of(
 
 
 def pack(store: Store, samples: Sequence[Sample], params: Params) -> list[Shard]:
-    manifest, _ = run_stage(shard.stage(), shard.pack(samples, params), store, Inline(), Progress())
+    manifest, _ = run_stage(
+        shard.stage(Setup((params,))), shard.pack(samples, params), store, Inline(), Progress()
+    )
     return [record for record in manifest.records if isinstance(record, Shard)]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.core.executors import Inline
+from pipeline.core.params import Setup
 from pipeline.core.records import Clip, Scene, Video
 from pipeline.core.stage import Progress, run_stage
 from pipeline.core.store import Store
@@ -29,7 +30,8 @@ HARD = (
 
 
 def scenes_of(record: Video, store: Store, params: detectors.Options) -> list[Scene]:
-    manifest, _ = run_stage(cut.stage(params, SMALL), [record], store, Inline(), Progress())
+    setup = Setup((params, SMALL))
+    manifest, _ = run_stage(cut.stage(setup), [record], store, Inline(), Progress())
     return [scene for scene in manifest.records if isinstance(scene, Scene)]
 
 
@@ -123,7 +125,7 @@ def test_cut_and_extract_decode_a_video_once(
     frames = video.frames
     monkeypatch.setattr(video, "frames", lambda *args: decoded.append(args) or frames(*args))
     scenes = scenes_of(video_of(film(footage.joined, (2.0, 3.6), 6)), store, detectors.DEFAULT)
-    manifest, _ = run_stage(extract.stage(SMALL), scenes, store, Inline(), Progress())
+    manifest, _ = run_stage(extract.stage(Setup((SMALL,))), scenes, store, Inline(), Progress())
     assert len(decoded) == 1
     clips = [record for record in manifest.records if isinstance(record, Clip)]
     assert [clip.num_frames for clip in clips] == [20, 16, 24]
@@ -135,7 +137,7 @@ def test_another_size_decodes_once_more_and_finds_the_same_frames(
 ) -> None:
     scenes = scenes_of(video_of(film(footage.joined, (2.0, 3.6), 6)), store, detectors.DEFAULT)
     manifest, _ = run_stage(
-        extract.stage(reel.Params(size=128)), scenes, store, Inline(), Progress()
+        extract.stage(Setup((reel.Params(size=128),))), scenes, store, Inline(), Progress()
     )
     assert [record.num_frames for record in manifest.records if isinstance(record, Clip)] == [
         20,
@@ -149,7 +151,7 @@ def test_a_scene_its_reel_does_not_hold_is_rejected(
 ) -> None:
     [scene] = scenes_of(video_of(film(footage.plain, 2)), store, detectors.Whole())
     longer = replace(scene, end_pts=2 * scene.end_pts)
-    manifest, _ = run_stage(extract.stage(SMALL), [longer], store, Inline(), Progress())
+    manifest, _ = run_stage(extract.stage(Setup((SMALL,))), [longer], store, Inline(), Progress())
     assert [(rejection.reason, rejection.detail) for rejection in manifest.rejections] == [
         ("too-few-frames", "40 frames promised by the time stamps, 20 decoded")
     ]

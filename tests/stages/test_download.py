@@ -20,11 +20,12 @@ from pipeline.core.canonical import file_digest
 from pipeline.core.errors import BadData, Stopped
 from pipeline.core.executors import Inline
 from pipeline.core.manifest import Manifest
+from pipeline.core.params import Setup
 from pipeline.core.records import Source
 from pipeline.core.stage import Progress, run_stage
 from pipeline.core.store import Store
 from pipeline.media import fetch, refusals
-from pipeline.stages import download
+from pipeline.stages import download, expand
 from tests.making import footage
 from tests.making.downloads import PARAMS, download_all
 from tests.making.serving import content, serving, status
@@ -211,7 +212,7 @@ def test_a_playlist_is_expanded_to_one_source_per_video(
     monkeypatch.setattr(fetch, "entries", lambda *_: listed)
     source = Source("show", "https://example.org/playlist", captions=("a show",))
     manifest, _ = run_stage(
-        download.expand_stage(PARAMS, tmp_path), [source], store, Inline(), Progress()
+        expand.stage(Setup((PARAMS,), tmp_path)), [source], store, Inline(), Progress()
     )
     assert [(record.key, record.uri) for record in manifest.records] == [
         ("show-v1", listed[0][1]),
@@ -471,7 +472,7 @@ def test_a_download_that_takes_too_long_is_unavailable_not_bad(
         def map(self, work: object, batches: list[Batch]) -> object:  # type: ignore[override]
             return ((batch, Lost("timed-out", "no result within 1 s")) for batch in batches)
 
-    stage = download.stage(PARAMS, tmp_path)
+    stage = download.stage(Setup((PARAMS,), tmp_path))
     for _ in range(2):
         manifest, cached = run_stage(
             stage, [Source("a", "https://example.org/a.mp4")], store, Slow(), Progress()

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.core import canonical
 from pipeline.core.executors import Inline
+from pipeline.core.params import Setup
 from pipeline.core.records import Clip, Sample, Scene, Video
 from pipeline.core.stage import Progress, run_stage
 from pipeline.core.store import Store
@@ -32,7 +33,7 @@ def clip(store: Store, video_of: Callable[..., Video], film: Callable[..., Path]
 
 
 def encoded(clip: Clip, store: Store, params: encode.Params) -> Sample:
-    stage = encode.stage(params, encode.find_encoders(params, Path()), "cpu")
+    stage = encode.stage(Setup((params,), device="cpu"))
     [sample] = run_stage(stage, [clip], store, Inline(), Progress())[0].records
     assert isinstance(sample, Sample)
     return sample
@@ -72,9 +73,7 @@ def test_a_measured_round_trip_is_not_measured_again(
         raise AssertionError("the clip is decoded back again")
 
     first = encoded(clip, store, MEASURED)
-    store.forget(
-        encode.stage(MEASURED, encode.find_encoders(MEASURED, Path()), "cpu").task_key(clip)
-    )
+    store.forget(encode.stage(Setup((MEASURED,), device="cpu")).task_key(clip))
     monkeypatch.setattr(encode, "round_trip", never)
     assert encoded(clip, store, MEASURED) == first
 

@@ -9,9 +9,11 @@ from pydantic import ValidationError
 
 from pipeline.core.errors import BadData, RecipeError
 from pipeline.core.executors import Inline
+from pipeline.core.params import Setup
 from pipeline.core.records import Scene
 from pipeline.core.stage import Progress, run_stage
 from pipeline.core.store import Store
+from pipeline.media import reel
 from pipeline.stages import filter as filtering
 from pipeline.stages.filter import Params, process, stage, takes
 
@@ -158,7 +160,7 @@ def test_a_four_hour_drive_becomes_takes_with_keys_of_their_own(
 ) -> None:
     drive = new_scene(0, 4 * 3600 * 1000)
     manifest, _ = run_stage(
-        stage(Params(max_frames=600), FPS), [drive], store, Inline(), Progress()
+        stage(Setup((Params(max_frames=600), reel.Params()))), [drive], store, Inline(), Progress()
     )
     assert len(manifest.records) == 240
     assert manifest.records[0].key == "film-0000-000"
@@ -200,7 +202,9 @@ def test_trimming_comes_before_judging_and_splitting(
 
 def test_every_short_scene_is_counted(store: Store, new_scene: Callable[..., Scene]) -> None:
     scenes = [new_scene(0, length, key=f"film-{length}") for length in (9_000, 11_000, 500)]
-    manifest, _ = run_stage(stage(Params(), FPS), scenes, store, Inline(), Progress())
+    manifest, _ = run_stage(
+        stage(Setup((Params(), reel.Params()))), scenes, store, Inline(), Progress()
+    )
     assert [record.key for record in manifest.records] == ["film-11000"]
     assert manifest.reasons == {"too-few-frames": 2}
 
@@ -213,7 +217,8 @@ def test_parameters_that_contradict_each_other_are_refused() -> None:
 def test_another_fps_is_another_task(new_scene: Callable[..., Scene]) -> None:
     scene = new_scene(0, 10_000)
     keys = {
-        stage(Params(), fps).task_key(scene) for fps in (FPS, Fraction(24), Fraction(10000, 1000))
+        stage(Setup((Params(), reel.Params(fps=fps)))).task_key(scene)
+        for fps in (FPS, Fraction(24), Fraction(10000, 1000))
     }
     assert len(keys) == 2
-    assert stage(Params(), FPS).version == filtering.VERSION
+    assert stage(Setup((Params(), reel.Params()))).version == filtering.VERSION

@@ -22,8 +22,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.core import canonical
+from pipeline.core.params import Setup
 from pipeline.core.records import Blob, Sample
 from pipeline.core.store import Store
+from pipeline.media import reel
 from pipeline.stages import extract, shard
 from pipeline.stages.shard import BLOCK, Params
 from tests.making.samples import SIZE, Arrays, NewScene, arrays_of, pack, publish, sample_of
@@ -368,7 +370,7 @@ def test_the_worked_example_of_a_task_key_is_true(new_scene: NewScene) -> None:
         blob=Blob(json.loads(line)[3]["video"]["video"], 1),
         source=replace(scene.video.source, start_s=None),
     )
-    key = extract.stage(extract.Params(fps=Fraction(10), size=256)).task_key(
+    key = extract.stage(Setup((reel.Params(fps=Fraction(10), size=256),))).task_key(
         replace(scene, video=video)
     )
     assert hashlib.sha256(line.encode()).hexdigest() == key
