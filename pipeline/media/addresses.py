@@ -31,11 +31,13 @@ def identity(source: Source, folder: Path) -> object:
 
 def matches(uri: str, folder: Path) -> list[Path]:
     """Files a `file:` address means, sorted; a relative one begins at the recipe's folder."""
-    name = re.sub(r"^file:(//)?", "", uri)
-    paths = [os.path.join(folder, name)]
-    if glob.has_magic(name) and not os.path.exists(paths[0]):
-        pattern = os.path.join(glob.escape(str(folder)), name)
-        paths = glob.glob(pattern, recursive=True)
+    pattern = re.sub(r"^file:(//)?", "", uri)
+    path = os.path.join(folder, pattern)
+    # a file whose name holds brackets or stars is meant as it is
+    if os.path.exists(path) or not glob.has_magic(pattern):
+        paths = [path]
+    else:
+        paths = glob.glob(os.path.join(glob.escape(str(folder)), pattern), recursive=True)
     return sorted(Path(path) for path in paths if os.path.isfile(path))
 
 
@@ -61,10 +63,12 @@ def stamp(path: Path) -> list[Any]:
 
 def unique(names: Sequence[str]) -> list[str]:
     """Names fit for keys: letters, digits, - and _; what is no longer unique then gets a digest."""
-    plain = [re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:80] for name in names]
-    twice = {name for name, count in Counter(plain).items() if count > 1}
-    digests = [
-        hashlib.sha256(f"{index}/{name}".encode()).hexdigest()[:8]
-        for index, name in enumerate(names)
-    ]
-    return [f"{short}-{digests[i]}" if short in twice else short for i, short in enumerate(plain)]
+    short = [re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:80] for name in names]
+    counts = Counter(short)
+    keys: list[str] = []
+    for index, name in enumerate(names):
+        key = short[index]
+        if counts[key] > 1:
+            key += "-" + hashlib.sha256(f"{index}/{name}".encode()).hexdigest()[:8]
+        keys.append(key)
+    return keys
