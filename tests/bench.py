@@ -42,13 +42,14 @@ from pipeline.core.store import Store
 from pipeline.dataset import build
 from pipeline.dataset import recipe as recipes
 from pipeline.media import detectors, encoders, fetch, reel, video
+from pipeline.media.detectors import scdet, whole
 from pipeline.stages import cut, encode, extract, shard
 from pipeline.stages import filter as filter_stage
 from tests import bench_training
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 DETECTORS: tuple[detectors.Options, ...] = tuple(
-    {params.detector: params for params in (detectors.DEFAULT, detectors.Scdet())}.values()
+    {params.detector: params for params in (detectors.DEFAULT, scdet.Scdet())}.values()
 )
 LATENTS = (100, 4, 64, 64)  # f c h w of a stored sample
 SECTIONS = {
@@ -286,7 +287,7 @@ def cut_and_extract(
         for _ in range(repeats):
             program = cost_of(ffmpeg_decode, path).cpu_s
             floors = [cost_of(bare_decode, path).cpu_s]
-            frames = cost_of(look, path, facts, detectors.Whole()).cpu_s
+            frames = cost_of(look, path, facts, whole.Whole()).cpu_s
             for detector in DETECTORS:
                 looked = cost_of(look, path, facts, detector).cpu_s
                 with fresh(scratch) as store:
@@ -429,9 +430,7 @@ def encoding(path: Path, scratch: Path, repeats: int, size: int = 256) -> list[R
         Row(f"encode, {size} x {size}, tiny: time in the VAE", "CPU s", "the stage", (">=", 0.95))
     )
     with fresh(scratch) as store:
-        clips, _ = make_clips(
-            take_in(path, store), store, detectors.Scdet(), reel.Params(size=size)
-        )
+        clips, _ = make_clips(take_in(path, store), store, scdet.Scdet(), reel.Params(size=size))
         files = [store.path(clip.blob.sha256) for clip in clips]
         frames = sum(clip.num_frames for clip in clips)
         vae = encoders.load_vae(found.vae_folder, params.precision, "cpu")

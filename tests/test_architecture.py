@@ -34,7 +34,7 @@ LIGHT = ("errors", "frames", "presets", "__main__")
 HEAVY = {"torch", "diffusers", "numpy", "einops", "av", "PIL", "accelerate", "transformers"}
 DECODERS = {"av", "decord"}
 TORCH = {"torch", "diffusers", "open_clip"}
-MAY_USE_DECODERS = {"video", "reel"}
+MAY_USE_DECODERS = {"video", "reel", "train_vae"}
 MAY_USE_TORCH = {"encoders", "make_clip", "train_vae"}
 PICKLES = {"pickle", "cloudpickle", "dill", "shelve", "joblib"}
 

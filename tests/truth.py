@@ -27,6 +27,7 @@ import imageio_ffmpeg
 
 from pipeline.core.store import Store
 from pipeline.media import detectors, fetch, video
+from pipeline.media.detectors import pyscenedetect, scdet
 from pipeline.stages import cut
 
 Kind = Literal["hard", "fade", "dissolve"]
@@ -350,17 +351,20 @@ def candidates() -> list[detectors.Options]:
     usual: dict[str, Any] = {"adaptive_threshold": 3.0, "min_content_val": 15.0, "window_width": 2}
     broad: dict[str, Any] = {"adaptive_threshold": 2.5, "min_content_val": 10.0, "window_width": 12}
     rows: list[detectors.Options] = [
-        *(detectors.Adaptive(**usual, width=width) for width in (96, 160, 256)),
-        *(detectors.Adaptive(**broad, width=width) for width in (96, 160)),
-        detectors.Adaptive(**{**usual, "adaptive_threshold": 2.0}, width=160),
-        detectors.Adaptive(**{**usual, "window_width": 12}, width=160),
-        detectors.Adaptive(**{**broad, "min_content_val": 5.0}, width=160),
-        detectors.Adaptive(**{**broad, "adaptive_threshold": 2.0}, width=160),
-        *(detectors.Content(threshold=threshold, width=160) for threshold in (27.0, 20.0, 14.0)),
-        detectors.Histogram(threshold=0.2, width=160),
-        detectors.Hash(threshold=0.35, width=160),
-        *(detectors.Threshold(threshold=threshold, width=160) for threshold in (12.0, 8.0)),
-        *(detectors.Scdet(threshold=threshold) for threshold in (8.0, 10.0)),
+        *(pyscenedetect.Adaptive(**usual, width=width) for width in (96, 160, 256)),
+        *(pyscenedetect.Adaptive(**broad, width=width) for width in (96, 160)),
+        pyscenedetect.Adaptive(**{**usual, "adaptive_threshold": 2.0}, width=160),
+        pyscenedetect.Adaptive(**{**usual, "window_width": 12}, width=160),
+        pyscenedetect.Adaptive(**{**broad, "min_content_val": 5.0}, width=160),
+        pyscenedetect.Adaptive(**{**broad, "adaptive_threshold": 2.0}, width=160),
+        *(
+            pyscenedetect.Content(threshold=threshold, width=160)
+            for threshold in (27.0, 20.0, 14.0)
+        ),
+        pyscenedetect.Histogram(threshold=0.2, width=160),
+        pyscenedetect.Hash(threshold=0.35, width=160),
+        *(pyscenedetect.Threshold(threshold=threshold, width=160) for threshold in (12.0, 8.0)),
+        *(scdet.Scdet(threshold=threshold) for threshold in (8.0, 10.0)),
     ]
     return rows if detectors.DEFAULT in rows else [detectors.DEFAULT, *rows]
 

@@ -1,10 +1,10 @@
 """What can go wrong, by what is done about it.
 
 LongtakeError
-├── RecipeError    the recipe is wrong: stop before any work, name file, field, value, what is allowed
+├── RecipeError    the recipe is wrong: stop before any work, name file, field and value
 ├── BadData        the bytes are bad: a Rejection, remembered, counted, the build goes on
 ├── Unavailable    the world said no (404, 429, network): retried, counted, never remembered
-├── Stopped        the world stops the build (disk full, lock held, no such model): fix it, run again
+├── Stopped        the world stops the build (disk full, no such model): fix it, run again
 │   └── Damaged    a file of ours has changed on disk: remove it, or `verify`, and build again
 └── Bug            ours: stop with the key of the record that found it
 """

@@ -72,14 +72,14 @@ class Manifest:
     def __post_init__(self) -> None:
         out = len(self.records) + len(self.rejections)
         if self.num_in + self.num_split != out:
-            raise AssertionError(
-                f"stage '{self.stage}' lost records: {self.num_in} in + {self.num_split} split != {out} out and rejected"
-            )
+            sums = f"{self.num_in} in + {self.num_split} split != {out} out and rejected"
+            raise AssertionError(f"stage '{self.stage}' lost records: {sums}")
         keys = [record.key for record in self.records]
         if len(set(keys)) != len(keys):
             twice = [key for key, count in Counter(keys).items() if count > 1]
             raise RecipeError(
-                f"the key '{twice[0]}' would stand for two records: give one of their sources another id"
+                f"the key '{twice[0]}' would stand for two records: "
+                "give one of their sources another id"
             )
 
     @property
@@ -146,14 +146,14 @@ def lines_of(name: str, content: bytes) -> list[dict[str, Any]]:
     """The lines of a manifest or a lock, each checked. Raises Damaged with the line and what it
     seems to be about.
     """
-    found = []
+    lines = []
     for number, line in enumerate(content.splitlines(), 1):
         try:
-            found.append(canonical.unseal(line))
+            lines.append(canonical.unseal(line))
         except ValueError as error:
             key = re.search(rb'"key":"([A-Za-z0-9_-]+)"', line)
             about = f" (about '{key[1].decode()}')" if key else ""
             raise Damaged(f"{name}: line {number}{about} is damaged: {error}") from error
-    if not found:
+    if not lines:
         raise Damaged(f"{name} is empty")
-    return found
+    return lines

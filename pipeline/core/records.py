@@ -41,8 +41,8 @@ class Source:
     format: str | None = None  # the downloader's format, where a lock names it
 
     def identity(self) -> object:
-        wanted = {"uri": self.uri, "sha256": self.sha256}
-        return {**wanted, "format": self.format} if self.format else wanted
+        address = {"uri": self.uri, "sha256": self.sha256}
+        return {**address, "format": self.format} if self.format else address
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,10 +69,10 @@ class Stage:
     A `pure` record is computed anew each time and never remembered: its outputs follow from the
     record, and from names of files, in less time than a memo takes to read.
     A task is `light` if all that is costly in it is remembered already: it counts as no work.
-    Records of one `group` go to one worker, in order. Groups are joined up to `join_s` of cost where
-    `prepare` gains by it.
-    `cost` is in seconds of video, `reach` is what a record may have to decode besides, and `timeout`
-    turns the sum of both into seconds. A time-out is unavailable, not bad, in a stage that
+    Records of one `group` go to one worker, in order. Groups are joined up to `join_s` of cost
+    where `prepare` gains by it.
+    `cost` is in seconds of video, `reach` is what a record may have to decode besides, and
+    `timeout` turns the sum of both into seconds. A time-out is unavailable, not bad, in a stage that
     `waits_on_world`. A `local` stage runs in this process and never on a cluster.
     `num_gpus` (on this machine; 0 to run without) is asked only when there is work, because the
     answer takes an import of torch.
@@ -227,7 +227,7 @@ def _diagnosed(error: Exception, name: str, record: Record, store: Store) -> Exc
 
 
 def bad(reason: str, detail: str, tries: int = 1) -> dict[str, Any]:
-    """A rejection as a memo holds it. When and how often are for people: no manifest repeats them."""
+    """A rejection as a memo holds it. When and how often are for people: no manifest has them."""
     return {"bad": reason, "detail": printable(detail), "at": now(), "tries": tries}
 
 

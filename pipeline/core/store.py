@@ -2,10 +2,10 @@
 things.
 
     blobs/ab/abcd...     bytes, named by their sha256
-    memos/12/1234...     what a task gave: records without their parents, or rejections; and what it was done to
-    failures/56/5678...  why a task could not be done, since when and how often it was tried; gone once it is
-    released/abcd...     blobs let go on purpose (raw videos, `--keep-raw no`): memos that name them still count
-    unfinished/NAME      builds that have begun and not ended: what they remembered since then is not swept
+    memos/12/1234...     what a task gave (records without parents, or rejections), and of what
+    failures/56/5678...  why a task could not be done, since when, after how many tries
+    released/abcd...     blobs let go on purpose (`--keep-raw no`): memos that name them still count
+    unfinished/NAME      builds that have begun and not ended: `gc` leaves their work alone
     partial/TASK/        downloads under way, resumed by the next run
     tmp/                 files being written; emptied when a build starts
 
@@ -78,7 +78,8 @@ class Store:
             return error
         free = shutil.disk_usage(self.root).free
         return Stopped(
-            f"disk full: {self.root} has {free / 1e6:.0f} MB left; free some space and run the same command"
+            f"disk full: {self.root} has {free / 1e6:.0f} MB left; "
+            "free some space and run the same command"
         )
 
     def partial(self, task_key: str) -> Path:
@@ -150,8 +151,8 @@ class Store:
     def memo(self, task_key: str) -> Memo | None:
         """What is written of a task, be its blobs there or not; None if it cannot be read."""
         try:
-            found = canonical.unseal(self.memo_path(task_key).read_bytes())
-            return Memo(task_key, found["outputs"], found.get("of"))
+            memo = canonical.unseal(self.memo_path(task_key).read_bytes())
+            return Memo(task_key, memo["outputs"], memo.get("of"))
         except (FileNotFoundError, ValueError, KeyError):
             return None
 
@@ -194,14 +195,14 @@ class Store:
         tries again.
         """
         before = self.failure(task_key) or {"first": now(), "tries": 0}
-        noted = {
+        note = {
             "cause": cause,
             "detail": detail,
             "first": before["first"],
             "last": now(),
             "tries": before["tries"] + tries,
         }
-        self._write(self._failure(task_key), noted)
+        self._write(self._failure(task_key), note)
 
     def released(self, blob: Blob) -> bool:
         return (self.root / "released" / blob.sha256).exists()
@@ -228,11 +229,11 @@ class Store:
     def once(self, task: object, make: Callable[[], object]) -> Any:
         """The remembered result of `task` as plain JSON, or what `make` returns, remembered."""
         task_key = canonical.digest(task)
-        found = self.recall(task_key)
-        if found is None:
-            found = canonical.plain(make())
-            self.remember(task_key, found, task)
-        return found
+        outputs = self.recall(task_key)
+        if outputs is None:
+            outputs = canonical.plain(make())
+            self.remember(task_key, outputs, task)
+        return outputs
 
     def memos(self) -> Iterator[Path]:
         """The file of every memo, named by its task key."""

@@ -68,8 +68,8 @@ def build(
     raws: RawVideos | None = None,
     relock: bool = False,
 ) -> Iterator[Step]:
-    """Do what is missing up to the stage `last`, and write the outputs and the lock. Raises Stopped,
-    Bug or RecipeError.
+    """Do what is missing up to the stage `last`, and write the outputs and the lock. Raises
+    Stopped, Bug or RecipeError.
 
     With `classes`, of what failed before only those are tried again. With `raws`, raw videos go as
     soon as their clips are there and verified. With `relock`, a published lock is replaced.
@@ -77,7 +77,8 @@ def build(
     names = until(last)
     if last == NAMES[-1] and not os.access(loaded.folder, os.W_OK):
         raise Stopped(
-            f"cannot write a lock beside {loaded.path}: copy the recipe to a folder you may write to"
+            f"cannot write a lock beside {loaded.path}: "
+            "copy the recipe to a folder you may write to"
         )
     if "encode" in names:
         ready(loaded, device)

@@ -132,7 +132,7 @@ def runner(
     """A visit that runs what is missing of a stage; with `classes`, of what failed before only
     those are tried again.
 
-    Raw videos that were released and are needed are fetched first, by the download stage `fetching`.
+    Raw videos that were released and are needed are fetched first, by the stage `fetching`.
     """
 
     def visit(stage: Stage, records: Sequence[Record]) -> Step:

@@ -64,8 +64,9 @@ def _allowed_keys(location: Location, detector: str | None, recipe_type: type[Ta
         options = detectors.options_of(detector or "") or detectors.Options
         return sorted(options.model_fields)
     table = recipe_type.model_fields[location[0]].annotation
-    is_table = isinstance(table, type) and issubclass(table, Table)
-    return sorted(table.model_fields) if is_table else []
+    if isinstance(table, type) and issubclass(table, Table):
+        return sorted(table.model_fields)
+    return []
 
 
 def line_of(text: str, location: Location) -> int:

@@ -2,8 +2,8 @@
 
 A worker takes all sources of one address, or of one wheel, through the stages up to `extract` by
 itself; so the disk holds the raw videos of as many addresses as there are workers. The build then
-walks the chain as always and finds everything remembered. The price: every clip is decoded once more
-to be sure of it, and later changes of detector, rate or size fetch the raw videos again.
+walks the chain as always and finds everything remembered. The price: every clip is decoded once
+more to be sure of it, and later changes of detector, rate or size fetch the raw videos again.
 """
 
 from __future__ import annotations

@@ -44,10 +44,10 @@ def path_of(store: Store) -> Path:
 def read(store: Store) -> dict[str, Rate]:
     """All rates, by `name_of`; none if the file is not there or not whole."""
     try:
-        found = canonical.unseal(path_of(store).read_bytes())["rates"]
+        table = canonical.unseal(path_of(store).read_bytes())["rates"]
         rates = {
-            str(name): Rate(float(one["video_s"]), float(one["worker_s"]))
-            for name, one in found.items()
+            str(name): Rate(float(row["video_s"]), float(row["worker_s"]))
+            for name, row in table.items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
@@ -60,7 +60,8 @@ def name_of(stage: str, params: Mapping[str, Any], size: int, fps: Fraction) -> 
     """
     if stage != "encode":
         return stage
-    return f"encode {canonical.digest([params['vae'], params['clip'], params['precision'], size, fps])[:12]}"
+    what = [params["vae"], params["clip"], params["precision"], size, fps]
+    return f"encode {canonical.digest(what)[:12]}"
 
 
 def note(store: Store, name: str, took: Rate) -> None:

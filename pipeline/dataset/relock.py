@@ -10,7 +10,6 @@ rule, and docs/lock.md says it to people.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +17,7 @@ from pipeline.core.errors import LongtakeError
 from pipeline.core.manifest import Manifest
 from pipeline.core.store import Store
 from pipeline.dataset import lock
-from pipeline.dataset.likeness import Likeness, compare_locks, sentence_of
+from pipeline.dataset.likeness import compare_locks, sentence_of
 from pipeline.dataset.lock import Lock
 from pipeline.dataset.recipe import Loaded
 
@@ -27,52 +26,36 @@ Why = Literal["forced", "none", "recipe", "stages", "own", "incomplete", "publis
 WRITES: frozenset[Why] = frozenset({"forced", "none", "recipe", "stages", "own"})
 
 
-@dataclass(frozen=True)
-class Decision:
-    """Why the lock beside the recipe is written or stays. Where it stays, `likeness` says how alike
-    the build and that lock are.
-    """
-
-    why: Why
-    likeness: Likeness | None = None
-
-    @property
-    def writes(self) -> bool:
-        return self.why in WRITES
-
-
-def decide(locked: Lock | None, new: Lock, is_own: bool, incomplete: bool, force: bool) -> Decision:
-    """Whether `new`, the lock of what was just built, replaces `locked`, the one that is there.
+def decide(locked: Lock | None, new: Lock, is_own: bool, incomplete: bool, force: bool) -> Why:
+    """Whether `new`, the lock of what was just built, replaces `locked`, the one that is there: a
+    reason of `WRITES`, or one to leave it.
 
     `is_own`: `locked` was written from this data folder. `incomplete`: something was unavailable
     this time. `force`: the person said `--relock`.
     """
     if force:
-        return Decision("forced")
+        return "forced"
     if locked is None:
-        return Decision("none")
+        return "none"
     is_same_recipe = locked.header["recipe"] == new.header["recipe"]
     loses_samples = not locked.samples.keys() <= new.samples.keys()
     if is_same_recipe and incomplete and loses_samples:
-        return Decision("incomplete", compare_locks(locked, new))
+        return "incomplete"
     if not is_same_recipe:
-        return Decision("recipe")
+        return "recipe"
     if not _have_same_stages(locked, new):
-        return Decision("stages")
-    if is_own:
-        return Decision("own")
-    return Decision("published", compare_locks(locked, new))
+        return "stages"
+    return "own" if is_own else "published"
 
 
-def _have_same_stages(one: Lock, other: Lock) -> bool:
+def _have_same_stages(locked: Lock, new: Lock) -> bool:
     """Whether the stages that both locks know have the same versions and parameters."""
-    names = one.header["stages"].keys() & other.header["stages"].keys()
-    facts = ("version", "params")
-    return one.header["packing"] == other.header["packing"] and all(
-        one.header["stages"][name][fact] == other.header["stages"][name][fact]
-        for name in names
-        for fact in facts
-    )
+    before, now = locked.header["stages"], new.header["stages"]
+    for name in before.keys() & now.keys():
+        for fact in ("version", "params"):
+            if before[name][fact] != now[name][fact]:
+                return False
+    return bool(locked.header["packing"] == new.header["packing"])
 
 
 def write_lock(
@@ -82,21 +65,22 @@ def write_lock(
     store: Store,
     incomplete: bool,
     force: bool,
-) -> Decision:
+) -> Why:
     """Write the lock of a finished build: beside its recipe if the rule says so, and into the
     dataset's folder, `data/NAME`.
     """
     before = own_lock(folder)
     new = lock_of(loaded, manifests, store, before.probes if before else {})
     locked = _read_or_none(lock.path_of(loaded.path))
-    decision = decide(locked, new, locked is not None and locked == before, incomplete, force)
-    if decision.writes:
+    is_own = locked is not None and locked == before
+    why = decide(locked, new, is_own, incomplete, force)
+    if why in WRITES:
         lock.write(new, loaded.path)
-    if decision.why != "incomplete":
+    if why != "incomplete":
         # Last. A build broken off before this finds beside the recipe the lock it would write,
         # which then is its own.
         lock.write_file(new, folder / OWN)
-    return decision
+    return why
 
 
 def keep_lock(loaded: Loaded, manifests: Sequence[Manifest], folder: Path, store: Store) -> None:

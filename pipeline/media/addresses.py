@@ -31,29 +31,28 @@ def identity(source: Source, folder: Path) -> object:
 
 def matches(uri: str, folder: Path) -> list[Path]:
     """Files a `file:` address means, sorted; a relative one begins at the recipe's folder."""
-    wanted = re.sub(r"^file:(//)?", "", uri)
-    path = os.path.join(folder, wanted)
-    literal = os.path.exists(path) or not glob.has_magic(wanted)
-    found = (
-        [path]
-        if literal
-        else glob.glob(os.path.join(glob.escape(str(folder)), wanted), recursive=True)
-    )
-    return sorted(Path(path) for path in found if os.path.isfile(path))
+    pattern = re.sub(r"^file:(//)?", "", uri)
+    path = os.path.join(folder, pattern)
+    # a file whose name holds brackets or stars is meant as it is
+    if os.path.exists(path) or not glob.has_magic(pattern):
+        paths = [path]
+    else:
+        paths = glob.glob(os.path.join(glob.escape(str(folder)), pattern), recursive=True)
+    return sorted(Path(path) for path in paths if os.path.isfile(path))
 
 
 def path_in_recipe(path: Path, folder: Path) -> str:
     """The path as a recipe would write it: relative to the recipe where that is possible. Raises
     RecipeError if it is not UTF-8.
     """
-    written = os.path.relpath(path, folder) if path.is_relative_to(folder) else str(path)
+    name = os.path.relpath(path, folder) if path.is_relative_to(folder) else str(path)
     try:
-        written.encode()
+        name.encode()
     except UnicodeEncodeError as error:
         raise RecipeError(
-            f"the file {written!a}: its name is not UTF-8, as every address is; rename it"
+            f"the file {name!a}: its name is not UTF-8, as every address is; rename it"
         ) from error
-    return written
+    return name
 
 
 def stamp(path: Path) -> list[Any]:
@@ -64,10 +63,12 @@ def stamp(path: Path) -> list[Any]:
 
 def unique(names: Sequence[str]) -> list[str]:
     """Names fit for keys: letters, digits, - and _; what is no longer unique then gets a digest."""
-    plain = [re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:80] for name in names]
-    twice = {name for name, count in Counter(plain).items() if count > 1}
-    digests = [
-        hashlib.sha256(f"{index}/{name}".encode()).hexdigest()[:8]
-        for index, name in enumerate(names)
-    ]
-    return [f"{short}-{digests[i]}" if short in twice else short for i, short in enumerate(plain)]
+    short = [re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:80] for name in names]
+    counts = Counter(short)
+    keys: list[str] = []
+    for index, name in enumerate(names):
+        key = short[index]
+        if counts[key] > 1:
+            key += "-" + hashlib.sha256(f"{index}/{name}".encode()).hexdigest()[:8]
+        keys.append(key)
+    return keys

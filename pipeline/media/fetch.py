@@ -55,7 +55,8 @@ class Params(Table):
 
     format: str = Field(
         default="bv*[height<=?1080]/b",
-        description="yt-dlp's format selector for pages; the one it chose is recorded in the manifest.",
+        description="yt-dlp's format selector for pages; "
+        "the one it chose is recorded in the manifest.",
     )
     per_host: int = Field(default=2, ge=1, le=32, description="Downloads at a time from one host.")
     attempts: int = Field(

@@ -1,8 +1,8 @@
 """`plan`: what a build would do, why, how long it would take and how much disk. Nothing is run.
 
 The chain is surveyed as far as results are known. Behind a task that is still to do, counts are
-estimated by the ratios of the last build (so many scenes a second, so many of them kept); where there
-was none, nothing is said before that stage has run.
+estimated by the ratios of the last build (so many scenes a second, so many of them kept). Where
+there was none, nothing is said before that stage has run.
 """
 
 from __future__ import annotations
@@ -291,9 +291,7 @@ def differences(stage: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> l
 
 
 def _last_manifests(folder: Path) -> dict[str, Manifest]:
-    """The manifests of the last build. Of a stage that has none, or one that cannot be read, nothing
-    is known.
-    """
+    """The manifests of the last build, of the stages that have one that can be read."""
     manifests = {}
     for name in NAMES:
         try:

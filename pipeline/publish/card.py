@@ -93,9 +93,9 @@ def markdown(loaded: Loaded, locked: Lock, with_shards: bool = False) -> str:
 def yaml_of(metadata: Mapping[str, Any]) -> str:
     """The card's header as YAML: one line a scalar, every one quoted."""
     from huggingface_hub import DatasetCardData
-    from huggingface_hub.utils import yaml_dump
+    from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]  # in its __init__
 
-    fields = DatasetCardData(**metadata).to_dict()
+    fields: dict[str, Any] = DatasetCardData(**metadata).to_dict()  # type: ignore[no-untyped-call]
     # quoted, for readers of YAML 1.2 see numbers where YAML 1.1 sees words
     text: str = yaml_dump(fields, sort_keys=False, default_style='"', width=float("inf"))
     return text

@@ -44,7 +44,7 @@ def judge(
         stage: {record.key: record for record in manifest.records}
         for stage, manifest in manifests.items()
     }
-    rejections = [one for manifest in manifests.values() for one in manifest.rejections]
+    rejections = [line for manifest in manifests.values() for line in manifest.rejections]
     samples, shards = records["encode"], records["shard"]
     devices = sorted({sample.device for sample in samples.values()})
     root_digest = shard_stage.root_digest(list(shards.values()))
@@ -236,14 +236,15 @@ def same_but_for_scores(sample: Sample, recorded: LockedSample) -> bool:
 
 
 def _apart(distances: Mapping[str, Sequence[Distance]]) -> dict[str, Any]:
-    return {
-        name: {
-            "arrays": len(distances[name]),
-            "mean_abs": sum(one.mean for one in distances[name]) / len(distances[name]),
-            "max_abs": max(one.largest for one in distances[name]),
+    apart = {}
+    for name in sorted(distances):
+        means = [distance.mean for distance in distances[name]]
+        apart[name] = {
+            "arrays": len(means),
+            "mean_abs": sum(means) / len(means),
+            "max_abs": max(distance.largest for distance in distances[name]),
         }
-        for name in sorted(distances)
-    }
+    return apart
 
 
 def _means(pairs: Sequence[tuple[float, float]]) -> dict[str, Any] | None:

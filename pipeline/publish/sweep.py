@@ -62,9 +62,10 @@ class References:
 
     def keep_any_reel(self, memo: Memo) -> None:
         """Keep the reel a memo tells of, if it is one of a dataset that was cut and no more."""
-        is_reel = isinstance(memo.of, list) and memo.of[:1] == ["reel"]
-        if is_reel and canonical.encode(memo.of[2]) in self.any_reel:
-            self.keep(memo)
+        if isinstance(memo.of, list) and memo.of[:1] == ["reel"]:
+            videos = {canonical.encode(value) for _, value in mentions(memo.of)}
+            if videos & self.any_reel:
+                self.keep(memo)
 
 
 @dataclass

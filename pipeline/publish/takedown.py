@@ -181,8 +181,8 @@ def find(loaded: Loaded, key: str, folder: Path, records: Records, index: MemoIn
             f"no source is called '{key}' in {loaded.path} or {folder}; near it: {', '.join(near)}"
         )
     removal = loaded.removed.get(key)
-    noted: Mapping[str, Any] = removal.facts.get("videos", {}) if removal else {}
-    keys = {key, *noted}
+    in_audit: Mapping[str, Any] = removal.facts.get("videos", {}) if removal else {}
+    keys = {key, *in_audit}
     if key in own:  # with all the videos of a list
         keys |= {name for name, (entry, _) in listed.items() if entry == key}
         for name in built:
@@ -199,7 +199,7 @@ def find(loaded: Loaded, key: str, folder: Path, records: Records, index: MemoIn
     return Target(
         keys=frozenset(keys),
         sources=tuple(sources),
-        videos={**noted, **{video["key"]: sweep.video_identity(video) for video in videos}},
+        videos={**in_audit, **{video["key"]: sweep.video_identity(video) for video in videos}},
         formats=frozenset(video["fetched_as"] for video in videos),
         captions=frozenset(captions),
     )
@@ -414,7 +414,7 @@ def _partials(loaded: Loaded, target: Target, footage: set[str], store: Store) -
     for source in target.sources:
         for sha256 in {source.get("sha256"), *footage}:
             for chosen in {None, source.get("format"), *target.formats}:
-                wanted = Source("", source["uri"], sha256=sha256, format=chosen)
-                path = store.root / "partial" / download.partial_key(wanted, selector)
+                fetched = Source("", source["uri"], sha256=sha256, format=chosen)
+                path = store.root / "partial" / download.partial_key(fetched, selector)
                 if path.is_dir():
                     yield path

@@ -33,7 +33,8 @@ from pipeline.core.store import Store
 from pipeline.dataset import build, removals
 from pipeline.dataset import recipe as recipes
 from pipeline.dataset.chain import Step
-from pipeline.media import detectors, encoders, fetch, reel
+from pipeline.media import encoders, fetch, reel
+from pipeline.media.detectors import whole
 from pipeline.stages import cut, download
 from pipeline.stages import filter as filtering
 from tests.making import behave, footage
@@ -102,7 +103,7 @@ def blank_pictures(world: World) -> tuple[str, str]:
 
 def past_the_end(world: World) -> tuple[str, str]:
     return world.staged(
-        cut.stage(Setup((detectors.Whole(), reel.Params()))),
+        cut.stage(Setup((whole.Whole(), reel.Params()))),
         world.video_of(world.film(footage.plain, 1, size="160x120"), Fraction(9)),
     )
 

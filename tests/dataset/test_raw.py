@@ -31,7 +31,7 @@ from pipeline.media import detectors, fetch, reel, video
 from pipeline.plan import text
 from pipeline.plan.plan import plan
 from pipeline.publish import sweep, takedown
-from pipeline.stages import extract
+from pipeline.stages import extract, shard
 from pipeline.stages import filter as filter_stage
 from tests.making import footage
 from tests.making.command import longtake
@@ -145,9 +145,8 @@ def world(
 
 
 def root(steps: list[Step]) -> str:
-    return takedown._root_digest(
-        [record for record in steps[-1].manifest.records if isinstance(record, Shard)]
-    )
+    shards = [record for record in steps[-1].manifest.records if isinstance(record, Shard)]
+    return shard.root_digest(shards)
 
 
 def test_without_raw_videos_the_dataset_is_the_same_and_the_disk_holds_a_few_at_a_time(

@@ -16,16 +16,17 @@ from pipeline.core.records import Clip, Scene, Video
 from pipeline.core.stage import Progress, run_stage
 from pipeline.core.store import Store
 from pipeline.media import detectors, reel, video
+from pipeline.media.detectors import pyscenedetect, scdet, whole
 from pipeline.stages import cut, extract
 from tests.making import footage
 
 SMALL = reel.Params(size=64)
 HARD = (
-    detectors.Adaptive(),
-    detectors.Content(),
-    detectors.Hash(),
-    detectors.Histogram(),
-    detectors.Scdet(),
+    pyscenedetect.Adaptive(),
+    pyscenedetect.Content(),
+    pyscenedetect.Hash(),
+    pyscenedetect.Histogram(),
+    scdet.Scdet(),
 )
 
 
@@ -69,7 +70,7 @@ def test_the_fade_detector_cuts_in_the_black(
         scenes_of(
             video_of(footage.make(tmp_path / "faded.mp4", both, vcodec="libx264")),
             store,
-            detectors.Threshold(),
+            pyscenedetect.Threshold(),
         )
     )
     assert len(spans) == 2
@@ -80,9 +81,9 @@ def test_without_a_detector_the_video_or_its_time_range_is_one_scene(
     film: Callable[..., Path], video_of: Callable[..., Video], store: Store
 ) -> None:
     path = film(footage.joined, (2.0, 3.6), 6)
-    assert seconds(scenes_of(video_of(path), store, detectors.Whole())) == [(0, 6)]
+    assert seconds(scenes_of(video_of(path), store, whole.Whole())) == [(0, 6)]
     assert seconds(
-        scenes_of(video_of(path, Fraction(1), Fraction(5, 2)), store, detectors.Whole())
+        scenes_of(video_of(path, Fraction(1), Fraction(5, 2)), store, whole.Whole())
     ) == [(1, 2.5)]
 
 
@@ -96,7 +97,7 @@ def test_a_cut_a_few_frames_before_the_end_is_found(
 def test_a_video_of_one_frame_is_one_scene(
     film: Callable[..., Path], video_of: Callable[..., Video], store: Store
 ) -> None:
-    for params in (*HARD, detectors.Threshold()):
+    for params in (*HARD, pyscenedetect.Threshold()):
         assert len(scenes_of(video_of(film(footage.plain, 0.04)), store, params)) == 1
 
 
@@ -104,7 +105,7 @@ def test_scenes_lie_on_time_stamps_of_a_variable_frame_rate(
     film: Callable[..., Path], video_of: Callable[..., Video], store: Store
 ) -> None:
     record = video_of(film(footage.variable_frame_rate))
-    [scene] = scenes_of(record, store, detectors.Whole())
+    [scene] = scenes_of(record, store, whole.Whole())
     assert (scene.start_pts, scene.end_pts) == (
         record.container.start_pts,
         record.container.end_pts,
@@ -149,7 +150,7 @@ def test_another_size_decodes_once_more_and_finds_the_same_frames(
 def test_a_scene_its_reel_does_not_hold_is_rejected(
     film: Callable[..., Path], video_of: Callable[..., Video], store: Store
 ) -> None:
-    [scene] = scenes_of(video_of(film(footage.plain, 2)), store, detectors.Whole())
+    [scene] = scenes_of(video_of(film(footage.plain, 2)), store, whole.Whole())
     longer = replace(scene, end_pts=2 * scene.end_pts)
     manifest, _ = run_stage(extract.stage(Setup((SMALL,))), [longer], store, Inline(), Progress())
     assert [(rejection.reason, rejection.detail) for rejection in manifest.rejections] == [

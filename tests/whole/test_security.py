@@ -24,7 +24,7 @@ from pipeline.core.records import Source
 from pipeline.core.stage import Progress, run_stage
 from pipeline.core.store import Store
 from pipeline.dataset import recipe
-from pipeline.media import encoders, fetch, video
+from pipeline.media import addresses, encoders, fetch, video
 from pipeline.stages import download, expand
 from tests import fuzz
 from tests.making import footage
@@ -294,7 +294,7 @@ def test_a_file_whose_name_is_not_utf_8_is_named(tmp_path: Path) -> None:
         RecipeError,
         match=r"the file 'a\\udcff.mp4': its name is not UTF-8, as every address is; rename it",
     ):
-        download.path_in_recipe(tmp_path / os.fsdecode(b"a\xff.mp4"), tmp_path)
+        addresses.path_in_recipe(tmp_path / os.fsdecode(b"a\xff.mp4"), tmp_path)
 
 
 def test_a_local_file_that_may_not_be_read_is_forbidden(

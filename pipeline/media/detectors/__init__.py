@@ -1,26 +1,30 @@
 """The cut detectors that a recipe may name, in one list.
 
-A new one is a file in this folder, with its options and what they start, and its name in the list:
-the recipe's keys, their help, the JSON schema and error messages follow from there. Which one is
-the default was decided by measured F1 on a truth set, then by cost: docs/benchmarks.md.
+A new one is a file in this folder and its name in MODULES: the recipe's keys, their help, the JSON
+schema and error messages follow from there. Which one is the default was decided by measured F1 on
+a truth set, then by cost: docs/benchmarks.md.
 """
 
-from typing import Annotated, get_args
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
 
 from pipeline.media.detectors.detector import Detector as Detector
 from pipeline.media.detectors.detector import Options as Options
-from pipeline.media.detectors.pyscenedetect import Adaptive, Content, Hash, Histogram, Threshold
-from pipeline.media.detectors.scdet import Scdet
-from pipeline.media.detectors.whole import Whole
+from pipeline.media.detectors.pyscenedetect import Adaptive
 
-AnyOptions = Adaptive | Content | Histogram | Hash | Threshold | Scdet | Whole
-ALL: tuple[type[Options], ...] = get_args(AnyOptions)
+MODULES = ("pyscenedetect", "scdet", "whole")
+ALL: tuple[type[Options], ...] = tuple(
+    options for name in MODULES for options in import_module(f"{__name__}.{name}").DETECTORS
+)
 DEFAULT = Adaptive()
 
-# the [cut] table of a recipe: its key `detector` says which of them it is
-CutTable = Annotated[AnyOptions, Field(discriminator="detector")]
+# The [cut] table of a recipe: its key `detector` says which of them it is.
+if TYPE_CHECKING:
+    CutTable = Options
+else:
+    CutTable = Annotated[Union[ALL], Field(discriminator="detector")]  # noqa: UP007 (a tuple)
 
 
 def options_of(name: str) -> type[Options] | None:

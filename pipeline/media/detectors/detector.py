@@ -23,6 +23,7 @@ class Detector(Protocol):
 class Options(Table):
     """`[cut]`: the options of one detector. A subclass has a field `detector`, its name."""
 
+    detector: str
     min_scene_s: float = Field(
         default=0.6,
         ge=0,

@@ -129,3 +129,6 @@ def _detector_of(options: _SmallFrames, min_frames: int) -> Any:
 
     arguments = options.model_dump(exclude={"detector", "width", "min_scene_s"})
     return getattr(detectors, options.kind)(min_scene_len=min_frames, **arguments)
+
+
+DETECTORS = (Adaptive, Content, Histogram, Hash, Threshold)

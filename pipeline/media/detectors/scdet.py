@@ -40,3 +40,6 @@ class _Scdet:
 
     def cuts(self) -> list[int]:
         return self._cuts
+
+
+DETECTORS = (Scdet,)

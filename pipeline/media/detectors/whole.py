@@ -23,3 +23,6 @@ class _Nothing:
 
     def cuts(self) -> list[int]:
         return []
+
+
+DETECTORS = (Whole,)
