@@ -68,7 +68,7 @@ class Stage:
     in a thread; its result becomes the third argument of `process`.
     A `pure` record is computed anew each time and never remembered: its outputs follow from the
     record, and from names of files, in less time than a memo takes to read.
-    A task is `light` if all that is costly in it is remembered already: it counts as no work.
+    A task is `light` if all that is costly in it is remembered: it counts as no work.
     Records of one `group` go to one worker, in order. Groups are joined up to `join_s` of cost
     where `prepare` gains by it.
     `cost` is in seconds of video, `reach` is what a record may have to decode besides, and
