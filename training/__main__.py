@@ -89,25 +89,6 @@ def guarded(act: Callable[[Any], int]) -> None:
     raise typer.Exit(code)
 
 
-def chosen(wanted: str) -> str:
-    """A torch device; "auto" is the GPU if there is one. Raises Stopped if it is not there."""
-    import torch
-
-    from training.errors import Stopped
-
-    there = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if wanted == "auto":
-        return next(name for name in ("cuda", "mps", "cpu") if there[name])
-    kind, _, number = wanted.partition(":")
-    if not there[kind] or (number and int(number) >= torch.cuda.device_count()):
-        raise Stopped(f"this machine has no {wanted}: take --device auto or cpu")
-    return wanted
-
-
 @contextmanager
 def progress(console: Any) -> Iterator[Callable[[str, int, int], None]]:
     """A bar for each thing that is made, with the time left."""
@@ -178,12 +159,13 @@ def train(
 
     def act(console: Any) -> int:
         from training import loop, stream
+        from training.codec import choose_device
 
         index = stream.open_index(shards)
         wanted = loop.begin(preset, index, run, unet, seed, steps)
         if verify:
             _verify(console, index)
-        trainer = loop.Trainer(wanted, index, chosen(device), workers, vae, console)
+        trainer = loop.Trainer(wanted, index, choose_device(device), workers, vae, console)
         outcome = trainer.train()
         if trainer.main:
             _ended(console, outcome)
@@ -272,7 +254,7 @@ def sample(
     def act(console: Any) -> int:
         from training import sampling
         from training.checkpoint import load_run
-        from training.codec import Codec
+        from training.codec import Codec, choose_device
         from training.errors import UsageError
 
         if not prompt and start is None:
@@ -281,7 +263,7 @@ def sample(
             )
         runs = load_run(keyframe), load_run(interp)
         sampling.check(*runs, frames, out)
-        place = chosen(device)
+        place = choose_device(device)
         codec = Codec.of_run(runs[0].dataset, vae, clip, place)
         settings = sampling.Settings(_kind(sampler), steps, guidance, seed)
         with progress(console) as advance:
@@ -324,11 +306,11 @@ def evaluate(
     def act(console: Any) -> int:
         from training import evaluate as evaluation
         from training.checkpoint import load_run
-        from training.codec import Codec
+        from training.codec import Codec, choose_device
         from training.sampling import Settings
         from training.stream import open_index
 
-        index, place = open_index(shards), chosen(device)
+        index, place = open_index(shards), choose_device(device)
         codec = Codec(index.encoders, index.scaling_factor, vae, clip, place)
         settings = Settings(_kind(sampler), steps, guidance, seed)
         with progress(console) as advance:
@@ -402,6 +384,7 @@ def ablate(
     def act(console: Any) -> int:
         from training import ablate as ablation
         from training import media, presets
+        from training.codec import choose_device
         from training.stream import open_index
 
         index = open_index(shards)
@@ -412,7 +395,7 @@ def ablate(
             questions=question or ablation.QUESTIONS,
             steps=steps,
             num_seeds=seeds,
-            device=chosen(device),
+            device=choose_device(device),
             console=console,
         )
         console.print(ablation.table(results, steps))

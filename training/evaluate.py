@@ -24,6 +24,7 @@ from rich import box
 from rich.table import Table
 from torch import Tensor
 
+from pipeline.media.encoders import psnr_db
 from training import diffusion, media, quality
 from training.checkpoint import Run, load_model
 from training.codec import Codec, Pixels
@@ -338,11 +339,11 @@ def _measured(
     is_truth = method == TRUTH
     moved = quality.change(truth)
     return {
-        "psnr_db": None if is_truth else quality.psnr_db(video[between], truth[between]),
+        "psnr_db": None if is_truth else psnr_db(video[between], truth[between]),
         "ssim": None if is_truth else quality.ssim(video[between], truth[between]),
         "psnr_original_db": None
         if original is None
-        else quality.psnr_db(video[between], original[between]),
+        else psnr_db(video[between], original[between]),
         "ssim_original": None
         if original is None
         else quality.ssim(video[between], original[between]),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from training import diffusion, media, sampling
 from training.checkpoint import Run
-from training.codec import Codec, find
+from training.codec import Codec, find_folder
 from training.errors import LongtakeError, UsageError
 from training.frames import Window, known_frames
 from training.stream import Batch, Index, Stream, draw, fixed_windows
@@ -46,7 +46,7 @@ class Validation:
         self.null_text = torch.tensor(index.null_text, dtype=torch.float32)
         self.shows = pictures and bool(self.batches)
         try:
-            find("vae", index.encoders["vae"], vae)
+            find_folder("vae", index.encoders["vae"], vae)
         except LongtakeError as error:
             self.shows = False
             say(f"no sample pictures: {error}")

@@ -96,7 +96,7 @@ def find_encoders(params: Params, folder: Path, offline: bool = False) -> encode
         if params.vae_subfolder is not None
         else ("" if params.vae else preset.vae_subfolder)
     )
-    vae_folder, vae = encoders.find(
+    vae_folder, vae = encoders.find_weights(
         params.vae or preset.vae,
         params.vae_revision,
         subfolder,
@@ -104,7 +104,7 @@ def find_encoders(params: Params, folder: Path, offline: bool = False) -> encode
         folder,
         offline,
     )
-    clip_folder, clip = encoders.find(
+    clip_folder, clip = encoders.find_weights(
         params.clip or preset.clip, params.clip_revision, "", encoders.CLIP_FILES, folder, offline
     )
     layer = params.text_layer or preset.text_layer
@@ -281,7 +281,7 @@ def round_trip(vae: Any, stored: NDArray[np.float16], frames: Pixels) -> float:
     c`).
     """
     picks = np.unique(np.linspace(0, len(frames) - 1, PSNR_FRAMES).round().astype(int))
-    return encoders.psnr_db(encoders.decode(vae, stored[picks]), frames[picks])
+    return round(encoders.psnr_db(encoders.decode(vae, stored[picks]), frames[picks]), 2)
 
 
 def text(caption: str, store: Store, params: Params, found: encoders.Encoders, device: str) -> Blob:

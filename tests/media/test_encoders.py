@@ -197,7 +197,7 @@ def test_psnr_is_that_of_the_textbook() -> None:
     black = np.zeros((1, 2, 2, 3), np.uint8)
     assert encoders.psnr_db(black, black) == 99
     assert encoders.psnr_db(black, black + 255) == 0
-    assert encoders.psnr_db(black, black + 1) == pytest.approx(48.13)
+    assert encoders.psnr_db(black, black + 1) == pytest.approx(48.1308, abs=1e-4)
 
 
 def test_a_folder_without_safetensors_is_a_recipe_error(tmp_path: Path) -> None:
@@ -219,9 +219,9 @@ def test_a_model_the_hub_does_not_give_stops_the_build_with_what_to_do(
         Stopped,
         match=r"cannot get the model 'nobody/nothing' from the hub: .*name a folder that holds",
     ):
-        encoders.find("nobody/nothing", None, "vae", encoders.VAE_FILES, tmp_path)
+        encoders.find_weights("nobody/nothing", None, "vae", encoders.VAE_FILES, tmp_path)
     with pytest.raises(RecipeError, match="neither a folder nor a hub id"):
-        encoders.find("no/such/place", None, "", encoders.VAE_FILES, tmp_path)
+        encoders.find_weights("no/such/place", None, "", encoders.VAE_FILES, tmp_path)
 
 
 def test_a_model_is_what_its_bytes_are_not_where_it_lies(tmp_path: Path) -> None:
@@ -258,9 +258,8 @@ def test_a_clip_becomes_a_sample_with_every_part(clip: Clip, store: Store) -> No
     decoded = encoders.decode(
         encoders.load_vae(encoders.TINY / "vae", "float32", "cpu"), arrays[0][picks]
     )
-    assert sample.round_trip_psnr_db == encoders.psnr_db(
-        decoded, video.read_clip(store.path(clip.blob.sha256))[picks]
-    )
+    frames = video.read_clip(store.path(clip.blob.sha256))[picks]
+    assert sample.round_trip_psnr_db == round(encoders.psnr_db(decoded, frames), 2)
     assert re.fullmatch(r"cpu \w+", sample.device)
 
 

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from pipeline.media.encoders import MAX_PSNR_DB, psnr_db
 from tests.making import footage
 from tests.training.test_sampling import OBJECTIVES, SHAPE, identity, small_model
 from tests.training.test_stream import made, npy
@@ -50,9 +51,9 @@ def ramp(num_frames: int, step: int = 8) -> Any:
 
 def test_psnr_is_that_of_the_mean_squared_error() -> None:
     black = np.zeros((2, 8, 8, 3), np.uint8)
-    assert quality.psnr_db(black, black + 255) == 0
-    assert quality.psnr_db(black, black + 1) == pytest.approx(48.1308, abs=1e-3)
-    assert quality.psnr_db(black, black) == quality.MAX_PSNR_DB
+    assert psnr_db(black, black + 255) == 0
+    assert psnr_db(black, black + 1) == pytest.approx(48.1308, abs=1e-3)
+    assert psnr_db(black, black) == MAX_PSNR_DB
 
 
 def test_ssim_is_one_for_equal_pictures_symmetric_and_falls_with_noise(picture: Any) -> None:
@@ -139,7 +140,7 @@ def test_known_frames_do_not_count_for_likeness() -> None:
     frames = ramp(9)
     other = frames.copy()
     other[list(KNOWN)] = 0
-    assert measured(other, frames)["psnr_db"] == quality.MAX_PSNR_DB
+    assert measured(other, frames)["psnr_db"] == MAX_PSNR_DB
 
 
 def test_the_spread_is_over_windows_that_have_a_value() -> None:
@@ -160,7 +161,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, Codec]:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("dataset")
     known = Codec.of_run({"identity": identity()})
-    codec = Codec(known.encoders, 0.5)
+    codec = Codec(known.models, 0.5)
     film = footage.plain(folder / "film.mp4", 3, size="64x64")
     moving = media.read_start(film, 64, Fraction(10), 30)
     (folder / "clips").mkdir()
@@ -268,7 +269,7 @@ def test_the_truth_s_row_is_the_vae_s_ceiling(
     latents = evaluate.Stream(index, "validation", SHORT).read("moving", start, Window(9, 1))
     between = ~np.array(KNOWN)
     assert report.of(TRUTH, "psnr_original_db").values[row] == pytest.approx(
-        quality.psnr_db(codec.decode(latents)[between], clip[between])
+        psnr_db(codec.decode(latents)[between], clip[between])
     )
     assert report.of(TRUTH, "motion").mean == 1
     assert report.of(TRUTH, "psnr_db").mean is None

@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from pipeline.media import encoders
-from training import codec, presets, sampling
+from training import presets, sampling
 from training.checkpoint import Run
 from training.codec import Codec
 from training.errors import UsageError
@@ -304,11 +304,15 @@ def coded() -> Codec:
     return Codec.of_run({"identity": identity()})
 
 
+def weights_digest(folder: str, files: Sequence[str]) -> str:
+    return encoders.find_weights(folder, None, "", files, Path())[1].sha256
+
+
 def identity() -> dict[str, Any]:
     tiny = encoders.PRESETS["tiny"]
     return {
-        "encoders.vae.sha256": codec.identity(Path(tiny.vae), codec.VAE_FILES),
-        "encoders.clip.sha256": codec.identity(Path(tiny.clip), codec.CLIP_FILES),
+        "encoders.vae.sha256": weights_digest(tiny.vae, encoders.VAE_FILES),
+        "encoders.clip.sha256": weights_digest(tiny.clip, encoders.CLIP_FILES),
         "encoders.clip.text_layer": tiny.text_layer,
         "encoders.clip.pad_token": tiny.pad_token,
         "latents.shape": list(SHAPE),
