@@ -379,7 +379,7 @@ def report(bench: Bench, say: Callable[[str], object]) -> None:
 
 
 def new_bench(options: argparse.Namespace) -> Bench:
-    from training.unet import SD15_UNET
+    from training.presets import SD15_UNET
 
     how = {"steps": options.steps, "trainable": options.trainable}
     if options.small:

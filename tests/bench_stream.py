@@ -22,7 +22,8 @@ import torch
 from tests.training.test_stream import Members, made, npy
 from training.frames import Window
 from training.ranges import Range
-from training.stream import Index, Stream
+from training.shards import Index
+from training.stream import Stream
 
 if TYPE_CHECKING:
     from tests.bench import Row

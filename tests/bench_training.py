@@ -10,7 +10,8 @@ import torch
 from tests import bench_stream, bench_unet
 from training import diffusion, loop, presets
 from training.errors import UsageError
-from training.stream import Batch, Stream, open_index
+from training.shards import open_index
+from training.stream import Batch, Stream
 
 if TYPE_CHECKING:
     from tests.bench import Row

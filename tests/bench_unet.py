@@ -21,7 +21,8 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from training.attention import TemporalAttention
-from training.unet import TINY_UNET, VideoUNet
+from training.presets import TINY_UNET
+from training.unet import VideoUNet
 
 if TYPE_CHECKING:
     from tests.bench import Row

@@ -27,7 +27,8 @@ from training.errors import UsageError
 from training.frames import Window, known_frames
 from training.presets import Hint, Preset
 from training.sampling import Script, Settings, interpolate
-from training.stream import Index, Stream, fixed_windows
+from training.shards import Index
+from training.stream import Stream, fixed_windows
 
 NUM_WINDOWS = 4
 QUESTIONS = ("window", "first-frame", "hint", "mask")

@@ -24,15 +24,16 @@ from rich import box
 from rich.table import Table
 from torch import Tensor
 
-from pipeline.media.encoders import psnr_db
-from training import diffusion, media, quality
+from pipeline.media.encoders import Pixels, psnr_db
+from training import diffusion, media, quality, writing
 from training.checkpoint import Run, load_model
-from training.codec import Codec, Pixels
+from training.codec import Codec
 from training.errors import UsageError
 from training.frames import Window, interpolated, known_frames
 from training.presets import Preset
 from training.sampling import Progress, Script, Settings, interpolate, nothing
-from training.stream import Index, Stream, check_identity, draw, fixed_windows
+from training.shards import Index, check_identity
+from training.stream import Stream, draw, fixed_windows
 
 WINDOWS = (Window(17, 4), Window(65, 1))
 SPLIT = "validation"
@@ -395,7 +396,7 @@ def save(evaluation: Evaluation, folder: Path) -> list[Path]:
     their paths.
     """
     paths = [folder / "evaluation.json"]
-    media.write_json(paths[0], evaluation.plain())
+    writing.write_json(paths[0], evaluation.plain())
     for report in evaluation.reports:
         paths.append(
             folder / f"evaluation-{report.window.num_frames}-at-{report.window.stride}.png"

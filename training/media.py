@@ -1,20 +1,16 @@
 """Pictures and clips in and out: what a video starts from, and the mp4, GIF and contact sheets it
 ends in.
 
-Pixels are `f h w c` uint8 RGB. Whatever is written is written beside its place and renamed, so
-there is never half a file. An mp4 is h264 in yuv420p, tagged BT.709, which plays everywhere; its
-chroma is halved, so what must stay exact stays in the arrays.
+Pixels are `f h w c` uint8 RGB. An mp4 is h264 in yuv420p, tagged BT.709, which plays everywhere;
+its chroma is halved, so what must stay exact stays in the arrays.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import json
-import os
-import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -23,14 +19,14 @@ import av
 import numpy as np
 import torch  # noqa: F401 - before decord: the other order binds torch to a BLAS that is not there
 from av.video.reformatter import ColorRange, Colorspace
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
-from training.errors import ShardError, Stopped, UsageError
+from pipeline.media.encoders import Pixels
+from training.errors import ShardError, UsageError
+from training.writing import beside
 
 import decord  # isort: skip
 
-Pixels = NDArray[np.uint8]
 Row = tuple[str, Pixels, Sequence[bool]]  # a label, frames, and which of them were given
 CRF = 16
 GIF_SIDE = 256
@@ -126,44 +122,16 @@ def read_frames(path: Path, indices: Sequence[int]) -> Pixels:
     return pixels
 
 
-@contextlib.contextmanager
-def beside(path: Path) -> Iterator[Path]:
-    """A path in the same folder, renamed to `path` if all goes well and removed if not. Stopped if
-    it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            prefix=f".{path.stem}-", suffix=f"{path.suffix}.tmp", dir=path.parent
-        )
-        os.close(handle)
-        made = Path(name)
-        try:
-            yield made
-            made.chmod(0o644)
-            made.replace(path)
-        finally:
-            made.unlink(missing_ok=True)
-    except OSError as error:
-        raise Stopped(f"{path}: cannot be written: {error}") from error
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Indented JSON, for people and programs."""
-    with beside(path) as made:
-        made.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
-
-
 def write_image(path: Path, image: Image.Image) -> None:
-    with beside(path) as made:
-        image.save(made, format=path.suffix.removeprefix(".").upper() or "PNG")
+    with beside(path) as partial:
+        image.save(partial, format=path.suffix.removeprefix(".").upper() or "PNG")
 
 
 def write_mp4(path: Path, frames: Pixels, fps: Fraction) -> None:
     """h264; height and width must be even."""
     with (
-        beside(path) as made,
-        av.open(str(made), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+        beside(path) as partial,
+        av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container,
     ):
         stream: Any = container.add_stream("libx264", rate=fps, options={"crf": str(CRF)})
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
@@ -193,9 +161,9 @@ def write_gif(path: Path, frames: Pixels, fps: Fraction) -> None:
     shown = [image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for image in small]
     edges = [round(index * 100 / fps) for index in range(len(shown) + 1)]
     durations = [max(2, after - before) * 10 for before, after in itertools.pairwise(edges)]
-    with beside(path) as made:
+    with beside(path) as partial:
         shown[0].save(
-            made,
+            partial,
             format="GIF",
             save_all=True,
             append_images=shown[1:],

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -30,9 +30,6 @@ from training import presets
 from training.attention import TemporalAttention
 from training.presets import Preset
 from training.unet import (
-    SD15_UNET,
-    SD21_UNET,
-    TINY_UNET,
     Placement,
     TemporalConv,
     Trainable,
@@ -42,12 +39,6 @@ from training.unet import (
 
 PIXELS = 8  # a latent's side, in pixels
 CLIP_FRAMES = 100
-FLAT = {  # the configs of the 2-D models that presets name
-    "tiny": TINY_UNET,
-    presets.SD15: SD15_UNET,
-    presets.SD15_INPAINTING: {**SD15_UNET, "in_channels": 9},
-    presets.SD21: SD21_UNET,
-}
 GIB = 2**30
 Part = Literal[
     "spatial convolutions", "spatial attention", "temporal convolutions", "temporal attention"
@@ -124,12 +115,17 @@ class Plan:
     steps: tuple[Step, ...]
     clip_bytes: int
 
+    def plain(self) -> dict[str, Any]:
+        """As JSON types; bytes are bytes, FLOPs are FLOPs."""
+        steps = [{**asdict(step), "memory": step.memory} for step in self.steps]
+        return {**asdict(self), "steps": steps}
+
 
 def subject_of(row: Preset, pixels: int | None = None) -> Subject:
     """What a preset trains, on pictures of that side; by default of the side its 2-D model was made
     for.
     """
-    config = FLAT[row.unet]
+    config = presets.UNETS[row.unet]
     return Subject(
         name=row.name,
         flat_config=config,

@@ -149,10 +149,49 @@ def find(name: str) -> Preset:
     )
 
 
+# Configs of the 2-D UNets that are inflated: Stable Diffusion's, as published with their weights,
+# and our own tiny one.
+_SD = {
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "layers_per_block": 2,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+}
+SD15_UNET: dict[str, Any] = {**_SD, "cross_attention_dim": 768, "attention_head_dim": 8}
+SD21_UNET: dict[str, Any] = {
+    **_SD,
+    "cross_attention_dim": 1024,
+    "attention_head_dim": [5, 10, 20, 20],
+    "use_linear_projection": True,
+}
+TINY_UNET: dict[str, Any] = {
+    "sample_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "layers_per_block": 1,
+    "block_out_channels": [32, 48, 64],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "norm_num_groups": 8,
+    # how large the output is depends on the noise, which a scale learns sooner than a shift
+    "resnet_time_scale_shift": "scale_shift",
+    "cross_attention_dim": 32,
+    "attention_head_dim": 4,
+}
+
 K5, I17, I17_1, I65 = Window(5, 16), Window(17, 4), Window(17, 1), Window(65, 1)
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SD15_INPAINTING = "stable-diffusion-v1-5/stable-diffusion-inpainting"
 SD21 = "stabilityai/stable-diffusion-2-1"
+UNETS: dict[str, dict[str, Any]] = {  # the 2-D models that presets name
+    "tiny": TINY_UNET,
+    SD15: SD15_UNET,
+    SD15_INPAINTING: {**SD15_UNET, "in_channels": 9},
+    SD21: SD21_UNET,
+}
 
 KEYFRAME = Objective("epsilon", "left", min_snr=5.0)
 INTERP = Objective("epsilon", "blend", min_snr=5.0)

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
+from pipeline.media.encoders import Pixels
 from training.frames import neighbours
 
-Pixels = NDArray[np.uint8]
 LUMA = np.array([0.299, 0.587, 0.114])
 
 
@@ -48,7 +48,7 @@ def ssim(frames: Pixels, truth: Pixels) -> float:
     Wang et al. 2004, equation 13, with its Gaussian window of 11 x 11 and sigma 1.5; the edge where
     the window does not fit is left out.
     """
-    score = structural_similarity(
+    score = structural_similarity(  # type: ignore[no-untyped-call]
         frames @ LUMA,
         truth @ LUMA,
         channel_axis=0,  # each frame is a picture of its own

@@ -31,7 +31,7 @@ class Files:
     """
 
     def __init__(self, url: str, num_bytes: Mapping[str, int] | None = None) -> None:
-        self._url = url
+        self.url = url
         self._num_bytes = dict(num_bytes or {})
         self._open: dict[str, int] = {}
         weakref.finalize(self, _close, self._open)
@@ -44,18 +44,18 @@ class Files:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Files, (self._url, self._num_bytes)
+        return Files, (self.url, self._num_bytes)
 
     def _remote(self, names: Sequence[str]) -> tuple[Any, list[str]]:
         """The file system, which is another one in another process, and the files' paths in it."""
-        return fsspec.core.url_to_fs(self._url)[0], [
+        return fsspec.core.url_to_fs(self.url)[0], [
             f"{self._root.rstrip('/')}/{name}" for name in names
         ]
 
     def whole(self, name: str) -> bytes:
         """A small file. FileNotFoundError if it is not there."""
         if self._is_local:
-            return _tried(self._url, Path(self._root, name).read_bytes)
+            return _tried(self.url, Path(self._root, name).read_bytes)
         fs, (path,) = self._remote([name])
         return _tried(path, lambda: bytes(fs.cat_file(path)))
 
@@ -68,7 +68,7 @@ class Files:
             return
         fs, paths = self._remote(names)
         with self._missing():
-            sizes = _tried(self._url, lambda: fs.sizes(paths))
+            sizes = _tried(self.url, lambda: fs.sizes(paths))
         for name, found in zip(names, sizes, strict=True):
             self._check_length(name, found)
 
@@ -79,18 +79,18 @@ class Files:
         except FileNotFoundError as error:
             name = str(error.filename or error.args[0]).rpartition("/")[2]
             raise ShardError(
-                f"{self._url}: {name} is in the index, but not there; copy it, or build again"
+                f"{self.url}: {name} is in the index, but not there; copy it, or build again"
             ) from error
 
     def _check_length(self, name: str, found: int | None) -> None:
         if found is None:
             raise Stopped(
-                f"{self._url}: the server does not say how long {name} is, so it cannot be read by ranges; copy the shards"
+                f"{self.url}: the server does not say how long {name} is, so it cannot be read by ranges; copy the shards"
             )
         if found != (wanted := self._num_bytes.get(name, found)):
             found_is = "truncated" if found < wanted else "of another build"
             raise ShardError(
-                f"{self._url}: {name} has {found} bytes, {wanted} in the index: {found_is}; copy it or build again"
+                f"{self.url}: {name} has {found} bytes, {wanted} in the index: {found_is}; copy it or build again"
             )
 
     def _descriptor(self, name: str) -> int:
@@ -111,7 +111,7 @@ class Files:
                     for name, start, buffer in ranges
                 ]
             except OSError as error:
-                raise Stopped(f"{self._url}: cannot be read: {error}") from error
+                raise Stopped(f"{self.url}: cannot be read: {error}") from error
         else:
             fs, paths = self._remote([name for name, _, _ in ranges])
             starts, ends = (
@@ -120,7 +120,7 @@ class Files:
             )
             with self._missing():
                 parts = _tried(
-                    self._url, lambda: fs.cat_ranges(paths, starts, ends, on_error="raise")
+                    self.url, lambda: fs.cat_ranges(paths, starts, ends, on_error="raise")
                 )
             got = [len(part) for part in parts]
             for (_, _, buffer), part in zip(ranges, parts, strict=True):
@@ -128,11 +128,11 @@ class Files:
         for (name, start, buffer), num_bytes in zip(ranges, got, strict=True):
             if num_bytes > buffer.nbytes:
                 raise Stopped(
-                    f"{self._url}: the server sends all of {name} when asked for a range; copy the shards"
+                    f"{self.url}: the server sends all of {name} when asked for a range; copy the shards"
                 )
             if num_bytes < buffer.nbytes:
                 raise ShardError(
-                    f"{self._url}: {name} ends at byte {start + num_bytes}: truncated; copy it or build again"
+                    f"{self.url}: {name} ends at byte {start + num_bytes}: truncated; copy it or build again"
                 )
 
 

@@ -22,9 +22,10 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from training import diffusion, media
+from pipeline.media.encoders import Pixels
+from training import diffusion, media, writing
 from training.checkpoint import Run, load_model
-from training.codec import Codec, Pixels
+from training.codec import Codec
 from training.errors import UsageError
 from training.frames import frames_between, interpolated, known_frames, window_plan
 from training.presets import Objective, Preset
@@ -421,5 +422,5 @@ def save(film: Film, out: Path) -> list[Path]:
     media.write_gif(paths[1], film.frames, film.fps)
     caption = f"{film.facts['prompt'] or 'no prompt'}   {len(film.frames)} frames at {float(film.fps):g} fps, seed {film.facts['seed']}"
     media.write_image(paths[2], media.contact_sheet(film.frames, film.given, caption))
-    media.write_json(paths[3], film.facts)
+    writing.write_json(paths[3], film.facts)
     return paths

@@ -349,14 +349,22 @@ def verify(index: Index, progress: Callable[[int], object] | None = None) -> Non
     """
     files = index.files()
     for shard in index.shards:
-        digest = hashlib.sha256()
-        for start in range(0, shard.num_bytes, PIECE):
-            piece = memoryview(bytearray(min(PIECE, shard.num_bytes - start)))
-            files.fill([(shard.file, start, piece)])
-            digest.update(piece)
-            if progress is not None:
-                progress(piece.nbytes)
-        if digest.hexdigest() != shard.sha256:
-            raise ShardError(
-                f"{index.url}: {shard.file} has sha256 {digest.hexdigest()}, {shard.sha256} in the index: damaged; copy it or build again"
-            )
+        verify_shard(files, shard, progress)
+
+
+def verify_shard(
+    files: Files, shard: Shard, progress: Callable[[int], object] | None = None
+) -> None:
+    """Compare one shard with its sha256, reading all of it. Raises ShardError if it differs."""
+    digest = hashlib.sha256()
+    for start in range(0, shard.num_bytes, PIECE):
+        piece = memoryview(bytearray(min(PIECE, shard.num_bytes - start)))
+        files.fill([(shard.file, start, piece)])
+        digest.update(piece)
+        if progress is not None:
+            progress(piece.nbytes)
+    if digest.hexdigest() != shard.sha256:
+        raise ShardError(
+            f"{files.url}: {shard.file} has sha256 {digest.hexdigest()}, {shard.sha256} in the "
+            "index: damaged; copy it or build again"
+        )

@@ -33,15 +33,10 @@ from training.shards import (
     Entry,
     Index,
     Member,
-    check_identity,
     is_finite,
-    open_index,
     parse,
     parse_header,
-    verify,
 )
-
-__all__ = ["Batch", "Index", "Stream", "check_identity", "fixed_windows", "open_index", "verify"]
 
 MAX_TEXTS = 256
 
@@ -210,7 +205,7 @@ class Stream:
         """The windows that begin at these (key, start), with the first caption of each: for
         validation and evaluation.
         """
-        entries = [self._found(key, start, window) for key, start in pairs]
+        entries = [self._entry_of(key, start, window) for key, start in pairs]
         return self._gather(
             entries,
             [start for _, start in pairs],
@@ -219,13 +214,7 @@ class Stream:
             tuple(range(len(pairs))),
         )
 
-    def read(self, key: str, start: int, window: Window) -> torch.Tensor:
-        """Latents of one window of one clip of the split: f c h w float32, scaled."""
-        return self._gather(
-            [self._found(key, start, window)], [start], [None], window, (0,)
-        ).latents[0]
-
-    def _found(self, key: str, start: int, window: Window) -> Entry:
+    def _entry_of(self, key: str, start: int, window: Window) -> Entry:
         entry = self._by_key.get(key)
         if entry is None:
             raise UsageError(f"{self.index.url}: no clip {key!r} in {self.split!r}")

@@ -32,9 +32,6 @@ from torch.utils.checkpoint import checkpoint
 
 from training.attention import Backend, TemporalAttention, check_window
 from training.errors import Stopped, UsageError
-from training.flat import SD15_UNET as SD15_UNET
-from training.flat import SD21_UNET as SD21_UNET
-from training.flat import TINY_UNET as TINY_UNET
 
 Placement = Literal["resnets", "convolutions"]
 Trainable = Literal["temporal", "temporal+conv", "all"]

@@ -19,7 +19,8 @@ from training.checkpoint import Run
 from training.codec import Codec, find_folder
 from training.errors import LongtakeError, UsageError
 from training.frames import Window, known_frames
-from training.stream import Batch, Index, Stream, draw, fixed_windows
+from training.shards import Index
+from training.stream import Batch, Stream, draw, fixed_windows
 from training.unet import VideoUNet
 
 NUM_WINDOWS = 2  # of each shape

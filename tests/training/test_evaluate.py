@@ -27,7 +27,7 @@ from training.codec import Codec
 from training.errors import ShardError, UsageError
 from training.evaluate import LATENT_BLEND, MODEL, NEAREST, ONE_STEP, PIXEL_BLEND, TRUTH
 from training.frames import Window, known_frames
-from training.stream import Index
+from training.shards import Index
 
 KNOWN = known_frames("every", 9)
 SHORT = (Window(9, 2), Window(9, 1))
@@ -266,7 +266,11 @@ def test_the_truth_s_row_is_the_vae_s_ceiling(
     clip = media.read_frames(
         Path(index.url).parent / "clips" / "moving.mp4", range(start, start + 9)
     )
-    latents = evaluate.Stream(index, "validation", SHORT).read("moving", start, Window(9, 1))
+    latents = (
+        evaluate.Stream(index, "validation", SHORT)
+        .gather([("moving", start)], Window(9, 1))
+        .latents[0]
+    )
     between = ~np.array(KNOWN)
     assert report.of(TRUTH, "psnr_original_db").values[row] == pytest.approx(
         psnr_db(codec.decode(latents)[between], clip[between])

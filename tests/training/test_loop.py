@@ -30,7 +30,8 @@ from training.checkpoint import Run
 from training.errors import NonFinite, UsageError
 from training.frames import Window
 from training.presets import Preset
-from training.stream import Index, Stream, open_index
+from training.shards import Index, open_index
+from training.stream import Stream
 
 ROOT = Path(__file__).parents[2]
 SHAPE, TEXT = (4, 8, 8), (7, 8)
@@ -151,7 +152,7 @@ CHILD = """
 import sys, time
 from pathlib import Path
 import torch
-from tests.test_loop import loop, open_index, run_of, trained
+from tests.training.test_loop import loop, open_index, run_of, trained
 from training.stream import Stream
 torch.set_num_threads(1)
 shards = Path(sys.argv[2])
@@ -224,7 +225,7 @@ RANK = """
 import json, os, sys
 from pathlib import Path
 import torch
-from tests.test_loop import Console, io, loop, open_index, run_of
+from tests.training.test_loop import Console, io, loop, open_index, run_of
 torch.set_num_threads(1)
 shards, out = Path(sys.argv[2]), Path(sys.argv[1])
 index = open_index(shards)

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.making import footage
-from training import media
+from training import media, writing
 from training.errors import ShardError, Stopped, UsageError
 
 Film = Callable[..., Path]
@@ -181,8 +181,8 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, frames:
     before = path.read_bytes()
 
     def fail(frames: Any) -> None:
-        with media.beside(path) as made:
-            made.write_bytes(b"half")
+        with writing.beside(path) as partial:
+            partial.write_bytes(b"half")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):

@@ -16,7 +16,8 @@ from benchmarks import gpu
 from tests.training.test_unet import SMALL
 from training.errors import UsageError
 from training.plan import GIB, Plan, Subject, plan, render
-from training.unet import SD15_UNET, VideoUNet
+from training.presets import SD15_UNET
+from training.unet import VideoUNet
 
 PLAIN = Subject(
     "small",

@@ -28,7 +28,8 @@ from training import ranges, shards
 from training import stream as streams
 from training.errors import ShardError, Stopped, UsageError
 from training.frames import Window
-from training.stream import Batch, Index, Stream, check_identity, fixed_windows, open_index, verify
+from training.shards import Index, check_identity, open_index, verify
+from training.stream import Batch, Stream, fixed_windows
 
 SHAPE = (4, 2, 2)
 BIG = (4, 32, 32)  # large enough for headers not to matter
@@ -226,7 +227,7 @@ def test_windows_begin_everywhere_a_window_fits(ten: Index) -> None:
 
 def test_one_window_can_be_read_by_its_key(ten: Index) -> None:
     stream = Stream(ten, windows=[Window(5, 2)], batch_size=2)
-    found = stream.read("clip-4", 7, Window(3, 5))
+    found = stream.gather([("clip-4", 7)], Window(3, 5)).latents[0]
     assert torch.equal(found, torch.from_numpy(latents(4, 24)[7:20:5]).float() * SCALE)
     batch = stream.gather([("clip-4", 7), ("clip-0", 0)], Window(3, 5))
     assert torch.equal(batch.latents[0], found)
@@ -235,9 +236,9 @@ def test_one_window_can_be_read_by_its_key(ten: Index) -> None:
     with pytest.raises(
         UsageError, match="clip-4 has 24 frames: a window of 11 cannot begin at frame 14"
     ):
-        stream.read("clip-4", 14, Window(3, 5))
+        stream.gather([("clip-4", 14)], Window(3, 5))
     with pytest.raises(UsageError, match="no clip 'clip-99' in 'train'"):
-        stream.read("clip-99", 0, Window(3, 5))
+        stream.gather([("clip-99", 0)], Window(3, 5))
 
 
 def test_a_batch_moves_to_a_device_whole(ten: Index) -> None:

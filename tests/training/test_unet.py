@@ -17,10 +17,8 @@ from torch import Tensor
 
 from training.attention import TemporalAttention
 from training.errors import Stopped, UsageError
+from training.presets import SD15_UNET, SD21_UNET, TINY_UNET
 from training.unet import (
-    SD15_UNET,
-    SD21_UNET,
-    TINY_UNET,
     FpsEmbedding,
     TemporalConv,
     Unit,
