@@ -347,7 +347,8 @@ def report(bench: Bench, say: Callable[[str], object]) -> None:
     limit = peak_tflops(bench)
     say(f"## {name}, torch {torch.__version__}\n")
     say(
-        f"bf16 product, {bench.peak_side} x {bench.peak_side}: {limit:.3g} TFLOP/s, the limit in these tables.\n"
+        f"bf16 product, {bench.peak_side} x {bench.peak_side}: {limit:.3g} TFLOP/s, the limit in "
+        "these tables.\n"
     )
     say(
         table(
@@ -438,7 +439,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         print(
-            f"Missing: {', '.join(missing)}. Install with: {sys.executable} -m pip install {' '.join(missing)}",
+            f"Missing: {', '.join(missing)}. Install with: {sys.executable} -m pip install "
+            f"{' '.join(missing)}",
             file=sys.stderr,
         )
         return EXIT_STOPPED
@@ -446,7 +448,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if not options.small and not torch.cuda.is_available():
         print(
-            "No CUDA device: torch.cuda.is_available() is false. Nothing was measured; --small runs the path on the CPU.",
+            "No CUDA device: torch.cuda.is_available() is false. Nothing was measured; --small "
+            "runs the path on the CPU.",
             file=sys.stderr,
         )
         return EXIT_STOPPED

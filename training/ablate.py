@@ -62,7 +62,8 @@ def variants(base: Preset, questions: Sequence[str]) -> list[Variant]:
         )
     if base.tasks[0][0] != "every":
         raise UsageError(
-            f"{base.name} makes keyframes; the questions are about interpolation: take tiny-interp or alike"
+            f"{base.name} makes keyframes; the questions are about interpolation: take tiny-interp "
+            "or alike"
         )
     return [one for question in questions for one in _answers(base, question)]
 

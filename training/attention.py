@@ -31,7 +31,8 @@ def check_window(window: int | None) -> None:
     """
     if window is not None and (window < 1 or window % 2 == 0):
         raise UsageError(
-            f"A temporal window of {window}: it must be odd and positive (5 sees 2 frames to each side), or absent for all."
+            f"A temporal window of {window}: it must be odd and positive (5 sees 2 frames to each "
+            "side), or absent for all."
         )
 
 
@@ -99,14 +100,16 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, window: int | None, first_frame: boo
 def _xformers(q: Tensor, k: Tensor, v: Tensor, window: int | None, first_frame: bool) -> Tensor:
     if first_frame and window is not None:
         raise UsageError(
-            "xformers has no mask for a window with the first frame always visible; use the backend `sdpa` or `flex`."
+            "xformers has no mask for a window with the first frame always visible; use the "
+            "backend `sdpa` or `flex`."
         )
     _want_cuda("xformers", q)
     try:
         ops, biases = import_module("xformers.ops"), import_module("xformers.ops.fmha.attn_bias")
     except ImportError as error:
         raise UsageError(
-            f"xformers cannot be imported ({error}); install the extra `cuda`, or use the backend `sdpa`."
+            f"xformers cannot be imported ({error}); install the extra `cuda`, or use the backend "
+            "`sdpa`."
         ) from error
     bias = (
         None
@@ -159,7 +162,8 @@ def _block_mask(num_frames: int, reach: int, first_frame: bool, device: torch.de
 def _want_cuda(backend: str, q: Tensor) -> None:
     if q.device.type != "cuda":
         raise UsageError(
-            f"The attention backend `{backend}` needs a CUDA device, the tensors are on {q.device.type}; use `auto`."
+            f"The attention backend `{backend}` needs a CUDA device, the tensors are on "
+            f"{q.device.type}; use `auto`."
         )
 
 
@@ -195,7 +199,8 @@ class TemporalAttention(nn.Module):
         super().__init__()
         if channels % (2 * heads):
             raise UsageError(
-                f"{heads} heads do not divide {channels} channels into even parts, which rotary positions need."
+                f"{heads} heads do not divide {channels} channels into even parts, which rotary "
+                "positions need."
             )
         made: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
         self.heads, self.window, self.first_frame = heads, window, first_frame

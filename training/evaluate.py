@@ -152,11 +152,13 @@ def evaluate(
     settings = settings or Settings()
     if run.preset.tasks[0][0] != "every":
         raise UsageError(
-            f"{run.folder} is a run of {run.preset.name}; what is evaluated is interpolation: give a run of tiny-interp or alike"
+            f"{run.folder} is a run of {run.preset.name}; what is evaluated is interpolation: give "
+            "a run of tiny-interp or alike"
         )
     if not index.entries.get(SPLIT):
         raise UsageError(
-            f"{index.url}: no video was held out; set `validation = 0.1` in [shard] of the recipe and build the shards again"
+            f"{index.url}: no video was held out; set `validation = 0.1` in [shard] of the recipe "
+            "and build the shards again"
         )
     check_identity(index, run.dataset["identity"])
     codec.check()
@@ -197,7 +199,8 @@ def _found(
             interpolated(num, preset.every) for num in range(2, window.num_frames)
         }:
             raise UsageError(
-                f"a window of {window.num_frames} frames does not end in a keyframe: take 5, 9, 13, 17, ..."
+                f"a window of {window.num_frames} frames does not end in a keyframe: take 5, 9, "
+                "13, 17, ..."
             )
         try:
             found.append((window, fixed_windows(index, SPLIT, window, num_windows)))
@@ -215,7 +218,8 @@ def _clips(index: Index, keys: set[str], notes: list[str]) -> Path | None:
     if not missing:
         return folder
     notes.append(
-        f"nothing is compared with the clips' own pixels: {folder} has no {missing[0]}.mp4 (`make shards` leaves the clips there)"
+        f"nothing is compared with the clips' own pixels: {folder} has no {missing[0]}.mp4 (`make "
+        "shards` leaves the clips there)"
     )
     return None
 

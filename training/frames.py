@@ -26,7 +26,8 @@ class Window:
     def __post_init__(self) -> None:
         if self.num_frames < 1 or self.stride < 1:
             raise ValueError(
-                f"a window needs at least one frame and a stride of at least 1, not {self.num_frames}@{self.stride}"
+                "a window needs at least one frame and a stride of at least 1, not "
+                f"{self.num_frames}@{self.stride}"
             )
 
     def __str__(self) -> str:
@@ -69,7 +70,8 @@ def known_frames(task: Task, num_frames: int, every: int = 4, prefix: int = 1) -
     known = tuple(index in given[task] for index in range(num_frames))
     if all(known) or (task == "prefix" and prefix < 1):
         raise ValueError(
-            f"{task!r} of {num_frames} frames (every {every}, prefix {prefix}): it must give some and leave some to make"
+            f"{task!r} of {num_frames} frames (every {every}, prefix {prefix}): it must give some "
+            "and leave some to make"
         )
     return known
 

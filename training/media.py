@@ -117,7 +117,8 @@ def read_frames(path: Path, indices: Sequence[int]) -> Pixels:
         pixels: Pixels = reader.get_batch(list(indices)).asnumpy()
     except (RuntimeError, IndexError, decord.DECORDError) as error:
         raise ShardError(
-            f"{path}: frames {indices[0]} to {indices[-1]} cannot be read ({type(error).__name__}); build it again"
+            f"{path}: frames {indices[0]} to {indices[-1]} cannot be read "
+            f"({type(error).__name__}); build it again"
         ) from error
     return pixels
 

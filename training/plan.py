@@ -378,5 +378,6 @@ def render(found: Plan) -> Group:
         parameters,
         memory,
         flops,
-        f"A clip of {CLIP_FRAMES} frames takes {found.clip_bytes / 1e6:.2f} MB in a shard: latents and text.",
+        f"A clip of {CLIP_FRAMES} frames takes {found.clip_bytes / 1e6:.2f} MB in a shard: latents "
+        "and text.",
     )

@@ -49,7 +49,8 @@ class Objective:
     def __post_init__(self) -> None:
         if self.zero_snr and self.prediction != "v_prediction":
             raise UsageError(
-                "zero_snr needs prediction = v_prediction: at an SNR of zero, epsilon says nothing about the latents"
+                "zero_snr needs prediction = v_prediction: at an SNR of zero, epsilon says nothing "
+                "about the latents"
             )
 
 
@@ -128,7 +129,8 @@ def from_plain(values: dict[str, Any]) -> Preset:
     unknown = sorted(set(values) ^ {field.name for field in fields(Preset)})
     if unknown:
         raise UsageError(
-            f"this run was made by another version of longtake: its preset differs in {', '.join(unknown)}"
+            "this run was made by another version of longtake: its preset differs in "
+            f"{', '.join(unknown)}"
         )
     made = dict(values)
     made["windows"] = tuple(Window(**window) for window in values["windows"])

@@ -85,12 +85,14 @@ class Files:
     def _check_length(self, name: str, found: int | None) -> None:
         if found is None:
             raise Stopped(
-                f"{self.url}: the server does not say how long {name} is, so it cannot be read by ranges; copy the shards"
+                f"{self.url}: the server does not say how long {name} is, so it cannot be read by "
+                "ranges; copy the shards"
             )
         if found != (wanted := self._num_bytes.get(name, found)):
             found_is = "truncated" if found < wanted else "of another build"
             raise ShardError(
-                f"{self.url}: {name} has {found} bytes, {wanted} in the index: {found_is}; copy it or build again"
+                f"{self.url}: {name} has {found} bytes, {wanted} in the index: {found_is}; copy it "
+                "or build again"
             )
 
     def _descriptor(self, name: str) -> int:
@@ -128,11 +130,13 @@ class Files:
         for (name, start, buffer), num_bytes in zip(ranges, got, strict=True):
             if num_bytes > buffer.nbytes:
                 raise Stopped(
-                    f"{self.url}: the server sends all of {name} when asked for a range; copy the shards"
+                    f"{self.url}: the server sends all of {name} when asked for a range; copy the "
+                    "shards"
                 )
             if num_bytes < buffer.nbytes:
                 raise ShardError(
-                    f"{self.url}: {name} ends at byte {start + num_bytes}: truncated; copy it or build again"
+                    f"{self.url}: {name} ends at byte {start + num_bytes}: truncated; copy it or "
+                    "build again"
                 )
 
 

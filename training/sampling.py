@@ -275,7 +275,8 @@ def check(keyframe: Run, interp: Run, num_frames: int, out: Path | None = None) 
     """Raise UsageError, before any work, if these runs cannot make such a video together."""
     if keyframe.preset.tasks[0][0] == "every" or interp.preset.tasks[0][0] != "every":
         raise UsageError(
-            f"{keyframe.folder} is a run of {keyframe.preset.name} and {interp.folder} of {interp.preset.name}: "
+            f"{keyframe.folder} is a run of {keyframe.preset.name} and {interp.folder} of "
+            f"{interp.preset.name}: "
             "--keyframe wants a keyframe run, --interp an interpolation run"
         )
     pairs = {
@@ -292,18 +293,21 @@ def check(keyframe: Run, interp: Run, num_frames: int, out: Path | None = None) 
     if differ:
         lines = "\n".join(differ)
         raise UsageError(
-            f"the two runs were trained on shards of different kinds:\n{lines}\nTrain both on the same shards."
+            f"the two runs were trained on shards of different kinds:\n{lines}\nTrain both on the "
+            "same shards."
         )
     possible = lengths(keyframe.preset, interp.preset)
     while possible[-1] < num_frames:
         possible.append(interpolated(possible[-1], interp.preset.every))
     if num_frames not in possible:
         raise UsageError(
-            f"no video of {num_frames} frames: the number can be {', '.join(map(str, possible))}, and so on"
+            f"no video of {num_frames} frames: the number can be {', '.join(map(str, possible))}, "
+            "and so on"
         )
     if out is not None and out.suffix != ".mp4":
         raise UsageError(
-            f"--out {out}: give a name that ends in .mp4; the GIF, the contact sheet and the facts get the same name"
+            f"--out {out}: give a name that ends in .mp4; the GIF, the contact sheet and the facts "
+            "get the same name"
         )
 
 

@@ -176,7 +176,8 @@ def check_identity(index: Index, wanted: Mapping[str, Any]) -> None:
     if differ:
         lines = "\n".join(differ)
         raise ShardError(
-            f"{index.url}: not the encoders the model was trained with:\n{lines}\nBuild shards with the model's encoders."
+            f"{index.url}: not the encoders the model was trained with:\n{lines}\nBuild shards "
+            "with the model's encoders."
         )
 
 
@@ -202,7 +203,8 @@ def open_index(url: str | Path) -> Index:
         found = plain.get("format") if isinstance(plain, dict) else None
         if type(found) is not int or found != FORMAT:
             raise ShardError(
-                f"{where}: format {found!r}, this reader knows {FORMAT}; build the shards again, or update longtake"
+                f"{where}: format {found!r}, this reader knows {FORMAT}; build the shards again, "
+                "or update longtake"
             )
         fields = IndexFields.model_validate(plain)
     except ValidationError as error:
@@ -241,7 +243,8 @@ def _check_whole(fields: IndexFields, where: str) -> None:
     ).hexdigest()
     if digest != fields.root_digest:
         raise ShardError(
-            f"{where}: root_digest {fields.root_digest}, that of its shards is {digest}; build the shards again"
+            f"{where}: root_digest {fields.root_digest}, that of its shards is {digest}; build the "
+            "shards again"
         )
     seen: set[str] = set()
     for shard in fields.shards:
@@ -289,7 +292,8 @@ def parse(
     """
     if (found := hashlib.sha256(content).hexdigest()) != sha256:
         raise ShardError(
-            f"{where}: sha256 {found}, {sha256} in the index: damaged or of another build; build the shards again"
+            f"{where}: sha256 {found}, {sha256} in the index: damaged or of another build; build "
+            "the shards again"
         )
     start, has = parse_header(bytes(content[:MAX_HEADER]), where)
     if (
@@ -325,7 +329,8 @@ def parse_header(content: bytes, where: object) -> tuple[int, tuple[int, ...]]:
         raise ShardError(f"{where}: .npy version {version[0]}.{version[1]}, wanted 1.0")
     if dtype != DTYPE or is_fortran:
         raise ShardError(
-            f"{where}: {dtype} in {'Fortran' if is_fortran else 'C'} order, wanted little-endian float16 in C order"
+            f"{where}: {dtype} in {'Fortran' if is_fortran else 'C'} order, wanted little-endian "
+            "float16 in C order"
         )
     return length, shape
 

@@ -84,12 +84,14 @@ def eligible(index: Index, split: str, span: int) -> list[Entry]:
     """
     if split not in index.entries:
         raise UsageError(
-            f"{index.url}: no split {split!r}, it has {', '.join(sorted(index.entries)) or 'no shards'}"
+            f"{index.url}: no split {split!r}, it has "
+            f"{', '.join(sorted(index.entries)) or 'no shards'}"
         )
     longest = max((entry.num_frames for entry in index.entries[split]), default=0)
     if longest < span:
         raise UsageError(
-            f"{index.url}: no clip of {split!r} is long enough: the longest has {longest} frames, a window spans {span}; "
+            f"{index.url}: no clip of {split!r} is long enough: the longest has {longest} frames, "
+            f"a window spans {span}; "
             "take fewer frames or a smaller stride, or build shards of longer videos"
         )
     return [entry for entry in index.entries[split] if entry.num_frames >= span]
@@ -130,12 +132,15 @@ class Stream:
             or not 0 <= rank < world
         ):
             raise UsageError(
-                f"no stream of windows {list(map(str, windows))}, batch_size {batch_size}, stride_jitter {stride_jitter}, text_dropout "
-                f"{text_dropout}, rank {rank} of {world}: there must be a window, a sample, a jitter of 0 or more, a share of 0 to 1"
+                f"no stream of windows {list(map(str, windows))}, batch_size {batch_size}, "
+                f"stride_jitter {stride_jitter}, text_dropout "
+                f"{text_dropout}, rank {rank} of {world}: there must be a window, a sample, a "
+                "jitter of 0 or more, a share of 0 to 1"
             )
         if batch_size % world:
             raise UsageError(
-                f"a batch of {batch_size} cannot be shared by {world} ranks equally; take a multiple of {world}"
+                f"a batch of {batch_size} cannot be shared by {world} ranks equally; take a "
+                f"multiple of {world}"
             )
         self.index, self.split, self.windows, self.batch_size, self.seed = (
             index,
@@ -220,7 +225,8 @@ class Stream:
             raise UsageError(f"{self.index.url}: no clip {key!r} in {self.split!r}")
         if not 0 <= start <= entry.num_frames - window.span:
             raise UsageError(
-                f"{key} has {entry.num_frames} frames: a window of {window.span} cannot begin at frame {start}"
+                f"{key} has {entry.num_frames} frames: a window of {window.span} cannot begin at "
+                f"frame {start}"
             )
         return entry
 
@@ -323,7 +329,8 @@ class Stream:
         wanted = (entry.num_frames, *self.index.frame_shape)
         if shape != wanted or length + entry.num_frames * self._frame_bytes != member.num_bytes:
             raise ShardError(
-                f"{where}: {member.num_bytes} bytes of shape {shape}, the index says {wanted}; build the shards again"
+                f"{where}: {member.num_bytes} bytes of shape {shape}, the index says {wanted}; "
+                "build the shards again"
             )
         self._first_frame[entry.key] = member.start + length
 

@@ -229,7 +229,8 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         check_window(window)
         if placement not in get_args(Placement):
             raise UsageError(
-                f"No placement of temporal layers is called {placement!r}; there are {', '.join(get_args(Placement))}."
+                f"No placement of temporal layers is called {placement!r}; there are "
+                f"{', '.join(get_args(Placement))}."
             )
         base: Any = UNet2DConditionModel.from_config(dict(flat_config)) if flat is None else flat
         _check_kind(base)
@@ -298,7 +299,8 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """
         if which not in get_args(Trainable):
             raise UsageError(
-                f"No choice of what to train is called {which!r}; there are {', '.join(get_args(Trainable))}."
+                f"No choice of what to train is called {which!r}; there are "
+                f"{', '.join(get_args(Trainable))}."
             )
         self.requires_grad_(which == "all")
         kinds: tuple[type[nn.Module], ...] = (TemporalConv, TemporalAttention, FpsEmbedding)
@@ -317,7 +319,8 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """
         if backend not in get_args(Backend):
             raise UsageError(
-                f"No attention backend is called {backend!r}; there are {', '.join(get_args(Backend))}."
+                f"No attention backend is called {backend!r}; there are "
+                f"{', '.join(get_args(Backend))}."
             )
         for module in self.modules():
             if isinstance(module, TemporalAttention):
@@ -337,7 +340,8 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         old = self.unet.config.in_channels
         if in_channels < old:
             raise UsageError(
-                f"The UNet has {old} input channels, {in_channels} are wanted; channels can be added only."
+                f"The UNet has {old} input channels, {in_channels} are wanted; channels can be "
+                "added only."
             )
         first = self.unet.conv_in
         if isinstance(first, Unit):
@@ -402,7 +406,8 @@ def load_flat(source: str | Path, revision: str | None = None) -> UNet2DConditio
     folder = Path(source)
     if not folder.is_dir() and (isinstance(source, Path) or not HUB_ID.fullmatch(source)):
         raise UsageError(
-            f"{source} is no folder, and no hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5."
+            f"{source} is no folder, and no hub id such as "
+            "stable-diffusion-v1-5/stable-diffusion-v1-5."
         )
     options: dict[str, Any] = (
         {"subfolder": _subfolder(folder)}
@@ -439,7 +444,8 @@ def _subfolder(folder: Path) -> str | None:
             if kind == UNet2DConditionModel.__name__:
                 return name
             raise UsageError(
-                f"{config} describes a {kind}; only a {UNet2DConditionModel.__name__} can be inflated."
+                f"{config} describes a {kind}; only a {UNet2DConditionModel.__name__} can be "
+                "inflated."
             )
     raise UsageError(f"{folder} is not a model: neither config.json nor unet/config.json is in it.")
 
@@ -458,5 +464,6 @@ def _plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def _check_kind(unet: UNet2DConditionModel) -> None:
     if unet.class_embedding is not None or unet.config.addition_embed_type is not None:
         raise UsageError(
-            "Only UNets conditioned on time and text alone can be inflated (Stable Diffusion 1 and 2), not on classes or sizes."
+            "Only UNets conditioned on time and text alone can be inflated (Stable Diffusion 1 and "
+            "2), not on classes or sizes."
         )
