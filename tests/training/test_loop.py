@@ -5,9 +5,11 @@ learning.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,9 +27,9 @@ from rich.console import Console
 
 from tests.training import test_sampling
 from tests.training.test_stream import clip, made, npy
-from training import ablate, checkpoint, journal, loop, presets
+from training import ablate, checkpoint, journal, loop, presets, shards
 from training.checkpoint import Run
-from training.errors import NonFinite, UsageError
+from training.errors import NonFinite, ShardError, UsageError
 from training.frames import Window
 from training.presets import Preset
 from training.shards import Index, open_index
@@ -88,6 +90,15 @@ def preset(**changes: Any) -> Preset:
         checkpoint_every=1000,
     )
     return replace(small, **changes)
+
+
+def damaged(shards: Path, copy: Path) -> Index:
+    """A copy of the shards in which one bit is another."""
+    shutil.copytree(shards, copy)
+    content = bytearray((copy / "00000.tar").read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / "00000.tar").write_bytes(content)
+    return open_index(copy)
 
 
 def run_of(folder: Path, index: Index, shards: Path, **changes: Any) -> Run:
@@ -216,25 +227,44 @@ def test_two_ranks_give_the_loss_curve_of_one_with_the_doubled_batch(
     ]
     assert [rank.wait(300) for rank in ranks] == [0, 0]
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "alone"), rel=1e-4)
-    keys = [json.loads((tmp_path / f"two-rank-{rank}.json").read_text()) for rank in range(2)]
-    assert not set(keys[0]) & set(keys[1])
-    assert sorted(keys[0] + keys[1]) == list(range(8 * 4))
+    reports = [json.loads((tmp_path / f"two-rank-{rank}.json").read_text()) for rank in range(2)]
+    samples = [report["samples"] for report in reports]
+    assert not set(samples[0]) & set(samples[1])
+    assert sorted(samples[0] + samples[1]) == list(range(8 * 4))
+    # the first rank reads the shards, and the other learns of it what is wrong with them
+    assert [report["verified"] for report in reports] == [["00000.tar", "00001.tar"], []]
+    assert [report["damaged"] for report in reports] == ["ShardError", "Stopped"]
 
 
 RANK = """
 import json, os, sys
 from pathlib import Path
 import torch
-from tests.training.test_loop import Console, io, loop, open_index, run_of
+from tests.training.test_loop import Console, damaged, io, loop, open_index, run_of
+from training.errors import LongtakeError
 torch.set_num_threads(1)
 shards, out = Path(sys.argv[2]), Path(sys.argv[1])
 index = open_index(shards)
 run = run_of(out, index, shards, batch_size=4, micro_batch=2)
-trainer = loop.Trainer(run, index, "cpu", console=Console(file=io.StringIO()), pictures=False)
+verified, verify_shard = [], loop.shards.verify_shard
+def verify_and_tell(files, shard, progress):
+    verified.append(shard.file)
+    verify_shard(files, shard, progress)
+loop.shards.verify_shard = verify_and_tell
+def trainer_of(index):
+    console = Console(file=io.StringIO())
+    return loop.Trainer(run, index, "cpu", console=console, pictures=False, verify=print)
+trainer = trainer_of(index)
 assert trainer.accelerator.num_processes == 2
 trainer.train()
-seen = [i for step in range(8) for i in trainer.stream.batch(step).sample_indices]
-out.with_name(f"two-rank-{os.environ['RANK']}.json").write_text(json.dumps(seen))
+samples = [i for step in range(8) for i in trainer.stream.batch(step).sample_indices]
+report = {"samples": samples, "verified": list(verified)}
+rank = os.environ["RANK"]
+try:
+    trainer_of(damaged(shards, out.with_name(f"damaged-{rank}")))
+except LongtakeError as error:
+    report["damaged"] = type(error).__name__
+out.with_name(f"two-rank-{rank}.json").write_text(json.dumps(report))
 torch.distributed.destroy_process_group()
 """
 
@@ -292,6 +322,126 @@ def test_micro_batches_add_up_to_the_batch(tmp_path: Path, index: Index, folder:
         )
     assert losses(tmp_path / "1") == pytest.approx(losses(tmp_path / "4"), rel=1e-4)
     assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "4"), rel=1e-4)
+
+
+def rates(folder: Path) -> list[float]:
+    return [line["lr"] for line in journal.read_history(folder) if "lr" in line]
+
+
+def test_a_cosine_that_is_given_more_steps_goes_over_to_the_new_plan_and_says_so(
+    tmp_path: Path, index: Index, folder: Path
+) -> None:
+    changes = {"schedule": "cosine", "warmup": 4, "learning_rate": 1e-3, "checkpoint_every": 10}
+    trained(run_of(tmp_path / "run", index, folder, steps=10, **changes), index)
+    console = Console(file=io.StringIO(), width=500)
+    longer = run_of(tmp_path / "run", index, folder, steps=20, **changes)
+    loop.Trainer(longer, index, "cpu", console=console, pictures=False).train()
+    assert "was planned for 10 steps and is planned anew for 20" in console.file.getvalue()  # type: ignore[attr-defined]
+    trained(run_of(tmp_path / "long", index, folder, steps=20, **changes), index)
+    changed, planned = rates(tmp_path / "run"), rates(tmp_path / "long")
+    assert changed[9] == 0
+    jumps = [abs(after - before) for before, after in itertools.pairwise(changed)]
+    assert max(jumps[9:]) <= 1e-3 / 4  # never steeper than a warm-up
+    assert changed[14:] == pytest.approx(planned[14:])
+    assert changed[10] < planned[10]
+
+
+def test_a_changed_plan_is_kept_to_the_bit_by_the_next_resume(
+    tmp_path: Path, index: Index, folder: Path
+) -> None:
+    changes = {"schedule": "cosine", "warmup": 4, "checkpoint_every": 3}
+    trained(run_of(tmp_path / "straight", index, folder, steps=3, **changes), index)
+    shutil.copytree(tmp_path / "straight", tmp_path / "stopped")
+    longer = run_of(tmp_path / "straight", index, folder, steps=9, **changes)
+    trained(longer, index)
+    stopped = replace(longer, folder=tmp_path / "stopped")
+    trainer = loop.Trainer(stopped, index, "cpu", console=Console(file=io.StringIO()))
+    save = trainer._save
+
+    def save_and_die() -> None:
+        save()
+        raise KeyboardInterrupt
+
+    trainer._save = save_and_die  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert [step for step, _ in checkpoint.checkpoints(stopped)] == [3, 6]
+    trained(stopped, index)
+    assert rates(tmp_path / "stopped") == rates(tmp_path / "straight")
+    assert newest(tmp_path / "stopped") == newest(tmp_path / "straight")
+
+
+def test_the_history_is_never_rewritten_in_place(
+    tmp_path: Path, index: Index, folder: Path
+) -> None:
+    run = run_of(tmp_path / "run", index, folder, steps=2)
+    trained(run, index)
+    history = tmp_path / "run" / "history.jsonl"
+    before = history.read_bytes()
+    (tmp_path / "witness").hardlink_to(history)  # sees what is written into the same file
+    journal.Journal(run, 1, Console(file=io.StringIO())).end()
+    assert [line["step"] for line in journal.read_history(tmp_path / "run")] == [1]
+    assert (tmp_path / "witness").read_bytes() == before
+
+
+def test_what_a_killed_process_left_half_written_is_gone_at_the_next_start(
+    tmp_path: Path, index: Index, folder: Path
+) -> None:
+    run = run_of(tmp_path / "run", index, folder, steps=1)
+    trained(run, index)
+    leftovers = [
+        tmp_path / "run" / "checkpoints" / "partial-000002" / "model" / "config.json",
+        tmp_path / "run" / "partial-1234-history.jsonl",
+        tmp_path / "run" / "samples" / "partial-1234-step-000001.png",
+    ]
+    for path in leftovers:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
+    checkpoint.open_run(run)
+    assert list((tmp_path / "run").rglob("partial-*")) == []
+    assert [step for step, _ in checkpoint.checkpoints(run)] == [1]
+
+
+def test_shards_are_verified_once_for_a_run_and_again_where_they_lie_elsewhere(
+    tmp_path: Path, index: Index, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verified = []
+    verify_shard = shards.verify_shard
+
+    def verify_and_count(files: Any, shard: Any, progress: Any) -> None:
+        verified.append(shard.file)
+        verify_shard(files, shard, progress)
+
+    monkeypatch.setattr(shards, "verify_shard", verify_and_count)
+    run = run_of(tmp_path / "run", index, folder, steps=1)
+
+    def start(index: Index) -> None:
+        loop.Trainer(run, index, "cpu", verify=lambda num_bytes: None)
+
+    start(index)
+    start(index)
+    assert verified == ["00000.tar", "00001.tar"]
+    with pytest.raises(ShardError, match=r"00000\.tar has sha256"):
+        start(damaged(folder, tmp_path / "copy"))
+    shutil.rmtree(tmp_path / "copy")
+    shutil.copytree(folder, tmp_path / "copy")
+    start(open_index(tmp_path / "copy"))
+    assert verified == ["00000.tar", "00001.tar", "00000.tar", "00000.tar", "00001.tar"]
+
+
+def test_the_gpu_that_is_asked_for_is_torch_s_current_one_when_accelerate_takes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(("device", device)))
+    monkeypatch.setattr(loop, "Accelerator", lambda **options: calls.append(("new", options)))
+    loop.new_accelerator(preset(), "cuda:1")
+    loop.new_accelerator(preset(), "cpu")
+    assert calls == [
+        ("device", "cuda:1"),
+        ("new", {"mixed_precision": "no", "cpu": False}),
+        ("new", {"mixed_precision": "no", "cpu": True}),
+    ]
 
 
 def test_what_is_drawn_depends_on_the_sample_alone(index: Index) -> None:

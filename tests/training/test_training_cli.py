@@ -5,6 +5,7 @@ command line.
 from __future__ import annotations
 
 import inspect
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -55,8 +56,9 @@ OPTIONS = {  # frozen: an option is a promise
         "--vae",
         "--clip",
         "--device",
+        "--as_json",  # --json
     },
-    "plan": {"--preset", "--size"},
+    "plan": {"--preset", "--size", "--as_json"},
     "ablate": {"--shards", "--out", "--preset", "--question", "--steps", "--seeds", "--device"},
 }
 
@@ -235,6 +237,18 @@ def test_the_plan_of_a_preset_prints_its_totals() -> None:
     found = call("plan", "--preset", "seeds-interp")
     assert found.exit_code == 0
     assert "1,100,578,616" in found.output
+
+
+def test_the_plan_can_be_read_by_a_program() -> None:
+    result = call("plan", "--preset", "tiny-interp", "--json")
+    assert result.exit_code == 0
+    plan = json.loads(result.stdout)
+    assert plan["subject"]["name"] == "tiny-interp"
+    assert [step["num_frames"] for step in plan["steps"]] == [5, 17, 65]
+    step = plan["steps"][0]
+    parts = ("weights", "gradients", "optimizer", "average", "activations")
+    assert step["memory"] == sum(step[part] for part in parts)
+    assert sum(plan["parameters"].values()) * 4 == step["weights"]
 
 
 def test_every_preset_can_be_planned() -> None:
