@@ -251,6 +251,20 @@ def test_the_plan_can_be_read_by_a_program() -> None:
     assert sum(plan["parameters"].values()) * 4 == step["weights"]
 
 
+def test_what_evaluate_prints_for_programs_is_what_it_writes(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training import checkpoint, evaluate
+
+    result = evaluate.Evaluation({"run": "a run", "steps": 1}, (), ("65@1 is left out",))
+    monkeypatch.setattr(evaluate, "evaluate", lambda *arguments, **options: result)
+    monkeypatch.setattr(checkpoint, "load_run", lambda folder: None)
+    printed = call("evaluate", "--run", tmp_path, "--shards", shards, "--json")
+    assert printed.exit_code == 0
+    assert json.loads(printed.stdout)["notes"] == ["65@1 is left out"]
+    assert printed.stdout == (tmp_path / "evaluation.json").read_text()
+
+
 def test_every_preset_can_be_planned() -> None:
     from training import plan
 
