@@ -75,8 +75,11 @@ def temporal_attention(
         )
     attend = {"sdpa": _sdpa, "plain": _plain, "xformers": _xformers, "flex": _flex}[backend]
     if q.device.type == "cuda" and len(q) > MAX_SEQUENCES:
-        parts = (slice(start, start + MAX_SEQUENCES) for start in range(0, len(q), MAX_SEQUENCES))
-        return torch.cat([attend(q[part], k[part], v[part], window, first_frame) for part in parts])
+        mixed = []
+        for start in range(0, len(q), MAX_SEQUENCES):
+            part = slice(start, start + MAX_SEQUENCES)
+            mixed.append(attend(q[part], k[part], v[part], window, first_frame))
+        return torch.cat(mixed)
     return attend(q, k, v, window, first_frame)
 
 
@@ -90,9 +93,8 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, window: int | None, first_frame: boo
     q, k, v = (rearrange(x, "n heads f d -> (n heads) f d") for x in (q, k, v))
     bias = q.new_zeros(())
     if window is not None:
-        bias = q.new_zeros(num_frames, num_frames).masked_fill(
-            ~band_mask(num_frames, window, first_frame, q.device), -torch.inf
-        )
+        mask = band_mask(num_frames, window, first_frame, q.device)
+        bias = q.new_zeros(num_frames, num_frames).masked_fill(~mask, -torch.inf)
     scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=width**-0.5)
     return rearrange(torch.bmm(scores.softmax(-1), v), "(n heads) f d -> n heads f d", heads=heads)
 
@@ -111,13 +113,10 @@ def _xformers(q: Tensor, k: Tensor, v: Tensor, window: int | None, first_frame: 
             f"xformers cannot be imported ({error}); install the extra `cuda`, or use the backend "
             "`sdpa`."
         ) from error
-    bias = (
-        None
-        if window is None
-        else biases.LocalAttentionFromBottomRightMask(
-            window_left=window // 2, window_right=window // 2
-        )
-    )
+    bias = None
+    if window is not None:
+        reach = window // 2
+        bias = biases.LocalAttentionFromBottomRightMask(window_left=reach, window_right=reach)
     turned = [rearrange(x, "n heads f d -> n f heads d") for x in (q, k, v)]
     try:
         mixed: Tensor = ops.memory_efficient_attention(*turned, attn_bias=bias)
@@ -141,9 +140,8 @@ def _compiled_flex() -> Any:
     import torch._dynamo
     from torch.nn.attention.flex_attention import flex_attention
 
-    torch._dynamo.config.recompile_limit = max(
-        64, torch._dynamo.config.recompile_limit
-    )  # one kernel a shape; 8 is the default
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(64, limit)  # one kernel a shape; the default is 8
     return torch.compile(flex_attention, dynamic=False)
 
 
@@ -202,12 +200,12 @@ class TemporalAttention(nn.Module):
                 f"{heads} heads do not divide {channels} channels into even parts, which rotary "
                 "positions need."
             )
-        made: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
+        place: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
         self.heads, self.window, self.first_frame = heads, window, first_frame
         self.backend: Backend = "auto"
-        self.norm = nn.LayerNorm(channels, **made)
-        self.to_qkv = nn.Linear(channels, 3 * channels, bias=False, **made)
-        self.to_out = nn.Linear(channels, channels, **made)
+        self.norm = nn.LayerNorm(channels, **place)
+        self.to_qkv = nn.Linear(channels, 3 * channels, bias=False, **place)
+        self.to_out = nn.Linear(channels, channels, **place)
         nn.init.zeros_(self.to_out.weight)
         nn.init.zeros_(self.to_out.bias)
 

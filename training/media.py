@@ -1,5 +1,4 @@
-"""Pictures and clips in and out: what a video starts from, and the mp4, GIF and contact sheets it
-ends in.
+"""Pictures and clips: reads what a video starts from, writes mp4, GIF and contact sheets.
 
 Pixels are `f h w c` uint8 RGB. An mp4 is h264 in yuv420p, tagged BT.709, which plays everywhere;
 its chroma is halved, so what must stay exact stays in the arrays.
@@ -27,7 +26,7 @@ from training.writing import beside
 
 import decord  # isort: skip
 
-Row = tuple[str, Pixels, Sequence[bool]]  # a label, frames, and which of them were given
+Row = tuple[str, Pixels, Sequence[bool]]  # a label, frames, and which of them are known
 CRF = 16
 GIF_SIDE = 256
 BT709 = 1  # ffmpeg's number of it, for matrix, primaries and transfer
@@ -36,10 +35,10 @@ GAP, LINE = 4, 18  # pixels between tiles, and of a line of text
 
 
 def read_start(path: Path, size: int, fps: Fraction, max_frames: int = 1) -> Pixels:
-    """A picture, or the last `max_frames` frames of a clip at `fps` by time, as `f size size c`:
-    the centre square, resized.
+    """What a video starts from, `f size size c`: a picture, or the last `max_frames` frames of a
+    clip, taken at `fps` by time. The centre square is kept and resized.
 
-    Raises UsageError if it is neither.
+    Raises UsageError if the file is neither.
     """
     if not path.is_file():
         raise UsageError(f"{path}: no such file; give a picture or a video to start from")
@@ -56,55 +55,52 @@ def read_start(path: Path, size: int, fps: Fraction, max_frames: int = 1) -> Pix
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise UsageError(f"{path}: no video stream in it")
-            kept = deque(
-                _by_time(container.decode(container.streams.video[0]), fps), maxlen=max_frames
-            )
-            aspect = Fraction(container.streams.video[0].sample_aspect_ratio or 1) or Fraction(1)
+            stream = container.streams.video[0]
+            last_frames = deque(_by_time(container.decode(stream), fps), maxlen=max_frames)
+            aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)
     except av.FFmpegError as error:
         raise UsageError(
             f"{path}: neither a picture nor a video that can be read: {error}"
         ) from error
-    if not kept:
+    if not last_frames:
         raise UsageError(f"{path}: no frame in it can be decoded")
-    return np.stack([_square(_upright(frame, aspect), size) for frame in kept])
+    return np.stack([_square(_upright(frame, aspect), size) for frame in last_frames])
 
 
 def _by_time(decoded: Iterable[av.VideoFrame], fps: Fraction) -> Iterator[av.VideoFrame]:
     """What is on the screen `n / fps` seconds after the first frame, for every `n`."""
-    held: av.VideoFrame | None = None
+    current: av.VideoFrame | None = None
     shown, begin, end = 0, 0, Fraction(0)
     for frame in decoded:
         if (
             frame.pts is None
             or frame.time_base is None
-            or (held is not None and frame.pts <= (held.pts or 0))
+            or (current is not None and frame.pts <= (current.pts or 0))
         ):
             continue
-        begin = frame.pts if held is None else begin
+        begin = frame.pts if current is None else begin
         at = (frame.pts - begin) * frame.time_base
-        while held is not None and shown / fps < at:
-            yield held
+        while current is not None and shown / fps < at:
+            yield current
             shown += 1
-        held, end = frame, at + (frame.duration or 0) * frame.time_base
-    while held is not None and (shown == 0 or shown / fps < end):
-        yield held
+        current, end = frame, at + (frame.duration or 0) * frame.time_base
+    while current is not None and (shown == 0 or shown / fps < end):
+        yield current
         shown += 1
 
 
 def _upright(frame: av.VideoFrame, aspect: Fraction) -> Image.Image:
     image = Image.fromarray(frame.to_ndarray(format="rgb24"))
     if aspect != 1:
-        image = image.resize(
-            (max(1, round(image.width * aspect)), image.height), Image.Resampling.BICUBIC
-        )
+        width = max(1, round(image.width * aspect))
+        image = image.resize((width, image.height), Image.Resampling.BICUBIC)
     return image.rotate(frame.rotation, expand=True) if frame.rotation else image
 
 
 def _square(image: Image.Image, size: int) -> Pixels:
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip
-        image = Image.fromarray(
-            (np.asarray(image).astype(np.float64) / 257).clip(0, 255).astype(np.uint8)
-        )
+        levels = np.asarray(image).astype(np.float64) / 257
+        image = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
     return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS))
 
 
@@ -149,8 +145,8 @@ def write_mp4(path: Path, frames: Pixels, fps: Fraction) -> None:
 
 
 def write_gif(path: Path, frames: Pixels, fps: Fraction) -> None:
-    """At most 256 pixels wide, one palette for all frames, for ever; a GIF's clock ticks in
-    hundredths of a second.
+    """A GIF that repeats for ever: at most 256 pixels wide, one palette for all frames. Its clock
+    ticks in hundredths of a second.
     """
     side = min(GIF_SIDE, frames.shape[2])
     height = max(1, round(frames.shape[1] * side / frames.shape[2]))
@@ -176,13 +172,11 @@ def write_gif(path: Path, frames: Pixels, fps: Fraction) -> None:
 
 def _palette(images: Sequence[Image.Image]) -> Image.Image:
     """256 colours for all of them, from at most 16."""
-    picked = (
-        [images[round(index * (len(images) - 1) / 15)] for index in range(16)]
-        if len(images) > 16
-        else list(images)
-    )
-    strip = Image.new("RGB", (picked[0].width, picked[0].height * len(picked)))
-    for index, image in enumerate(picked):
+    sampled = list(images)
+    if len(images) > 16:
+        sampled = [images[round(index * (len(images) - 1) / 15)] for index in range(16)]
+    strip = Image.new("RGB", (sampled[0].width, sampled[0].height * len(sampled)))
+    for index, image in enumerate(sampled):
         strip.paste(image, (0, index * image.height))
     return strip.quantize(256, method=Image.Quantize.MEDIANCUT)
 
@@ -190,18 +184,18 @@ def _palette(images: Sequence[Image.Image]) -> Image.Image:
 def contact_sheet(
     frames: Pixels, known: Sequence[bool], caption: str, side: int = 128
 ) -> Image.Image:
-    """All frames in reading order; those that were given have an orange frame."""
+    """All frames in reading order; known ones have an orange border."""
     columns = len(frames) if len(frames) <= 9 else 9 if len(frames) <= 18 else 13
-    rows: list[Row] = [
-        ("", frames[at : at + columns], known[at : at + columns])
-        for at in range(0, len(frames), columns)
-    ]
+    rows: list[Row] = []
+    for start in range(0, len(frames), columns):
+        part = slice(start, start + columns)
+        rows.append(("", frames[part], known[part]))
     return side_by_side(rows, caption, side)
 
 
 def side_by_side(rows: Sequence[Row], caption: str, side: int = 128) -> Image.Image:
-    """One row of frames for each (label, frames, which were given), the label above it; equal times
-    stand in one column.
+    """A picture with a row of frames for each row, its label above it; known frames have an orange
+    border. Equal times stand in one column.
     """
     across = max(len(frames) for _, frames, _ in rows)
     tops, y = [], LINE + 2 * GAP
@@ -215,11 +209,10 @@ def side_by_side(rows: Sequence[Row], caption: str, side: int = 128) -> Image.Im
     for top, (label, frames, known) in zip(tops, rows, strict=True):
         if label:
             draw.text((GAP, top - LINE), label, INK, font)
-        for column, (pixels, given) in enumerate(zip(frames, known, strict=True)):
+        for column, (pixels, is_known) in enumerate(zip(frames, known, strict=True)):
             x = GAP + column * (side + GAP)
-            sheet.paste(
-                Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS), (x, top)
-            )
-            if given:
+            tile = Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS)
+            sheet.paste(tile, (x, top))
+            if is_known:
                 draw.rectangle((x - 1, top - 1, x + side, top + side), outline=MARK, width=3)
     return sheet

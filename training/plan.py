@@ -107,7 +107,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a step costs at each length. `clip_bytes` are a clip's latents and text in a shard, float16."""
+    """What a step costs at each length. `clip_bytes`: a clip's latents and text in a shard."""
 
     subject: Subject
     parameters: dict[Part, int]

@@ -235,7 +235,7 @@ def test_a_model_that_moves_a_given_frame_is_found_out(
     report = evaluate.evaluate(run, *dataset, num_windows=1, windows=SHORT[:1]).reports[0]
     assert report.known_error_latents > 0.1
     assert report.known_error_levels > 1
-    assert report.of(MODEL, "motion").mean == 0
+    assert report.spread(MODEL, "motion").mean == 0
 
 
 def test_where_latents_move_along_a_line_the_latent_blend_is_perfect(
@@ -244,13 +244,13 @@ def test_where_latents_move_along_a_line_the_latent_blend_is_perfect(
     for report in evaluation.reports:
         row = [key for key, _ in report.windows].index("straight")
         likeness = {
-            method: report.of(method, "psnr_db").values[row] or 0
+            method: report.spread(method, "psnr_db").values[row] or 0
             for method in (NEAREST, LATENT_BLEND, MODEL)
         }
         assert likeness[LATENT_BLEND] > 55
         assert max(likeness[NEAREST], likeness[MODEL]) < likeness[LATENT_BLEND] - 3
         made_up = [
-            report.of(method, "psnr_db").values[1 - row] or 99
+            report.spread(method, "psnr_db").values[1 - row] or 99
             for method in (MODEL, ONE_STEP, NEAREST, LATENT_BLEND, PIXEL_BLEND)
         ]
         assert max(made_up) < 45  # where they do not
@@ -272,11 +272,11 @@ def test_the_truth_s_row_is_the_vae_s_ceiling(
         .latents[0]
     )
     between = ~np.array(KNOWN)
-    assert report.of(TRUTH, "psnr_original_db").values[row] == pytest.approx(
+    assert report.spread(TRUTH, "psnr_original_db").values[row] == pytest.approx(
         psnr_db(codec.decode(latents)[between], clip[between])
     )
-    assert report.of(TRUTH, "motion").mean == 1
-    assert report.of(TRUTH, "psnr_db").mean is None
+    assert report.spread(TRUTH, "motion").mean == 1
+    assert report.spread(TRUTH, "psnr_db").mean is None
 
 
 def test_all_is_saved_as_json_and_sheets_and_fits_a_terminal(
@@ -290,7 +290,7 @@ def test_all_is_saved_as_json_and_sheets_and_fits_a_terminal(
     ]
     plain = json.loads(paths[0].read_text())
     assert plain["reports"][0]["scores"][MODEL]["psnr_db"]["values"] == list(
-        evaluation.reports[0].of(MODEL, "psnr_db").values
+        evaluation.reports[0].spread(MODEL, "psnr_db").values
     )
     assert (plain["steps"], plain["guidance"], plain["split"]) == (2, 1.0, "validation")
     with Image.open(paths[1]) as sheet:
@@ -301,7 +301,7 @@ def test_all_is_saved_as_json_and_sheets_and_fits_a_terminal(
     console.file.close()
     assert "…" not in shown
     assert sum(line.split()[:1] == ["truth"] for line in shown.splitlines()) == 1
-    assert f"{evaluation.reports[0].of(MODEL, 'psnr_db').mean:.2f} ±" in shown
+    assert f"{evaluation.reports[0].spread(MODEL, 'psnr_db').mean:.2f} ±" in shown
 
 
 def test_without_the_clips_their_half_is_left_out_and_said_so(
@@ -312,8 +312,8 @@ def test_without_the_clips_their_half_is_left_out_and_said_so(
     alone = replace(index, url=str(tmp_path / "shards"))
     found = evaluate.evaluate(run, alone, codec, num_windows=1, windows=SHORT[:1])
     assert "clips has no " in found.notes[0]
-    assert found.reports[0].of(MODEL, "psnr_original_db").mean is None
-    assert found.reports[0].of(MODEL, "psnr_db").mean is not None
+    assert found.reports[0].spread(MODEL, "psnr_original_db").mean is None
+    assert found.reports[0].spread(MODEL, "psnr_db").mean is not None
 
 
 Change = Callable[[Run, Index], tuple[Run, Index]]

@@ -364,7 +364,7 @@ def test_words_become_a_video_and_frames_of_a_shorter_one_stay_as_they_were(
     assert (long.frames.shape, long.fps) == ((17, 64, 64, 3), Fraction(10, 4))
     assert torch.equal(long.latents[::4], short.latents)
     assert np.array_equal(long.frames[::4], short.frames)
-    assert not any(long.given)
+    assert not any(long.known)
     assert not np.array_equal(
         generate(num_frames=5, settings=Settings(seed=1)).frames, short.frames
     )
@@ -376,7 +376,7 @@ def test_a_picture_is_the_first_frame_as_it_is(generate: Generate, tmp_path: Pat
     Image.fromarray(picture).save(tmp_path / "a.png")
     film = generate(num_frames=17, start=tmp_path / "a.png")
     assert np.array_equal(film.frames[0], picture)
-    assert film.given == (True, *[False] * 16)
+    assert film.known == (True, *[False] * 16)
 
 
 def test_a_clip_is_gone_on_from(generate: Generate, coded: Codec, tmp_path: Path) -> None:
@@ -389,7 +389,7 @@ def test_a_clip_is_gone_on_from(generate: Generate, coded: Codec, tmp_path: Path
     sampling.media.write_mp4(tmp_path / "a.mp4", frames, Fraction(10))
     read = sampling.media.read_start(tmp_path / "a.mp4", 64, Fraction(10), 17)
     film = generate(num_frames=17, start=tmp_path / "a.mp4")
-    assert film.given == (*[True] * 5, *[False] * 12)
+    assert film.known == (*[True] * 5, *[False] * 12)
     assert np.array_equal(film.frames[:5], read[::4])
     assert torch.equal(film.latents[:5], coded.encode(read)[::4])
 
