@@ -95,8 +95,8 @@ class Codec:
     Latents go in and come out scaled.
 
     `models` are the index's `encoders`, `scaling_factor` is its latents'; `vae` and `clip` are the
-    user's own folders. The arithmetic is as precise as the index says. Raises what `find_folder` raises
-    when a model is first used, or at once in `check`.
+    user's own folders. The arithmetic is as precise as the index says. Raises what `find_folder`
+    raises when a model is first used, or at once in `check`.
     """
 
     def __init__(
