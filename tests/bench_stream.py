@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tests.training.test_stream import Members, made, npy
+from tests.making.shards import Members, make_shards, npy
 from training.frames import Window
 from training.ranges import Range
 from training.shards import Index
@@ -37,10 +37,10 @@ PROMISED = Window(5, 1)
 class Noting(Stream):
     """A stream that notes what it reads."""
 
-    noted: list[tuple[str, int, int]]
+    ranges_read: list[tuple[str, int, int]]
 
     def _fill(self, ranges: Sequence[Range]) -> None:
-        self.noted += [(file, start, buffer.nbytes) for file, start, buffer in ranges]
+        self.ranges_read += [(file, start, buffer.nbytes) for file, start, buffer in ranges]
         super()._fill(ranges)
 
 
@@ -97,7 +97,7 @@ def shards_of(folder: Path, num_samples: int) -> Index:
     clips = {
         f"clip-{number:04d}": different[number % len(different)] for number in range(num_samples)
     }
-    return made(folder, clips, PER_SHARD, shape=FRAME, text_shape=TEXT)
+    return make_shards(folder, clips, PER_SHARD, shape=FRAME, text_shape=TEXT)
 
 
 def first_epoch(
@@ -107,12 +107,12 @@ def first_epoch(
     and used.
     """
     stream = Noting(index, windows=[window], batch_size=BATCH)
-    stream.noted = []
+    stream.ranges_read = []
     batches = [stream.batch(step) for step in range(num_samples // BATCH)]
     starts = {
         key: start for batch in batches for key, start in zip(batch.keys, batch.starts, strict=True)
     }
-    return starts, stream.noted, (stream.bytes_read, stream.bytes_used)
+    return starts, stream.ranges_read, (stream.bytes_read, stream.bytes_used)
 
 
 def epoch(index: Index, window: Window, num_samples: int) -> None:

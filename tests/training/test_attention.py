@@ -20,8 +20,8 @@ def new_qkv(
     num_frames: int, device: str = "cpu", width: int = 16, sequences: int = 12
 ) -> list[Tensor]:
     random = torch.Generator().manual_seed(num_frames)
-    made = [torch.randn(sequences, 3, num_frames, width, generator=random) for _ in range(3)]
-    return [x.to(device).requires_grad_() for x in made]
+    tensors = [torch.randn(sequences, 3, num_frames, width, generator=random) for _ in range(3)]
+    return [x.to(device).requires_grad_() for x in tensors]
 
 
 def with_gradients(
@@ -55,9 +55,7 @@ def test_without_a_window_all_see_all() -> None:
     assert band_mask(3, None).all()
 
 
-def test_a_window_of_seven_shows_every_frame_between_two_keyframes_both_of_them_and_five_does_not() -> (
-    None
-):
+def test_a_window_of_seven_shows_frames_between_two_keyframes_both_and_five_does_not() -> None:
     def blind(window: int) -> list[int]:
         mask = band_mask(17, window)
         return [

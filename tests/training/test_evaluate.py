@@ -19,8 +19,8 @@ from rich.console import Console
 
 from pipeline.media.encoders import MAX_PSNR_DB, psnr_db
 from tests.making import footage
-from tests.training.test_sampling import OBJECTIVES, SHAPE, identity, small_model
-from tests.training.test_stream import made, npy
+from tests.making.models import OBJECTIVES, SHAPE, identity, small_model
+from tests.making.shards import make_shards, npy
 from training import evaluate, media, presets, quality
 from training.checkpoint import Run
 from training.codec import Codec
@@ -67,9 +67,9 @@ def test_ssim_is_one_for_equal_pictures_symmetric_and_falls_with_noise(picture: 
 
 
 def test_ssim_of_flat_pictures_is_its_luminance_term() -> None:
-    one, other = np.full((1, 16, 16, 3), 100, np.uint8), np.full((1, 16, 16, 3), 150, np.uint8)
+    dark, bright = np.full((1, 16, 16, 3), 100, np.uint8), np.full((1, 16, 16, 3), 150, np.uint8)
     c1 = (0.01 * 255) ** 2
-    assert quality.ssim(one, other) == pytest.approx(
+    assert quality.ssim(dark, bright) == pytest.approx(
         (2 * 100 * 150 + c1) / (100**2 + 150**2 + c1), abs=1e-9
     )
 
@@ -89,8 +89,8 @@ def test_ssim_is_its_definition_window_by_window(picture: Any) -> None:
         (weights * (x - mx) * (y - my)).sum(),
     )
     c1, c2 = 2.55**2, 7.65**2
-    wanted = (2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
-    assert quality.ssim(picture[:, :11, :11], other[:, :11, :11]) == pytest.approx(wanted, abs=1e-9)
+    score = (2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
+    assert quality.ssim(picture[:, :11, :11], other[:, :11, :11]) == pytest.approx(score, abs=1e-9)
 
 
 def test_on_a_ramp_the_blend_is_perfect_and_the_copy_is_not() -> None:
@@ -117,16 +117,16 @@ def test_motion_and_seam_tell_frozen_stuttering_and_even_motion_apart() -> None:
     assert quality.change(frozen).max() == 0
     assert quality.seam(frames, KNOWN) == pytest.approx(1)
     assert quality.seam(frozen, KNOWN) is None
-    held = frames.copy()
+    stuttering = frames.copy()
     for key in (0, 4):
-        held[key + 1 : key + 4] = (
+        stuttering[key + 1 : key + 4] = (
             frames[key + 2].astype(int) + np.array([-1, 0, 1])[:, None, None, None]
         )
-    assert quality.seam(held, KNOWN) == pytest.approx(15)
+    assert quality.seam(stuttering, KNOWN) == pytest.approx(15)
 
 
 def measured(video: Any, truth: Any) -> dict[str, float | None]:
-    return evaluate._measured(video, truth, None, KNOWN, MODEL)
+    return evaluate._metrics(video, truth, None, KNOWN, MODEL)
 
 
 def test_the_motion_ratio_is_one_for_the_truth_and_nought_for_a_frozen_video() -> None:
@@ -180,7 +180,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, Codec]:
         }
         for key, numbers in latents.items()
     }
-    index = made(folder / "shards", clips, split="validation", shape=SHAPE, text_shape=(77, 32))
+    index = make_shards(
+        folder / "shards", clips, split="validation", shape=SHAPE, text_shape=(77, 32)
+    )
     return index, codec
 
 
@@ -310,10 +312,10 @@ def test_without_the_clips_their_half_is_left_out_and_said_so(
     index, codec = dataset
     (tmp_path / "shards").symlink_to(index.url)
     alone = replace(index, url=str(tmp_path / "shards"))
-    found = evaluate.evaluate(run, alone, codec, num_windows=1, windows=SHORT[:1])
-    assert "clips has no " in found.notes[0]
-    assert found.reports[0].spread(MODEL, "psnr_original_db").mean is None
-    assert found.reports[0].spread(MODEL, "psnr_db").mean is not None
+    result = evaluate.evaluate(run, alone, codec, num_windows=1, windows=SHORT[:1])
+    assert "clips has no " in result.notes[0]
+    assert result.reports[0].spread(MODEL, "psnr_original_db").mean is None
+    assert result.reports[0].spread(MODEL, "psnr_db").mean is not None
 
 
 Change = Callable[[Run, Index], tuple[Run, Index]]
@@ -362,9 +364,9 @@ def test_what_cannot_be_evaluated_says_what_to_do(
 def test_windows_too_long_are_noted_and_it_is_an_error_only_if_none_is_left(
     run: Run, dataset: tuple[Index, Codec]
 ) -> None:
-    found = evaluate.evaluate(run, *dataset, num_windows=1, windows=(Window(5, 1), Window(65, 1)))
-    assert [str(report.window) for report in found.reports] == ["5@1"]
-    assert "65@1 is left out" in found.notes[0]
+    result = evaluate.evaluate(run, *dataset, num_windows=1, windows=(Window(5, 1), Window(65, 1)))
+    assert [str(report.window) for report in result.reports] == ["5@1"]
+    assert "65@1 is left out" in result.notes[0]
     with pytest.raises(UsageError, match="a window spans 65"):
         evaluate.evaluate(run, *dataset, windows=(Window(65, 1),))
     with pytest.raises(UsageError, match=r"take 5, 9, 13, 17"):

@@ -25,8 +25,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from tests.training import test_sampling
-from tests.training.test_stream import clip, made, npy
+from tests.making.shards import SMALL_UNET, waves
 from training import ablate, checkpoint, journal, loop, presets, shards
 from training.checkpoint import Run
 from training.errors import NonFinite, ShardError, UsageError
@@ -36,34 +35,6 @@ from training.shards import Index, open_index
 from training.stream import Stream
 
 ROOT = Path(__file__).parents[2]
-SHAPE, TEXT = (4, 8, 8), (7, 8)
-SMALL = {**test_sampling.SMALL, "cross_attention_dim": 8}
-
-
-def moving(seed: int, num_frames: int) -> dict[str, bytes]:
-    """A clip of a wave that travels over a still ground."""
-    rng = np.random.default_rng(seed)
-    f, c, _, w = np.meshgrid(*(np.arange(n) for n in (num_frames, *SHAPE)), indexing="ij")
-    wave = np.sin(2 * np.pi * (w - 0.25 * f) / 8 + rng.uniform(0, 6)) * (c + 1) / 4
-    members = clip(0, 1)
-    latents = (wave + rng.normal(size=SHAPE)).astype(np.float16)
-    return {
-        "json": members["json"],
-        "latents.npy": npy(latents),
-        "text.npy": npy(rng.normal(size=TEXT).astype(np.float16)),
-    }
-
-
-def waves(folder: Path, num_clips: int, num_frames: int) -> Index:
-    """Shards of such clips, with a model small enough for them beside."""
-    index = made(
-        folder,
-        {f"k{number}": moving(number, num_frames) for number in range(num_clips)},
-        shape=SHAPE,
-        text_shape=TEXT,
-    )
-    (folder / "small.json").write_text(json.dumps(SMALL))
-    return index
 
 
 @pytest.fixture(scope="module")
@@ -114,16 +85,16 @@ def trained(run: Run, index: Index) -> loop.Outcome:
 
 def newest(folder: Path) -> dict[str, bytes]:
     """Every file of the newest checkpoint."""
-    found = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    newest_folder = sorted((folder / "checkpoints").glob("step-*"))[-1]
     return {
-        str(path.relative_to(found)): path.read_bytes()
-        for path in sorted(found.rglob("*"))
+        str(path.relative_to(newest_folder)): path.read_bytes()
+        for path in sorted(newest_folder.rglob("*"))
         if path.is_file()
     }
 
 
 def losses(folder: Path) -> list[float]:
-    return [one["loss"] for one in journal.read_history(folder) if "loss" in one]
+    return [line["loss"] for line in journal.read_history(folder) if "loss" in line]
 
 
 @pytest.fixture(autouse=True)
@@ -291,8 +262,8 @@ def test_a_loss_that_is_no_number_stops_with_the_samples(
     batch = Stream.batch
 
     def poisoned(self: Stream, step: int) -> Any:
-        found = batch(self, step)
-        return replace(found, latents=found.latents * (math.nan if step == 2 else 1))
+        clean = batch(self, step)
+        return replace(clean, latents=clean.latents * (math.nan if step == 2 else 1))
 
     monkeypatch.setattr(Stream, "batch", poisoned)
     with pytest.raises(NonFinite, match=r"step 3: the loss is nan.*k\d at frame \d"):
@@ -310,8 +281,8 @@ def test_one_clip_is_learnt_by_heart(tmp_path: Path) -> None:
         "terminal": 0.0,
     }
     trained(run_of(tmp_path / "run", index, tmp_path, **changes), index)
-    found = losses(tmp_path / "run")
-    assert np.mean(found[-20:]) < np.mean(found[:5]) / 3
+    curve = losses(tmp_path / "run")
+    assert np.mean(curve[-20:]) < np.mean(curve[:5]) / 3
 
 
 def test_micro_batches_add_up_to_the_batch(tmp_path: Path, index: Index, folder: Path) -> None:
@@ -471,7 +442,7 @@ def test_a_run_folder_holds_a_curve_a_history_and_scalars(
     trained(run_of(tmp_path / "run", index, folder), index)
     assert (tmp_path / "run" / "loss.png").stat().st_size > 5000
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
-    assert [one["step"] for one in journal.read_history(tmp_path / "run")] == list(range(1, 9))
+    assert [line["step"] for line in journal.read_history(tmp_path / "run")] == list(range(1, 9))
 
 
 def test_only_the_newest_checkpoints_are_kept_and_each_is_whole(
@@ -518,7 +489,7 @@ def test_presets_come_back_from_json() -> None:
 
 
 def test_a_model_for_other_encoders_is_refused(tmp_path: Path, index: Index, folder: Path) -> None:
-    (tmp_path / "wide.json").write_text(json.dumps({**SMALL, "cross_attention_dim": 16}))
+    (tmp_path / "wide.json").write_text(json.dumps({**SMALL_UNET, "cross_attention_dim": 16}))
     run = replace(run_of(tmp_path / "run", index, folder), unet=str(tmp_path / "wide.json"))
     with pytest.raises(UsageError, match=r"text of width 16.*have 4 and 8"):
         trained(run, index)
@@ -531,23 +502,26 @@ def test_variants_are_trained_once_measured_and_tabulated(tmp_path: Path) -> Non
         entries={**opened.entries, "validation": opened.entries["train"]},
         shards=(*opened.shards, *held_out(opened)),
     )
-    base, told = preset(unet=str(tmp_path / "small.json")), Console(file=io.StringIO(), width=120)
+    base, console = (
+        preset(unet=str(tmp_path / "small.json")),
+        Console(file=io.StringIO(), width=120),
+    )
     asked: dict[str, Any] = {
         "questions": ["mask"],
         "steps": 2,
         "num_seeds": 2,
         "device": "cpu",
-        "console": told,
+        "console": console,
     }
     results = ablate.ablate(base, index, tmp_path / "runs", **asked)
-    assert [one.variant.answer for one in results] == ["1 = unknown", "0 everywhere"]
+    assert [result.variant.answer for result in results] == ["1 = unknown", "0 everywhere"]
     assert all(
         len(gains) == 2 and all(map(math.isfinite, gains))
-        for one in results
-        for gains in one.gains.values()
+        for result in results
+        for gains in result.gains.values()
     )
-    told.print(ablate.table(results, 2))
-    assert "0 everywhere" in told.file.getvalue()  # type: ignore[attr-defined]
+    console.print(ablate.table(results, 2))
+    assert "0 everywhere" in console.file.getvalue()  # type: ignore[attr-defined]
     before = {
         path: path.stat().st_mtime_ns
         for path in (tmp_path / "runs").glob("*/checkpoints/*/state.json")
@@ -567,7 +541,7 @@ def test_a_question_that_is_none_is_refused() -> None:
     with pytest.raises(UsageError, match="makes keyframes"):
         ablate.variants(presets.find("tiny-keyframe"), ["mask"])
     answers = [
-        (one.question, one.answer)
-        for one in ablate.variants(presets.find("tiny-interp"), ablate.QUESTIONS)
+        (variant.question, variant.answer)
+        for variant in ablate.variants(presets.find("tiny-interp"), ablate.QUESTIONS)
     ]
     assert len(set(answers)) == 5 + 2 + 3 + 2

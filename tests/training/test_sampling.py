@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.media import encoders
+from tests.making.models import OBJECTIVES, SHAPE, identity, small_model
 from training import presets, sampling
 from training.checkpoint import Run
 from training.codec import Codec
@@ -28,39 +28,6 @@ from training.frames import Window, known_frames
 from training.presets import Objective, Preset
 from training.sampling import Scheduler, Script, Settings, sample_window
 from training.unet import VideoUNet
-
-SHAPE = (4, 8, 8)
-SMALL: dict[str, Any] = {
-    "sample_size": 8,
-    "in_channels": 4,
-    "out_channels": 4,
-    "layers_per_block": 1,
-    "block_out_channels": [8, 16],
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-    "norm_num_groups": 4,
-    "cross_attention_dim": 32,
-    "attention_head_dim": 2,
-}
-OBJECTIVES = {
-    "latents": Objective("v_prediction", "left", zero_snr=True),
-    "residual": Objective(
-        "v_prediction", "blend", target="residual", residual_std=0.2, zero_snr=True
-    ),
-    "epsilon": Objective("epsilon", "zeros"),
-}
-
-
-def small_model(seed: int = 0) -> VideoUNet:
-    """A video UNet of which every weight is random, so that every input matters."""
-    torch.set_num_threads(1)
-    generator = torch.Generator().manual_seed(seed)
-    model = VideoUNet.inflate(SMALL, in_channels=9)
-    for parameter in model.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator) * (
-            0.5 / max(1, parameter[0].numel()) ** 0.5
-        )
-    return model.eval().requires_grad_(False)
 
 
 class Watched:
@@ -81,8 +48,8 @@ class Watched:
     ) -> torch.Tensor:
         self.calls.append((noisy.shape[0], noisy.shape[1]))
         self.fps.append(float(fps[0]))
-        made: torch.Tensor = self.model(noisy, t, text, fps)
-        return made
+        predicted: torch.Tensor = self.model(noisy, t, text, fps)
+        return predicted
 
 
 @pytest.fixture(scope="module")
@@ -116,11 +83,11 @@ def asked(words: tuple[torch.Tensor, torch.Tensor]) -> dict[str, Any]:
 def test_known_frames_come_back_bit_equal(
     model: VideoUNet, asked: dict[str, Any], objective: Objective, scheduler: Scheduler
 ) -> None:
-    made = sample_window(model, objective, **asked, scheduler=scheduler, guidance=2.0)
+    sampled = sample_window(model, objective, **asked, scheduler=scheduler, guidance=2.0)
     known = asked["known"]
-    assert torch.equal(made[:, known], asked["latents"][:, known])
-    assert made.isfinite().all()
-    assert ((made - asked["latents"])[:, ~known].abs() > 0).float().mean() > 0.99
+    assert torch.equal(sampled[:, known], asked["latents"][:, known])
+    assert sampled.isfinite().all()
+    assert ((sampled - asked["latents"])[:, ~known].abs() > 0).float().mean() > 0.99
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
@@ -137,14 +104,14 @@ def test_unknown_frames_are_never_read(
 
 def test_known_frames_may_differ_within_a_batch(model: VideoUNet, asked: dict[str, Any]) -> None:
     known = torch.stack([asked["known"], torch.tensor(known_frames("ends", 17))])
-    made = sample_window(model, OBJECTIVES["residual"], **{**asked, "known": known})
-    assert torch.equal(made[known], asked["latents"][known])
+    sampled = sample_window(model, OBJECTIVES["residual"], **{**asked, "known": known})
+    assert torch.equal(sampled[known], asked["latents"][known])
     alone = sample_window(
         model,
         OBJECTIVES["residual"],
         **{**asked, **{key: asked[key][:1] for key in ("latents", "text", "fps")}},
     )
-    torch.testing.assert_close(made[:1], alone, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(sampled[:1], alone, atol=1e-5, rtol=1e-5)
 
 
 def test_known_frames_are_shown_at_each_step_s_noise(asked: dict[str, Any]) -> None:
@@ -164,10 +131,10 @@ def test_known_frames_are_shown_at_each_step_s_noise(asked: dict[str, Any]) -> N
     )
     assert len(seen) == 3
     for shown, t in seen:
-        wanted = schedule.add_noise(asked["latents"], noise, torch.tensor([t, t]))[
+        expected = schedule.add_noise(asked["latents"], noise, torch.tensor([t, t]))[
             :, asked["known"]
         ]
-        assert torch.equal(shown, wanted)
+        assert torch.equal(shown, expected)
 
 
 def test_guidance_of_one_asks_once_and_more_asks_twice_and_changes_what_is_made(
@@ -192,13 +159,13 @@ def test_one_step_of_zero_snr_is_the_model_s_guess_from_nothing_but_the_hint(
     model: VideoUNet, asked: dict[str, Any]
 ) -> None:
     objective = OBJECTIVES["residual"]
-    made = sample_window(model, objective, **{**asked, "steps": 1})
-    held = asked["known"][None, :, None, None, None]
+    sampled = sample_window(model, objective, **{**asked, "steps": 1})
+    is_known = asked["known"][None, :, None, None, None]
     hint = sampling.diffusion.hints(asked["latents"], asked["known"].expand(2, -1), objective.hint)
-    noise = sampling.starting_noise(made.shape, 0)
+    noise = sampling.starting_noise(sampled.shape, 0)
     shown = sampling.diffusion.model_input(noise, asked["known"].expand(2, -1), hint, objective, 9)
     guess = -model(shown, torch.tensor([999, 999]), asked["text"], asked["fps"])
-    torch.testing.assert_close(made, torch.where(held, asked["latents"], hint + 0.2 * guess))
+    torch.testing.assert_close(sampled, torch.where(is_known, asked["latents"], hint + 0.2 * guess))
 
 
 def test_the_same_seed_makes_the_same_and_another_something_else(
@@ -242,13 +209,13 @@ def test_a_video_is_interpolated_in_windows_no_larger_than_those_trained_on(
     lengths, largest, fps = [len(keys)], [], []
     for stride in (Fraction(4), Fraction(1), Fraction(1, 4)):
         watched = Watched(model)
-        made = sampling.interpolate(watched, script, keys, stride)
-        assert torch.equal(made[::4], keys)
-        lengths.append(len(made))
+        sampled = sampling.interpolate(watched, script, keys, stride)
+        assert torch.equal(sampled[::4], keys)
+        lengths.append(len(sampled))
         largest.append(max(num_frames for _, num_frames in watched.calls))
         fps.append(set(watched.fps))
         assert {num_windows for num_windows, _ in watched.calls} == {1}
-        keys = made
+        keys = sampled
     assert lengths == [5, 17, 65, 257]
     assert largest == [9, 17, 17]
     assert fps == [{2.5}, {10.0}, {40.0}]
@@ -258,31 +225,31 @@ def test_neighbouring_windows_share_a_keyframe_and_nothing_else(
     model: VideoUNet, script: Script
 ) -> None:
     keys = torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(5))
-    made = sampling.interpolate(model, script, keys, Fraction(4))
+    sampled = sampling.interpolate(model, script, keys, Fraction(4))
     other = keys.clone()
     other[4] += 1
     again = sampling.interpolate(model, script, other, Fraction(4))
-    assert torch.equal(made[:9], again[:9])  # the first window: keyframes 0, 1, 2
-    assert not torch.equal(made[9:16], again[9:16])
+    assert torch.equal(sampled[:9], again[:9])  # the first window: keyframes 0, 1, 2
+    assert not torch.equal(sampled[9:16], again[9:16])
 
 
 def test_frames_a_clip_gives_are_kept_between_keyframes_too(
     model: VideoUNet, script: Script
 ) -> None:
     generator = torch.Generator().manual_seed(5)
-    given, keys = (
+    start, keys = (
         torch.randn(17, *SHAPE, generator=generator),
         torch.randn(3, *SHAPE, generator=generator),
     )
-    keys[:2] = given[::16]
-    quarter = sampling.interpolate(model, script, keys, Fraction(4), given)
-    assert torch.equal(quarter[:5], given[::4])
+    keys[:2] = start[::16]
+    quarter = sampling.interpolate(model, script, keys, Fraction(4), start)
+    assert torch.equal(quarter[:5], start[::4])
     watched = Watched(model)
-    full = sampling.interpolate(watched, script, quarter, Fraction(1), given)
-    assert torch.equal(full[:17], given)
+    full = sampling.interpolate(watched, script, quarter, Fraction(1), start)
+    assert torch.equal(full[:17], start)
     assert len(watched.calls) == 2  # the window of frames 0 to 16 asks for nothing
-    double = sampling.interpolate(model, script, full, Fraction(1, 4), given)
-    assert torch.equal(double[:65:4], given)
+    double = sampling.interpolate(model, script, full, Fraction(1, 4), start)
+    assert torch.equal(double[:65:4], start)
 
 
 def test_keyframes_begin_with_those_given(model: VideoUNet, script: Script) -> None:
@@ -290,9 +257,9 @@ def test_keyframes_begin_with_those_given(model: VideoUNet, script: Script) -> N
     first = replace(script, preset=preset)
     start = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(5))
     watched = Watched(model)
-    made = sampling.keyframes(watched, first, SHAPE, start)
-    assert made.shape == (5, *SHAPE)
-    assert torch.equal(made[:2], start)
+    sampled = sampling.keyframes(watched, first, SHAPE, start)
+    assert sampled.shape == (5, *SHAPE)
+    assert torch.equal(sampled[:2], start)
     assert set(watched.fps) == {10 / 16}
     assert sampling.keyframes(model, first, SHAPE).isfinite().all()
 
@@ -302,22 +269,6 @@ def coded() -> Codec:
     """The shipped VAE and CLIP."""
     torch.set_num_threads(1)
     return Codec.of_run({"identity": identity()})
-
-
-def weights_digest(folder: str, files: Sequence[str]) -> str:
-    return encoders.find_weights(folder, None, "", files, Path())[1].sha256
-
-
-def identity() -> dict[str, Any]:
-    tiny = encoders.PRESETS["tiny"]
-    return {
-        "encoders.vae.sha256": weights_digest(tiny.vae, encoders.VAE_FILES),
-        "encoders.clip.sha256": weights_digest(tiny.clip, encoders.CLIP_FILES),
-        "encoders.clip.text_layer": tiny.text_layer,
-        "encoders.clip.pad_token": tiny.pad_token,
-        "latents.shape": list(SHAPE),
-        "latents.scaling_factor": encoders.vae_facts(Path(tiny.vae))["scaling_factor"],
-    }
 
 
 def new_run(folder: Path, preset: Preset, seed: int = 0) -> Run:
@@ -395,8 +346,8 @@ def test_a_clip_is_gone_on_from(generate: Generate, coded: Codec, tmp_path: Path
 
 
 def test_all_that_is_saved_can_be_opened(generate: Generate, tmp_path: Path) -> None:
-    told: list[tuple[str, int, int]] = []
-    film = generate(num_frames=17, progress=lambda *what: told.append(what))
+    calls: list[tuple[str, int, int]] = []
+    film = generate(num_frames=17, progress=lambda *what: calls.append(what))
     paths = sampling.save(film, tmp_path / "videos" / "out.mp4")
     assert [path.name for path in paths] == ["out.mp4", "out.gif", "out.png", "out.json"]
     with av.open(str(paths[0])) as container:
@@ -416,10 +367,10 @@ def test_all_that_is_saved_can_be_opened(generate: Generate, tmp_path: Path) -> 
         facts["interp"]["guidance"],
         facts["interp"]["root_digest"],
     ) == (2, 1.0, "0" * 64)
-    for what, of in itertools.groupby(told, key=lambda one: one[0]):
-        steps = list(of)
+    for what, group in itertools.groupby(calls, key=lambda call: call[0]):
+        steps = list(group)
         assert [done for _, done, _ in steps] == list(range(1, steps[0][2] + 1)), what
-    assert [what for what, _ in itertools.groupby(told, key=lambda one: one[0])] == [
+    assert [what for what, _ in itertools.groupby(calls, key=lambda call: call[0])] == [
         "every 16 frames",
         "every 4 frames",
         "pictures",
@@ -448,7 +399,8 @@ def test_runs_of_different_datasets_are_refused_with_what_differs(runs: tuple[Ru
     }
     with pytest.raises(
         UsageError,
-        match=r"(?s)  size: 64 in .*, 128 in .*  latents.scaling_factor: .*Train both on the same shards",
+        match=r"(?s)  size: 64 in .*, 128 in .*  latents.scaling_factor: .*"
+        r"Train both on the same shards",
     ):
         sampling.check(keyframe, replace(interp, dataset=other), 65)
 

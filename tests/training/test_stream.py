@@ -4,16 +4,13 @@ is not what it says.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import io
 import json
 import os
 import random
 import socket
-import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,16 @@ import pytest
 import torch
 
 from tests.making import serving
+from tests.making.shards import (
+    SCALE,
+    SHAPE,
+    TEXT,
+    clip,
+    latents,
+    make_shards,
+    npy,
+    seal,
+)
 from training import ranges, shards
 from training import stream as streams
 from training.errors import ShardError, Stopped, UsageError
@@ -31,133 +38,8 @@ from training.frames import Window
 from training.shards import Index, check_identity, open_index, verify
 from training.stream import Batch, Stream, fixed_windows
 
-SHAPE = (4, 2, 2)
 BIG = (4, 32, 32)  # large enough for headers not to matter
-TEXT = (7, 3)
-SCALE = 0.5
-Members = dict[str, bytes]
 Change = Callable[[dict[str, Any]], object]
-
-
-# Shards made here, so that they may be wrong
-
-
-def npy(array: np.ndarray[Any, Any], version: tuple[int, int] = (1, 0)) -> bytes:
-    file = io.BytesIO()
-    np.lib.format.write_array(file, array, version, allow_pickle=True)
-    return file.getvalue()
-
-
-def latents(number: int, num_frames: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray[Any, Any]:
-    """Every number of a frame says which clip and which frame it is of: 64 * clip + frame % 64 is
-    exact in float16.
-    """
-    frames = np.arange(num_frames).reshape(-1, 1, 1, 1) % 64 + 64 * number
-    return np.broadcast_to(frames, (num_frames, *shape)).astype(np.float16)
-
-
-def text(number: int, caption: int = 0) -> np.ndarray[Any, Any]:
-    return np.full(TEXT, 10 * number + caption + 1, np.float16)
-
-
-def clip(
-    number: int, num_frames: int, captions: int = 1, shape: tuple[int, ...] = SHAPE
-) -> Members:
-    texts = {f"text{caption or ''}.npy": npy(text(number, caption)) for caption in range(captions)}
-    return {
-        "json": b"{}",
-        "latents.npy": npy(latents(number, num_frames, shape)),
-        **texts,
-        "later.npy": b"what no reader knows yet",
-    }
-
-
-def made(
-    folder: Path,
-    clips: Mapping[str, Members],
-    per_shard: int = 3,
-    split: str = "train",
-    shape: tuple[int, ...] = SHAPE,
-    text_shape: tuple[int, int] = TEXT,
-) -> Index:
-    """A folder of shards with these clips, opened."""
-    folder.mkdir(exist_ok=True)
-    keys = list(clips)
-    parts = [keys[at : at + per_shard] for at in range(0, len(keys), per_shard)]
-    entries = [
-        tar(folder / f"{number:05d}.tar", {key: clips[key] for key in part}, split)
-        for number, part in enumerate(parts)
-    ]
-    null = npy(np.zeros(text_shape, np.float16))
-    index = {
-        "format": 1,
-        "name": "made",
-        "fps": "10/1",
-        "size": 16,
-        "latents": {
-            "axes": "f c h w",
-            "dtype": "float16",
-            "scaling_factor": SCALE,
-            "shape": list(shape),
-        },
-        "encoders": {
-            "vae": {"name": "vae", "revision": None, "sha256": "a" * 64},
-            "clip": {
-                "name": "clip",
-                "revision": None,
-                "sha256": "b" * 64,
-                "text_layer": "last",
-                "pad_token": 49407,
-            },
-            "precision": "float32",
-            "chunk_frames": 8,
-        },
-        "null_text": {
-            "npy_base64": base64.b64encode(null).decode(),
-            "sha256": hashlib.sha256(null).hexdigest(),
-        },
-        "num_samples": len(keys),
-        "shards": entries,
-        "built": {},
-    }
-    seal(folder, index)
-    return open_index(folder)
-
-
-def tar(path: Path, clips: Mapping[str, Members], split: str) -> dict[str, Any]:
-    with tarfile.open(path, "w:") as file:
-        for key, members in clips.items():
-            for name, content in members.items():
-                one = tarfile.TarInfo(f"{key}.{name}")
-                one.size = len(content)
-                file.addfile(one, io.BytesIO(content))
-    with tarfile.open(path, "r:") as file:
-        where = {one.name: one.offset_data for one in file.getmembers()}
-    samples = [
-        {
-            "key": key,
-            "members": {
-                name: [where[f"{key}.{name}"], len(content), hashlib.sha256(content).hexdigest()]
-                for name, content in members.items()
-            },
-        }
-        for key, members in clips.items()
-    ]
-    content = path.read_bytes()
-    return {
-        "file": path.name,
-        "split": split,
-        "num_bytes": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "samples": samples,
-    }
-
-
-def seal(folder: Path, index: dict[str, Any]) -> None:
-    index["root_digest"] = hashlib.sha256(
-        "".join(f"{entry['sha256']}\n" for entry in index["shards"]).encode()
-    ).hexdigest()
-    (folder / "index.json").write_text(json.dumps(index))
 
 
 def changed(folder: Path, change: Change) -> None:
@@ -171,7 +53,7 @@ def changed(folder: Path, change: Change) -> None:
 def ten(tmp_path_factory: pytest.TempPathFactory) -> Index:
     """Ten clips of 20 to 29 frames, each with three captions, in four shards. Not to be changed."""
     clips = {f"clip-{number}": clip(number, 20 + number, captions=3) for number in range(10)}
-    return made(tmp_path_factory.mktemp("ten") / "shards", clips)
+    return make_shards(tmp_path_factory.mktemp("ten") / "shards", clips)
 
 
 def same(first: Batch, second: Batch) -> bool:
@@ -227,10 +109,10 @@ def test_windows_begin_everywhere_a_window_fits(ten: Index) -> None:
 
 def test_one_window_can_be_read_by_its_key(ten: Index) -> None:
     stream = Stream(ten, windows=[Window(5, 2)], batch_size=2)
-    found = stream.gather([("clip-4", 7)], Window(3, 5)).latents[0]
-    assert torch.equal(found, torch.from_numpy(latents(4, 24)[7:20:5]).float() * SCALE)
+    window = stream.gather([("clip-4", 7)], Window(3, 5)).latents[0]
+    assert torch.equal(window, torch.from_numpy(latents(4, 24)[7:20:5]).float() * SCALE)
     batch = stream.gather([("clip-4", 7), ("clip-0", 0)], Window(3, 5))
-    assert torch.equal(batch.latents[0], found)
+    assert torch.equal(batch.latents[0], window)
     assert batch.text[:, 0, 0].tolist() == [41, 1]
     assert batch.keys == ("clip-4", "clip-0")
     with pytest.raises(
@@ -297,9 +179,9 @@ def test_the_order_does_not_depend_on_workers_and_touches_no_global_generator(te
     straight = [stream.batch(step) for step in range(2, 9)]
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]
     for workers in (0, 1, 2):
-        found = list(stream.loader(2, 9, workers))
-        assert len(found) == 7
-        assert all(same(*pair) for pair in zip(found, straight, strict=True))
+        batches = list(stream.loader(2, 9, workers))
+        assert len(batches) == 7
+        assert all(same(*pair) for pair in zip(batches, straight, strict=True))
     after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]
     assert torch.equal(before[0], after[0])
     assert before[1:] == after[1:]
@@ -309,7 +191,7 @@ def test_a_worker_hands_an_error_over_as_it_is(tmp_path: Path) -> None:
     bad = latents(0, 9)
     bad[4] = np.nan
     stream = Stream(
-        made(tmp_path, {"bad": clip(0, 9) | {"latents.npy": npy(bad)}}), windows=[Window(9)]
+        make_shards(tmp_path, {"bad": clip(0, 9) | {"latents.npy": npy(bad)}}), windows=[Window(9)]
     )
     with pytest.raises(
         ShardError, match=r"bad\.latents\.npy, frames 0 to 8: not all numbers are finite"
@@ -372,15 +254,15 @@ def test_all_samples_of_a_batch_have_one_window_and_each_window_comes(ten: Index
 
 
 @pytest.mark.parametrize(
-    ("stride", "jitter", "wanted"),
+    ("stride", "jitter", "strides"),
     [(4, 0, {4}), (4, 2, {2, 3, 4}), (4, 9, {1, 2, 3, 4}), (1, 3, {1})],
 )
 def test_jitter_only_shortens_the_stride_and_fps_follows(
-    ten: Index, stride: int, jitter: int, wanted: set[int]
+    ten: Index, stride: int, jitter: int, strides: set[int]
 ) -> None:
     nominal = Window(5, stride)
     stream = Stream(ten, windows=[nominal], batch_size=2, stride_jitter=jitter)
-    assert {stream.window(step).stride for step in range(200)} == wanted
+    assert {stream.window(step).stride for step in range(200)} == strides
     for step in range(20):
         batch = stream.batch(step)
         assert batch.window.span <= nominal.span
@@ -390,7 +272,7 @@ def test_jitter_only_shortens_the_stride_and_fps_follows(
 def test_a_share_of_texts_is_the_null_text_always_the_same_share(ten: Index) -> None:
     def dropped(share: float, seed: int = 0) -> list[bool]:
         stream = Stream(ten, windows=[Window(1)], batch_size=50, seed=seed, text_dropout=share)
-        return [bool(one.eq(0).all()) for step in range(40) for one in stream.batch(step).text]
+        return [bool(text.eq(0).all()) for step in range(40) for text in stream.batch(step).text]
 
     assert not any(dropped(0.0))
     assert all(dropped(1.0))
@@ -406,7 +288,7 @@ def test_a_share_of_texts_is_the_null_text_always_the_same_share(ten: Index) -> 
 def test_every_caption_of_a_clip_comes_about_equally_often(ten: Index) -> None:
     stream = Stream(ten, windows=[Window(1)], batch_size=100)
     counts = Counter(
-        int(one[0, 0] - 1) % 10 for step in range(12) for one in stream.batch(step).text
+        int(text[0, 0] - 1) % 10 for step in range(12) for text in stream.batch(step).text
     )
     assert set(counts) == {0, 1, 2}
     assert min(counts.values()) > 320  # of 1200
@@ -415,20 +297,20 @@ def test_every_caption_of_a_clip_comes_about_equally_often(ten: Index) -> None:
 def test_a_caption_dropped_from_memory_is_read_again(
     ten: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = [Stream(ten, windows=[Window(2)], batch_size=7).batch(step) for step in range(6)]
+    expected = [Stream(ten, windows=[Window(2)], batch_size=7).batch(step) for step in range(6)]
     monkeypatch.setattr(streams, "MAX_TEXTS", 2)
     stream = Stream(ten, windows=[Window(2)], batch_size=7)
-    assert all(same(stream.batch(step), wanted[step]) for step in range(6))
+    assert all(same(stream.batch(step), expected[step]) for step in range(6))
     assert len(stream._texts) == 2
 
 
 def test_more_shards_than_files_may_be_open_are_read_all_the_same(
     ten: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = [Stream(ten, windows=[Window(2)], batch_size=7).batch(step) for step in range(6)]
+    expected = [Stream(ten, windows=[Window(2)], batch_size=7).batch(step) for step in range(6)]
     monkeypatch.setattr(ranges, "MAX_OPEN", 1)
     stream = Stream(ten, windows=[Window(2)], batch_size=7)
-    assert all(same(stream.batch(step), wanted[step]) for step in range(6))
+    assert all(same(stream.batch(step), expected[step]) for step in range(6))
     assert len(stream._files._open) == 1
 
 
@@ -436,7 +318,7 @@ def test_more_shards_than_files_may_be_open_are_read_all_the_same(
 
 
 def test_a_clip_shorter_than_the_longest_window_is_skipped_and_counted(tmp_path: Path) -> None:
-    index = made(
+    index = make_shards(
         tmp_path, {f"clip-{num_frames}": clip(1, num_frames) for num_frames in (1, 8, 9, 10, 30)}
     )
     stream = Stream(index, windows=[Window(2), Window(3, 4)], batch_size=6, stride_jitter=3)
@@ -452,7 +334,7 @@ def test_a_clip_shorter_than_the_longest_window_is_skipped_and_counted(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (
             {"batch_size": 3, "world": 2},
@@ -466,9 +348,9 @@ def test_a_clip_shorter_than_the_longest_window_is_skipped_and_counted(tmp_path:
     ],
 )
 def test_options_that_make_no_sense_are_named(
-    ten: Index, options: dict[str, Any], said: str
+    ten: Index, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         Stream(ten, **{"windows": [Window(2)], **options})
 
 
@@ -492,8 +374,8 @@ def test_an_address_nothing_can_read_is_the_users_error(url: str) -> None:
 
 
 def in_first(index: dict[str, Any], member: str = "latents.npy") -> list[Any]:
-    found: list[Any] = index["shards"][0]["samples"][0]["members"][member]
-    return found
+    place: list[Any] = index["shards"][0]["samples"][0]["members"][member]
+    return place
 
 
 def renamed(file: str) -> Change:
@@ -573,10 +455,10 @@ CHANGES: dict[str, tuple[Change, str]] = {
 def test_an_index_that_does_not_hold_is_refused_with_what_and_where(
     tmp_path: Path, what: str
 ) -> None:
-    change, said = CHANGES[what]
-    made(tmp_path, {"one": clip(1, 9), "two": clip(2, 9)})
+    change, message = CHANGES[what]
+    make_shards(tmp_path, {"one": clip(1, 9), "two": clip(2, 9)})
     changed(tmp_path, change)
-    with pytest.raises(ShardError, match=rf"{tmp_path}: index\.json: .*{said}"):
+    with pytest.raises(ShardError, match=rf"{tmp_path}: index\.json: .*{message}"):
         open_index(tmp_path)
 
 
@@ -592,7 +474,7 @@ def test_an_index_that_is_no_index_is_refused(tmp_path: Path, content: bytes) ->
 
 
 def test_an_index_of_other_shards_than_its_digest_says_is_refused(tmp_path: Path) -> None:
-    made(tmp_path, {"one": clip(1, 9)})
+    make_shards(tmp_path, {"one": clip(1, 9)})
     index = json.loads((tmp_path / "index.json").read_text())
     (tmp_path / "index.json").write_text(json.dumps({**index, "root_digest": "0" * 64}))
     with pytest.raises(ShardError, match="root_digest 0000"):
@@ -600,7 +482,7 @@ def test_an_index_of_other_shards_than_its_digest_says_is_refused(tmp_path: Path
 
 
 def test_fields_members_and_splits_nobody_knows_are_ignored(tmp_path: Path) -> None:
-    made(tmp_path, {"one": clip(1, 9)})
+    make_shards(tmp_path, {"one": clip(1, 9)})
     changed(
         tmp_path,
         lambda index: index.update(
@@ -625,18 +507,18 @@ IDENTITY: dict[str, tuple[Any, str]] = {
 def test_shards_of_another_encoder_are_refused_with_the_field_that_differs(
     ten: Index, field: str
 ) -> None:
-    wanted = json.loads(json.dumps(ten.identity()))
-    check_identity(ten, wanted)
-    assert set(wanted) == set(IDENTITY)
-    other, found = IDENTITY[field]
+    identity = json.loads(json.dumps(ten.identity()))
+    check_identity(ten, identity)
+    assert set(identity) == set(IDENTITY)
+    other, value = IDENTITY[field]
     with pytest.raises(
         ShardError,
-        match=f"{field}: {found}.* in the shards, .*{str(other)[:4].replace('[', '.')}.* wanted",
+        match=f"{field}: {value}.* in the shards, .*{str(other)[:4].replace('[', '.')}.* wanted",
     ) as caught:
-        check_identity(ten, {**wanted, field: other})
+        check_identity(ten, {**identity, field: other})
     assert str(caught.value).count("in the shards") == 1
-    with pytest.raises(ShardError, match=f"{field}: {found}.*, nothing wanted"):
-        check_identity(ten, {name: value for name, value in wanted.items() if name != field})
+    with pytest.raises(ShardError, match=f"{field}: {value}.*, nothing wanted"):
+        check_identity(ten, {name: value for name, value in identity.items() if name != field})
 
 
 def test_every_field_that_differs_is_listed(ten: Index) -> None:
@@ -646,7 +528,7 @@ def test_every_field_that_differs_is_listed(ten: Index) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (
             lambda path: os.truncate(path, path.stat().st_size - 512),
@@ -661,17 +543,17 @@ def test_every_field_that_differs_is_listed(ten: Index) -> None:
     ids=["truncated", "longer", "missing"],
 )
 def test_a_shard_of_another_length_is_an_error_never_fewer_samples(
-    tmp_path: Path, spoil: Callable[[Path], object], said: str
+    tmp_path: Path, spoil: Callable[[Path], object], message: str
 ) -> None:
-    index = made(tmp_path, {f"clip-{number}": clip(number, 9) for number in range(5)})
+    index = make_shards(tmp_path, {f"clip-{number}": clip(number, 9) for number in range(5)})
     spoil(tmp_path / "00000.tar")
     for act in (lambda: Stream(index, windows=[Window(2)]), lambda: verify(index)):
-        with pytest.raises(ShardError, match=said):
+        with pytest.raises(ShardError, match=message):
             act()
 
 
 def test_a_shard_of_the_other_split_is_not_looked_at(tmp_path: Path) -> None:
-    made(tmp_path, {"one": clip(1, 9), "two": clip(2, 9)}, per_shard=1)
+    make_shards(tmp_path, {"one": clip(1, 9), "two": clip(2, 9)}, per_shard=1)
     changed(tmp_path, lambda index: index["shards"][1].update(split="validation"))
     (tmp_path / "00001.tar").unlink()
     assert Stream(open_index(tmp_path), windows=[Window(2)]).batch(0).keys == ("one",)
@@ -680,7 +562,7 @@ def test_a_shard_of_the_other_split_is_not_looked_at(tmp_path: Path) -> None:
 def test_verify_names_the_shard_whose_bytes_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index = made(tmp_path, {f"clip-{number}": clip(number, 9) for number in range(5)})
+    index = make_shards(tmp_path, {f"clip-{number}": clip(number, 9) for number in range(5)})
     monkeypatch.setattr(shards, "PIECE", 1000)
     read: list[int] = []
     verify(index, read.append)
@@ -695,7 +577,7 @@ def test_verify_names_the_shard_whose_bytes_changed(
 
 
 def test_a_text_whose_digest_differs_is_refused(tmp_path: Path) -> None:
-    index = made(tmp_path, {"one": clip(1, 9)})
+    index = make_shards(tmp_path, {"one": clip(1, 9)})
     start, num_bytes, _ = in_first(json.loads((tmp_path / "index.json").read_text()), "text.npy")
     with (tmp_path / "00000.tar").open("r+b") as file:
         file.seek(start + num_bytes - 1)
@@ -764,14 +646,16 @@ ARRAYS: dict[str, tuple[bytes, str]] = {
 def test_an_array_that_is_not_what_it_must_be_is_refused_with_its_name(
     tmp_path: Path, what: str
 ) -> None:
-    content, said = ARRAYS[what]
-    index = made(tmp_path, {"one": clip(1, 9) | {"latents.npy": content}})
-    with pytest.raises(ShardError, match=rf"{tmp_path}: 00000\.tar: one\.latents\.npy.*: .*{said}"):
+    content, message = ARRAYS[what]
+    index = make_shards(tmp_path, {"one": clip(1, 9) | {"latents.npy": content}})
+    with pytest.raises(
+        ShardError, match=rf"{tmp_path}: 00000\.tar: one\.latents\.npy.*: .*{message}"
+    ):
         Stream(index, windows=[Window(3)]).batch(0)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (npy(np.array([[Bomb()]], object)), "object in C order"),
         (
@@ -787,10 +671,10 @@ def test_an_array_that_is_not_what_it_must_be_is_refused_with_its_name(
     ids=["objects", "a shape beyond all bounds", "another shape", "an infinity", "a tail"],
 )
 def test_a_text_that_is_not_what_it_must_be_is_refused_with_its_name(
-    tmp_path: Path, content: bytes, said: str
+    tmp_path: Path, content: bytes, message: str
 ) -> None:
-    index = made(tmp_path, {"one": clip(1, 9) | {"text.npy": content}})
-    with pytest.raises(ShardError, match=rf"00000\.tar: one\.text\.npy: .*{said}"):
+    index = make_shards(tmp_path, {"one": clip(1, 9) | {"text.npy": content}})
+    with pytest.raises(ShardError, match=rf"00000\.tar: one\.text\.npy: .*{message}"):
         Stream(index, windows=[Window(3)]).batch(0)
 
 
@@ -807,7 +691,7 @@ def test_a_header_of_another_length_is_read_all_the_same(tmp_path: Path, length:
         + plain[128:]
     )
     assert np.array_equal(np.load(io.BytesIO(content)), array)
-    index = made(tmp_path, {"one": clip(1, 9) | {"latents.npy": content}}, shape=BIG)
+    index = make_shards(tmp_path, {"one": clip(1, 9) | {"latents.npy": content}}, shape=BIG)
     stream = Stream(index, windows=[Window(3, 2)])
     for step in range(3):
         batch = stream.batch(step)
@@ -821,7 +705,7 @@ def test_a_header_of_another_length_is_read_all_the_same(tmp_path: Path, length:
 
 @pytest.mark.parametrize("window", [Window(5), Window(5, 16), Window(17, 4), Window(65)], ids=str)
 def test_little_more_is_read_than_is_used(tmp_path: Path, window: Window) -> None:
-    index = made(
+    index = make_shards(
         tmp_path, {f"clip-{number}": clip(number, 90, shape=BIG) for number in range(4)}, shape=BIG
     )
     stream = Stream(index, windows=[window], batch_size=4)
@@ -874,7 +758,7 @@ def test_over_http_the_same_batches_come_in_ranges(ten: Index, served: Served) -
     here, there = Stream(ten, **options), Stream(open_index(url), **options)
     assert all(same(here.batch(step), there.batch(step)) for step in range(5))
     assert (here.bytes_read, here.bytes_used) == (there.bytes_read, there.bytes_used)
-    tars = [wanted for path, wanted in asked if path.endswith(".tar")]
+    tars = [range_header for path, range_header in asked if path.endswith(".tar")]
     assert tars.count(None) == 4, "the lengths of four shards; no shard is fetched whole"
     verify(there.index)
 
@@ -883,8 +767,10 @@ def test_workers_read_over_http_too(ten: Index, served: Served) -> None:
     options: dict[str, Any] = {"windows": [Window(5)], "batch_size": 4}
     there = Stream(open_index(served[0]), **options)
     there.batch(0)
-    found = list(there.loader(0, 3, workers=2))
-    assert all(same(*pair) for pair in zip(found, Stream(ten, **options).loader(0, 3), strict=True))
+    batches = list(there.loader(0, 3, workers=2))
+    assert all(
+        same(*pair) for pair in zip(batches, Stream(ten, **options).loader(0, 3), strict=True)
+    )
 
 
 def test_a_server_that_fails_now_and_then_is_asked_again(ten: Index, served: Served) -> None:
@@ -975,18 +861,18 @@ def test_any_file_system_of_fsspec_will_do(ten: Index) -> None:
 # The same windows every time
 
 
-def overlaps(found: list[tuple[str, int]], span: int) -> int:
+def overlaps(places: list[tuple[str, int]], span: int) -> int:
     return sum(
         a_key == b_key and abs(a - b) < span
-        for at, (a_key, a) in enumerate(found)
-        for b_key, b in found[:at]
+        for at, (a_key, a) in enumerate(places)
+        for b_key, b in places[:at]
     )
 
 
 def test_fixed_windows_are_evenly_spaced_and_do_not_overlap_while_there_is_room(
     tmp_path: Path,
 ) -> None:
-    index = made(
+    index = make_shards(
         tmp_path,
         {"short": clip(1, 10), "long": clip(2, 40), "tiny": clip(3, 4)},
         split="validation",
@@ -1000,9 +886,9 @@ def test_fixed_windows_are_evenly_spaced_and_do_not_overlap_while_there_is_room(
         ("short", 2),
     ]
     for count in range(1, 11):  # 8 fit into the long one, 2 into the short
-        found = fixed_windows(index, "validation", Window(3, 2), count)
-        assert len(set(found)) == count
-        assert overlaps(found, 5) == 0
+        places = fixed_windows(index, "validation", Window(3, 2), count)
+        assert len(set(places)) == count
+        assert overlaps(places, 5) == 0
     assert overlaps(fixed_windows(index, "validation", Window(5), 11), 5) > 0
     everything = fixed_windows(index, "validation", Window(5), 1000)
     assert everything == sorted(

@@ -14,7 +14,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from tests.training.test_loop import waves
+from tests.making.shards import waves
 from training import presets
 from training.__main__ import app
 
@@ -64,7 +64,7 @@ OPTIONS = {  # frozen: an option is a promise
 
 
 def call(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(one) for one in arguments])
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -83,28 +83,32 @@ def _one_thread() -> object:
 
 
 def test_help_loads_nothing_heavy() -> None:
-    code = "import sys, training.__main__ as m; print(sorted({'torch', 'numpy', 'diffusers', 'rich.progress', 'av'} & set(sys.modules)))"
-    found = subprocess.run(
+    code = (
+        "import sys, training.__main__ as m;"
+        "heavy = {'torch', 'numpy', 'diffusers', 'rich.progress', 'av'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert found.stdout.strip() == "[]"
+    assert result.stdout.strip() == "[]"
 
 
 def test_the_options_are_those_promised() -> None:
-    for name, wanted in OPTIONS.items():
+    for name, options in OPTIONS.items():
         command = next(
-            one
-            for one in app.registered_commands
-            if one.callback is not None and one.callback.__name__ == name
+            command
+            for command in app.registered_commands
+            if command.callback is not None and command.callback.__name__ == name
         )
         assert command.callback is not None
         names = {f"--{parameter}" for parameter in inspect.signature(command.callback).parameters}
-        assert names == wanted, name
+        assert names == options, name
     assert len(app.registered_commands) == len(OPTIONS)
 
 
 def test_a_wrong_preset_names_the_nearest(shards: Path, tmp_path: Path) -> None:
-    found = call(
+    result = call(
         "train",
         "--preset",
         "tiny-interpolation",
@@ -115,18 +119,18 @@ def test_a_wrong_preset_names_the_nearest(shards: Path, tmp_path: Path) -> None:
         "--device",
         "cpu",
     )
-    assert found.exit_code == 2
-    assert "did you mean tiny-interp?" in found.stderr
+    assert result.exit_code == 2
+    assert "did you mean tiny-interp?" in result.stderr
     assert not (tmp_path / "run").exists()
 
 
 def test_shards_that_are_not_there_say_how_to_build_them(tmp_path: Path) -> None:
-    found = call(
+    result = call(
         "train", "--preset", "tiny-interp", "--shards", tmp_path / "none", "--run", tmp_path / "run"
     )
-    assert found.exit_code == 2
-    assert "make shards" in found.stderr
-    assert str(tmp_path / "none") in found.stderr
+    assert result.exit_code == 2
+    assert "make shards" in result.stderr
+    assert str(tmp_path / "none") in result.stderr
 
 
 def test_a_damaged_shard_stops_before_the_first_step(shards: Path, tmp_path: Path) -> None:
@@ -138,7 +142,7 @@ def test_a_damaged_shard_stops_before_the_first_step(shards: Path, tmp_path: Pat
     content = bytearray(tar.read_bytes())
     content[len(content) // 2] ^= 1
     tar.write_bytes(content)
-    found = call(
+    result = call(
         "train",
         "--preset",
         "tiny-interp",
@@ -149,13 +153,13 @@ def test_a_damaged_shard_stops_before_the_first_step(shards: Path, tmp_path: Pat
         "--device",
         "cpu",
     )
-    assert found.exit_code == 4
-    assert "00000.tar" in found.stderr
+    assert result.exit_code == 4
+    assert "00000.tar" in result.stderr
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_that_is_none_names_the_command_that_makes_one(tmp_path: Path) -> None:
-    found = call(
+    result = call(
         "sample",
         "--keyframe",
         tmp_path / "a",
@@ -166,12 +170,12 @@ def test_a_run_that_is_none_names_the_command_that_makes_one(tmp_path: Path) -> 
         "--out",
         tmp_path / "out.mp4",
     )
-    assert found.exit_code == 2
-    assert "make train-keyframe" in found.stderr
+    assert result.exit_code == 2
+    assert "make train-keyframe" in result.stderr
 
 
 def test_nothing_to_make_is_said_so(tmp_path: Path) -> None:
-    found = call(
+    result = call(
         "sample",
         "--keyframe",
         tmp_path / "a",
@@ -180,15 +184,15 @@ def test_nothing_to_make_is_said_so(tmp_path: Path) -> None:
         "--out",
         tmp_path / "out.mp4",
     )
-    assert found.exit_code == 2
-    assert "--prompt" in found.stderr
+    assert result.exit_code == 2
+    assert "--prompt" in result.stderr
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "tpu", "cpu:1"])
 def test_a_device_that_is_not_there_is_refused(shards: Path, tmp_path: Path, device: str) -> None:
     if device.startswith("cuda") and torch.cuda.is_available() and torch.cuda.device_count() > 99:
         pytest.skip("there are that many")
-    found = call(
+    result = call(
         "train",
         "--preset",
         "tiny-interp",
@@ -199,8 +203,8 @@ def test_a_device_that_is_not_there_is_refused(shards: Path, tmp_path: Path, dev
         "--device",
         device,
     )
-    assert found.exit_code == (4 if device.startswith("cuda") else 2)
-    assert device in found.stderr
+    assert result.exit_code == (4 if device.startswith("cuda") else 2)
+    assert device in result.stderr
 
 
 def test_a_model_is_trained_and_gone_on_with_and_refused_as_another(
@@ -234,9 +238,9 @@ def test_a_model_is_trained_and_gone_on_with_and_refused_as_another(
 
 
 def test_the_plan_of_a_preset_prints_its_totals() -> None:
-    found = call("plan", "--preset", "seeds-interp")
-    assert found.exit_code == 0
-    assert "1,100,578,616" in found.output
+    result = call("plan", "--preset", "seeds-interp")
+    assert result.exit_code == 0
+    assert "1,100,578,616" in result.output
 
 
 def test_the_plan_can_be_read_by_a_program() -> None:

@@ -15,6 +15,7 @@ from einops import rearrange
 from safetensors import safe_open
 from torch import Tensor
 
+from tests.making.models import SMALLER_TINY_UNET
 from training.attention import TemporalAttention
 from training.errors import Stopped, UsageError
 from training.presets import SD15_UNET, SD21_UNET, TINY_UNET
@@ -25,31 +26,21 @@ from training.unet import (
     VideoUNet,
 )
 
-SMALL: dict[str, Any] = {
-    **TINY_UNET,
-    "sample_size": 8,
-    "block_out_channels": [8, 16],
-    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-    "norm_num_groups": 4,
-    "cross_attention_dim": 8,
-    "attention_head_dim": 2,
-}
 FAMILIES = {
-    "sd1": SMALL,
+    "sd1": SMALLER_TINY_UNET,
     "sd2": {
-        **SMALL,
+        **SMALLER_TINY_UNET,
         "use_linear_projection": True,
         "attention_head_dim": [2, 4],
         "layers_per_block": 2,
     },
-    "inpainting": {**SMALL, "in_channels": 9},
+    "inpainting": {**SMALLER_TINY_UNET, "in_channels": 9},
     "tiny": TINY_UNET,
 }
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def new_flat(config: dict[str, Any] = SMALL) -> Any:
+def new_flat(config: dict[str, Any] = SMALLER_TINY_UNET) -> Any:
     torch.manual_seed(0)
     return UNet2DConditionModel.from_config(config)
 
@@ -68,8 +59,8 @@ def by_frame(flat: Any, inputs: Inputs, channels: int) -> Tensor:
     noisy, t, text, _ = inputs
     f = noisy.shape[1]
     folded = rearrange(noisy[:, :, :channels], "b f c h w -> (b f) c h w")
-    made: Tensor = flat(folded, t.repeat_interleave(f), text.repeat_interleave(f, 0)).sample
-    return rearrange(made, "(b f) c h w -> b f c h w", f=f)
+    output: Tensor = flat(folded, t.repeat_interleave(f), text.repeat_interleave(f, 0)).sample
+    return rearrange(output, "(b f) c h w -> b f c h w", f=f)
 
 
 def shaken(model: VideoUNet) -> VideoUNet:
@@ -96,11 +87,11 @@ def test_at_first_a_video_is_denoised_as_its_frames_are_bit_for_bit(
 ) -> None:
     flat = new_flat(FAMILIES[family]).to(memory_format=layout)
     channels = flat.config.in_channels
-    for wanted in {channels, 9}:
+    for num_channels in {channels, 9}:
         model = VideoUNet.inflate(
-            flat, in_channels=wanted, placement=placement, window=5, first_frame=True
+            flat, in_channels=num_channels, placement=placement, window=5, first_frame=True
         )
-        inputs = new_inputs(channels=wanted, width=flat.config.cross_attention_dim)
+        inputs = new_inputs(channels=num_channels, width=flat.config.cross_attention_dim)
         assert torch.equal(model(*inputs), by_frame(flat, inputs, channels))
 
 
@@ -359,9 +350,9 @@ def test_the_temporal_backend_can_be_chosen(trained: VideoUNet) -> None:
 def test_bfloat16_trains(trained: VideoUNet) -> None:
     trained.enable_gradient_checkpointing()
     with torch.autocast("cpu", torch.bfloat16):
-        made = trained(*new_inputs())
-    made.float().square().mean().backward()
-    assert made.dtype == torch.bfloat16
+        output = trained(*new_inputs())
+    output.float().square().mean().backward()
+    assert output.dtype == torch.bfloat16
     assert all(torch.isfinite(p.grad).all() for p in trained.parameters() if p.grad is not None)
     flat = new_flat().to(torch.bfloat16)
     assert {p.dtype for p in VideoUNet.inflate(flat).parameters()} == {torch.bfloat16}
@@ -377,22 +368,22 @@ def test_bfloat16_trains(trained: VideoUNet) -> None:
 )
 def test_an_option_that_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        VideoUNet.inflate(SMALL, **options)
+        VideoUNet.inflate(SMALLER_TINY_UNET, **options)
 
 
 def test_what_to_train_is_refused_by_name() -> None:
     with pytest.raises(UsageError, match="'spatial'; there are temporal, temporal\\+conv, all"):
-        VideoUNet.inflate(SMALL).select_trainable("spatial")  # type: ignore[arg-type]
+        VideoUNet.inflate(SMALLER_TINY_UNET).select_trainable("spatial")  # type: ignore[arg-type]
 
 
 def test_heads_of_odd_width_are_refused() -> None:
     with pytest.raises(UsageError, match="8 heads do not divide 8 channels into even parts"):
-        VideoUNet.inflate({**SMALL, "attention_head_dim": 8})
+        VideoUNet.inflate({**SMALLER_TINY_UNET, "attention_head_dim": 8})
 
 
 def test_a_unet_that_wants_more_than_time_and_text_is_refused() -> None:
     with pytest.raises(UsageError, match="time and text alone"):
-        VideoUNet.inflate({**SMALL, "num_class_embeds": 3})
+        VideoUNet.inflate({**SMALLER_TINY_UNET, "num_class_embeds": 3})
 
 
 def test_a_folder_without_a_model_says_what_is_missing(tmp_path: Path) -> None:

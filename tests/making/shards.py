@@ -1,0 +1,168 @@
+"""Shards for tests of training, written by hand, so that they may be wrong."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.making import models
+from training.shards import Index, open_index
+
+SHAPE = (4, 2, 2)
+TEXT = (7, 3)
+SCALE = 0.5
+WAVE_SHAPE, WAVE_TEXT = (4, 8, 8), (7, 8)
+SMALL_UNET = {**models.SMALL_UNET, "cross_attention_dim": 8}
+Members = dict[str, bytes]
+
+
+def npy(array: np.ndarray[Any, Any], version: tuple[int, int] = (1, 0)) -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array(file, array, version, allow_pickle=True)
+    return file.getvalue()
+
+
+def latents(number: int, num_frames: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray[Any, Any]:
+    """Every number of a frame says which clip and which frame it is of: 64 * clip + frame % 64 is
+    exact in float16.
+    """
+    frames = np.arange(num_frames).reshape(-1, 1, 1, 1) % 64 + 64 * number
+    return np.broadcast_to(frames, (num_frames, *shape)).astype(np.float16)
+
+
+def text(number: int, caption: int = 0) -> np.ndarray[Any, Any]:
+    return np.full(TEXT, 10 * number + caption + 1, np.float16)
+
+
+def clip(
+    number: int, num_frames: int, captions: int = 1, shape: tuple[int, ...] = SHAPE
+) -> Members:
+    texts = {f"text{caption or ''}.npy": npy(text(number, caption)) for caption in range(captions)}
+    return {
+        "json": b"{}",
+        "latents.npy": npy(latents(number, num_frames, shape)),
+        **texts,
+        "later.npy": b"what no reader knows yet",
+    }
+
+
+def make_shards(
+    folder: Path,
+    clips: Mapping[str, Members],
+    per_shard: int = 3,
+    split: str = "train",
+    shape: tuple[int, ...] = SHAPE,
+    text_shape: tuple[int, int] = TEXT,
+) -> Index:
+    """A folder of shards with these clips, opened."""
+    folder.mkdir(exist_ok=True)
+    keys = list(clips)
+    parts = [keys[at : at + per_shard] for at in range(0, len(keys), per_shard)]
+    entries = [
+        tar(folder / f"{number:05d}.tar", {key: clips[key] for key in part}, split)
+        for number, part in enumerate(parts)
+    ]
+    null = npy(np.zeros(text_shape, np.float16))
+    index = {
+        "format": 1,
+        "name": "made",
+        "fps": "10/1",
+        "size": 16,
+        "latents": {
+            "axes": "f c h w",
+            "dtype": "float16",
+            "scaling_factor": SCALE,
+            "shape": list(shape),
+        },
+        "encoders": {
+            "vae": {"name": "vae", "revision": None, "sha256": "a" * 64},
+            "clip": {
+                "name": "clip",
+                "revision": None,
+                "sha256": "b" * 64,
+                "text_layer": "last",
+                "pad_token": 49407,
+            },
+            "precision": "float32",
+            "chunk_frames": 8,
+        },
+        "null_text": {
+            "npy_base64": base64.b64encode(null).decode(),
+            "sha256": hashlib.sha256(null).hexdigest(),
+        },
+        "num_samples": len(keys),
+        "shards": entries,
+        "built": {},
+    }
+    seal(folder, index)
+    return open_index(folder)
+
+
+def tar(path: Path, clips: Mapping[str, Members], split: str) -> dict[str, Any]:
+    with tarfile.open(path, "w:") as file:
+        for key, members in clips.items():
+            for name, content in members.items():
+                member = tarfile.TarInfo(f"{key}.{name}")
+                member.size = len(content)
+                file.addfile(member, io.BytesIO(content))
+    with tarfile.open(path, "r:") as file:
+        where = {member.name: member.offset_data for member in file.getmembers()}
+    samples = [
+        {
+            "key": key,
+            "members": {
+                name: [where[f"{key}.{name}"], len(content), hashlib.sha256(content).hexdigest()]
+                for name, content in members.items()
+            },
+        }
+        for key, members in clips.items()
+    ]
+    content = path.read_bytes()
+    return {
+        "file": path.name,
+        "split": split,
+        "num_bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "samples": samples,
+    }
+
+
+def seal(folder: Path, index: dict[str, Any]) -> None:
+    index["root_digest"] = hashlib.sha256(
+        "".join(f"{entry['sha256']}\n" for entry in index["shards"]).encode()
+    ).hexdigest()
+    (folder / "index.json").write_text(json.dumps(index))
+
+
+def moving(seed: int, num_frames: int) -> dict[str, bytes]:
+    """A clip of a wave that travels over a still ground."""
+    rng = np.random.default_rng(seed)
+    f, c, _, w = np.meshgrid(*(np.arange(n) for n in (num_frames, *WAVE_SHAPE)), indexing="ij")
+    wave = np.sin(2 * np.pi * (w - 0.25 * f) / 8 + rng.uniform(0, 6)) * (c + 1) / 4
+    members = clip(0, 1)
+    latents = (wave + rng.normal(size=WAVE_SHAPE)).astype(np.float16)
+    return {
+        "json": members["json"],
+        "latents.npy": npy(latents),
+        "text.npy": npy(rng.normal(size=WAVE_TEXT).astype(np.float16)),
+    }
+
+
+def waves(folder: Path, num_clips: int, num_frames: int) -> Index:
+    """Shards of such clips, with a model small enough for them beside."""
+    index = make_shards(
+        folder,
+        {f"k{number}": moving(number, num_frames) for number in range(num_clips)},
+        shape=WAVE_SHAPE,
+        text_shape=WAVE_TEXT,
+    )
+    (folder / "small.json").write_text(json.dumps(SMALL_UNET))
+    return index
