@@ -1,46 +1,62 @@
 # longtake: raw videos in, training-ready latent shards out; shards in, video diffusion models and videos out.
 # Every target sets the project up first, so each works on a fresh machine: no apt, no root.
 
+# Which dataset: DATASET=mine is short for MANIFEST=manifests/mine.toml.
 DATASET  ?= demo
 MANIFEST ?= manifests/$(DATASET).toml
+
+# Where and how it is built.
 DATA     ?= data
 EXECUTOR ?= processes
 WORKERS  ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
 DEVICE   ?= auto
 KEEP_RAW ?= yes
+RELOCK   ?= no
 SOURCE   ?=
 DRY_RUN  ?= yes
 CLASS    ?=
 PYTHON   ?= python3
 
-SHARDS   ?= $(DATA)/$(DATASET)/shards
+# What is trained on it, and sampled.
+SHARDS   ?= $(DATA)/$(RECIPE_NAME)/shards
 PRESET   ?=
 STEPS    ?=
 RUN      ?=
-KEYFRAME ?= runs/$(DATASET)-keyframe
-INTERP   ?= runs/$(DATASET)-interp
+KEYFRAME ?= runs/$(RECIPE_NAME)-keyframe
+INTERP   ?= runs/$(RECIPE_NAME)-interp
 PROMPT   ?= the earth turning, seen from space
 FRAMES   ?= 65
-OUT      ?= runs/$(DATASET).mp4
+OUT      ?= runs/$(RECIPE_NAME).mp4
 
-PY    := .venv/bin/python
+PY := .venv/bin/python
 unexport PYTHONDONTWRITEBYTECODE  # compiled once and kept, PyTorch is imported in 6 CPU seconds instead of 16
 
-HOW    = --data "$(DATA)" --executor $(EXECUTOR) --workers $(WORKERS) --device $(DEVICE)
-BUILD  = $(PY) -m pipeline build "$(MANIFEST)" $(HOW) --keep-raw $(KEEP_RAW)
-TRAIN  = $(PY) -m training train --shards "$(SHARDS)" --device $(DEVICE) $(if $(STEPS),--steps $(STEPS))
-INDEX  = $(if $(findstring ://,$(SHARDS)),,$(SHARDS)/index.json)
+# The dataset's name is the recipe's, whichever of DATASET= and MANIFEST= was given. The recipe is asked
+# once, by the first line below that needs the name; `make help` never does.
+ASK_NAME    = $(or $(shell $(PY) -m pipeline name "$(MANIFEST)"),$(error no dataset without a recipe))
+RECIPE_NAME = $(eval RECIPE_NAME := $$(ASK_NAME))$(RECIPE_NAME)
 
-.PHONY: help setup shards download cut filter extract encode status rejections retry plan-shards reproduce verify remove gc card \
-	train-keyframe train-interp sample evaluate plan test check chaos format bench schema constraints clean
+HOW   = --data "$(DATA)" --executor $(EXECUTOR) --workers $(WORKERS) --device $(DEVICE)
+BUILD = $(PY) -m pipeline build "$(MANIFEST)" $(HOW) --keep-raw $(KEEP_RAW) $(if $(filter yes,$(RELOCK)),--relock)
+TRAIN = $(PY) -m training train --shards "$(SHARDS)" --device $(DEVICE) $(if $(STEPS),--steps $(STEPS))
+
+# Training needs shards. The dataset's own are built if they are not there; those that SHARDS= names are not.
+HAVE_SHARDS = $(if $(filter file,$(origin SHARDS)),test -f "$(SHARDS)/index.json" || $(BUILD))
+
+# A variable as `make help` shows it: its words, without asking the recipe for its name.
+shown = $(subst $$(RECIPE_NAME),NAME,$(subst $$(DATA),$(DATA),$(value $(1))))
+
+.PHONY: help setup shards download cut filter extract encode status rejections retry plan-shards reproduce verify refresh remove \
+	gc card train-keyframe train-interp sample evaluate plan test check chaos format bench schema constraints clean
 
 help:  ## what there is to type
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-36s %s\n", $$1, $$2}'
 	@echo
 	@echo "  DATASET=$(DATASET)  MANIFEST=$(MANIFEST)  DATA=$(DATA)  EXECUTOR=$(EXECUTOR) (inline, processes, ray)  WORKERS=$(WORKERS)  DEVICE=$(DEVICE)"
-	@echo "  KEEP_RAW=$(KEEP_RAW)  SOURCE=id  CLASS=rate-limited  DRY_RUN=$(DRY_RUN)"
-	@echo "  PRESET=tiny-keyframe, tiny-interp, sd15-keyframe, ...  STEPS=  RUN=runs/NAME  KEYFRAME=$(KEYFRAME)  INTERP=$(INTERP)"
-	@echo "  PROMPT=\"$(PROMPT)\"  FRAMES=$(FRAMES)  OUT=$(OUT)  SHARDS=$(SHARDS) (or a URL)"
+	@echo "  KEEP_RAW=$(KEEP_RAW)  RELOCK=$(RELOCK)  SOURCE=id  CLASS=rate-limited  DRY_RUN=$(DRY_RUN)"
+	@echo "  PRESET=tiny-keyframe, tiny-interp, sd15-keyframe, ...  STEPS=  RUN=runs/ANY  KEYFRAME=$(call shown,KEYFRAME)  INTERP=$(call shown,INTERP)"
+	@echo "  PROMPT=\"$(PROMPT)\"  FRAMES=$(FRAMES)  OUT=$(call shown,OUT)  SHARDS=$(call shown,SHARDS) (or a URL)"
+	@echo "  NAME is what the recipe calls its dataset."
 
 setup: .venv/.done  ## the virtual environment in .venv (needs Python 3.11 to 3.13; brings uv along)
 
@@ -67,7 +83,7 @@ rejections: setup  ## what was dropped, why, when, how often it was tried
 	@$(PY) -m pipeline rejections "$(MANIFEST)" --data "$(DATA)"
 
 retry: setup  ## try again what failed, of one class: CLASS=rate-limited
-	@$(PY) -m pipeline retry "$(MANIFEST)" $(or $(foreach one,$(CLASS),--class $(one)),--class "") $(HOW)
+	@$(PY) -m pipeline retry "$(MANIFEST)" $(or $(foreach class,$(CLASS),--class $(class)),--class "") $(HOW)
 
 plan-shards: setup  ## what a build would do, why, how long it would take; nothing is done
 	@$(PY) -m pipeline plan "$(MANIFEST)" --data "$(DATA)" --device $(DEVICE)
@@ -78,6 +94,9 @@ reproduce: setup  ## rebuild a published dataset from recipe and lock, and say h
 verify: setup  ## check what is on disk against the lock, to the last byte
 	@$(PY) -m pipeline verify "$(MANIFEST)" --data "$(DATA)" --device $(DEVICE)
 
+refresh: setup  ## ask channels and playlists again which videos they name: all, or SOURCE=id
+	@$(PY) -m pipeline refresh "$(MANIFEST)" $(if $(SOURCE),"$(SOURCE)") --data "$(DATA)"
+
 remove: setup  ## take a source down and leave nothing of it behind: SOURCE=id
 	@$(PY) -m pipeline remove "$(MANIFEST)" $(if $(SOURCE),"$(SOURCE)") --data "$(DATA)"
 
@@ -87,19 +106,19 @@ gc: setup  ## what no dataset refers to any more; DRY_RUN=no deletes it
 card: setup  ## a dataset card for the model hub, beside the recipe
 	@$(PY) -m pipeline card "$(MANIFEST)"
 
-$(DATA)/$(DATASET)/shards/index.json: | setup
-	@$(BUILD)
-
-train-keyframe: setup $(INDEX)  ## train the model that makes 5 keyframes; the same command goes on
+train-keyframe: setup  ## train the model that makes 5 keyframes; the same command goes on
+	@$(HAVE_SHARDS)
 	@$(TRAIN) --preset $(or $(PRESET),tiny-keyframe) --run "$(or $(RUN),$(KEYFRAME))"
 
-train-interp: setup $(INDEX)  ## train the model that fills in between: 5 -> 17 -> 65
+train-interp: setup  ## train the model that fills in between: 5 -> 17 -> 65
+	@$(HAVE_SHARDS)
 	@$(TRAIN) --preset $(or $(PRESET),tiny-interp) --run "$(or $(RUN),$(INTERP))"
 
 sample: setup  ## make a video with both models: PROMPT, FRAMES, OUT
 	@$(PY) -m training sample --keyframe "$(KEYFRAME)" --interp "$(INTERP)" --prompt "$(PROMPT)" --frames $(FRAMES) --out "$(OUT)" --device $(DEVICE)
 
-evaluate: setup $(INDEX)  ## how much better than copied and blended frames, on held-out clips
+evaluate: setup  ## how much better than copied and blended frames, on held-out clips
+	@$(HAVE_SHARDS)
 	@$(PY) -m training evaluate --run "$(or $(RUN),$(INTERP))" --shards "$(SHARDS)" --device $(DEVICE)
 
 plan: setup  ## what a preset costs before anything is trained: parameters, memory, FLOPs, storage
@@ -130,5 +149,5 @@ constraints: setup  ## constraints.txt from pyproject.toml, the newest that fit 
 	@.venv/bin/uv pip compile --quiet --universal --all-extras --python-version 3.11 --no-header --no-annotate --upgrade \
 		pyproject.toml --output-file constraints.txt
 
-clean:  ## remove what DATASET built and the store (not the recipes)
-	@rm -rf "$(DATA)/$(DATASET)" "$(DATA)/store"
+clean: setup  ## delete what was built of the dataset, and of the store what it alone refers to (recipe and lock stay)
+	@$(PY) -m pipeline clean "$(MANIFEST)" --data "$(DATA)"

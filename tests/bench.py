@@ -35,19 +35,21 @@ import imageio_ffmpeg
 import numpy as np
 
 from pipeline.core.executors import Inline, Processes
+from pipeline.core.params import Setup
 from pipeline.core.records import Blob, Clip, Container, Pack, Sample, Shard, Source, Video
 from pipeline.core.stage import Batch, Progress, run_stage
 from pipeline.core.store import Store
 from pipeline.dataset import build
 from pipeline.dataset import recipe as recipes
-from pipeline.media import encoders, fetch, reel, video
+from pipeline.media import detectors, encoders, fetch, reel, video
+from pipeline.media.detectors import scdet, whole
 from pipeline.stages import cut, encode, extract, shard
 from pipeline.stages import filter as filter_stage
 from tests import bench_training
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
-DETECTORS: tuple[cut.AnyParams, ...] = tuple(
-    {params.detector: params for params in (cut.DEFAULT, cut.Scdet())}.values()
+DETECTORS: tuple[detectors.Options, ...] = tuple(
+    {params.detector: params for params in (detectors.DEFAULT, scdet.Scdet())}.values()
 )
 LATENTS = (100, 4, 64, 64)  # f c h w of a stored sample
 SECTIONS = {
@@ -247,23 +249,23 @@ def ffmpeg_decode(path: Path) -> None:
     )
 
 
-def look(path: Path, facts: Container, params: cut.AnyParams) -> None:
+def look(path: Path, facts: Container, params: detectors.Options) -> None:
     """Every frame with its time stamps, and shown to a detector."""
-    detector = cut.new_detector(params, facts)
+    detector = params.start(facts)
     for frame, _, _ in video.frames(path, facts):
         detector.see(frame)
 
 
 def make_clips(
-    record: Video, store: Store, detector: cut.AnyParams, params: reel.Params
+    record: Video, store: Store, detector: detectors.Options, params: reel.Params
 ) -> tuple[list[Clip], list[Cost]]:
     """Take one video through cut, filter and extract; the clips, and what each stage took."""
     records: Sequence[Any] = [record]
     costs = []
     for stage in (
-        cut.stage(detector, params),
-        filter_stage.stage(filter_stage.Params(), params.fps),
-        extract.stage(params),
+        cut.stage(Setup((detector, params))),
+        filter_stage.stage(Setup((filter_stage.Params(), params))),
+        extract.stage(Setup((params,))),
     ):
         began = Cost(_cpu_s(), time.perf_counter())
         manifest, _ = run_stage(stage, records, store, Inline(), Progress())
@@ -285,7 +287,7 @@ def cut_and_extract(
         for _ in range(repeats):
             program = cost_of(ffmpeg_decode, path).cpu_s
             floors = [cost_of(bare_decode, path).cpu_s]
-            frames = cost_of(look, path, facts, cut.Whole()).cpu_s
+            frames = cost_of(look, path, facts, whole.Whole()).cpu_s
             for detector in DETECTORS:
                 looked = cost_of(look, path, facts, detector).cpu_s
                 with fresh(scratch) as store:
@@ -366,7 +368,7 @@ def do_decode(record: Video, store: Store) -> None:
 
 
 def do_clips(record: Video, store: Store) -> None:
-    make_clips(record, store, cut.DEFAULT, reel.Params())
+    make_clips(record, store, detectors.DEFAULT, reel.Params())
 
 
 def pace(
@@ -419,7 +421,7 @@ def encoding(path: Path, scratch: Path, repeats: int, size: int = 256) -> list[R
     """
     params = encode.Params(preset="tiny", psnr_share=0)
     found = encode.find_encoders(params, Path())
-    stage = encode.stage(params, found, "cpu")
+    stage = encode.stage(Setup((params,), device="cpu"))
     rows = [
         Row(f"encode, {size} x {size}, tiny, {clock}", "frames/s", "VAE alone")
         for clock in ("wall", "CPU")
@@ -428,7 +430,7 @@ def encoding(path: Path, scratch: Path, repeats: int, size: int = 256) -> list[R
         Row(f"encode, {size} x {size}, tiny: time in the VAE", "CPU s", "the stage", (">=", 0.95))
     )
     with fresh(scratch) as store:
-        clips, _ = make_clips(take_in(path, store), store, cut.Scdet(), reel.Params(size=size))
+        clips, _ = make_clips(take_in(path, store), store, scdet.Scdet(), reel.Params(size=size))
         files = [store.path(clip.blob.sha256) for clip in clips]
         frames = sum(clip.num_frames for clip in clips)
         vae = encoders.load_vae(found.vae_folder, params.precision, "cpu")
@@ -628,16 +630,20 @@ def machine() -> str:
 
 NOTES = {
     "pipeline": f"""
-Films: {TAKE_S * 2:g} s, two takes, H.264 medium crf {CRF} with grain; extract: 10 fps, 512 x 512. Two workers: one repeat less.
-Steps are cumulative: bare decode, frames with time stamps, + detector, + reel, + clips. With two workers their start and imports are
-not counted. A VAE sees chunks of a fixed number of frames, so a clip may cost up to a chunk more (here 104 frames are 13 chunks).
-A shard is hashed whole and on disk (fsync) before it counts; where the processor has no instruction for SHA-256, hashing is most of it.
+Films: {TAKE_S * 2:g} s, two takes, H.264 medium crf {CRF} with grain; extract: 10 fps, 512 x 512.
+Two workers: one repeat less. Steps are cumulative: bare decode, frames with time stamps, +
+detector, + reel, + clips. With two workers their start and imports are not counted.
+A VAE sees chunks of a fixed number of frames, so a clip may cost up to a chunk more (here 104
+frames are 13 chunks). A shard is hashed whole and on disk (fsync) before it counts; where the
+processor has no instruction for SHA-256, hashing is most of it.
 """,
     "training": """
-The stream reads a window's frames and its caption by byte range from an indexed tar; webdataset decodes whole samples. All is in the
-page cache. The wait for data is that of the tiny interpolation preset, read in the training process itself. A step of a video UNet
-is forward and backward on the CPU, all weights; diffusers' two have more temporal layers than ours. Windowed attention is the
-reference with a band mask, which computes everything and then masks: it saves no time on a CPU, whatever the window.
+The stream reads a window's frames and its caption by byte range from an indexed tar; webdataset
+decodes whole samples. All is in the page cache. The wait for data is that of the tiny interpolation
+preset, read in the training process itself. A step of a video UNet is forward and backward on the
+CPU, all weights; diffusers' two have more temporal layers than ours. Windowed attention is the
+reference with a band mask, which computes everything and then masks: it saves no time on a CPU,
+whatever the window.
 """,
 }
 
@@ -689,7 +695,7 @@ def measure(data: Path, films: Sequence[Film], repeats: int, num_bytes: int) -> 
     paths = [footage(film, store, folder) for film in films]
     scratch = folder / "scratch"
     with fresh(scratch) as warm:  # imports and lazy set-up
-        clips, _ = make_clips(take_in(paths[0], warm), warm, cut.DEFAULT, reel.Params())
+        clips, _ = make_clips(take_in(paths[0], warm), warm, detectors.DEFAULT, reel.Params())
     rows = cut_and_extract(paths, scratch, repeats, reel.Params())
     rows += parallel(paths[0], scratch, max(1, repeats - 1))
     rows += encoding(paths[0], scratch, repeats)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tests.making.shards import Members, make_shards, npy
+from tests.making.shards import Members, new_shards, npy
 from training.frames import Window
 from training.ranges import Range
 from training.shards import Index
@@ -97,7 +97,7 @@ def shards_of(folder: Path, num_samples: int) -> Index:
     clips = {
         f"clip-{number:04d}": different[number % len(different)] for number in range(num_samples)
     }
-    return make_shards(folder, clips, PER_SHARD, shape=FRAME, text_shape=TEXT)
+    return new_shards(folder, clips, PER_SHARD, shape=FRAME, text_shape=TEXT)
 
 
 def first_epoch(

@@ -133,9 +133,11 @@ def struck(
             dataset = fresh(reference, folder / str(ends))
     lost = finish(dataset, wanted)
     return Row(
-        f"{signal.Signals(number).name} to {'the build and its workers' if whole_group else 'the build'} at a random moment",
+        f"{signal.Signals(number).name} to "
+        f"{'the build and its workers' if whole_group else 'the build'} at a random moment",
         hits,
-        f"what they left was finished, {ends + 1} {'dataset' if not ends else 'datasets'} in all: the same root digest",
+        f"what they left was finished, {ends + 1} "
+        f"{'dataset' if not ends else 'datasets'} in all: the same root digest",
         lost,
     )
 
@@ -265,7 +267,10 @@ def disk_full(reference: Dataset, folder: Path, times: int, seed: int) -> Row:
     for number in range(times):
         dataset = fresh(reference, folder)
         dataset.data.mkdir()
-        command = f"{sys.executable} -m pipeline build {dataset.recipe} --data {dataset.data} --device cpu --executor inline"
+        command = (
+            f"{sys.executable} -m pipeline build {dataset.recipe} --data {dataset.data} "
+            "--device cpu --executor inline"
+        )
         script = f"""
             mount -t tmpfs -o size={drawn.randrange(300, 3000)}k none {dataset.data} || exit 99
             {command}; first=$?

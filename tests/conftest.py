@@ -85,7 +85,6 @@ def new_scene() -> Callable[..., Scene]:
             num_frames=max(1, end_pts),
             start_pts=0,
             end_pts=end_pts,
-            variable_fps=False,
         )
         return Scene(
             key, Video("film", source, Blob("0" * 64, 1), "file", container), start_pts, end_pts

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.making.imports import imports, modules_of, roots, scripts
+
 ROOT = Path(__file__).parents[1]
 PIPELINE = sorted((ROOT / "pipeline").rglob("*.py"))
 TRAINING = sorted((ROOT / "training").rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 MAY_IMPORT = {  # a folder of pipeline: the other folders it may import
     "core": set(),
     "media": {"core"},
@@ -19,10 +22,11 @@ MAY_IMPORT = {  # a folder of pipeline: the other folders it may import
 }
 FLOORS_OF_CORE = {  # a module of core: the other modules of core it may import
     "errors": set(),
+    "files": set(),
     "canonical": {"errors"},
     "records": {"errors"},
     "store": {"canonical", "records", "errors"},
-    "manifest": {"canonical", "records", "errors"},
+    "manifest": {"canonical", "records", "errors", "files"},
     "stage": {"canonical", "records", "errors", "manifest", "store"},
 }
 OF_PIPELINE_FOR_TRAINING = {"pipeline.media.encoders"}
@@ -30,29 +34,9 @@ LIGHT = ("errors", "frames", "presets", "__main__")
 HEAVY = {"torch", "diffusers", "numpy", "einops", "av", "PIL", "accelerate", "transformers"}
 DECODERS = {"av", "decord"}
 TORCH = {"torch", "diffusers", "open_clip"}
-MAY_USE_DECODERS = {"video", "reel"}
+MAY_USE_DECODERS = {"video", "reel", "train_vae"}
 MAY_USE_TORCH = {"encoders", "make_clip", "train_vae"}
 PICKLES = {"pickle", "cloudpickle", "dill", "shelve", "joblib"}
-
-
-def imports(path: Path) -> set[str]:
-    """Every module a file imports, at its top or inside a function: `pipeline.core.store`, ..."""
-    modules: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            modules |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name} has a relative import"
-            module = str(node.module)
-            is_folder = (ROOT / module.replace(".", "/")).is_dir()
-            names = {f"{module}.{alias.name}" for alias in node.names}
-            modules |= names if is_folder else {module}
-    return modules
-
-
-def roots(path: Path) -> set[str]:
-    """The top-level packages a file imports."""
-    return {name.partition(".")[0] for name in imports(path)}
 
 
 def folders(path: Path) -> set[str]:
@@ -184,3 +168,13 @@ def test_video_imports_torch_in_read_clip_and_nowhere_else() -> None:
 @pytest.mark.parametrize("path", [*PIPELINE, *TRAINING], ids=label)
 def test_no_module_has_a_name_that_says_nothing(path: Path) -> None:
     assert path.stem not in {"utils", "util", "common", "base", "helpers", "misc"}
+
+
+def test_no_file_of_tests_imports_from_a_test_file() -> None:
+    modules = {
+        (label(path), module)
+        for path in TESTS
+        for tree in [ast.parse(path.read_text("utf-8")), *scripts(path)]
+        for module in modules_of(tree)
+    }
+    assert {(path, module) for path, module in modules if ".test_" in f".{module}"} == set()

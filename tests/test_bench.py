@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.core.store import Store
 from pipeline.media import reel
-from pipeline.stages import cut
+from pipeline.media.detectors import scdet
 from tests import bench
 from tests.bench import Row
 from tests.making import footage
@@ -60,7 +60,7 @@ def test_encoding_is_measured_on_every_frame_of_the_clips(two_takes: Path, tmp_p
 def test_shards_are_measured_against_both_writers(
     two_takes: Path, store: Store, tmp_path: Path
 ) -> None:
-    clips, _ = bench.make_clips(bench.take_in(two_takes, store), store, cut.Scdet(), SMALL)
+    clips, _ = bench.make_clips(bench.take_in(two_takes, store), store, scdet.Scdet(), SMALL)
     assert len(clips) == 2
     assert sound(
         bench.sharding(clips[0], tmp_path / "scratch", 2, num_bytes=7_000_000), 8, repeats=2

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.media import video
-from pipeline.stages import cut
+from pipeline.media import detectors, video
 from tests import truth
 from tests.truth import Joint, Piece, Score, Transition
 
@@ -46,18 +45,18 @@ def difference(a: NDArray[np.int16], b: NDArray[np.int16]) -> float:
 @pytest.fixture(scope="module")
 def pieces(tmp_path_factory: pytest.TempPathFactory) -> list[Piece]:
     folder = tmp_path_factory.mktemp("takes")
-    made = []
+    pieces = []
     for number, source in enumerate(SOURCES):
         path = folder / f"{number}.mp4"
         truth.encode(
             truth.fit(ffmpeg.input(source, f="lavfi", t=2)), path, crf=6, preset="ultrafast"
         )
-        made.append(Piece(path, first=3 * number, num_frames=38 - number))
-    return made
+        pieces.append(Piece(path, first=3 * number, num_frames=38 - number))
+    return pieces
 
 
 @pytest.fixture(scope="module")
-def joined(pieces: list[Piece], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def joined_film(pieces: list[Piece], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("joined") / "joined.mp4"
     truth.join(pieces, TRANSITIONS, path)
     return path
@@ -69,12 +68,12 @@ def joints(pieces: list[Piece]) -> list[Joint]:
 
 
 @pytest.fixture(scope="module")
-def shown(joined: Path) -> NDArray[np.int16]:
-    return pixels(joined)
+def shown(joined_film: Path) -> NDArray[np.int16]:
+    return pixels(joined_film)
 
 
 @pytest.fixture(scope="module")
-def given(pieces: list[Piece]) -> list[NDArray[np.int16]]:
+def takes_shown(pieces: list[Piece]) -> list[NDArray[np.int16]]:
     return [pixels(piece.path)[piece.first : piece.first + piece.num_frames] for piece in pieces]
 
 
@@ -88,40 +87,40 @@ def test_joints_have_readable_keys_and_known_frames(joints: list[Joint]) -> None
 
 
 def test_around_a_hard_joint_are_the_last_frame_of_one_take_and_the_first_of_the_next(
-    shown: NDArray[np.int16], given: list[NDArray[np.int16]], joints: list[Joint]
+    shown: NDArray[np.int16], takes_shown: list[NDArray[np.int16]], joints: list[Joint]
 ) -> None:
-    assert len(shown) == 131 + len(given[4])
+    assert len(shown) == 131 + len(takes_shown[4])
     for number in (0, 3):
         at = joints[number].first
-        assert difference(shown[at - 1], given[number][-1]) < 3
-        assert difference(shown[at], given[number + 1][0]) < 3
+        assert difference(shown[at - 1], takes_shown[number][-1]) < 3
+        assert difference(shown[at], takes_shown[number + 1][0]) < 3
         assert difference(shown[at - 1], shown[at]) > 20
 
 
 def test_a_fade_is_darkest_inside_its_span_and_the_takes_alone_are_outside(
-    shown: NDArray[np.int16], given: list[NDArray[np.int16]], joints: list[Joint]
+    shown: NDArray[np.int16], takes_shown: list[NDArray[np.int16]], joints: list[Joint]
 ) -> None:
     fade = joints[1]
     assert fade.first < int(shown.mean(axis=(1, 2)).argmin()) < fade.last
-    assert difference(shown[fade.first - 1], given[1][-12]) < 3
-    assert difference(shown[fade.first], given[1][-11]) > 3
-    assert difference(shown[fade.last], given[2][11]) > 3
-    assert difference(shown[fade.last + 1], given[2][12]) < 3
+    assert difference(shown[fade.first - 1], takes_shown[1][-12]) < 3
+    assert difference(shown[fade.first], takes_shown[1][-11]) > 3
+    assert difference(shown[fade.last], takes_shown[2][11]) > 3
+    assert difference(shown[fade.last + 1], takes_shown[2][12]) < 3
 
 
 def test_all_frames_of_a_dissolve_show_both_takes_and_none_outside_do(
-    shown: NDArray[np.int16], given: list[NDArray[np.int16]], joints: list[Joint]
+    shown: NDArray[np.int16], takes_shown: list[NDArray[np.int16]], joints: list[Joint]
 ) -> None:
     dissolve, mixed = joints[2], TRANSITIONS[2].mixed
     for number, at in enumerate(range(dissolve.first - 1, dissolve.last + 1)):
         left = 1 - number / (mixed + 1)
-        blend = left * given[2][number - mixed - 1] + (1 - left) * given[3][number]
+        blend = left * takes_shown[2][number - mixed - 1] + (1 - left) * takes_shown[3][number]
         assert difference(shown[at], blend) < 4
-    assert difference(shown[dissolve.last + 1], given[3][mixed + 1]) < 3
+    assert difference(shown[dissolve.last + 1], takes_shown[3][mixed + 1]) < 3
 
 
-def test_the_default_detector_finds_every_hard_cut(joined: Path, joints: list[Joint]) -> None:
-    (cuts,) = truth.found_in(joined, [cut.DEFAULT])
+def test_the_default_detector_finds_every_hard_cut(joined_film: Path, joints: list[Joint]) -> None:
+    (cuts,) = truth.cuts_in(joined_film, [detectors.DEFAULT])
     assert truth.score(joints, cuts).recall("hard") == 1
 
 

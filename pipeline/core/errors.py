@@ -1,16 +1,17 @@
 """What can go wrong, by what is done about it.
 
 LongtakeError
-├── RecipeError    the recipe is wrong: stop before any work, name file, field, value, what is allowed
+├── RecipeError    the recipe is wrong: stop before any work, name file, field and value
 ├── BadData        the bytes are bad: a Rejection, remembered, counted, the build goes on
 ├── Unavailable    the world said no (404, 429, network): retried, counted, never remembered
-├── Stopped        the world stops the build (disk full, lock held, no such model): fix it, run again
+├── Stopped        the world stops the build (disk full, no such model): fix it, run again
 │   └── Damaged    a file of ours has changed on disk: remove it, or `verify`, and build again
 └── Bug            ours: stop with the key of the record that found it
 """
 
 from __future__ import annotations
 
+import re
 from typing import Literal, get_args
 
 Reason = Literal[
@@ -67,9 +68,13 @@ class BadData(LongtakeError):
 
 
 class Unavailable(LongtakeError):
-    """A property of the world at this moment; counted by cause and tried again by the next run."""
+    """A property of the world at this moment; counted by cause and tried again by the next run.
+
+    `detail` is printed and kept, so no user and no password stays in the addresses it names.
+    """
 
     def __init__(self, cause: Cause, detail: str, tries: int = 1) -> None:
+        detail = without_credentials(detail)
         super().__init__(cause, detail, tries)
         self.cause: Cause = cause
         self.detail = detail
@@ -77,6 +82,11 @@ class Unavailable(LongtakeError):
 
     def __str__(self) -> str:
         return f"{self.cause}: {self.detail}"
+
+
+def without_credentials(text: str) -> str:
+    """A text whose addresses have no `user:password@` in front of their host."""
+    return re.sub(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/?#]*@", r"\1", text)
 
 
 class Stopped(LongtakeError):

@@ -26,9 +26,8 @@ class Interrupted(KeyboardInterrupt):
 
 def leave_at_once() -> None:
     """From now on, Ctrl-C ends the process; to be called first thing."""
-    if (
-        signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
-    ):  # as under `nohup` or behind `&` in a script
+    # A signal that is ignored stays so, as under `nohup` or behind `&` in a script.
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _leave)
 
 

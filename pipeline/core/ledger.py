@@ -1,18 +1,18 @@
 """The ledger: what failed, of which class, with what words, since when, and how often it was tried.
 
 Nothing here decides anything but which failures are tried again. What was bad is in the memo of its
-task and stays; what was unavailable is noted beside, and every build tries it again. Times and
-tries are for people: they are in no manifest, so that equal builds stay equal bytes.
+task and stays. What was unavailable is noted beside the memos, and every build tries it again.
+Times and tries are for people: they are in no manifest, so that equal builds stay equal bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from pipeline.core.records import Record, Rejection
-from pipeline.core.stage import Stage, Survey, survey
-from pipeline.core.store import Store
+from pipeline.core.records import Rejection
+from pipeline.core.stage import Survey
+from pipeline.core.store import Store, now
 
 
 @dataclass(frozen=True)
@@ -25,47 +25,55 @@ class Failure:
     tries: int
 
 
-def unavailable(found: Survey, store: Store) -> list[Failure]:
-    """What the world did not let happen at the last try: the missing records that have a note."""
-    made = []
-    for record in found.missing:
-        if noted := store.failure(found.keys[record.key]):
+def unavailable(survey: Survey, store: Store) -> list[Failure]:
+    """What the world did not let happen at the last try, and pure records it refuses now."""
+    failures = []
+    for record in survey.missing:
+        if note := store.failure(survey.keys[record.key]):
             rejection = Rejection(
-                record.key, found.stage.name, "unavailable", noted["cause"], noted["detail"]
+                record.key, survey.stage.name, "unavailable", note["cause"], note["detail"]
             )
-            made.append(Failure(rejection, noted["first"], noted["last"], noted["tries"]))
-    return made
+            failures.append(Failure(rejection, note["first"], note["last"], note["tries"]))
+    for rejection in survey.troubles:
+        note = store.failure(survey.keys[rejection.key]) or {"first": now(), "tries": 0}
+        failures.append(Failure(rejection, note["first"], now(), note["tries"] + 1))
+    return failures
 
 
-def bad(found: Survey) -> list[Failure]:
-    """What is remembered as bad."""
+def bad(survey: Survey) -> list[Failure]:
+    """What is remembered as bad, and pure records that are."""
     return [
         Failure(
-            Rejection(key, found.stage.name, "bad", entry["bad"], entry["detail"]),
+            Rejection(key, survey.stage.name, "bad", entry["bad"], entry["detail"]),
             entry["at"],
             entry["at"],
             entry["tries"],
         )
-        for key, memo in found.memos.items()
-        for entry in memo or ()
+        for key, entries in survey.memos.items()
+        for entry in entries or ()
         if "bad" in entry
     ]
 
 
-def hold(
-    stage: Stage, records: Sequence[Record], store: Store, classes: Collection[str]
-) -> list[Rejection]:
-    """Make ready to try again the failures of these classes and no others: returns those that
-    stand.
-
-    What is remembered as bad, and of one of the classes, is forgotten.
+def forget(survey: Survey, store: Store, classes: Collection[str]) -> bool:
+    """Forget what is remembered as bad and of one of these classes; returns whether anything was,
+    so that the survey is out of date.
     """
-    found = survey(stage, records, store)
-    for failed in bad(found):
-        if failed.rejection.reason in classes:
-            store.forget(found.keys[failed.rejection.key])
+    keys = {
+        survey.keys[failure.rejection.key]
+        for failure in bad(survey)
+        if failure.rejection.reason in classes
+    }
+    remembered = {task_key for task_key in keys if store.remembers(task_key)}
+    for task_key in remembered:
+        store.forget(task_key)
+    return bool(remembered)
+
+
+def standing(survey: Survey, store: Store, classes: Collection[str]) -> list[Rejection]:
+    """The failures that are not of these classes: they stand, without another try."""
     return [
-        failed.rejection
-        for failed in unavailable(found, store)
-        if failed.rejection.reason not in classes
+        failure.rejection
+        for failure in unavailable(survey, store)
+        if failure.rejection.reason not in classes
     ]

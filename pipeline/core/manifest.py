@@ -7,7 +7,6 @@ Every line carries a check of its own, so that `verify` names the line a byte wa
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from pydantic import TypeAdapter
 
 from pipeline.core import canonical
 from pipeline.core.errors import Damaged, RecipeError
+from pipeline.core.files import replace_file
 from pipeline.core.records import Record, Rejection
 
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
@@ -38,6 +38,12 @@ def facts(record: Record) -> dict[str, Any]:
         for f in dataclasses.fields(record)
         if f.name not in left_out
     }
+
+
+def changes(record: Record, output: Record) -> dict[str, Any]:
+    """The facts in which an output differs from the record of the same type it came from."""
+    before = facts(record)
+    return {name: value for name, value in facts(output).items() if value != before[name]}
 
 
 def restore(kind: type[Record], values: Mapping[str, Any], key: str, parent: Record) -> Record:
@@ -66,14 +72,14 @@ class Manifest:
     def __post_init__(self) -> None:
         out = len(self.records) + len(self.rejections)
         if self.num_in + self.num_split != out:
-            raise AssertionError(
-                f"stage '{self.stage}' lost records: {self.num_in} in + {self.num_split} split != {out} out and rejected"
-            )
+            sums = f"{self.num_in} in + {self.num_split} split != {out} out and rejected"
+            raise AssertionError(f"stage '{self.stage}' lost records: {sums}")
         keys = [record.key for record in self.records]
         if len(set(keys)) != len(keys):
             twice = [key for key, count in Counter(keys).items() if count > 1]
             raise RecipeError(
-                f"the key '{twice[0]}' would stand for two records: give one of their sources another id"
+                f"the key '{twice[0]}' would stand for two records: "
+                "give one of their sources another id"
             )
 
     @property
@@ -100,14 +106,11 @@ class Manifest:
         return b"".join(canonical.seal(line) + b"\n" for line in lines)
 
     def write(self, path: Path) -> None:
-        """Write beside, then rename; the same manifest leaves the file alone."""
+        """Write the file; one that holds the same manifest is left alone."""
         content = self.encode()
         if path.is_file() and path.read_bytes() == content:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f"{path.name}.tmp")
-        beside.write_bytes(content)
-        os.replace(beside, path)
+        replace_file(path, content)
 
 
 def read(path: Path, kind: type[Record]) -> Manifest:
@@ -143,14 +146,14 @@ def lines_of(name: str, content: bytes) -> list[dict[str, Any]]:
     """The lines of a manifest or a lock, each checked. Raises Damaged with the line and what it
     seems to be about.
     """
-    found = []
+    lines = []
     for number, line in enumerate(content.splitlines(), 1):
         try:
-            found.append(canonical.unseal(line))
+            lines.append(canonical.unseal(line))
         except ValueError as error:
             key = re.search(rb'"key":"([A-Za-z0-9_-]+)"', line)
             about = f" (about '{key[1].decode()}')" if key else ""
             raise Damaged(f"{name}: line {number}{about} is damaged: {error}") from error
-    if not found:
+    if not lines:
         raise Damaged(f"{name} is empty")
-    return found
+    return lines

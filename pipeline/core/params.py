@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
 
@@ -15,6 +17,28 @@ class Table(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True
     )
+
+
+T = TypeVar("T", bound=Table)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What stages are made from: a recipe's tables, the folder it lies in, where models run, and
+    whether they must be on this machine already (`offline`).
+    """
+
+    tables: tuple[Table, ...]
+    folder: Path = Path()
+    device: str = "auto"
+    offline: bool = False
+
+    def table(self, kind: type[T]) -> T:
+        """The table of that kind. Raises LookupError if the recipe has none."""
+        for table in self.tables:
+            if isinstance(table, kind):
+                return table
+        raise LookupError(f"no table of {kind.__module__}.{kind.__name__} in the recipe")
 
 
 def _exact(value: object) -> object:

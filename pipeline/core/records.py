@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar, Literal
 
+from pipeline.core.errors import without_credentials
+
 
 @dataclass(frozen=True, slots=True)
 class Blob:
@@ -39,8 +41,8 @@ class Source:
     format: str | None = None  # the downloader's format, where a lock names it
 
     def identity(self) -> object:
-        wanted = {"uri": self.uri, "sha256": self.sha256}
-        return {**wanted, "format": self.format} if self.format else wanted
+        address = {"uri": self.uri, "sha256": self.sha256}
+        return {**address, "format": self.format} if self.format else address
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,6 @@ class Container:
     num_frames: int
     start_pts: int
     end_pts: int  # first time stamp after the last frame
-    variable_fps: bool
 
     @property
     def duration_s(self) -> Fraction:
@@ -152,6 +153,7 @@ class Clip:
     size: int
     crop: Crop
     pictures: str  # digest of the coded pictures: equal where only the container differs
+    scores: tuple[tuple[str, float], ...] = ()  # names and values, for a sample's metadata
 
     def identity(self) -> object:
         return {"clip": self.blob.sha256}
@@ -243,11 +245,11 @@ def grid_index(pts: int, time_base: Fraction, fps: Fraction) -> int:
 
 
 def public(uri: str) -> str:
-    """An address without the folders of this machine."""
+    """An address without the folders of this machine, and without user and password."""
     path = uri.removeprefix("file:")
-    return (
-        f"file:{os.path.basename(path)}" if uri.startswith("file:") and os.path.isabs(path) else uri
-    )
+    if uri.startswith("file:") and os.path.isabs(path):
+        return f"file:{os.path.basename(path)}"
+    return without_credentials(uri)
 
 
 def source_of(record: Record) -> Source:

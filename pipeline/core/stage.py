@@ -14,24 +14,20 @@ import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 from pipeline.core import canonical
 from pipeline.core.errors import BadData, Bug, LongtakeError, Stopped, Unavailable
-from pipeline.core.manifest import Manifest, facts, restore
-from pipeline.core.records import Record, Rejection, origins
+from pipeline.core.manifest import Manifest, changes, facts, restore
+from pipeline.core.records import Record, Rejection, Video, origins
 from pipeline.core.store import Store, now
 
 Outcome = Record | BadData
-OUTSIDE = (
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.EIO,
-)  # no bug of ours, and no property of a video
-MIN_BATCHES = 16  # so many at least are left to share out when small groups are joined
+# System errors that are no bug of ours and no property of a video: they stop the build.
+OUTSIDE = (errno.EFBIG, errno.EROFS, errno.EACCES, errno.EMFILE, errno.ENFILE, errno.EIO)
+# When small groups are joined into batches, at least so many batches stay to be shared out.
+MIN_BATCHES = 16
 
 
 def own_group(record: Any) -> str:
@@ -50,18 +46,38 @@ def unit_cost(record: Any) -> float:
     return 1.0
 
 
+def never_pure(record: Any) -> bool:
+    return False
+
+
+def never_light(record: Any, store: Store) -> bool:
+    return False
+
+
+def opens_none(record: Any, store: Store) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Stage:
-    """What one stage does. `process`, `prepare` and friends must be importable, not lambdas: they
+    """What one stage does. `process`, `prepare` and the like must be importable, not lambdas: they
     travel to workers.
 
-    `process(record, store)` yields outputs built from the record; an output's key is the record's
-    plus a suffix. `prepare(record, store)` runs one record ahead in a thread; its result is
-    `process`'s third argument. Records of one `group` go to one worker, in order; groups are joined
-    up to `join_s` where `prepare` gains by it. `cost` is in seconds of video, and `reach` what a
-    record may have to decode beyond it; `timeout` of both in seconds. A time-out is unavailable
-    instead of bad where the stage `waits_on_world`. `num_gpus` (on this machine, 0 to run without)
-    is asked only when there is work: the answer takes an import of torch.
+    `process(record, store)` yields outputs built from the record, each with the record's key plus a
+    suffix, or a BadData for a part that is dropped. `prepare(record, store)` runs one record ahead
+    in a thread; its result becomes the third argument of `process`.
+    A `pure` record is computed anew each time and never remembered: its outputs follow from the
+    record, and from names of files, in less time than a memo takes to read.
+    A task is `light` if all that is costly in it is remembered already: it counts as no work.
+    Records of one `group` go to one worker, in order. Groups are joined up to `join_s` of cost
+    where `prepare` gains by it.
+    `cost` is in seconds of video, `reach` is what a record may have to decode besides, and
+    `timeout` turns the sum of both into seconds. A time-out is unavailable, not bad, in a stage that
+    `waits_on_world`. A `local` stage runs in this process and never on a cluster.
+    `num_gpus` (on this machine; 0 to run without) is asked only when there is work, because the
+    answer takes an import of torch.
+    `opens` is the raw video that a task has to read, if any: it must be in the store.
+    `gather` turns what the stage before gave into the records of this one.
     """
 
     name: str
@@ -71,13 +87,18 @@ class Stage:
     process: Callable[..., Iterable[Outcome]]
     prepare: Callable[[Any, Store], Any] | None = None
     identity: Callable[[Any], object] = lambda record: record.identity()
+    pure: Callable[[Any], bool] = never_pure
+    light: Callable[[Any, Store], bool] = never_light
     group: Callable[[Any], str] = own_group
     join_s: float = 0
     cost: Callable[[Any], float] = unit_cost
     timeout: Callable[[float], float] = lambda cost: 600 + 30 * cost
     reach: Callable[[Any], float] = no_reach
     waits_on_world: bool = False
+    local: bool = False
     num_gpus: Callable[[], int] = no_gpus
+    opens: Callable[[Any, Store], Video | None] = opens_none
+    gather: Callable[[Sequence[Any]], Sequence[Record]] = tuple
 
     def task_key(self, record: Record) -> str:
         return canonical.digest([self.name, self.version, self.params, self.identity(record)])
@@ -94,7 +115,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Lost:
-    """A worker died or ran out of time: no word of what it did, except in the store."""
+    """A worker died or ran out of time: nothing is known of what it did, except in the store."""
 
     reason: Literal["crashed", "timed-out"]
     detail: str
@@ -103,19 +124,29 @@ class Lost:
 Troubles = tuple[Rejection, ...]
 
 
+class Job(Protocol):
+    """What an executor carries to a worker and calls there with one batch."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def num_gpus(self) -> int: ...
+
+    def __call__(self, batch: Batch) -> Troubles: ...
+
+
 class Executor(Protocol):
     """Runs batches somewhere; yields each with its troubles, or with Lost, as it ends."""
 
     def map(
-        self, work: Work, batches: Sequence[Batch]
+        self, work: Job, batches: Sequence[Batch]
     ) -> Iterator[tuple[Batch, Troubles | Lost]]: ...
 
 
 @dataclass(frozen=True)
 class Work:
-    """What an executor carries to a worker: what a stage does, and the store, applied to a
-    batch.
-    """
+    """The job of a stage: what it does to a record, and the store."""
 
     name: str
     process: Callable[..., Iterable[Outcome]]
@@ -128,25 +159,13 @@ class Work:
         troubles: list[Rejection] = []
         for task_key, record, extra in self._prepared(batch):
             try:
-                outputs = self._outputs(record, extra)
-                self.store.remember(task_key, outputs, origins(record))
+                entries = self._entries(record, extra)
+                self.store.remember(task_key, entries, origins(record))
             except Unavailable as error:
+                troubles.append(unavailable(self.name, record, error))
                 self.store.note_failure(task_key, error.cause, printable(error.detail), error.tries)
-                troubles.append(
-                    Rejection(
-                        record.key, self.name, "unavailable", error.cause, printable(error.detail)
-                    )
-                )
-            except LongtakeError:
-                raise
-            except Exception as error:
-                if isinstance(error, OSError) and (stopped := self.store.full(error)) is not error:
-                    raise stopped from error
-                if isinstance(error, OSError) and error.errno in OUTSIDE:
-                    raise Stopped(
-                        f"{error}: stage '{self.name}' on record '{record.key}', in {self.store.root}"
-                    ) from error
-                raise Bug(self.name, record.key, traceback.format_exc()) from error
+            except OSError as error:  # from the memo; those of the process are diagnosed already
+                raise _diagnosed(error, self.name, record, self.store) from error
         return tuple(troubles)
 
     def _prepared(self, batch: Batch) -> Iterator[tuple[str, Record, tuple[Future[Any], ...]]]:
@@ -161,68 +180,137 @@ class Work:
                     ahead = pool.submit(self.prepare, batch.tasks[index + 1][1], self.store)
                 yield task_key, record, (ready,)
 
-    def _outputs(self, record: Record, extra: tuple[Future[Any], ...]) -> list[dict[str, Any]]:
-        outputs: list[dict[str, Any]] = []
-        try:
-            for outcome in self.process(record, self.store, *(future.result() for future in extra)):
-                if isinstance(outcome, BadData):
-                    outputs.append(bad(outcome.reason, outcome.detail))
-                else:
-                    outputs.append(
-                        {"suffix": outcome.key.removeprefix(record.key), "facts": facts(outcome)}
-                    )
-        except BadData as error:
-            return [bad(error.reason, error.detail)]
-        if not outputs:
-            raise AssertionError(
-                f"stage '{self.name}' gave nothing for '{record.key}', not even a rejection"
-            )
-        return outputs
+    def _entries(self, record: Record, extra: tuple[Future[Any], ...]) -> list[dict[str, Any]]:
+        def process(record: Record, store: Store) -> Iterable[Outcome]:
+            return self.process(record, store, *(future.result() for future in extra))
+
+        return entries_of(self.name, process, record, self.store)
+
+
+def entries_of(
+    name: str, process: Callable[..., Iterable[Outcome]], record: Record, store: Store
+) -> list[dict[str, Any]]:
+    """What a memo holds of one task: an entry for each output, with the facts it adds, and for each
+    part that is bad. Raises Unavailable, Stopped, or Bug with the record's key.
+    """
+    entries: list[dict[str, Any]] = []
+    try:
+        for outcome in process(record, store):
+            if isinstance(outcome, BadData):
+                entries.append(bad(outcome.reason, outcome.detail))
+                continue
+            same_type = type(outcome) is type(record)
+            news = changes(record, outcome) if same_type else facts(outcome)
+            entries.append({"suffix": outcome.key.removeprefix(record.key), "facts": news})
+    except BadData as error:
+        return [bad(error.reason, error.detail)]
+    except LongtakeError:
+        raise
+    except Exception as error:
+        raise _diagnosed(error, name, record, store) from error
+    if not entries:
+        detail = f"stage '{name}' gave nothing for '{record.key}', not even a rejection"
+        raise Bug(name, record.key, detail)
+    return entries
+
+
+def _diagnosed(error: Exception, name: str, record: Record, store: Store) -> Exception:
+    """An exception nobody planned for, as what it means: a full disk, this machine, or a bug."""
+    if isinstance(error, OSError):
+        diagnosis = store.full(error)
+        if diagnosis is not error:
+            return diagnosis
+        if error.errno in OUTSIDE:
+            where = f"stage '{name}' on record '{record.key}', in {store.root}"
+            return Stopped(f"{error}: {where}")
+    return Bug(name, record.key, traceback.format_exc())
 
 
 def bad(reason: str, detail: str, tries: int = 1) -> dict[str, Any]:
-    """A rejection as a memo holds it. When and how often are for people: no manifest repeats
-    them.
-    """
+    """A rejection as a memo holds it. When and how often are for people: no manifest has them."""
     return {"bad": reason, "detail": printable(detail), "at": now(), "tries": tries}
 
 
+def unavailable(stage: str, record: Record, error: Unavailable) -> Rejection:
+    """The rejection of a record that the world did not let pass."""
+    return Rejection(record.key, stage, "unavailable", error.cause, printable(error.detail))
+
+
 def printable(detail: str) -> str:
-    """What somebody else said, for people's screens: no control characters, which a terminal would
-    obey, no half characters.
+    """Somebody else's words, fit for a screen: no control characters, which a terminal would obey,
+    and no half characters.
     """
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", detail)
+    unprintable = r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]"
+    return re.sub(unprintable, "\N{REPLACEMENT CHARACTER}", detail)
 
 
 @dataclass
 class Survey:
-    """What of a stage is done already: nothing is run to find out."""
+    """What of a stage is done already, without running anything.
+
+    `keys` are task keys by record key; `memos` entries by record key, None where a task is to do;
+    `troubles` are pure records that are unavailable.
+    """
 
     stage: Stage
+    records: Sequence[Record]
     keys: dict[str, str]
     memos: dict[str, Any]
-    missing: list[Record]
+    troubles: list[Rejection] = field(default_factory=list)
+    num_pure: int = 0
+
+    @cached_property
+    def missing(self) -> list[Record]:
+        refused = {trouble.key for trouble in self.troubles}
+        return [
+            record
+            for record in self.records
+            if self.memos[record.key] is None and record.key not in refused
+        ]
 
     @property
     def num_cached(self) -> int:
-        return len(self.keys) - len(self.missing)
+        """How many records have a memo in the store."""
+        return len(self.records) - len(self.missing) - self.num_pure
 
 
 def survey(stage: Stage, records: Sequence[Record], store: Store) -> Survey:
-    """Look up every record's task in the store."""
-    keys = {record.key: stage.task_key(record) for record in records}
-    memos = {record.key: store.recall(keys[record.key]) for record in records}
-    return Survey(stage, keys, memos, [record for record in records if memos[record.key] is None])
+    """Look up every record's task in the store; compute those that are pure."""
+    result = Survey(stage, records, {}, {})
+    for record in records:
+        task_key = stage.task_key(record)
+        result.keys[record.key] = task_key
+        if not stage.pure(record):
+            result.memos[record.key] = store.recall(task_key)
+            continue
+        result.num_pure += 1
+        result.memos[record.key] = None
+        try:
+            result.memos[record.key] = entries_of(stage.name, stage.process, record, store)
+        except Unavailable as error:
+            result.troubles.append(unavailable(stage.name, record, error))
+    return result
 
 
 @dataclass
 class Progress:
-    """Told as a stage goes: seconds of video (`cost`) and records done. The default tells
-    nobody.
+    """Called as a stage goes, with the stage, records and seconds of video (`cost`). By default
+    nobody listens.
     """
 
     start: Callable[[str, int, float], None] = field(default=lambda stage, records, cost: None)
     advance: Callable[[str, int, float], None] = field(default=lambda stage, records, cost: None)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A stage that has run: its manifest, how many tasks ran, and the cost of those that ran to
+    their end and were not light.
+    """
+
+    manifest: Manifest
+    num_run: int
+    cost: float
 
 
 def run_stage(
@@ -231,70 +319,90 @@ def run_stage(
     store: Store,
     executor: Executor,
     progress: Progress,
-    held: Collection[Rejection] = (),
 ) -> tuple[Manifest, int]:
     """Take every record through a stage; returns the manifest and how many tasks had been done
-    before.
-
-    `held` are failures of before that stand this time, without another try.
-    Raises Stopped or Bug; whatever was finished by then is remembered.
+    before. Raises Stopped or Bug; whatever was finished by then is remembered.
     """
-    found = survey(stage, records, store)
-    num_cached, kept = found.num_cached, {one.key for one in held}
-    found.missing = [record for record in found.missing if record.key not in kept]
-    troubles = _run_missing(found, store, executor, progress) if found.missing else []
-    fresh = {record.key: store.recall(found.keys[record.key]) for record in found.missing}
-    return collect(stage, records, {**found.memos, **fresh}, [*troubles, *held]), num_cached
+    before = survey(stage, records, store)
+    return complete(before, store, executor, progress).manifest, before.num_cached
 
 
-def _run_missing(
-    found: Survey, store: Store, executor: Executor, progress: Progress
-) -> list[Rejection]:
-    """Run each missing task once, however many records share it; returns the records that are
-    unavailable.
+def complete(
+    before: Survey,
+    store: Store,
+    executor: Executor,
+    progress: Progress,
+    standing: Collection[Rejection] = (),
+) -> Completion:
+    """Run what a survey says is missing. `standing` are failures of before that stand this time,
+    without another try. Raises Stopped or Bug; whatever was finished by then is remembered.
     """
-    stage, keys = found.stage, found.keys
-    distinct = {keys[record.key]: record for record in found.missing}
+    stage = before.stage
+    skipped = {rejection.key for rejection in standing}
+    missing = [record for record in before.missing if record.key not in skipped]
+    distinct = {before.keys[record.key]: record for record in missing}
+    costs = {
+        task_key: 0.0 if stage.light(record, store) else float(stage.cost(record))
+        for task_key, record in distinct.items()
+    }
+    failures = _run(stage, distinct, store, executor, progress) if distinct else {}
+    for trouble in before.troubles:
+        store.note_failure(before.keys[trouble.key], trouble.reason, trouble.detail, 1)
+    memos = dict(before.memos)
+    memos |= {record.key: store.recall(before.keys[record.key]) for record in missing}
+    troubles = [
+        replace(failures[before.keys[record.key]], key=record.key)
+        for record in missing
+        if before.keys[record.key] in failures
+    ]
+    troubles += [trouble for trouble in before.troubles if trouble.key not in skipped]
+    manifest = collect(stage, before.records, memos, [*troubles, *standing])
+    cost = sum(cost for task_key, cost in costs.items() if task_key not in failures)
+    return Completion(manifest, len(missing), cost)
+
+
+def _run(
+    stage: Stage,
+    tasks: Mapping[str, Record],
+    store: Store,
+    executor: Executor,
+    progress: Progress,
+) -> dict[str, Rejection]:
+    """Run each task once, however many records share it; returns those that are unavailable, by
+    task key.
+    """
     work = Work(stage.name, stage.process, stage.prepare, store, stage.num_gpus())
-    batches = _batches(stage, list(distinct.items()))
-    progress.start(stage.name, len(distinct), sum(batch.cost for batch in batches))
-    told: dict[str, Rejection] = {}
-    alone: list[Batch] = []
+    batches = _batches(stage, list(tasks.items()))
+    progress.start(stage.name, len(tasks), sum(batch.cost for batch in batches))
+    failures: dict[str, Rejection] = {}
+    suspects: list[Batch] = []
     for batch, result in executor.map(work, batches):
         progress.advance(stage.name, len(batch.tasks), batch.cost)
         if isinstance(result, Lost):
-            alone += [
-                _batch(stage, [task]) for task in batch.tasks if store.recall(task[0]) is None
-            ]
+            # A worker may be lost through another record's fault: each gets one try by itself.
+            undone = [task for task in batch.tasks if store.recall(task[0]) is None]
+            suspects += [_batch(stage, [task]) for task in undone]
         else:
-            told.update((keys[trouble.key], trouble) for trouble in result)
-    for (
-        batch
-    ) in alone:  # a worker may be lost through another record's fault: each gets one try by itself
-        for (task_key, record), result in (
-            (only.tasks[0], result) for only, result in executor.map(work, [batch])
-        ):
-            if isinstance(result, Lost) and result.reason == "timed-out" and stage.waits_on_world:
-                store.note_failure(task_key, "timeout", result.detail, 2)
-                told[task_key] = Rejection(
-                    record.key, stage.name, "unavailable", "timeout", result.detail
-                )
-            elif isinstance(result, Lost):
-                store.remember(task_key, [bad(result.reason, result.detail, 2)], origins(record))
-            else:
-                told.update((task_key, trouble) for trouble in result)
-    return [
-        replace(told[keys[record.key]], key=record.key)
-        for record in found.missing
-        if keys[record.key] in told
-    ]
+            task_keys = {record.key: task_key for task_key, record in batch.tasks}
+            failures |= {task_keys[trouble.key]: trouble for trouble in result}
+    for batch, result in executor.map(work, suspects) if suspects else ():
+        [(task_key, record)] = batch.tasks
+        if not isinstance(result, Lost):
+            for trouble in result:
+                failures[task_key] = trouble
+        elif result.reason == "timed-out" and stage.waits_on_world:
+            store.note_failure(task_key, "timeout", result.detail, 2)
+            rejection = Rejection(record.key, stage.name, "unavailable", "timeout", result.detail)
+            failures[task_key] = rejection
+        else:
+            store.remember(task_key, [bad(result.reason, result.detail, 2)], origins(record))
+    return failures
 
 
 def _batch(stage: Stage, tasks: Sequence[tuple[str, Record]]) -> Batch:
     cost = sum(float(stage.cost(record)) for _, record in tasks)
-    return Batch(
-        tuple(tasks), cost, stage.timeout(cost + max(stage.reach(record) for _, record in tasks))
-    )
+    reach = max(stage.reach(record) for _, record in tasks)
+    return Batch(tuple(tasks), cost, stage.timeout(cost + reach))
 
 
 def _batches(stage: Stage, tasks: Sequence[tuple[str, Record]]) -> list[Batch]:
@@ -304,65 +412,61 @@ def _batches(stage: Stage, tasks: Sequence[tuple[str, Record]]) -> list[Batch]:
     groups: dict[str, list[tuple[str, Record]]] = {}
     for task in tasks:
         groups.setdefault(stage.group(task[1]), []).append(task)
-    made = [_batch(stage, group) for group in groups.values()]
-    limit = min(stage.join_s, sum(batch.cost for batch in made) / MIN_BATCHES)
-    joined: list[Batch] = []
-    for batch in made:
-        if joined and joined[-1].cost + batch.cost <= limit:
-            joined[-1] = _batch(stage, joined[-1].tasks + batch.tasks)
+    batches: list[Batch] = []
+    total = sum(float(stage.cost(record)) for _, record in tasks)
+    limit = min(stage.join_s, total / MIN_BATCHES)
+    for group in groups.values():
+        batch = _batch(stage, group)
+        if batches and batches[-1].cost + batch.cost <= limit:
+            batches[-1] = _batch(stage, batches[-1].tasks + batch.tasks)
         else:
-            joined.append(batch)
-    return sorted(joined, key=lambda batch: -batch.cost)
+            batches.append(batch)
+    return sorted(batches, key=lambda batch: -batch.cost)
 
 
 def collect(
-    stage: Stage, records: Sequence[Record], memos: Mapping[str, Any], troubles: Sequence[Rejection]
+    stage: Stage,
+    records: Sequence[Record],
+    memos: Mapping[str, Any],
+    troubles: Sequence[Rejection],
 ) -> Manifest:
     """The manifest of what memos and troubles say of the records; a record with neither is an
     error.
     """
     outputs: list[Record] = []
     rejections = list(troubles)
-    split = 0
-    told = {trouble.key for trouble in troubles}
+    num_split = 0
+    refused = {trouble.key for trouble in troubles}
     for record in records:
-        memo = memos[record.key]
-        if record.key in told:
+        entries = memos[record.key]
+        if record.key in refused:
             continue
-        if memo is None:
+        if entries is None:
             raise AssertionError(f"stage '{stage.name}' lost the record '{record.key}'")
-        split += len(memo) - 1
-        for entry in memo:
+        num_split += len(entries) - 1
+        for entry in entries:
             if "bad" in entry:
-                rejections.append(
-                    Rejection(record.key, stage.name, "bad", entry["bad"], entry["detail"])
-                )
+                reason, detail = entry["bad"], entry["detail"]
+                rejections.append(Rejection(record.key, stage.name, "bad", reason, detail))
             else:
-                outputs.append(
-                    restore(
-                        stage.makes,
-                        entry["facts"],
-                        record.key + entry["suffix"],
-                        _parent(stage, record),
-                    )
-                )
+                outputs.append(_output(stage, record, entry))
     outputs.sort(key=lambda record: record.key)
     return Manifest(
         stage.name,
         stage.version,
         stage.params,
         len(records),
-        split,
+        num_split,
         tuple(outputs),
         tuple(rejections),
     )
 
 
-def _parent(stage: Stage, record: Record) -> Record:
-    """What an output hangs from: the input, or the input's own parent where a stage keeps the
-    type.
-    """
-    if type(record) is not stage.makes or record.parent is None:
-        return record
-    parent: Record = getattr(record, record.parent)
-    return parent
+def _output(stage: Stage, record: Record, entry: Mapping[str, Any]) -> Record:
+    """One output of a task. Where a stage keeps the type, an entry holds only what it changed."""
+    key = record.key + entry["suffix"]
+    if type(record) is not stage.makes:
+        return restore(stage.makes, entry["facts"], key, record)
+    values = {**facts(record), **entry["facts"]}
+    parent = record if record.parent is None else getattr(record, record.parent)
+    return restore(stage.makes, values, key, parent)

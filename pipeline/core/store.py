@@ -2,10 +2,10 @@
 things.
 
     blobs/ab/abcd...     bytes, named by their sha256
-    memos/12/1234...     what a task gave: records without their parents, or rejections; and what it was done to
-    failures/56/5678...  why a task could not be done, since when and how often it was tried; gone once it is
-    released/abcd...     blobs let go on purpose (raw videos, `--keep-raw no`): memos that name them still count
-    unfinished/NAME      builds that have begun and not ended: what they remembered since then is not swept
+    memos/12/1234...     what a task gave (records without parents, or rejections), and of what
+    failures/56/5678...  why a task could not be done, since when, after how many tries
+    released/abcd...     blobs let go on purpose (`--keep-raw no`): memos that name them still count
+    unfinished/NAME      builds that have begun and not ended: `gc` leaves their work alone
     partial/TASK/        downloads under way, resumed by the next run
     tmp/                 files being written; emptied when a build starts
 
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core import canonical
-from pipeline.core.errors import Stopped
+from pipeline.core.errors import Stopped, Unavailable
 from pipeline.core.records import Blob
 
 
@@ -78,7 +78,8 @@ class Store:
             return error
         free = shutil.disk_usage(self.root).free
         return Stopped(
-            f"disk full: {self.root} has {free / 1e6:.0f} MB left; free some space and run the same command"
+            f"disk full: {self.root} has {free / 1e6:.0f} MB left; "
+            "free some space and run the same command"
         )
 
     def partial(self, task_key: str) -> Path:
@@ -96,9 +97,11 @@ class Store:
         except FileNotFoundError:
             return False
 
-    def adopt(self, path: Path) -> Blob:
-        """Move a finished file in."""
-        return self.settle(path, Blob(canonical.file_digest(path), path.stat().st_size))
+    def adopt(self, path: Path, sha256: str | None = None) -> Blob:
+        """Move a finished file in. Raises Unavailable("checksum") for other bytes than `sha256`
+        names, and leaves the file where it is.
+        """
+        return self.settle(path, _blob_of(path, sha256))
 
     def put(self, content: bytes) -> Blob:
         """Store bytes."""
@@ -109,9 +112,15 @@ class Store:
                 self.settle(path, blob)
         return blob
 
-    def link(self, path: Path) -> Blob:
-        """Take in a file that is somebody else's: a hard link where possible, else a copy."""
-        blob = Blob(canonical.file_digest(path), path.stat().st_size)
+    def discard(self, blob: Blob) -> None:
+        """Remove a blob that nothing can be made of."""
+        self.path(blob.sha256).unlink(missing_ok=True)
+
+    def link(self, path: Path, sha256: str | None = None) -> Blob:
+        """Take in a file that is somebody else's: a hard link where possible, else a copy. Raises
+        Unavailable("checksum") for other bytes than `sha256` names.
+        """
+        blob = _blob_of(path, sha256)
         if not self.has(blob):
             with self.scratch() as copy:
                 link_or_copy(path, copy)
@@ -142,8 +151,8 @@ class Store:
     def memo(self, task_key: str) -> Memo | None:
         """What is written of a task, be its blobs there or not; None if it cannot be read."""
         try:
-            found = canonical.unseal(self.memo_path(task_key).read_bytes())
-            return Memo(task_key, found["outputs"], found.get("of"))
+            memo = canonical.unseal(self.memo_path(task_key).read_bytes())
+            return Memo(task_key, memo["outputs"], memo.get("of"))
         except (FileNotFoundError, ValueError, KeyError):
             return None
 
@@ -186,17 +195,25 @@ class Store:
         tries again.
         """
         before = self.failure(task_key) or {"first": now(), "tries": 0}
-        noted = {
+        note = {
             "cause": cause,
             "detail": detail,
             "first": before["first"],
             "last": now(),
             "tries": before["tries"] + tries,
         }
-        self._write(self._failure(task_key), noted)
+        self._write(self._failure(task_key), note)
 
     def released(self, blob: Blob) -> bool:
         return (self.root / "released" / blob.sha256).exists()
+
+    def released_since(self, blob: Blob, start_ns: int) -> bool:
+        """Whether a blob was let go at or after a time (nanoseconds since the epoch)."""
+        return _changed_since(self.root / "released" / blob.sha256, start_ns)
+
+    def remembered_since(self, task_key: str, start_ns: int) -> bool:
+        """Whether a task was remembered at or after a time (nanoseconds since the epoch)."""
+        return _changed_since(self.memo_path(task_key), start_ns)
 
     def release(self, blob: Blob) -> None:
         """Let a blob go on purpose: what was made of it stays remembered."""
@@ -212,11 +229,11 @@ class Store:
     def once(self, task: object, make: Callable[[], object]) -> Any:
         """The remembered result of `task` as plain JSON, or what `make` returns, remembered."""
         task_key = canonical.digest(task)
-        found = self.recall(task_key)
-        if found is None:
-            found = canonical.plain(make())
-            self.remember(task_key, found, task)
-        return found
+        outputs = self.recall(task_key)
+        if outputs is None:
+            outputs = canonical.plain(make())
+            self.remember(task_key, outputs, task)
+        return outputs
 
     def memos(self) -> Iterator[Path]:
         """The file of every memo, named by its task key."""
@@ -239,6 +256,20 @@ class Store:
             note.touch()
         yield
         note.unlink(missing_ok=True)
+
+
+def _blob_of(path: Path, sha256: str | None) -> Blob:
+    digest = canonical.file_digest(path)
+    if sha256 is not None and digest != sha256:
+        raise Unavailable("checksum", f"has sha256 {digest}, wanted is {sha256}")
+    return Blob(digest, path.stat().st_size)
+
+
+def _changed_since(path: Path, start_ns: int) -> bool:
+    try:
+        return path.stat().st_mtime_ns >= start_ns
+    except FileNotFoundError:
+        return False
 
 
 def now() -> str:

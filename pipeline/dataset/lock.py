@@ -1,19 +1,15 @@
-"""`manifests/NAME.lock.jsonl`: the facts that pin a build, and none of its footage. With the
-recipe, it is the dataset.
+"""`manifests/NAME.lock.jsonl`: the facts that pin a finished build, beside its recipe.
 
-A header, then one line per video, clip, sample and shard, each with a check of its own: addresses,
-digests, cuts in exact time stamps, and a few values of every array, by which a rebuild on another
-machine can be judged. The same build writes the same bytes. `reproduce` builds from it, `verify`
-checks a data folder against it, `card` describes it. docs/lock.md is the contract.
+With the recipe it is the dataset: addresses, digests, formats and cuts; of every array a few
+values. A header, then one line for each video, clip, sample and shard, each with a check of its
+own. No footage, no folder of anybody's machine. Format 1, in docs/lock.md.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -21,29 +17,30 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator
 
 from pipeline.core import canonical
 from pipeline.core.errors import Damaged, RecipeError
+from pipeline.core.files import replace_file
 from pipeline.core.manifest import Manifest, lines_of
 from pipeline.core.records import Clip, Container, Crop, Sample, Shard, Split, Video, public
 from pipeline.core.store import Store
+from pipeline.dataset.probe import probe_of
 from pipeline.media import reel
-from pipeline.stages import shard
+from pipeline.stages import NAMES
+from pipeline.stages import shard as shard_stage
 
 FORMAT = 1
 LIBRARIES = ("longtake", "torch", "diffusers", "open_clip_torch", "av", "decord2", "numpy")
 SUFFIX = ".lock.jsonl"
 LARGE = 20_000_000  # bytes from which on a lock is compressed
+LATER = ("expand",)  # stages that older locks do not tell of
 MOST = 2 << 30  # bytes of one that is unpacked: a million samples
-PROBES = 32  # values kept of every array
 
-Key = Annotated[
-    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=250)
-]  # it becomes file names
+# a key becomes file names
+Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=250)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Probe = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]{86}==$")]  # see dataset/probe.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +76,10 @@ class LockedClip:
 
 @dataclass(frozen=True, slots=True)
 class LockedMember:
-    """One file of a sample: its digest and, of an array, `PROBES` float16 values (base64) at the
-    places `probe_places` names.
-    """
+    """One file of a sample: its digest and, of an array, a few of its values."""
 
     sha256: Digest
-    probe: Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]{86}==$")] | None
+    probe: Probe | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +118,20 @@ class _Header(BaseModel):
     name: str
     recipe: Digest
     packing: dict[str, Any]
-    stages: dict[Literal["download", "cut", "filter", "extract", "encode", "shard"], _Stage] = (
-        Field(min_length=6)
-    )
+    stages: dict[str, _Stage]
     hours: dict[str, float]
     root_digest: Digest
     environment: dict[Literal["versions", "machine", "devices", "threads"], Any] = Field(
         min_length=4
     )
+
+    @field_validator("stages")
+    @classmethod
+    def _has_the_chain(cls, stages: dict[str, _Stage]) -> dict[str, _Stage]:
+        missing = [name for name in NAMES if name not in stages and name not in LATER]
+        if missing:
+            raise ValueError(f"the stage '{missing[0]}' is missing")
+        return stages
 
 
 Line = LockedVideo | LockedClip | LockedSample | LockedShard
@@ -140,12 +141,13 @@ KINDS: dict[str, type[Line]] = {
     "sample": LockedSample,
     "shard": LockedShard,
 }
+TIMED = ("download", "extract", "encode")  # stages whose hours of video the header has
 
 
 @dataclass(frozen=True)
 class Lock:
-    """A lock, read or made. `header` is plain JSON: name, recipe digest, stages with their counts,
-    environment, root digest.
+    """A lock, read or just made. `header` is plain JSON: name, recipe digest, stages with their
+    counts, environment, root digest.
     """
 
     header: dict[str, Any]
@@ -154,19 +156,17 @@ class Lock:
     samples: dict[str, LockedSample]
     shards: dict[str, LockedShard]
 
+    @property
+    def tables(self) -> dict[str, Mapping[str, Line]]:
+        """The lines by kind and key, in the order of `KINDS`."""
+        tables = (self.videos, self.clips, self.samples, self.shards)
+        return dict(zip(KINDS, tables, strict=True))
+
     def encode(self) -> bytes:
-        tables: tuple[Mapping[str, Line], ...] = (
-            self.videos,
-            self.clips,
-            self.samples,
-            self.shards,
-        )
+        """The bytes of the file, before any compression."""
         lines: list[dict[str, object]] = [{"lock": self.header}]
-        lines += [
-            {kind: table[key]}
-            for kind, table in zip(KINDS, tables, strict=True)
-            for key in sorted(table)
-        ]
+        for kind, table in self.tables.items():
+            lines += [{kind: table[key]} for key in sorted(table)]
         return b"".join(canonical.seal(line) + b"\n" for line in lines)
 
     @property
@@ -179,75 +179,88 @@ class Lock:
 
     @cached_property
     def _by_video(self) -> dict[str, list[LockedClip]]:
-        found: dict[str, list[LockedClip]] = {}
+        clips: dict[str, list[LockedClip]] = {}
         for key in sorted(self.clips):
-            found.setdefault(self.clips[key].video, []).append(self.clips[key])
-        return found
+            clips.setdefault(self.clips[key].video, []).append(self.clips[key])
+        return clips
 
     def clips_of(self, video: str) -> list[LockedClip]:
+        """The clips of a video, by its key, in key order."""
         return self._by_video.get(video, [])
 
+    @cached_property
+    def probes(self) -> dict[str, str]:
+        """The kept values of every array, by the array's digest."""
+        members = [member for sample in self.samples.values() for member in sample.members.values()]
+        return {member.sha256: member.probe for member in members if member.probe is not None}
 
-def of(
+
+def lock_of(
     name: str,
     recipe_digest: str,
     packing: Mapping[str, Any],
     manifests: Sequence[Manifest],
     store: Store,
+    probes: Mapping[str, str] | None = None,
 ) -> Lock:
-    """The lock of a finished build, from its six manifests and the arrays in the store. `packing`
-    is the recipe's [shard].
+    """The lock of a finished build, from its manifests and the arrays in the store.
+
+    `packing` is the recipe's [shard]. `probes` are `Lock.probes` of an earlier lock of this very
+    data folder: an array with one of these digests is not opened again.
     """
-    by_stage = {made.stage: made for made in manifests}
+    by_stage = {manifest.stage: manifest for manifest in manifests}
     videos = cast(Sequence[Video], by_stage["download"].records)
     clips = cast(Sequence[Clip], by_stage["extract"].records)
     samples = cast(Sequence[Sample], by_stage["encode"].records)
     shards = cast(Sequence[Shard], by_stage["shard"].records)
-    json_digests = {
-        key: members[0].sha256
-        for made in shards
-        for key, members in zip(made.samples, made.members, strict=True)
-    }
+    json_digests = json_digests_of(shards)
+    devices = sorted({sample.device for sample in samples})
+    hours = {stage: round(_hours_of(by_stage[stage]), 4) for stage in TIMED}
     header = {
         "format": FORMAT,
         "name": name,
         "recipe": recipe_digest,
         "packing": dict(packing),
-        "stages": {made.stage: _stage(made) for made in manifests},
-        "hours": {
-            made.stage: round(_hours(made), 4)
-            for made in manifests
-            if made.stage in ("download", "extract", "encode")
-        },
-        "root_digest": shard.root_digest(shards),
-        "environment": environment(sorted({sample.device for sample in samples})),
+        "stages": {manifest.stage: _stage_of(manifest) for manifest in manifests},
+        "hours": hours,
+        "root_digest": shard_stage.root_digest(shards),
+        "environment": environment(devices),
+    }
+    locked_samples = {
+        sample.key: _locked_sample(sample, json_digests[sample.key], store, probes or {})
+        for sample in samples
     }
     return Lock(
         header,
-        {video.key: _video(video) for video in videos},
-        {clip.key: _clip(clip) for clip in clips},
-        {sample.key: _sample(sample, json_digests[sample.key], store) for sample in samples},
-        {
-            made.key: LockedShard(
-                made.key, made.split, made.blob.sha256, made.blob.num_bytes, made.samples
-            )
-            for made in shards
-        },
+        {video.key: _locked_video(video) for video in videos},
+        {clip.key: _locked_clip(clip) for clip in clips},
+        locked_samples,
+        {shard.key: _locked_shard(shard) for shard in shards},
     )
 
 
-def _stage(made: Manifest) -> dict[str, Any]:
-    counts = {
-        "in": made.num_in,
-        "split": made.num_split,
-        "out": len(made.records),
-        "rejected": dict(made.reasons),
+def json_digests_of(shards: Iterable[Shard]) -> dict[str, str]:
+    """The digest of every sample's metadata, which is the first member of a sample, by key."""
+    digests: dict[str, str] = {}
+    for shard in shards:
+        for key, members in zip(shard.samples, shard.members, strict=True):
+            digests[key] = members[0].sha256
+    return digests
+
+
+def _stage_of(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "version": manifest.version,
+        "params": canonical.plain(manifest.params),
+        "in": manifest.num_in,
+        "split": manifest.num_split,
+        "out": len(manifest.records),
+        "rejected": dict(manifest.reasons),
     }
-    return {"version": made.version, "params": canonical.plain(made.params), **counts}
 
 
-def _hours(made: Manifest) -> float:
-    return sum(float(getattr(record, "duration_s", 0)) for record in made.records) / 3600
+def _hours_of(manifest: Manifest) -> float:
+    return sum(float(getattr(record, "duration_s", 0)) for record in manifest.records) / 3600
 
 
 def environment(devices: list[str]) -> dict[str, Any]:
@@ -261,124 +274,145 @@ def environment(devices: list[str]) -> dict[str, Any]:
     }
 
 
-def _video(video: Video) -> LockedVideo:
+def _locked_video(video: Video) -> LockedVideo:
     source = video.source
-    facts = (source.captions, source.license, source.start_s, source.end_s)
     return LockedVideo(
-        video.key,
-        public(source.uri),
-        *facts,
-        video.blob.sha256,
-        video.blob.num_bytes,
-        video.fetched_as,
-        video.container,
+        key=video.key,
+        uri=public(source.uri),
+        captions=source.captions,
+        license=source.license,
+        start_s=source.start_s,
+        end_s=source.end_s,
+        sha256=video.blob.sha256,
+        num_bytes=video.blob.num_bytes,
+        fetched_as=video.fetched_as,
+        container=video.container,
     )
 
 
-def _clip(clip: Clip) -> LockedClip:
+def _locked_clip(clip: Clip) -> LockedClip:
     scene = clip.scene
-    span = (scene.start_pts, scene.end_pts, scene.time_base)
     return LockedClip(
-        clip.key,
-        scene.video.key,
-        *span,
-        clip.crop,
-        clip.num_frames,
-        clip.blob.sha256,
-        clip.pictures,
+        key=clip.key,
+        video=scene.video.key,
+        start_pts=scene.start_pts,
+        end_pts=scene.end_pts,
+        time_base=scene.time_base,
+        crop=clip.crop,
+        num_frames=clip.num_frames,
+        sha256=clip.blob.sha256,
+        pictures=clip.pictures,
     )
 
 
-def _sample(sample: Sample, json_digest: str, store: Store) -> LockedSample:
-    arrays = {
-        name: LockedMember(blob.sha256, probe(store.path(blob.sha256)))
-        for name, blob in shard.members_of(sample)
-    }
-    return LockedSample(
-        sample.key,
-        {"json": LockedMember(json_digest, None), **arrays},
-        sample.round_trip_psnr_db,
-        sample.device,
-    )
+def _locked_sample(
+    sample: Sample, json_digest: str, store: Store, probes: Mapping[str, str]
+) -> LockedSample:
+    members = {"json": LockedMember(json_digest, None)}
+    for name, blob in shard_stage.members_of(sample):
+        probe = probes.get(blob.sha256) or probe_of(store.path(blob.sha256))
+        members[name] = LockedMember(blob.sha256, probe)
+    return LockedSample(sample.key, members, sample.round_trip_psnr_db, sample.device)
 
 
-def probe_places(size: int) -> NDArray[np.int64]:
-    """Which values of an array of so many are kept: `PROBES` places drawn from its size alone."""
-    drawn = np.frombuffer(
-        hashlib.shake_256(f"longtake probe {size}".encode()).digest(8 * PROBES), "<u8"
-    )
-    return (drawn % max(1, size)).astype(np.int64)
-
-
-def probe(path: Path) -> str:
-    """The kept values of a .npy file, float16, little-endian, base64."""
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    values = array.reshape(-1)[probe_places(array.size)].astype("<f2")
-    return base64.b64encode(values.tobytes()).decode()
-
-
-def probed(text: str) -> NDArray[np.float32]:
-    """The values `probe` kept."""
-    return np.frombuffer(base64.b64decode(text), "<f2").astype(np.float32)
+def _locked_shard(shard: Shard) -> LockedShard:
+    blob = shard.blob
+    return LockedShard(shard.key, shard.split, blob.sha256, blob.num_bytes, shard.samples)
 
 
 def path_of(recipe: Path) -> Path:
-    """Where a recipe's lock is, or would be: beside it; compressed if there is such a one."""
-    plain = recipe.with_name(recipe.stem + SUFFIX)
-    packed = plain.with_name(plain.name + ".zst")
+    """Where a recipe's lock is, or would be: beside it."""
+    return present_form(recipe.with_name(recipe.stem + SUFFIX))
+
+
+def present_form(plain: Path) -> Path:
+    """A lock's path, or that of its compressed form where there is only that."""
+    packed = _packed_form(plain)
     return packed if packed.is_file() and not plain.is_file() else plain
 
 
+def _packed_form(plain: Path) -> Path:
+    return plain.with_name(f"{plain.name}.zst")
+
+
 def write(lock: Lock, recipe: Path) -> tuple[Path, bool]:
-    """Write beside, then rename; returns where, and whether anything changed. Above `LARGE` bytes
-    it is compressed.
+    """Write the lock beside its recipe; see `write_file`."""
+    return write_file(lock, recipe.with_name(recipe.stem + SUFFIX))
+
+
+def write_file(lock: Lock, plain: Path) -> tuple[Path, bool]:
+    """Write a lock to the path `plain`, or compressed beside it if it is large. Returns where it
+    is, and whether anything changed.
     """
     content = lock.encode()
-    plain = recipe.with_name(recipe.stem + SUFFIX)
-    packed = plain.with_name(plain.name + ".zst")
-    target, other = (packed, plain) if len(content) > LARGE else (plain, packed)
+    target, other = plain, _packed_form(plain)
     if len(content) > LARGE:
-        import zstandard
+        target, other = other, target
+        content = _compressed(content)
+    changed = not target.is_file() or target.read_bytes() != content
+    if changed:
+        replace_file(target, content)
+    other.unlink(missing_ok=True)  # only now: a crash before would have left no lock at all
+    return target, changed
 
-        content = zstandard.ZstdCompressor(level=10, write_checksum=True).compress(content)
-    other.unlink(missing_ok=True)
-    if target.is_file() and target.read_bytes() == content:
-        return target, False
-    beside = target.with_name(f"{target.name}.tmp")
-    beside.write_bytes(content)
-    os.replace(beside, target)
-    return target, True
+
+def remove(recipe: Path) -> None:
+    """Remove the lock beside a recipe."""
+    remove_file(recipe.with_name(recipe.stem + SUFFIX))
+
+
+def remove_file(plain: Path) -> None:
+    """Remove a lock, in both of its forms."""
+    for path in (plain, _packed_form(plain)):
+        path.unlink(missing_ok=True)
+
+
+def _compressed(content: bytes) -> bytes:
+    import zstandard
+
+    return zstandard.ZstdCompressor(level=10, write_checksum=True).compress(content)
 
 
 def read(recipe: Path) -> Lock:
-    """The lock beside a recipe. Raises RecipeError if there is none or it is of another format,
-    Damaged if bytes have changed.
+    """The lock beside a recipe; see `read_file`."""
+    return read_file(path_of(recipe))
+
+
+def read_file(path: Path) -> Lock:
+    """A lock. Raises RecipeError if there is none or it is of another format, Damaged if bytes have
+    changed or a line is none of a lock.
     """
-    path = path_of(recipe)
     if not path.is_file():
         raise RecipeError(
-            f"there is no lock {path}: a finished build writes it, or get it from whoever published the recipe"
+            f"there is no lock {path}: a finished build writes it, or get it from whoever "
+            "published the recipe"
         )
-    header, *lines = lines_of(path.name, _unpacked(path))
-    about = header.get("lock")
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        found = about.get("format") if isinstance(about, dict) else None
-        raise RecipeError(
-            f"{path} is no lock of format {FORMAT} but of {found!r}: take the longtake that wrote it, or `build` one anew"
-        )
-    try:
-        _Header.model_validate(about)
-    except ValidationError as error:
-        raise Damaged(f"{path.name}: line 1: lock.{_first(error)}") from error
+    first, *lines = lines_of(path.name, _unpacked(path))
+    header = _header_of(first, path)
     tables: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
     for number, (kind, line) in enumerate(parsed(path.name, lines), 2):
         if line.key in tables[kind]:
             raise Damaged(f"{path.name}: line {number}: the {kind} '{line.key}' stands there twice")
         tables[kind][line.key] = line
-    lock = Lock(about, tables["video"], tables["clip"], tables["sample"], tables["shard"])
-    if trouble := next(_contradictions(lock), None):
-        raise Damaged(f"{path.name}: {trouble}")
+    lock = Lock(header, tables["video"], tables["clip"], tables["sample"], tables["shard"])
+    for contradiction in _contradictions(lock):
+        raise Damaged(f"{path.name}: {contradiction}")
     return lock
+
+
+def _header_of(line: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    header = line.get("lock")
+    file_format = header.get("format") if isinstance(header, dict) else None
+    if not isinstance(header, dict) or file_format != FORMAT:
+        raise RecipeError(
+            f"{path} is no lock of format {FORMAT} but of {file_format!r}: take the longtake that "
+            "wrote it, or `build` one anew"
+        )
+    try:
+        _Header.model_validate(header)
+    except ValidationError as error:
+        raise Damaged(f"{path.name}: line 1: lock.{_first(error)}") from error
+    return header
 
 
 def _unpacked(path: Path) -> bytes:
@@ -405,7 +439,7 @@ def parsed(name: str, lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, Li
     field.
     """
     adapters: dict[str, TypeAdapter[Line]] = {
-        kind: TypeAdapter(made) for kind, made in KINDS.items()
+        kind: TypeAdapter(line_type) for kind, line_type in KINDS.items()
     }
     for number, line in enumerate(lines, 2):
         kind = next(iter(line), "")
@@ -427,30 +461,37 @@ def _first(error: ValidationError) -> str:
 
 def _contradictions(lock: Lock) -> Iterator[str]:
     """What no build could have written: a line lost, a line too many."""
-    counts: dict[str, dict[str, Any]] = {
+    tables: dict[str, Mapping[str, Line]] = {
         "download": lock.videos,
         "extract": lock.clips,
         "encode": lock.samples,
         "shard": lock.shards,
     }
-    for stage, told in lock.header["stages"].items():
-        if stage in counts and told["out"] != len(counts[stage]):
-            yield f"the header tells of {told['out']} records of stage '{stage}', there are {len(counts[stage])}"
-        if told["in"] + told["split"] != told["out"] + sum(told["rejected"].values()):
-            yield f"the header's counts of stage '{stage}' do not add up: in + split is not out + rejected"
+    for stage, counts in lock.header["stages"].items():
+        if stage in tables and counts["out"] != len(tables[stage]):
+            yield (
+                f"the header tells of {counts['out']} records of stage '{stage}', there are "
+                f"{len(tables[stage])}"
+            )
+        num_rejected = sum(counts["rejected"].values())
+        if counts["in"] + counts["split"] != counts["out"] + num_rejected:
+            yield (
+                f"the header's counts of stage '{stage}' do not add up: in + split is not out + "
+                "rejected"
+            )
     for clip in lock.clips.values():
         if clip.video not in lock.videos:
             yield f"the clip '{clip.key}' is of a video '{clip.video}' that is not there"
         elif not clip.num_frames > 0 or not clip.start_pts < clip.end_pts:
             yield f"the clip '{clip.key}' has no length"
-    packed = sorted(key for made in lock.shards.values() for key in made.samples)
+    packed = sorted(key for shard in lock.shards.values() for key in shard.samples)
     if packed != sorted(lock.samples) or not lock.samples.keys() <= lock.clips.keys():
         yield "the shards do not hold exactly the samples"
     if lock.root_digest != root_of(lock.shards.values()):
         yield "the root digest is not that of the shards"
 
 
-def root_of(shards: Any) -> str:
+def root_of(shards: Iterable[LockedShard]) -> str:
     """The root digest of locked shards (see `shard.root_digest`)."""
-    ordered = sorted(shards, key=lambda made: made.key)
-    return hashlib.sha256("".join(f"{made.sha256}\n" for made in ordered).encode()).hexdigest()
+    ordered = sorted(shards, key=lambda shard: shard.key)
+    return hashlib.sha256("".join(f"{shard.sha256}\n" for shard in ordered).encode()).hexdigest()

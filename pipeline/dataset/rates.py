@@ -11,19 +11,17 @@ damaged or gone, there is no estimate until the next build.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from pipeline.core import canonical
-from pipeline.core.manifest import Manifest
+from pipeline.core.files import replace_file
 from pipeline.core.records import Clip, Record
-from pipeline.core.stage import Executor, Stage
+from pipeline.core.stage import Completion, Executor, Stage
 from pipeline.core.store import Store
-from pipeline.plan.foresee import is_light
 
 MEMORY_S = 3600.0
 
@@ -46,10 +44,10 @@ def path_of(store: Store) -> Path:
 def read(store: Store) -> dict[str, Rate]:
     """All rates, by `name_of`; none if the file is not there or not whole."""
     try:
-        found = canonical.unseal(path_of(store).read_bytes())["rates"]
+        table = canonical.unseal(path_of(store).read_bytes())["rates"]
         rates = {
-            str(name): Rate(float(one["video_s"]), float(one["worker_s"]))
-            for name, one in found.items()
+            str(name): Rate(float(row["video_s"]), float(row["worker_s"]))
+            for name, row in table.items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
@@ -62,7 +60,8 @@ def name_of(stage: str, params: Mapping[str, Any], size: int, fps: Fraction) -> 
     """
     if stage != "encode":
         return stage
-    return f"encode {canonical.digest([params['vae'], params['clip'], params['precision'], size, fps])[:12]}"
+    what = [params["vae"], params["clip"], params["precision"], size, fps]
+    return f"encode {canonical.digest(what)[:12]}"
 
 
 def note(store: Store, name: str, took: Rate) -> None:
@@ -77,44 +76,22 @@ def note(store: Store, name: str, took: Rate) -> None:
         key: {"video_s": round(rate.video_s, 3), "worker_s": round(rate.worker_s, 3)}
         for key, rate in rates.items()
     }
-    with store.scratch() as beside:
-        beside.write_bytes(canonical.seal({"rates": plain}) + b"\n")
-        os.replace(beside, path_of(store))
+    replace_file(path_of(store), canonical.seal({"rates": plain}) + b"\n")
 
 
-class Watch:
-    """Sees what of a stage is run: `stage` is the stage to run, which tells the watch what it asks
-    the cost of.
-    """
-
-    def __init__(self, stage: Stage, store: Store) -> None:
-        self.stage = replace(stage, cost=self._cost)
-        self._stage, self._store = stage, store
-        self._costs: dict[str, float] = {}
-
-    def _cost(self, record: Record) -> float:
-        cost = float(self._stage.cost(record))
-        if (
-            record.key not in self._costs
-        ):  # asked before anything runs, and again as batches are joined
-            self._costs[record.key] = 0.0 if is_light(self._stage, record, self._store) else cost
-        return cost
-
-    def note(
-        self, seconds: float, executor: Executor, records: Sequence[Record], made: Manifest
-    ) -> None:
-        """Add to the rates what ran and was not refused by the world, if there was any that costs
-        something.
-        """
-        refused = {one.key for one in made.rejections if one.fate == "unavailable"}
-        done = [cost for key, cost in self._costs.items() if cost and key not in refused]
-        if not done or made.stage == "expand":
-            return
-        clip = next((record for record in records if isinstance(record, Clip)), None)
-        size, fps = (clip.size, clip.fps) if clip else (0, Fraction(0))
-        workers = min(int(getattr(executor, "workers", 1)), len(done))
-        note(
-            self._store,
-            name_of(made.stage, made.params, size, fps),
-            Rate(sum(done), seconds * workers),
-        )
+def note_stage(
+    store: Store,
+    stage: Stage,
+    completion: Completion,
+    seconds: float,
+    executor: Executor,
+    records: Sequence[Record],
+) -> None:
+    """Add a stage that has run, if anything in it cost something."""
+    if not completion.cost or stage.local:
+        return
+    clip = next((record for record in records if isinstance(record, Clip)), None)
+    size, fps = (clip.size, clip.fps) if clip else (0, Fraction(0))
+    workers = min(int(getattr(executor, "workers", 1)), completion.num_run)
+    name = name_of(stage.name, stage.params, size, fps)
+    note(store, name, Rate(completion.cost, seconds * workers))

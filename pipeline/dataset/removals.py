@@ -7,7 +7,6 @@ names ids, no addresses.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from pipeline.core import canonical
 from pipeline.core.errors import RecipeError
+from pipeline.core.files import replace_file
 
 
 @dataclass(frozen=True)
@@ -37,22 +37,23 @@ def read(recipe: Path) -> dict[str, Removal]:
     path = path_of(recipe)
     if not path.is_file():
         return {}
+    removals = {}
     try:
-        lines = [canonical.unseal(line) for line in path.read_bytes().splitlines()]
-        return {
-            str(line.pop("source")): Removal(str(line.pop("at")), str(line.pop("why")), line)
-            for line in lines
-        }
+        for content in path.read_bytes().splitlines():
+            line = canonical.unseal(content)
+            source, at, why = (str(line.pop(name)) for name in ("source", "at", "why"))
+            removals[source] = Removal(at, why, line)
     except (ValueError, KeyError, TypeError) as error:
         raise RecipeError(
-            f"{path} is damaged ({error}); it says which sources were taken down, so nothing is built without it"
+            f"{path} is damaged ({error}); it says which sources were taken down, so nothing is "
+            "built without it"
         ) from error
+    return removals
 
 
 def note(recipe: Path, source: str, removal: Removal, facts: Mapping[str, object]) -> None:
     """Add a line: the source, when, why, and `facts` for whoever audits it."""
     path = path_of(recipe)
-    line = canonical.seal({"source": source, "at": removal.at, "why": removal.why, **facts}) + b"\n"
-    beside = path.with_name(f"{path.name}.tmp")
-    beside.write_bytes((path.read_bytes() if path.is_file() else b"") + line)
-    os.replace(beside, path)
+    line = {"source": source, "at": removal.at, "why": removal.why, **facts}
+    before = path.read_bytes() if path.is_file() else b""
+    replace_file(path, before + canonical.seal(line) + b"\n")

@@ -124,7 +124,7 @@ def find_weights(
         )
     for file in files:
         _check(name, folder / file)
-    digests = [[file, canonical.file_digest(folder / file)] for file in sorted(files)]
+    digests = [[file, canonical.file_digest_once(folder / file)] for file in sorted(files)]
     if folder.is_relative_to(TINY):
         label = f"longtake/tiny-{folder.name}"
     else:

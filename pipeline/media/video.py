@@ -30,13 +30,15 @@ from numpy.typing import NDArray
 from pipeline.core.errors import BadData
 from pipeline.core.records import Container
 
-CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,ivf,flv,asf,ogg,mxf,nut,yuv4mpegpipe,gif,dv"
+CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,ivf,flv,"
+    "asf,ogg,mxf,nut,yuv4mpegpipe,gif,dv"
+)
 MAX_SIDE = 16384  # pixels
 MAX_PIXELS = 8192 * 8192  # of one picture; a decoder holds up to 17 of them
 MAX_HOURS = 48
-MAX_STILL_S = (
-    3600  # how long one picture may stay: a broken time stamp would fill the reel with copies of it
-)
+# how long one picture may stay: a broken time stamp would fill the reel with copies of it
+MAX_STILL_S = 3600
 MAX_FRAMES = 20_000_000
 MAX_CLIP_BYTES = 16 * 10**9  # of a clip's pixels, which are in memory all at once
 OPTIONS = {
@@ -44,12 +46,10 @@ OPTIONS = {
     "protocol_whitelist": "file",
     "max_pixels": str(MAX_PIXELS),
 }
-MISSING_S = Fraction(
-    1
-)  # a container may promise this much more than it holds, or 5 %, whichever is more
-SEEK_BACK_S = (
-    2  # where a container finds no key frame before a point, how much earlier to look at first
-)
+# a container may promise this much more than it holds, or 5 %, whichever is more
+MISSING_S = Fraction(1)
+# where a container finds no key frame before a point, how much earlier to look at first
+SEEK_BACK_S = 2
 
 MATRICES = {
     1: "bt709",
@@ -82,9 +82,8 @@ TRANSFERS = {
 UNKNOWN = "unknown"
 UNTAGGED = ("setparams", "colorspace=unknown:color_primaries=unknown:color_trc=unknown")
 
-logging.getLogger("libav").setLevel(
-    logging.CRITICAL
-)  # broken input is reported as a rejection, once
+# broken input is reported once, as a rejection
+logging.getLogger("libav").setLevel(logging.CRITICAL)
 
 
 def _open(path: Path) -> Any:
@@ -101,9 +100,9 @@ def _why(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or type(error).__name__)
 
 
-def _check(what: str, found: float, allowed: float) -> None:
-    if found > allowed:
-        raise BadData("too-large", f"{what}: {round(found, 2):.15g} found, {allowed:.15g} allowed")
+def _check(what: str, number: float, limit: float) -> None:
+    if number > limit:
+        raise BadData("too-large", f"{what}: {round(number, 2):.15g} found, {limit:.15g} allowed")
 
 
 def _check_picture(width: int, height: int) -> None:
@@ -127,9 +126,8 @@ def _video_stream(container: Any) -> Any:
     _check("frames", stream.frames, MAX_FRAMES)
     stream.thread_type = "NONE"
     stream.codec_context.thread_count = 1
-    stream.codec_context.options = {
-        "max_pixels": str(MAX_PIXELS)
-    }  # again, for pictures that are larger than the header says
+    # said to the decoder too, for pictures that are larger than the header says
+    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
     return stream
 
 
@@ -142,20 +140,21 @@ def probe(path: Path) -> Container:
     with _open(path) as container:
         stream = _video_stream(container)
         stamps, end_pts = _packet_stamps(container, stream)
-        declared = _declared_s(stream)
+        declared_s = _declared_s(stream)
     with _open(path) as container:
         stream = _video_stream(container)
         first = next(_decode(container, stream), None)
         if first is None:
             raise BadData("decode-error", "no frame can be decoded")
-        start_pts, steps = int(stamps[0]), np.diff(stamps)
-        mirrored, rotation = _display(first)
-        held = (end_pts - start_pts) * stream.time_base
-        if declared is not None and declared - held > max(MISSING_S, declared / 20):
+        start_pts = int(stamps[0])
+        duration_s = (end_pts - start_pts) * stream.time_base
+        if declared_s is not None and declared_s - duration_s > max(MISSING_S, declared_s / 20):
             raise BadData(
                 "truncated",
-                f"the container promises {float(declared):.2f} s of video and holds {float(held):.2f} s",
+                f"the container promises {float(declared_s):.2f} s of video "
+                f"and holds {float(duration_s):.2f} s",
             )
+        mirrored, rotation = _display(first)
         return Container(
             format=container.format.name,
             codec=stream.codec_context.codec.canonical_name,
@@ -170,11 +169,10 @@ def probe(path: Path) -> Container:
             color_primaries=PRIMARIES.get(first.color_primaries, UNKNOWN),
             color_transfer=TRANSFERS.get(first.color_trc, UNKNOWN),
             time_base=Fraction(stream.time_base),
-            average_fps=Fraction(len(stamps)) / held if held else Fraction(1),
+            average_fps=Fraction(len(stamps)) / duration_s if duration_s else Fraction(1),
             num_frames=len(stamps),
             start_pts=start_pts,
             end_pts=end_pts,
-            variable_fps=bool(steps.size and np.ptp(steps) > 2),
         )
 
 
@@ -194,14 +192,34 @@ def _display(frame: VideoFrame) -> tuple[bool, int]:
 
 def _demux(container: Any, stream: Any) -> Iterator[Any]:
     """The stream's packets and an empty one, which flushes the decoder."""
-    with contextlib.suppress(
-        IndexError
-    ):  # then PyAV flushes other streams, and stumbles over one that turned up late
+    # after that PyAV flushes the other streams, and stumbles over one that turned up late
+    with contextlib.suppress(IndexError):
         yield from container.demux(stream)
 
 
 def _packet_stamps(container: Any, stream: Any) -> tuple[NDArray[np.int64], int]:
     """Sorted time stamps, and the end of the last frame."""
+    pts, duration = _read_stamps(container, stream)
+    stamps = np.unique(np.frombuffer(pts, np.int64))
+    first, last = int(stamps[0]), int(stamps[-1])
+    # before differences are taken, which may overflow
+    _check("hours", float((last - first) * stream.time_base / 3600), MAX_HOURS)
+    steps = np.diff(stamps)
+    rate = stream.average_rate or stream.guessed_rate
+    if not duration and steps.size:
+        duration = int(steps[-1])
+    elif not duration and rate:
+        duration = round(1 / (rate * stream.time_base))
+    end = last + max(1, duration)
+    longest = max(end - last, int(steps.max(initial=0)))
+    _check("seconds of one picture", float(longest * stream.time_base), MAX_STILL_S)
+    return stamps, end
+
+
+def _read_stamps(container: Any, stream: Any) -> tuple[array[int], int]:
+    """Time stamps in the order of the file, and the duration of the frame shown last, 0 if the
+    file does not say.
+    """
     pts, top, duration = array("q"), -math.inf, 0
     try:
         for packet in _demux(container, stream):
@@ -215,23 +233,7 @@ def _packet_stamps(container: Any, stream: Any) -> tuple[NDArray[np.int64], int]
             raise BadData("unreadable", _why(error)) from error
     if not pts:
         raise BadData("no-timestamps", "no packet of the video stream carries a time stamp")
-    stamps = np.unique(np.frombuffer(pts, np.int64))
-    first, last = int(stamps[0]), int(stamps[-1])
-    _check(
-        "hours", float((last - first) * stream.time_base / 3600), MAX_HOURS
-    )  # before steps are taken, which may overflow
-    steps = np.diff(stamps)
-    rate = stream.average_rate or stream.guessed_rate
-    fallback = (
-        int(steps[-1]) if steps.size else (round(1 / (rate * stream.time_base)) if rate else 1)
-    )
-    end = last + max(1, duration or fallback)
-    _check(
-        "seconds of one picture",
-        float(max(end - last, int(steps.max(initial=0))) * stream.time_base),
-        MAX_STILL_S,
-    )
-    return stamps, end
+    return pts, duration
 
 
 def _declared_s(stream: Any) -> Fraction | None:
@@ -266,37 +268,33 @@ def frames(
     too-large.
     """
     low = facts.start_pts + (-(-start_s // facts.time_base) if start_s else 0)
-    high = (
-        facts.end_pts
-        if end_s is None
-        else min(facts.end_pts, facts.start_pts - (-end_s // facts.time_base))
-    )
+    high = facts.end_pts
+    if end_s is not None:
+        high = min(high, facts.start_pts - (-end_s // facts.time_base))
     with _open_at(path, low) if start_s else _open(path) as container:
         stream = _video_stream(container)
-        held: tuple[VideoFrame, int] | None = None
-        step, given = 1, False
+        # a frame's end is known when the next one comes, so each waits for it here
+        waiting: tuple[VideoFrame, int] | None = None
+        step, is_empty = 1, True
         for frame in _decode(container, stream):
             if frame.pts is None:
                 raise BadData("no-timestamps", "a decoded frame has no time stamp")
-            if held is not None and frame.pts <= held[1]:
+            if waiting is not None and frame.pts <= waiting[1]:
                 continue
             _check_same(frame, facts)
-            if held is not None:
-                step = frame.pts - held[1]
-                _check(
-                    "seconds of one picture",
-                    float((min(frame.pts, high) - held[1]) * facts.time_base),
-                    MAX_STILL_S,
-                )
-                if low <= held[1]:
-                    given = True
-                    yield (*held, min(frame.pts, high))
-            held = (frame, frame.pts)
+            if waiting is not None:
+                step = frame.pts - waiting[1]
+                shown = min(frame.pts, high) - waiting[1]
+                _check("seconds of one picture", float(shown * facts.time_base), MAX_STILL_S)
+                if low <= waiting[1]:
+                    is_empty = False
+                    yield (*waiting, min(frame.pts, high))
+            waiting = (frame, frame.pts)
             if frame.pts >= high:
                 break
-        if held is not None and low <= held[1] < high:
-            yield (*held, min(high, held[1] + (held[0].duration or step)))
-        elif not given:
+        if waiting is not None and low <= waiting[1] < high:
+            yield (*waiting, min(high, waiting[1] + (waiting[0].duration or step)))
+        elif is_empty:
             raise BadData(
                 "outside-span",
                 f"no frame in the time range that begins at {float(start_s or 0):.3f} s",
@@ -330,33 +328,31 @@ def _seek(container: Any, stream: Any, pts: int) -> None:
     target, back = pts, math.ceil(SEEK_BACK_S / stream.time_base)
     while target > start:
         container.seek(target, stream=stream, backward=True)
-        first = next(
-            (
-                packet
-                for packet in _demux(container, stream)
-                if packet.pts is not None and packet.is_keyframe
-            ),
-            None,
-        )
-        if first is not None and first.pts <= pts:
+        first = _next_key_frame(container, stream)
+        if first is not None and first <= pts:
             break
         target, back = pts - back, back * 4
     container.seek(max(start, target), stream=stream, backward=True)
 
 
+def _next_key_frame(container: Any, stream: Any) -> int | None:
+    """The time stamp of the next packet that decoding can start from."""
+    for packet in _demux(container, stream):
+        if packet.pts is not None and packet.is_keyframe:
+            return int(packet.pts)
+    return None
+
+
 def graph(frame: VideoFrame, time_base: Fraction, *filters: tuple[str, str]) -> Graph:
-    """A one-threaded chain of filters for frames like this one."""
-    made = Graph()
-    made.threads = 1
-    nodes = [
-        made.add_buffer(
-            width=frame.width, height=frame.height, format=frame.format, time_base=time_base
-        )
-    ]
-    nodes += [made.add(name, args) for name, args in filters]
-    nodes.append(made.add("buffersink"))
-    made.link_nodes(*nodes).configure()
-    return made
+    """A chain of filters on one thread, for frames of this one's size and format."""
+    chain = Graph()
+    chain.threads = 1
+    source = chain.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=time_base
+    )
+    nodes = [source, *(chain.add(name, args) for name, args in filters), chain.add("buffersink")]
+    chain.link_nodes(*nodes).configure()
+    return chain
 
 
 def through(chain: Graph, frame: VideoFrame) -> VideoFrame:
@@ -371,15 +367,16 @@ def through(chain: Graph, frame: VideoFrame) -> VideoFrame:
 
 
 class Conversion:
-    """A chain of filters for all frames of a video. Colours tagged as something swscale does not
-    know lose their tags.
+    """A chain of filters for all frames of a video. Where swscale does not know the colours that a
+    frame is tagged with, the tags are dropped.
     """
 
     def __init__(self, facts: Container, *filters: tuple[str, str]) -> None:
         self._time_base, self._filters = facts.time_base, filters
         self._graph: Graph | None = None
 
-    def of(self, frame: VideoFrame) -> VideoFrame:
+    def convert(self, frame: VideoFrame) -> VideoFrame:
+        """The frame after the filters. Raises BadData('decode-error')."""
         self._graph = self._graph or graph(frame, self._time_base, *self._filters)
         try:
             return through(self._graph, frame)
@@ -389,7 +386,7 @@ class Conversion:
 
 
 class Thumbnails:
-    """Frames as small `h w 3` uint8 BGR arrays, which is what PySceneDetect's detectors eat."""
+    """Frames as small `h w 3` uint8 BGR arrays, the input of PySceneDetect's detectors."""
 
     def __init__(self, facts: Container, width: int) -> None:
         width = min(width, facts.width)
@@ -398,8 +395,9 @@ class Thumbnails:
             facts, ("scale", f"{width}:{height}:flags=fast_bilinear"), ("format", "bgr24")
         )
 
-    def of(self, frame: VideoFrame) -> NDArray[np.uint8]:
-        pixels: NDArray[np.uint8] = self._small.of(frame).to_ndarray()  # type: ignore[assignment]
+    def thumbnail_of(self, frame: VideoFrame) -> NDArray[np.uint8]:
+        small: Any = self._small.convert(frame)
+        pixels: NDArray[np.uint8] = small.to_ndarray()
         return pixels
 
 
@@ -407,10 +405,10 @@ class SceneScore:
     """ffmpeg's scdet: the score of a frame against the one before, 0 to 100."""
 
     def __init__(self, facts: Container) -> None:
-        self._scored = Conversion(facts, ("scdet", "threshold=100"))
+        self._scdet = Conversion(facts, ("scdet", "threshold=100"))
 
-    def of(self, frame: VideoFrame) -> float:
-        return float(self._scored.of(frame).metadata.get("lavfi.scd.score", 0.0))
+    def score_of(self, frame: VideoFrame) -> float:
+        return float(self._scdet.convert(frame).metadata.get("lavfi.scd.score", 0.0))
 
 
 def read_clip(path: Path) -> NDArray[np.uint8]:

@@ -1,33 +1,102 @@
-"""`plan`: what a build would do, why, how long it would take and how much disk. Nothing is run,
-fetched or written.
+"""`plan`: what a build would do, why, how long it would take and how much disk. Nothing is run.
+
+The chain is surveyed as far as results are known. Behind a task that is still to do, counts are
+estimated by the ratios of the last build (so many scenes a second, so many of them kept). Where
+there was none, nothing is said before that stage has run.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from rich import box
-from rich.table import Table
-
-from pipeline.commands.report import size
-from pipeline.core.errors import Stopped
-from pipeline.dataset.build import NAMES, walk
+from pipeline.core import canonical, manifest
+from pipeline.core.cores import num_cores
+from pipeline.core.errors import LongtakeError
+from pipeline.core.manifest import Manifest
+from pipeline.core.records import Pack, Record, source_of
+from pipeline.core.stage import Survey
+from pipeline.core.store import Store
+from pipeline.dataset import build, lock, rates, raw
+from pipeline.dataset.chain import KINDS, Step, manifest_path
+from pipeline.dataset.rates import Rate
 from pipeline.dataset.recipe import Loaded
-from pipeline.plan import forecast
-from pipeline.plan.forecast import Forecast, Line
-from pipeline.plan.past import plus
+from pipeline.media.addresses import scheme
+from pipeline.plan.sizes import Sizes
+from pipeline.stages import NAMES
 
-EXAMPLES = 3
+NEVER = "never built"
+LOST = "missing blob: it was made before, and the store no longer has it whole"
+OTHER = "changed input"
+SPLITTING = ("cut", "filter")  # how much these give, only an earlier build can tell
+SHARD_FILL = 0.7  # of a shard's limit, on average
+
+
+@dataclass(frozen=True)
+class Amount:
+    """Records nobody can name yet: how many, and their seconds of video. None is not known."""
+
+    count: float | None = 0
+    video_s: float | None = 0
+
+    def plus(self, other: Amount) -> Amount:
+        return Amount(_plus(self.count, other.count), _plus(self.video_s, other.video_s))
+
+
+@dataclass
+class Line:
+    """What one stage has to do. Records that share a task, as one video at two addresses does,
+    count once.
+    """
+
+    stage: str
+    num_done: int
+    num_named: int  # tasks to do whose records are known
+    expected: Amount  # to do besides, on what earlier stages will give
+    video_s: float | None  # seconds of video of all that is to do
+    waits_for: str = ""  # the stage that will tell how many, where nothing else does
+    reasons: dict[str, list[str]] = field(default_factory=dict)  # why, and the records' keys
+    changes: list[str] = field(default_factory=list)  # of version and parameters since last time
+    num_light: int = 0  # named tasks that find all that is costly remembered
+    refetched: list[str] = field(default_factory=list)  # videos to be fetched again
+    num_bytes: dict[str, float | None] = field(default_factory=dict)  # to be written, by kind
+    worker_s: float | None = 0  # seconds of one worker
+    is_timed: bool = True  # or nothing of the kind was timed here
+
+    def write(self, num_bytes: Mapping[str, float | None]) -> None:
+        """Count bytes that will be written, by kind."""
+        for kind, count in num_bytes.items():
+            if count != 0:
+                self.num_bytes[kind] = _plus(self.num_bytes.get(kind, 0), count)
+
+    @property
+    def to_do(self) -> float | None:
+        return _plus(self.num_named, self.expected.count)
+
+    @property
+    def is_idle(self) -> bool:
+        return self.to_do == 0
+
+    @property
+    def is_exact(self) -> bool:
+        return self.expected.count == 0
+
+    @property
+    def seconds(self) -> float | None:
+        """By the clock, with as many workers as `build` has by default."""
+        num_workers = max(1, min(num_cores(), round(self.to_do or 1)))
+        return None if self.worker_s is None else self.worker_s / num_workers
 
 
 @dataclass(frozen=True)
 class Plan:
     """A line per stage, as far as the stages are known, and why no further."""
 
-    lines: dict[str, Line]
+    lines: Mapping[str, Line]
     unknown: str
     free_bytes: int
 
@@ -40,138 +109,219 @@ class Plan:
         """Of all stages, one after the other; None if one is not known."""
         total: float | None = None if self.unknown else 0
         for line in self.lines.values():
-            total = plus(total, line.seconds)
+            total = _plus(total, line.seconds)
         return total
 
     @property
     def num_bytes(self) -> dict[str, float | None]:
-        """What is to be written, by what it is."""
-        made: dict[str, float | None] = {}
+        """What is to be written, by kind."""
+        total: dict[str, float | None] = {}
         for line in self.lines.values():
-            for what, num_bytes in line.num_bytes.items():
-                made[what] = plus(made.get(what, 0), num_bytes)
-        return {what: num_bytes for what, num_bytes in made.items() if num_bytes != 0}
+            for kind, num_bytes in line.num_bytes.items():
+                total[kind] = _plus(total.get(kind, 0), num_bytes)
+        return {kind: num_bytes for kind, num_bytes in total.items() if num_bytes != 0}
+
+    def as_json(self) -> dict[str, Any]:
+        lines = {
+            name: {**dataclasses.asdict(line), "to_do": line.to_do, "seconds": line.seconds}
+            for name, line in self.lines.items()
+        }
+        totals = {"seconds": self.seconds, "num_bytes": self.num_bytes}
+        return {**totals, "free_bytes": self.free_bytes, "unknown": self.unknown, "stages": lines}
 
 
-def of(loaded: Loaded, data: Path, device: str) -> Plan:
-    """Look at what is done and foresee the rest."""
-    ahead, unknown = Forecast(loaded, data), ""
-    try:
-        for _ in walk(loaded, ahead.run, device, NAMES[-1], offline=True):
-            pass
-    except Stopped as error:
-        unknown = str(error)
-    there = next(path for path in (data.absolute(), *data.absolute().parents) if path.is_dir())
-    return Plan(ahead.lines, unknown, shutil.disk_usage(there).free)
+def plan(loaded: Loaded, data: Path, device: str) -> Plan:
+    """Look at what is done and estimate the rest. Raises RecipeError."""
+    steps, unknown = build.known(build.look(loaded, data, device))
+    lines: dict[str, Line] = {}
+    planner = _Planner(loaded, data)
+    coming = Amount()
+    for step in steps:
+        line, coming = planner.line(step, coming)
+        lines[line.stage] = line
+    existing = next(path for path in (data.absolute(), *data.absolute().parents) if path.is_dir())
+    return Plan(lines, unknown, shutil.disk_usage(existing).free)
 
 
-def table(plan: Plan) -> Table:
-    """A row per stage: done, to do, how much video that is, time."""
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-    made.add_column("stage", no_wrap=True)
-    for name in ("done", "to do", "video", "time"):
-        made.add_column(name, justify="right", no_wrap=True)
+class _Planner:
+    """What is known beside the survey: the last build's manifests, rates and sizes."""
+
+    def __init__(self, loaded: Loaded, data: Path) -> None:
+        self._store = Store(data.absolute() / "store")
+        self._recipe = loaded.recipe
+        self._last = _last_manifests(data / loaded.recipe.name)
+        self._rates = rates.read(self._store)
+        self._sizes = Sizes(loaded, self._last)
+        self._refetched: set[str] = set()  # digests of videos that are counted already
+        self._packing = _last_packing(loaded)
+        self._origin = ""  # the first stage behind which counts are not known
+        download = self._last.get("download")
+        past = (*download.records, *download.rejections) if download else ()
+        self._past_sources = {record.key for record in past}
+
+    def line(self, step: Step, arriving: Amount) -> tuple[Line, Amount]:
+        """A stage's line, and what it will pass on besides the outputs that are known."""
+        survey = step.survey
+        assert survey is not None
+        stage, name = survey.stage, survey.stage.name
+        missing = {survey.keys[record.key]: record for record in survey.missing}
+        is_last = name == NAMES[-1]
+        if is_last and arriving.count != 0:
+            missing = {}  # packs of the samples that are known are not the packs that will be
+        num_tasks = len(set(survey.keys.values()))
+        line = Line(name, num_tasks - len(missing), len(missing), arriving, 0)
+        line.changes = self._changes(survey)
+        named_s = 0.0
+        cost = 0.0
+        for task_key, record in missing.items():
+            line.reasons.setdefault(self._reason(survey, record, task_key), []).append(record.key)
+            if stage.light(record, self._store):
+                line.num_light += 1
+                continue
+            named_s += float(getattr(record, "duration_s", 0))
+            cost += float(stage.cost(record))
+        passed_on = self._passed_on(name, Amount(len(missing), named_s).plus(arriving))
+        if is_last:
+            line.expected = self._packs(survey, arriving)
+        elif stage.local and not missing and arriving.count is not None:
+            line.expected = Amount()  # it takes no time, whatever arrives
+        line.video_s = _plus(named_s, line.expected.video_s)
+        line.waits_for = self._origin if line.expected.count is None else ""
+        if passed_on.count is None:
+            self._origin = self._origin or name
+        self._add_bytes(line, survey, list(missing.values()))
+        self._add_time(line, survey, cost)
+        return line, passed_on
+
+    def _passed_on(self, name: str, to_do: Amount) -> Amount:
+        """What a stage will give for so much that is to do, by the last build's ratios."""
+        if to_do.count == 0:
+            return Amount()
+        before, default = self._last.get(name), None if name in SPLITTING else 1.0
+        count, video_s = default, default
+        if before is not None and before.num_in:
+            count = len(before.records) / before.num_in
+            previous = self._last.get(NAMES[NAMES.index(name) - 1])
+            taken_s = _seconds(previous) if previous else 0
+            video_s = _seconds(before) / taken_s if taken_s and name in SPLITTING else 1.0
+        if name == "download":
+            return Amount(to_do.count, self._length_of_videos(to_do))
+        return Amount(_times(to_do.count, count), _times(to_do.video_s, video_s))
+
+    def _length_of_videos(self, to_do: Amount) -> float | None:
+        """Seconds of videos that are not there yet: as long as those of the last build."""
+        before = self._last.get("download")
+        if before is None or not before.records:
+            return None
+        return _times(to_do.count, _seconds(before) / len(before.records))
+
+    def _packs(self, survey: Survey, samples: Amount) -> Amount:
+        """The shards that new samples are packed into: each changes one, until all are changed."""
+        if not samples.count:
+            return samples
+        per_shard = SHARD_FILL * self._recipe.shard.max_samples
+        num_shards = len(survey.records) + samples.count / per_shard
+        return Amount(min(samples.count, max(1, round(num_shards))), samples.video_s)
+
+    def _reason(self, survey: Survey, record: Record, task_key: str) -> str:
+        """A few words: first what the store says, then what is new, then what has changed."""
+        if note := self._store.failure(task_key):
+            return f"tried again: {note['cause']}"
+        if self._store.remembers(task_key):
+            return LOST
+        before = self._last.get(survey.stage.name)
+        if before is None:
+            return NEVER
+        is_new = not isinstance(record, Pack) and source_of(record).key not in self._past_sources
+        if is_new and survey.stage.name != "expand":
+            return "new source"
+        return "; ".join(self._changes(survey)) or OTHER
+
+    def _changes(self, survey: Survey) -> list[str]:
+        """What of the stage itself is otherwise than in the last build."""
+        stage, before = survey.stage, self._last.get(survey.stage.name)
+        if before is None:
+            return []
+        changes = differences(stage.name, before.params, canonical.plain(stage.params))
+        if stage.name == "shard":
+            changes += differences("shard", self._packing, self._recipe.shard.model_dump())
+        if before.version != stage.version:
+            changes.insert(0, f"stage version: {before.version} -> {stage.version}")
+        return changes
+
+    def _add_bytes(self, line: Line, survey: Survey, missing: list[Record]) -> None:
+        """What the stage will write, and videos that are fetched again."""
+        stage, expected = survey.stage, line.expected
+        for video in raw.needed(stage, missing, self._store).values():
+            if video.blob.sha256 not in self._refetched and scheme(video.source.uri) != "file":
+                self._refetched.add(video.blob.sha256)
+                line.refetched.append(video.key)
+                line.write({"raw videos": video.blob.num_bytes})
+        for record in missing:
+            light = stage.light(record, self._store)
+            line.write(self._sizes.of_task(stage, record, light, self._store))
+        if expected.count != 0:
+            line.write(self._sizes.of_amount(line.stage, expected.count, expected.video_s))
+
+    def _add_time(self, line: Line, survey: Survey, cost: float) -> None:
+        stage = survey.stage
+        unit = line.expected.count if line.stage == "download" else line.expected.video_s
+        total = _plus(cost, unit)
+        size, fps = self._recipe.extract.size, self._recipe.extract.fps
+        rate: Rate | None = self._rates.get(rates.name_of(stage.name, stage.params, size, fps))
+        if stage.local or total == 0:
+            return
+        line.is_timed = rate is not None
+        known = rate is not None and total is not None
+        line.worker_s = rate.worker_seconds(total) if rate and known and total else None
+
+
+def differences(stage: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Parameters that differ, as "changed parameter: [table] name old -> new"."""
+    if old.get("detector") != new.get("detector"):
+        old, new = {"detector": old.get("detector")}, {"detector": new.get("detector")}
+    changes = []
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name), new.get(name)
+        if before != after:
+            table = "extract" if name == "fps" else stage
+            words = f"[{table}] {name} {_short(before)} -> {_short(after)}"
+            changes.append(f"changed parameter: {words}")
+    return changes
+
+
+def _last_manifests(folder: Path) -> dict[str, Manifest]:
+    """The manifests of the last build, of the stages that have one that can be read."""
+    manifests = {}
     for name in NAMES:
-        line = plan.lines.get(name)
-        if line is None:
-            made.add_row(name, "", "not known", "", "")
-        elif line.is_idle:
-            made.add_row(name, str(line.num_done), "0", "", "")
-        else:
-            made.add_row(name, str(line.num_done), _count(line), _video(line), _time(line))
-    return made
+        try:
+            manifests[name] = manifest.read(manifest_path(folder, name), KINDS[name])
+        except (OSError, LongtakeError, ValueError, KeyError, TypeError, AssertionError):
+            continue
+    return manifests
 
 
-def sentences(plan: Plan) -> Iterator[str]:
-    """What stands under the table: why, which ones, and what the whole would take."""
-    if plan.is_idle:
-        yield "nothing to do: everything was built before"
-        return
-    for line in plan.lines.values():
-        yield from _reasons(line)
-    unknown = [line for line in plan.lines.values() if line.about.count is None]
-    for stage in dict.fromkeys(line.waits_for for line in unknown):
-        waiting = ", ".join(
-            f"{line.stage}{' (the rest)' if line.num_named else ''}"
-            for line in unknown
-            if line.waits_for == stage
-        )
-        yield f"{waiting}: known once `{stage}` has run"
-    if plan.unknown:
-        yield f"later stages are not known: {plan.unknown}"
-    yield from _times(plan)
-    yield from _disk(plan)
+def _last_packing(loaded: Loaded) -> Mapping[str, Any]:
+    """The [shard] table of the last finished build, if its lock can be read."""
+    try:
+        packing: Mapping[str, Any] = lock.read(loaded.path).header["packing"]
+    except (LongtakeError, OSError, KeyError):
+        return loaded.recipe.shard.model_dump()
+    return packing
 
 
-def _reasons(line: Line) -> Iterator[str]:
-    for reason, keys in sorted(line.reasons.items(), key=lambda one: (-len(one[1]), one[0])):
-        yield f"{line.stage}: {len(keys)} {reason} ({_some(keys)})"
-    if line.again:
-        yield f"{line.stage}: {len(line.again)} raw videos were let go and are fetched again ({_some(line.again)})"
-    if line.num_light:
-        yield f"{line.stage}: {line.num_light} of them find their latents remembered: text alone is embedded"
-    changed = f"; {line.setting}" if line.setting not in (*line.reasons, "") else ""
-    if line.about.count:
-        yield f"{line.stage}: about {line.about.count:.0f}{' more' if line.num_named else ''} on what comes of the stages before{changed}"
-    elif changed:
-        yield f"{line.stage}: {line.setting}"
+def _seconds(manifest: Manifest) -> float:
+    return float(sum(getattr(record, "duration_s", 0) for record in manifest.records))
 
 
-def _some(keys: Sequence[str]) -> str:
-    return ", ".join([*keys[:EXAMPLES], *(["..."] if len(keys) > EXAMPLES else [])])
+def _plus(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a + b
 
 
-def _times(plan: Plan) -> Iterator[str]:
-    busy = [line for line in plan.lines.values() if not line.is_idle]
-    untimed = [line.stage for line in busy if not line.is_timed]
-    if untimed and len(untimed) == len([line for line in busy if line.cost or line.about]):
-        yield "time: no estimate: nothing has been timed here yet"
-    elif untimed:
-        yield f"time: no estimate for {', '.join(untimed)}: nothing of the kind has been timed here yet"
-    elif plan.seconds is None:
-        yield "time: not known before more of it is done"
-    else:
-        about = "about " if plan.seconds >= 1 else ""
-        yield f"time: {about}{duration(plan.seconds)} with {forecast.WORKERS} workers, as earlier builds here went"
+def _times(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a * b
 
 
-def _disk(plan: Plan) -> Iterator[str]:
-    parts = plan.num_bytes
-    known = {what: num_bytes for what, num_bytes in parts.items() if num_bytes is not None}
-    unknown = [what for what in parts if what not in known]
-    if known:
-        listed = ", ".join(f"{what} {size(round(num_bytes))}" for what, num_bytes in known.items())
-        yield f"disk: about {size(round(sum(known.values())))} to be written ({listed}); {size(plan.free_bytes)} are free"
-    if unknown:
-        yield f"disk: {'and ' if known else ''}what is not known yet: {', '.join(unknown)}"
-    if "raw videos" in unknown:
-        yield "disk: how large a raw video from the web is, the web says when it is fetched"
-    if plan.unknown:
-        yield "disk: what the stages that are not known write comes on top"
-
-
-def _count(line: Line) -> str:
-    if line.to_do is None:
-        return f"{line.num_named} + ?" if line.num_named else "?"
-    return f"{'' if line.is_exact else 'about '}{line.to_do:.0f}"
-
-
-def _video(line: Line) -> str:
-    if line.stage == "download":
-        return ""
-    return (
-        "?" if line.to_do_s is None else f"{'about ' if line.about else ''}{duration(line.to_do_s)}"
-    )
-
-
-def _time(line: Line) -> str:
-    return "?" if line.seconds is None else duration(line.seconds)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 1:
-        return "under 1 s"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+def _short(value: object) -> str:
+    text = str(value).removesuffix("/1")
+    return f"{text[:12]}..." if len(text) > 24 else text

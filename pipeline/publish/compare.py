@@ -1,9 +1,7 @@
-"""How a rebuild compares with its lock: sources, clips, arrays, shards, root; a report for programs
-and a table for people.
+"""How a rebuild compares with its lock: sources, clips, arrays, shards, root digest.
 
-Two machines rarely round alike, so an array that is not bit-identical is judged by the values the
-lock kept of it: within tolerance means that it differs by less than storing the clip as video does
-(docs/lock.md).
+`judge` gives the report for programs, plain JSON; `show` and `lines` say it to people. What counts
+as within tolerance stands in dataset/likeness.py.
 """
 
 from __future__ import annotations
@@ -11,34 +9,28 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.core import canonical
 from pipeline.core.errors import RETRIED
-from pipeline.core.records import Clip, Record, Sample, Shard
+from pipeline.core.records import Clip, Record, Rejection, Sample, Shard
 from pipeline.core.store import Store
 from pipeline.dataset import lock
-from pipeline.dataset.build import Step
+from pipeline.dataset.chain import Step
+from pipeline.dataset.likeness import Distance, Grade, grade_member
 from pipeline.dataset.lock import Lock, LockedMember, LockedSample
+from pipeline.dataset.probe import PROBES, probe_of
 from pipeline.publish.reproduce import Edit
-from pipeline.stages import shard
+from pipeline.stages import shard as shard_stage
 
-MEAN_TOLERANCE = (
-    0.01  # of the standard deviation of the recorded values: 40 dB; storing the clip costs 34 dB
-)
-MAX_TOLERANCE = 0.1
 NAMED = 8  # of each kind, on the screen
-
-Grade = Literal["identical", "equivalent", "different"]
-Verdict = Grade
-Edited = Mapping[str, Collection[str]]  # fields, by source
+TOLD_IN_METADATA = {"uri", "captions", "license"}  # fields of a source that are in KEY.json
+FETCHING = ("expand", "download")  # stages whose rejections are told with the sources
 
 
 def judge(
@@ -47,255 +39,301 @@ def judge(
     """The report: plain JSON. `verdict` is "identical" (to the root digest), "equivalent" or
     "different".
     """
-    made = {step.manifest.stage: step.manifest for step in steps}
+    manifests = {step.manifest.stage: step.manifest for step in steps}
     records: dict[str, dict[str, Any]] = {
-        stage: {record.key: record for record in one.records} for stage, one in made.items()
+        stage: {record.key: record for record in manifest.records}
+        for stage, manifest in manifests.items()
     }
-    lost = {one.key: one for manifest in made.values() for one in manifest.rejections}
-    edited: dict[str, set[str]] = {}
-    for edit in edits:
-        edited.setdefault(edit.source, set()).add(edit.field)
+    rejections = [line for manifest in manifests.values() for line in manifest.rejections]
+    samples, shards = records["encode"], records["shard"]
+    devices = sorted({sample.device for sample in samples.values()})
+    root_digest = shard_stage.root_digest(list(shards.values()))
     report: dict[str, Any] = {
-        "sources": _sources(locked, records["download"], lost),
-        "edits": [canonical.plain(edit) for edit in edits],
+        "sources": _sources(locked, records["download"], rejections),
+        "edits": [_line_of_edit(edit) for edit in edits],
         "clips": _clips(locked, records["extract"]),
-        "samples": _samples(locked, records["encode"], records["shard"], edited, store),
-        "shards": _shards(locked, records["shard"]),
+        "samples": _samples(locked, samples, shards, _fields_edited(edits), store),
+        "shards": _shards(locked, shards),
         "rejected": [
-            {"key": one.key, "stage": stage, "class": one.reason, "detail": one.detail}
-            for stage, manifest in made.items()
-            for one in manifest.rejections
-            if stage != "download"
+            {
+                "key": rejection.key,
+                "stage": rejection.stage,
+                "class": rejection.reason,
+                "detail": rejection.detail,
+            }
+            for rejection in rejections
+            if rejection.stage not in FETCHING
         ],
         "contradictions": _contradictions(locked, records),
-        "root": {
-            "locked": locked.root_digest,
-            "found": shard.root_digest(list(records["shard"].values())),
-        },
-        "obtainable": _obtainable(locked, records["encode"]),
+        "root": {"locked": locked.root_digest, "found": root_digest},
+        "obtainable": _obtainable(locked, samples),
         "environment": {
             "locked": locked.header["environment"],
-            "found": lock.environment(
-                sorted({sample.device for sample in records["encode"].values()})
-            ),
+            "found": lock.environment(devices),
         },
     }
     return {"verdict": _verdict(report), **report}
 
 
-def _sources(locked: Lock, found: Mapping[str, Record], lost: Mapping[str, Any]) -> dict[str, Any]:
-    wanted = {clip.video for clip in locked.clips.values()}
-    missing = [lost[key] for key in sorted(wanted) if key not in found]
-    told = [{"source": one.key, "class": one.reason, "detail": one.detail} for one in missing]
+def _line_of_edit(edit: Edit) -> dict[str, str]:
     return {
-        "identical": len(wanted & found.keys()),
-        "changed": [one for one in told if one["class"] == "checksum"],
-        "gone": [one for one in told if one["class"] != "checksum"],
-        "not_needed": len(locked.videos) - len(wanted),
+        "source": edit.source,
+        "field": edit.field,
+        "locked": edit.locked,
+        "found": edit.recipe,
     }
 
 
-def _clips(locked: Lock, found: Mapping[str, Clip]) -> dict[str, Any]:
+def _fields_edited(edits: Sequence[Edit]) -> dict[str, set[str]]:
+    """The fields in which recipe and lock differ, by source."""
+    fields: dict[str, set[str]] = {}
+    for edit in edits:
+        fields.setdefault(edit.source, set()).add(edit.field)
+    return fields
+
+
+def _sources(
+    locked: Lock, videos: Mapping[str, Record], rejections: Sequence[Rejection]
+) -> dict[str, Any]:
+    needed = {clip.video for clip in locked.clips.values()}
+    by_key = {rejection.key: rejection for rejection in rejections}
+    absent = [by_key[key] for key in sorted(needed - videos.keys())]
+    lines = [
+        {"source": rejection.key, "class": rejection.reason, "detail": rejection.detail}
+        for rejection in absent
+    ]
+    return {
+        "identical": len(needed & videos.keys()),
+        "changed": [line for line in lines if line["class"] == "checksum"],
+        "gone": [line for line in lines if line["class"] != "checksum"],
+        "not_needed": len(locked.videos) - len(needed),
+    }
+
+
+def _clips(locked: Lock, clips: Mapping[str, Clip]) -> dict[str, Any]:
     grades: dict[str, list[str]] = {"identical": [], "same_frames": [], "different": [], "lost": []}
-    for key, wanted in sorted(locked.clips.items()):
-        clip = found.get(key)
+    for key, recorded in sorted(locked.clips.items()):
+        clip = clips.get(key)
         if clip is None:
             grades["lost"].append(key)
-        elif clip.blob.sha256 == wanted.sha256:
+        elif clip.blob.sha256 == recorded.sha256:
             grades["identical"].append(key)
+        elif clip.pictures == recorded.pictures:
+            grades["same_frames"].append(key)
         else:
-            grades["same_frames" if clip.pictures == wanted.pictures else "different"].append(key)
+            grades["different"].append(key)
     return {**grades, "identical": len(grades["identical"])}
+
+
+@dataclass
+class _Samples:
+    """The samples' part of the report as it grows."""
+
+    identical: int = 0
+    equivalent: list[str] = field(default_factory=list)
+    edited: list[dict[str, Any]] = field(default_factory=list)
+    different: list[dict[str, Any]] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    rescored: list[str] = field(default_factory=list)
+    distances: dict[str, list[Distance]] = field(default_factory=dict)  # by member
+    psnr: list[tuple[float, float]] = field(default_factory=list)  # recorded and rebuilt, dB
 
 
 def _samples(
     locked: Lock,
-    found: Mapping[str, Sample],
+    samples: Mapping[str, Sample],
     shards: Mapping[str, Shard],
-    edited: Edited,
+    edited: Mapping[str, Collection[str]],
     store: Store,
 ) -> dict[str, Any]:
-    json_digests = {
-        key: members[0].sha256
-        for made in shards.values()
-        for key, members in zip(made.samples, made.members, strict=True)
-    }
-    grades: dict[str, list[Any]] = {
-        "identical": [],
-        "equivalent": [],
-        "edited": [],
-        "different": [],
-        "lost": [],
-    }
-    rescored: list[str] = []
-    apart: dict[str, list[tuple[float, float]]] = {}
-    psnr = []
-    for key, wanted in sorted(locked.samples.items()):
-        sample = found.get(key)
+    json_digests = lock.json_digests_of(shards.values())
+    part = _Samples()
+    for key, recorded in sorted(locked.samples.items()):
+        sample = samples.get(key)
         if sample is None:
-            grades["lost"].append(key)
+            part.lost.append(key)
             continue
-        here = {
-            "json": json_digests[key],
-            **{name: blob.sha256 for name, blob in shard.members_of(sample)},
-        }
-        far: dict[str, list[tuple[float, float]]] = {name: [] for name in wanted.members}
-        graded: dict[str, Grade] = {
-            name: grade(member, here.get(name), store, far[name])
-            for name, member in wanted.members.items()
-        }
-        if graded["json"] == "different" and same_but_for_scores(sample, wanted):
-            graded["json"] = "equivalent"
-            rescored.append(key)
-        graded |= dict.fromkeys(here.keys() - wanted.members.keys(), "different")
-        worst = [name for name, one in graded.items() if one == "different"]
-        words = [name for name in worst if _follows(name, edited.get(locked.clips[key].video, ()))]
-        for name in far.keys() - set(
-            words
-        ):  # how far apart two captions are tells nothing of the machine
-            apart.setdefault(name, []).extend(far[name])
-        if wanted.round_trip_psnr_db is not None and sample.round_trip_psnr_db is not None:
-            psnr.append((wanted.round_trip_psnr_db, sample.round_trip_psnr_db))
-        if not worst:
-            grades["identical" if set(graded.values()) == {"identical"} else "equivalent"].append(
-                key
-            )
-        elif worst == words:
-            grades["edited"].append({"sample": key, "members": sorted(worst)})
-        else:
-            grades["different"].append({"sample": key, "members": sorted(worst)})
+        fields = edited.get(locked.clips[key].video, ())
+        _judge_sample(part, recorded, sample, json_digests[key], fields, store)
     return {
-        **grades,
-        "identical": len(grades["identical"]),
-        "more": sorted(found.keys() - locked.samples.keys()),
-        "rescored": rescored,
-        "apart": _apart(apart),
-        "round_trip_psnr_db": _means(psnr),
+        "identical": part.identical,
+        "equivalent": part.equivalent,
+        "edited": part.edited,
+        "different": part.different,
+        "lost": part.lost,
+        "more": sorted(samples.keys() - locked.samples.keys()),
+        "rescored": part.rescored,
+        "apart": _apart(part.distances),
+        "round_trip_psnr_db": _means(part.psnr),
     }
+
+
+def _judge_sample(
+    part: _Samples,
+    recorded: LockedSample,
+    sample: Sample,
+    json_digest: str,
+    fields: Collection[str],
+    store: Store,
+) -> None:
+    """Grade one sample's members, and add what they say of the whole."""
+    digests = {name: blob.sha256 for name, blob in shard_stage.members_of(sample)}
+    digests["json"] = json_digest
+    grades: dict[str, Grade] = dict.fromkeys(digests.keys() - recorded.members.keys(), "different")
+    distances: dict[str, Distance] = {}
+    for name, member in recorded.members.items():
+        grades[name], distance = grade_array(member, digests.get(name), store)
+        if distance is not None:
+            distances[name] = distance
+    if grades["json"] == "different" and same_but_for_scores(sample, recorded):
+        grades["json"] = "equivalent"
+        part.rescored.append(sample.key)
+    different = {name for name, grade in grades.items() if grade == "different"}
+    by_edits = {name for name in different if _follows(name, fields)}
+    # how far apart two captions are tells nothing of the machine
+    for name in distances.keys() - by_edits:
+        part.distances.setdefault(name, []).append(distances[name])
+    if recorded.round_trip_psnr_db is not None and sample.round_trip_psnr_db is not None:
+        part.psnr.append((recorded.round_trip_psnr_db, sample.round_trip_psnr_db))
+    line = {"sample": sample.key, "members": sorted(different)}
+    if different - by_edits:
+        part.different.append(line)
+    elif different:
+        part.edited.append(line)
+    elif "equivalent" in grades.values():
+        part.equivalent.append(sample.key)
+    else:
+        part.identical += 1
 
 
 def _follows(member: str, fields: Collection[str]) -> bool:
     """Whether a member differs because the recipe says otherwise than the lock in these fields of
     its source.
     """
-    return (
-        "captions" in fields
-        if member.startswith("text")
-        else member == "json" and not {"uri", "captions", "license"}.isdisjoint(fields)
-    )
+    if member.startswith("text"):
+        return "captions" in fields
+    return member == "json" and not TOLD_IN_METADATA.isdisjoint(fields)
 
 
-def grade(
-    wanted: LockedMember, found: str | None, store: Store, apart: list[tuple[float, float]]
-) -> Grade:
-    """One member; what is not identical adds (mean, max) of the absolute difference to `apart`."""
-    if found == wanted.sha256:
-        return "identical"
-    if found is None or wanted.probe is None:
-        return "different"
-    here, there = lock.probed(lock.probe(store.path(found))), lock.probed(wanted.probe)
-    if here.shape != there.shape:
-        return "different"
-    difference = np.abs(here - there)
-    mean, most, scale = float(difference.mean()), float(difference.max()), float(there.std()) or 1.0
-    apart.append((mean, most))
-    return (
-        "equivalent"
-        if mean <= MEAN_TOLERANCE * scale and most <= MAX_TOLERANCE * scale
-        else "different"
-    )
+def grade_array(
+    recorded: LockedMember, sha256: str | None, store: Store
+) -> tuple[Grade, Distance | None]:
+    """The grade of a member by its digest (None: it is not there); the array is only opened where
+    the digest is another.
+    """
+    if sha256 is None or sha256 == recorded.sha256 or recorded.probe is None:
+        return grade_member(recorded, LockedMember(sha256, None) if sha256 else None)
+    return grade_member(recorded, LockedMember(sha256, probe_of(store.path(sha256))))
 
 
-def same_but_for_scores(sample: Sample, wanted: LockedSample) -> bool:
+def same_but_for_scores(sample: Sample, recorded: LockedSample) -> bool:
     """Whether the metadata is the lock's, once the round trip's PSNR, a measurement, is put
     aside.
     """
-    metadata = shard.metadata_bytes(replace(sample, round_trip_psnr_db=wanted.round_trip_psnr_db))
-    return hashlib.sha256(metadata).hexdigest() == wanted.members["json"].sha256
+    as_scored = replace(sample, round_trip_psnr_db=recorded.round_trip_psnr_db)
+    metadata = shard_stage.metadata_bytes(as_scored)
+    return hashlib.sha256(metadata).hexdigest() == recorded.members["json"].sha256
 
 
-def _apart(apart: Mapping[str, list[tuple[float, float]]]) -> dict[str, Any]:
-    return {
-        name: {
-            "arrays": len(pairs),
-            "mean_abs": sum(mean for mean, _ in pairs) / len(pairs),
-            "max_abs": max(most for _, most in pairs),
+def _apart(distances: Mapping[str, Sequence[Distance]]) -> dict[str, Any]:
+    apart = {}
+    for name in sorted(distances):
+        means = [distance.mean for distance in distances[name]]
+        apart[name] = {
+            "arrays": len(means),
+            "mean_abs": sum(means) / len(means),
+            "max_abs": max(distance.largest for distance in distances[name]),
         }
-        for name, pairs in sorted(apart.items())
-        if pairs
-    }
+    return apart
 
 
 def _means(pairs: Sequence[tuple[float, float]]) -> dict[str, Any] | None:
     """The mean round trip then and now, over the clips that were decoded back both times."""
     if not pairs:
         return None
-    locked, found = (sum(values) / len(pairs) for values in zip(*pairs, strict=True))
-    return {"clips": len(pairs), "locked": round(locked, 3), "found": round(found, 3)}
+    recorded = sum(before for before, _ in pairs) / len(pairs)
+    rebuilt = sum(now for _, now in pairs) / len(pairs)
+    return {"clips": len(pairs), "locked": round(recorded, 3), "found": round(rebuilt, 3)}
 
 
-def _shards(locked: Lock, found: Mapping[str, Shard]) -> dict[str, Any]:
-    same = [
-        key
-        for key, wanted in locked.shards.items()
-        if key in found and found[key].blob.sha256 == wanted.sha256
-    ]
-    other = sorted(locked.shards.keys() & found.keys() - set(same))
+def _shards(locked: Lock, shards: Mapping[str, Shard]) -> dict[str, Any]:
+    common = locked.shards.keys() & shards.keys()
+    identical = {key for key in common if shards[key].blob.sha256 == locked.shards[key].sha256}
     return {
-        "identical": len(same),
-        "different": other,
-        "lost": sorted(locked.shards.keys() - found.keys()),
+        "identical": len(identical),
+        "different": sorted(common - identical),
+        "lost": sorted(locked.shards.keys() - shards.keys()),
     }
 
 
-def _obtainable(locked: Lock, found: Mapping[str, Sample]) -> dict[str, Any]:
-    frames = sum(locked.clips[key].num_frames for key in locked.samples)
-    here = sum(locked.clips[key].num_frames for key in locked.samples if key in found)
+def _obtainable(locked: Lock, samples: Mapping[str, Sample]) -> dict[str, Any]:
+    obtained = [key for key in locked.samples if key in samples]
+    num_frames = sum(locked.clips[key].num_frames for key in locked.samples)
+    num_obtained = sum(locked.clips[key].num_frames for key in obtained)
     return {
-        "samples": sum(key in found for key in locked.samples),
+        "samples": len(obtained),
         "of": len(locked.samples),
-        "share_of_frames": here / max(1, frames),
+        "share_of_frames": num_obtained / max(1, num_frames),
     }
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """A field as the lock has it, and as the very bytes that the lock names have it."""
+
+    kind: str
+    key: str
+    field: str
+    locked: object
+    actual: object
 
 
 def _contradictions(locked: Lock, records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
     """What the lock says otherwise than the very bytes it names: no build wrote that."""
-    claims: list[tuple[str, str, str, Any, Any]] = []
-    for key, made in records["download"].items():
-        claims.append(
-            ("video", key, "num_bytes", locked.videos[key].num_bytes, made.blob.num_bytes)
-        )
-    for key, made in records["extract"].items():
-        claims += [
-            ("clip", key, name, getattr(locked.clips[key], name), getattr(made, name))
-            for name in ("num_frames", "crop")
-        ]
-    for key, wanted in locked.shards.items():
-        made = records["shard"].get(key)
-        if made is None or made.blob.sha256 != wanted.sha256:
-            continue
-        claims += [
-            ("shard", key, name, getattr(wanted, name), getattr(made, name))
-            for name in ("split", "samples")
-        ]
-        claims.append(("shard", key, "num_bytes", wanted.num_bytes, made.blob.num_bytes))
-        scored = [
-            (one, locked.samples[one], records["encode"][one])
-            for one in made.samples
-            if one in locked.samples
-        ]
-        claims += [
-            ("sample", one, "round_trip_psnr_db", a.round_trip_psnr_db, b.round_trip_psnr_db)
-            for one, a, b in scored
-        ]
     return [
-        {"kind": kind, "key": key, "field": name, "locked": str(there), "found": str(here)}
-        for kind, key, name, there, here in claims
-        if there != here
+        {
+            "kind": claim.kind,
+            "key": claim.key,
+            "field": claim.field,
+            "locked": str(claim.locked),
+            "found": str(claim.actual),
+        }
+        for claim in _claims(locked, records)
+        if claim.locked != claim.actual
     ]
 
 
-def _verdict(report: Mapping[str, Any]) -> Verdict:
+def _claims(locked: Lock, records: Mapping[str, Mapping[str, Any]]) -> list[_Claim]:
+    claims = []
+    for key, video in records["download"].items():
+        num_bytes = locked.videos[key].num_bytes
+        claims.append(_Claim("video", key, "num_bytes", num_bytes, video.blob.num_bytes))
+    for key, clip in records["extract"].items():
+        recorded = locked.clips[key]
+        claims.append(_Claim("clip", key, "num_frames", recorded.num_frames, clip.num_frames))
+        claims.append(_Claim("clip", key, "crop", recorded.crop, clip.crop))
+    for key, shard in records["shard"].items():
+        if key in locked.shards and shard.blob.sha256 == locked.shards[key].sha256:
+            claims += _claims_of_shard(locked, shard, records["encode"])
+    return claims
+
+
+def _claims_of_shard(locked: Lock, shard: Shard, samples: Mapping[str, Sample]) -> list[_Claim]:
+    recorded = locked.shards[shard.key]
+    claims = [
+        _Claim("shard", shard.key, "split", recorded.split, shard.split),
+        _Claim("shard", shard.key, "samples", recorded.samples, shard.samples),
+        _Claim("shard", shard.key, "num_bytes", recorded.num_bytes, shard.blob.num_bytes),
+    ]
+    for key in shard.samples:
+        if key in locked.samples:
+            before = locked.samples[key].round_trip_psnr_db
+            psnr = samples[key].round_trip_psnr_db
+            claims.append(_Claim("sample", key, "round_trip_psnr_db", before, psnr))
+    return claims
+
+
+def _verdict(report: Mapping[str, Any]) -> Grade:
     samples = report["samples"]
     wrong = [*samples["different"], *report["contradictions"]]
     if report["root"]["locked"] == report["root"]["found"] and not wrong:
@@ -305,143 +343,163 @@ def _verdict(report: Mapping[str, Any]) -> Verdict:
 
 def show(console: Console, report: Mapping[str, Any], path: Path) -> None:
     """The table, and every difference by name."""
-    sources, clips, samples, shards = (
-        report[level] for level in ("sources", "clips", "samples", "shards")
-    )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("", "identical", "equivalent", "different", "lost"):
         table.add_column(name, justify="left" if not name else "right")
-    table.add_row(
-        "sources",
-        str(sources["identical"]),
-        "",
-        str(len(sources["changed"])),
-        str(len(sources["gone"])),
-    )
-    table.add_row(
-        "clips",
-        str(clips["identical"]),
-        str(len(clips["same_frames"])),
-        str(len(clips["different"])),
-        str(len(clips["lost"])),
-    )
-    other = len(samples["edited"]) + len(samples["different"])
-    table.add_row(
-        "samples",
-        str(samples["identical"]),
-        str(len(samples["equivalent"])),
-        str(other),
-        str(len(samples["lost"])),
-    )
-    table.add_row(
-        "shards",
-        str(shards["identical"]),
-        "",
-        str(len(shards["different"])),
-        str(len(shards["lost"])),
-    )
+    for row in _rows(report):
+        table.add_row(*map(str, row))
     console.print(table)
     for line in lines(report):
         console.print(line, markup=False, soft_wrap=True)
     console.print(f"the whole report: {path}", markup=False, soft_wrap=True)
 
 
+def _rows(report: Mapping[str, Any]) -> list[tuple[str | int, ...]]:
+    sources, clips = report["sources"], report["clips"]
+    samples, shards = report["samples"], report["shards"]
+    num_different = len(samples["edited"]) + len(samples["different"])
+    return [
+        ("sources", sources["identical"], "", len(sources["changed"]), len(sources["gone"])),
+        (
+            "clips",
+            clips["identical"],
+            len(clips["same_frames"]),
+            len(clips["different"]),
+            len(clips["lost"]),
+        ),
+        (
+            "samples",
+            samples["identical"],
+            len(samples["equivalent"]),
+            num_different,
+            len(samples["lost"]),
+        ),
+        ("shards", shards["identical"], "", len(shards["different"]), len(shards["lost"])),
+    ]
+
+
 def lines(report: Mapping[str, Any]) -> list[str]:
     """What the table leaves out, in words."""
-    sources, samples, share = report["sources"], report["samples"], report["obtainable"]
-    told = []
-    if none := sources["not_needed"]:
-        told.append(
-            "1 source gave no clip and is not fetched"
-            if none == 1
-            else f"{none} sources gave no clip and are not fetched"
-        )
-    told += _named("changed", [f"{one['source']}: {one['detail']}" for one in sources["changed"]])
-    for cause, count in Counter(one["class"] for one in sources["gone"]).items():
-        of_cause = [
-            f"{one['source']}: {one['detail']}" for one in sources["gone"] if one["class"] == cause
-        ]
-        told += _named(f"gone ({cause}, {count})", of_cause)
-    if passing := sorted(RETRIED & {one["class"] for one in sources["gone"]}):
-        told.append(
-            f"what was {' or '.join(passing)} may come back: the same command tries it again"
-        )
-    told += _named("edited", [_edit(Edit(**edit)) for edit in report["edits"]])
-    told += _named(
-        "rejected",
-        [
-            f"{one['key']} ({one['stage']}, {one['class']}): {one['detail']}"
-            for one in report["rejected"]
-        ],
-    )
-    told += _named("clip with other frames", report["clips"]["different"])
-    for kind in ("edited", "different"):
-        told += _named(
-            f"sample {kind}",
-            [f"{one['sample']} ({', '.join(one['members'])})" for one in samples[kind]],
-        )
-    told += _named("sample the lock does not have", samples["more"])
-    told += _named(
-        "the lock contradicts itself", [_contradiction(one) for one in report["contradictions"]]
-    )
+    return [
+        *_lines_of_sources(report["sources"]),
+        *_up_to_eight("edited", [_edit(line) for line in report["edits"]]),
+        *_up_to_eight("rejected", [_rejection(line) for line in report["rejected"]]),
+        *_up_to_eight("clip with other frames", report["clips"]["different"]),
+        *_lines_of_samples(report["samples"]),
+        *_up_to_eight(
+            "the lock contradicts itself",
+            [_contradiction(line) for line in report["contradictions"]],
+        ),
+        *_lines_of_numbers(report["samples"]),
+        *_lines_of_verdict(report),
+    ]
+
+
+def _up_to_eight(what: str, names: Sequence[str]) -> list[str]:
+    lines = [f"{what}: {name}" for name in names[:NAMED]]
+    if len(names) > NAMED:
+        lines.append(f"{what}: and {len(names) - NAMED} more")
+    return lines
+
+
+def _lines_of_sources(sources: Mapping[str, Any]) -> list[str]:
+    lines = []
+    num_unneeded = sources["not_needed"]
+    if num_unneeded == 1:
+        lines.append("1 source gave no clip and is not fetched")
+    elif num_unneeded:
+        lines.append(f"{num_unneeded} sources gave no clip and are not fetched")
+    changed = [f"{line['source']}: {line['detail']}" for line in sources["changed"]]
+    lines += _up_to_eight("changed", changed)
+    classes = Counter(line["class"] for line in sources["gone"])
+    for name, count in classes.items():
+        of_class = [line for line in sources["gone"] if line["class"] == name]
+        details = [f"{line['source']}: {line['detail']}" for line in of_class]
+        lines += _up_to_eight(f"gone ({name}, {count})", details)
+    if passing := sorted(RETRIED & classes.keys()):
+        causes = " or ".join(passing)
+        lines.append(f"what was {causes} may come back: the same command tries it again")
+    return lines
+
+
+def _rejection(line: Mapping[str, str]) -> str:
+    return f"{line['key']} ({line['stage']}, {line['class']}): {line['detail']}"
+
+
+def _lines_of_samples(samples: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for grade in ("edited", "different"):
+        names = [f"{line['sample']} ({', '.join(line['members'])})" for line in samples[grade]]
+        lines += _up_to_eight(f"sample {grade}", names)
+    return lines + _up_to_eight("sample the lock does not have", samples["more"])
+
+
+def _lines_of_numbers(samples: Mapping[str, Any]) -> list[str]:
+    lines = []
     if count := len(samples["rescored"]):
-        told.append(
-            f"another PSNR of the round trip, or none, in the metadata of {count} samples that are otherwise as before"
+        lines.append(
+            f"another PSNR of the round trip, or none, in the metadata of {count} samples that "
+            "are otherwise as before"
         )
-    for name, one in samples["apart"].items():
-        apart = f"mean |difference| {one['mean_abs']:.2g}, largest {one['max_abs']:.2g}"
-        told.append(
-            f"{name}: {one['arrays']} not bit-identical; of each {lock.PROBES} values compared: {apart}"
+    for name, apart in samples["apart"].items():
+        lines.append(
+            f"{name}: {apart['arrays']} not bit-identical; of each {PROBES} values compared: mean "
+            f"|difference| {apart['mean_abs']:.2g}, largest {apart['max_abs']:.2g}"
         )
     if psnr := samples["round_trip_psnr_db"]:
-        two = f"{psnr['found']:.2f} dB PSNR after decoding in the mean, {psnr['locked']:.2f} in the lock"
-        told.append(f"VAE round trip: {two} ({psnr['clips']} clips)")
-    if share["samples"] < share["of"]:
-        told.append(
-            f"obtainable: {share['samples']} of {share['of']} samples, {share['share_of_frames']:.1%} of the frames"
+        lines.append(
+            f"VAE round trip: {psnr['found']:.2f} dB PSNR after decoding in the mean, "
+            f"{psnr['locked']:.2f} in the lock ({psnr['clips']} clips)"
         )
-    root = report["root"]
+    return lines
+
+
+def _lines_of_verdict(report: Mapping[str, Any]) -> list[str]:
+    root, share, lines = report["root"], report["obtainable"], []
+    if share["samples"] < share["of"]:
+        lines.append(
+            f"obtainable: {share['samples']} of {share['of']} samples, "
+            f"{share['share_of_frames']:.1%} of the frames"
+        )
     if report["verdict"] == "identical":
-        return [*told, f"bit-identical: root digest {root['found']}"]
+        return [*lines, f"bit-identical: root digest {root['found']}"]
     if root["locked"] == root["found"]:
-        return [*told, f"not what the lock says, though the root digest is: {root['found']}"]
-    apart = _versions(report["environment"])
-    why = f"; the lock's machine had {apart}" if apart else ""
-    word = (
-        "equivalent within tolerance"
-        if report["verdict"] == "equivalent"
-        else "not what the lock says"
+        return [*lines, f"not what the lock says, though the root digest is: {root['found']}"]
+    verdict = "not what the lock says"
+    if report["verdict"] == "equivalent":
+        verdict = "equivalent within tolerance"
+    machine = _other_machine(report["environment"])
+    why = f"; the lock's machine had {machine}" if machine else ""
+    digests = f"root digest {root['found']}, the lock has {root['locked']}"
+    return [*lines, f"{verdict}: {digests}{why}"]
+
+
+def _contradiction(line: Mapping[str, str]) -> str:
+    return (
+        f"{line['kind']} {line['key']}: {line['field']} is {line['locked']} in the lock; what has "
+        f"the digests of the lock has {line['found']}"
     )
-    return [*told, f"{word}: root digest {root['found']}, the lock has {root['locked']}{why}"]
 
 
-def _named(what: str, names: Sequence[str]) -> list[str]:
-    more = [f"{what}: and {len(names) - NAMED} more"] if len(names) > NAMED else []
-    return [f"{what}: {name}" for name in names[:NAMED]] + more
+def _edit(line: Mapping[str, str]) -> str:
+    source, name = line["source"], line["field"]
+    if name == "missing":
+        return f"{source} is in the lock and not in the recipe"
+    if name == "added":
+        return f"{source} is in the recipe and not in the lock: `build` adds it"
+    values = f"the recipe says {line['found']}, the lock {line['locked']}"
+    if source.startswith("["):
+        return f"{source} {name}: {values}, which is what was used"
+    return f"{source}: {name}: {values}"
 
 
-def _contradiction(one: Mapping[str, str]) -> str:
-    return f"{one['kind']} {one['key']}: {one['field']} is {one['locked']} in the lock; what has the digests of the lock has {one['found']}"
-
-
-def _edit(edit: Edit) -> str:
-    if edit.field == "missing":
-        return f"{edit.source} is in the lock and not in the recipe"
-    if edit.field == "added":
-        return f"{edit.source} is in the recipe and not in the lock: `build` adds it"
-    if edit.source.startswith("["):
-        return f"{edit.source} {edit.field}: the recipe says {edit.found}, the lock {edit.locked}, which is what was used"
-    return f"{edit.source}: {edit.field}: the recipe says {edit.found}, the lock {edit.locked}"
-
-
-def _versions(environment: Mapping[str, Any]) -> str:
-    """What the lock's machine had that this one has otherwise."""
-    locked, found = environment["locked"], environment["found"]
-    apart = [
+def _other_machine(environment: Mapping[str, Any]) -> str:
+    """What the lock's machine had that this one has otherwise: "torch 2.9, cpu AVX512"."""
+    locked, here = environment["locked"], environment["found"]
+    versions = [
         f"{name} {version}"
         for name, version in locked["versions"].items()
-        if found["versions"].get(name) != version
+        if here["versions"].get(name) != version
     ]
-    return ", ".join(
-        [*apart, *(f"{device}" for device in locked["devices"] if device not in found["devices"])]
-    )
+    devices = [str(device) for device in locked["devices"] if device not in here["devices"]]
+    return ", ".join([*versions, *devices])

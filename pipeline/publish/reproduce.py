@@ -15,19 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core import canonical
-from pipeline.core.errors import Damaged, LongtakeError, RecipeError, Stopped
-from pipeline.core.records import Rejection, Sample, Scene, Shard, Source, Video, public
-from pipeline.core.stage import Executor, Progress
+from pipeline.core.errors import Damaged, RecipeError, Stopped
+from pipeline.core.records import Record, Rejection, Scene, Shard, Source, Video, public
+from pipeline.core.stage import Executor, Progress, Stage
 from pipeline.core.store import Store
-from pipeline.dataset import build, lock
-from pipeline.dataset.build import Run, Step, manifest_path, opened, runner, surveyor, written
+from pipeline.dataset import build, chain, lock
+from pipeline.dataset.build import opened
+from pipeline.dataset.chain import CHAIN, Step, Visit, manifest_path, runner, surveyor
 from pipeline.dataset.lock import Lock, LockedVideo
+from pipeline.dataset.outputs import write_outputs
 from pipeline.dataset.recipe import Loaded
-from pipeline.media import encoders
-from pipeline.stages import cut, download, encode, extract, shard
-from pipeline.stages import filter as filter_stage
+from pipeline.media import addresses, encoders
+from pipeline.stages import NAMES
 
-FIELDS = ("uri", "captions", "license", "start_s", "end_s")
+STAGES = tuple(name for name in NAMES if name not in ("expand", "cut", "filter"))  # not in the lock
+UNUSED = ("download", "cut", "filter")  # stages whose options a rebuild does not ask for
+FIELDS = ("captions", "license", "start_s", "end_s")
 
 
 @dataclass(frozen=True)
@@ -39,34 +42,38 @@ class Edit:
     source: str  # or a table of options, in brackets
     field: str
     locked: str = ""
-    found: str = ""
+    recipe: str = ""
 
 
 def check(loaded: Loaded, lock: Lock) -> None:
     """Refuse a recipe that would give other clips or latents than the lock tells of. Raises
     RecipeError with every difference.
     """
-    recipe = loaded.recipe
-    found = encode.find_encoders(recipe.encode, loaded.folder)
-    wanted = {
-        "extract": extract.stage(recipe.extract).params,
-        "encode": encode.facts(recipe.encode, found),
-        "shard": recipe.shard.model_dump(),
-    }
-    if differences := list(_options(lock, wanted)):
-        told = "\n".join(
-            f"  {one.source} {one.field}: the recipe gives {one.found}, the lock has {one.locked}"
-            for one in differences
-        )
+    setup = loaded.setup("auto")
+    names = [name for name in STAGES if name not in ("download", "shard")]
+    options = {name: CHAIN[name].stage(setup).params for name in names}
+    options["shard"] = loaded.recipe.shard.model_dump()
+    if edits := list(_edited_options(lock, options)):
+        lines = [
+            f"  {edit.source} {edit.field}: the recipe gives {edit.recipe}, the lock has "
+            f"{edit.locked}"
+            for edit in edits
+        ]
         raise RecipeError(
-            f"{loaded.path} is not the recipe the lock was made of:\n{told}\n"
-            "Take the recipe (and models) published with the lock, or make a lock of your own with `build`"
+            "\n".join(
+                [
+                    f"{loaded.path} is not the recipe the lock was made of:",
+                    *lines,
+                    "Take the recipe (and models) published with the lock, or make a lock of your "
+                    "own with `build`",
+                ]
+            )
         )
 
 
-def _options(lock: Lock, wanted: Mapping[str, Any]) -> Iterator[Edit]:
+def _edited_options(lock: Lock, options: Mapping[str, Any]) -> Iterator[Edit]:
     """Options, by table, that are not the lock's."""
-    for table, params in wanted.items():
+    for table, params in options.items():
         locked = lock.header["packing"] if table == "shard" else lock.params(table)
         here = canonical.plain(params)
         for name in sorted(locked.keys() | here.keys()):
@@ -83,40 +90,46 @@ def edits(loaded: Loaded, lock: Lock) -> list[Edit]:
     """What the recipe says otherwise than the lock: sources that only one of them has, fields,
     options that a rebuild does not ask for.
     """
-    recipe = loaded.recipe
-    unused = {
-        "download": download.stage(recipe.download, loaded.folder).params,
-        "cut": cut.stage(recipe.cut, recipe.extract).params,
-        "filter": filter_stage.stage(recipe.filter, recipe.extract.fps).params,
-    }
-    made = list(_options(lock, unused))
+    setup = loaded.setup("auto")
+    options = {name: CHAIN[name].stage(setup).params for name in UNUSED}
+    result = list(_edited_options(lock, options))
     used: set[str] = set()
     for video in lock.videos.values():
         entry = entry_of(video.key, loaded.sources, lock.videos)
         if entry is None:
-            made.append(Edit(video.key, "missing"))
-            continue
-        used.add(entry.key)
-        here = {"uri": public(entry.uri) if entry.key == video.key else video.uri}
-        here |= {name: getattr(entry, name) for name in FIELDS[1:]}
-        here["sha256"] = entry.sha256 or video.sha256
-        for name in here:
-            if here[name] != getattr(video, name):
-                made.append(Edit(video.key, name, _said(getattr(video, name)), _said(here[name])))
-    rejected = lock.header["stages"]["download"]["rejected"].keys()
-    if rejected <= {
-        "removed"
-    }:  # else it may have been in the recipe and unavailable when the lock was made
-        made += [
-            Edit(source.key, "added")
-            for source in loaded.sources
-            if source.key not in {*used, *loaded.removed}
-        ]
-    return made
+            result.append(Edit(video.key, "missing"))
+        else:
+            used.add(entry.key)
+            result += _edited_fields(video, entry)
+    # where one was rejected, it may have been in the recipe when the lock was made
+    if _rejected_sources(lock) <= {"removed"}:
+        passed = {*used, *loaded.removed}
+        new = [source.key for source in loaded.sources if source.key not in passed]
+        result += [Edit(key, "added") for key in new]
+    return result
 
 
-def _said(value: object) -> str:
-    """A field's value, on one line."""
+def _edited_fields(video: LockedVideo, entry: Source) -> list[Edit]:
+    """Fields in which a locked video and its line of the recipe differ."""
+    is_list = entry.key != video.key  # a glob, a playlist: its own address is another
+    values: dict[str, Any] = {"uri": video.uri if is_list else public(entry.uri)}
+    values |= {name: getattr(entry, name) for name in FIELDS}
+    values["sha256"] = entry.sha256 or video.sha256
+    return [
+        Edit(video.key, name, _in_one_line(getattr(video, name)), _in_one_line(value))
+        for name, value in values.items()
+        if value != getattr(video, name)
+    ]
+
+
+def _rejected_sources(lock: Lock) -> set[str]:
+    """For which reasons sources were rejected when the lock was made."""
+    stages = lock.header["stages"]
+    names = [name for name in ("expand", "download") if name in stages]
+    return {reason for name in names for reason in stages[name]["rejected"]}
+
+
+def _in_one_line(value: object) -> str:
     if isinstance(value, Fraction):
         return f"{value} s"
     return json.dumps(value, ensure_ascii=False) if value else "nothing"
@@ -146,100 +159,85 @@ def source_of(
     fetched at all.
 
     An address that only the lock knows (one video of a playlist, one file of a glob) must be of the
-    kind the recipe's is.
+    kind the recipe's is: else Damaged is raised.
     """
     entry = entry_of(video.key, loaded.sources, videos)
     removal = loaded.removed.get(video.key) or (loaded.removed.get(entry.key) if entry else None)
     if removal:
-        return Rejection(
-            video.key, "download", "bad", "removed", removal.why or f"taken down on {removal.at}"
-        )
+        detail = removal.why or f"taken down on {removal.at}"
+        return Rejection(video.key, "download", "bad", "removed", detail)
     if entry is None:
-        return Rejection(
-            video.key,
-            "download",
-            "unavailable",
-            "not-found",
-            "the recipe does not name it any more",
-        )
+        return _not_found(video, "the recipe does not name it any more")
     uri = entry.uri
     if entry.key != video.key:
-        uri = video.uri
-        kinds = {download.scheme(entry.uri), download.scheme(uri)}
+        kinds = {addresses.scheme(entry.uri), addresses.scheme(video.uri)}
         if kinds == {"file"}:
-            paths = [
-                path
-                for path in download.matches(entry.uri, loaded.folder)
-                if _named(path, loaded.folder) == video.uri
-            ]
-            if not paths:
-                detail = f"{entry.uri} does not match {uri.removeprefix('file:')} any more"
-                return Rejection(video.key, "download", "unavailable", "not-found", detail)
-            same = (
-                path
-                for path in paths
-                if len(paths) > 1 and canonical.file_digest(path) == video.sha256
-            )
-            uri = f"file:{download.path_in_recipe(next(same, paths[0]), loaded.folder)}"
-        elif not kinds <= {"http", "https"}:
+            path = _file_of_glob(video, entry, loaded.folder)
+            if path is None:
+                name = video.uri.removeprefix("file:")
+                return _not_found(video, f"{entry.uri} does not match {name} any more")
+            uri = f"file:{addresses.path_in_recipe(path, loaded.folder)}"
+        elif kinds <= {"http", "https"}:
+            uri = video.uri
+        else:
             raise Damaged(
-                f"the lock's address of '{video.key}' is of another kind ({uri}) than the recipe's ({entry.uri})"
+                f"the lock's address of '{video.key}' is of another kind ({video.uri}) than the "
+                f"recipe's ({entry.uri})"
             )
-    chosen = (
-        video.fetched_as
-        if download.scheme(uri) in ("http", "https") and video.fetched_as != "unknown"
-        else None
-    )
+    is_page = addresses.scheme(uri) in ("http", "https")
+    format_ = video.fetched_as if is_page and video.fetched_as != "unknown" else None
     return replace(
         entry,
         key=video.key,
         uri=uri,
         sha256=video.sha256,
-        format=chosen,
+        format=format_,
         start_s=video.start_s,
         end_s=video.end_s,
     )
 
 
-def _named(path: Path, folder: Path) -> str:
-    """What a lock calls a file of a glob."""
-    return public(f"file:{download.path_in_recipe(path, folder)}")
+def _not_found(video: LockedVideo, detail: str) -> Rejection:
+    return Rejection(video.key, "download", "unavailable", "not-found", detail)
 
 
-def walk(loaded: Loaded, lock: Lock, run: Run, device: str) -> Iterator[Step]:
-    """Take the lock's videos that gave clips through download, extract, encode and shard."""
-    recipe, folder = loaded.recipe, loaded.folder
-    wanted = [video for video in lock.videos.values() if lock.clips_of(video.key)]
-    sources = [source_of(video, loaded, lock.videos) for video in wanted]
-    step = run(
-        download.stage(recipe.download, folder),
-        [source for source in sources if isinstance(source, Source)],
-        False,
-    )
-    absent = tuple(source for source in sources if isinstance(source, Rejection))
-    made = step.manifest
-    step = replace(
-        step,
-        manifest=replace(
-            made, num_in=made.num_in + len(absent), rejections=made.rejections + absent
-        ),
-    )
-    yield step
-    scenes = [
-        scene
-        for video in step.manifest.records
-        if isinstance(video, Video)
-        for scene in _scenes(video, lock)
+def _file_of_glob(video: LockedVideo, entry: Source, folder: Path) -> Path | None:
+    """The file of a recipe's glob that a lock means; of several with its name the one with its
+    bytes.
+    """
+    paths = [
+        path
+        for path in addresses.matches(entry.uri, folder)
+        if public(f"file:{addresses.path_in_recipe(path, folder)}") == video.uri
     ]
-    step = run(extract.stage(recipe.extract), scenes, False)
-    yield step
-    stage = encode.stage(recipe.encode, encode.find_encoders(recipe.encode, folder), device)
-    step = run(stage, step.manifest.records, False)
-    yield step
-    packs = shard.pack(
-        [record for record in step.manifest.records if isinstance(record, Sample)], recipe.shard
-    )
-    yield run(shard.stage(), packs, False)
+    if len(paths) > 1:
+        for path in paths:
+            if canonical.file_digest(path) == video.sha256:
+                return path
+    return paths[0] if paths else None
+
+
+def walk(loaded: Loaded, lock: Lock, visit: Visit, device: str) -> Iterator[Step]:
+    """Take the lock's videos that gave clips through download, extract, encode and shard."""
+    videos = [video for video in lock.videos.values() if lock.clips_of(video.key)]
+    sources = [source_of(video, loaded, lock.videos) for video in videos]
+    absent = tuple(source for source in sources if isinstance(source, Rejection))
+
+    def scenes(records: Sequence[Record]) -> list[Record]:
+        return [scene for record in records for scene in _scenes(record, lock)]
+
+    def visit_and_count(stage: Stage, records: Sequence[Record]) -> Step:
+        step = visit(stage, records)
+        if stage.name != "download":
+            return step
+        manifest = step.manifest
+        num_in = manifest.num_in + len(absent)
+        rejections = manifest.rejections + absent
+        return replace(step, manifest=replace(manifest, num_in=num_in, rejections=rejections))
+
+    present = [source for source in sources if isinstance(source, Source)]
+    setup = loaded.setup(device)
+    yield from chain.walk(setup, visit_and_count, present, STAGES, gather={"extract": scenes})
 
 
 def is_rebuilt(folder: Path) -> bool:
@@ -247,43 +245,38 @@ def is_rebuilt(folder: Path) -> bool:
     return manifest_path(folder, "extract").is_file() and not manifest_path(folder, "cut").is_file()
 
 
-def looked(loaded: Loaded, data: Path, device: str) -> tuple[list[Step], str]:
-    """What is done and what is pending, of a build or of a rebuild, and why no more is known of
-    it.
-    """
+def look(loaded: Loaded, data: Path, device: str) -> Iterator[Step]:
+    """What is done and what is pending, of a build or of a rebuild; nothing is run."""
     if not is_rebuilt(data / loaded.recipe.name):
-        return build.looked(loaded, data, device)
-    steps: list[Step] = []
-    try:
-        for step in walk(
-            loaded, lock.read(loaded.path), surveyor(Store(data.absolute() / "store")), device
-        ):
-            steps.append(step)
-    except LongtakeError as error:
-        return steps, str(error)
-    return steps, ""
+        yield from build.look(loaded, data, device)
+        return
+    visit = surveyor(Store(data.absolute() / "store"))
+    yield from walk(loaded, lock.read(loaded.path), visit, device)
 
 
-def _scenes(video: Video, lock: Lock) -> Iterator[Scene]:
+def _scenes(video: Record, lock: Lock) -> Iterator[Scene]:
+    assert isinstance(video, Video)
     for clip in lock.clips_of(video.key):
         if clip.time_base != video.container.time_base:
             raise Damaged(
-                f"the lock counts '{clip.key}' in {clip.time_base} s, its video in {video.container.time_base} s"
+                f"the lock counts '{clip.key}' in {clip.time_base} s, its video in "
+                f"{video.container.time_base} s"
             )
         yield Scene(clip.key, video, clip.start_pts, clip.end_pts)
 
 
 def versions(lock: Lock, steps: Sequence[Step]) -> list[str]:
-    """Stages whose version is not the lock's: their bytes may differ by design."""
-    told = []
+    """Stages whose version is not the lock's, in words: their bytes may differ by design."""
+    lines = []
     for step in steps:
-        name, here = step.manifest.stage, step.manifest.version
-        locked: Any = lock.header["stages"][name]["version"]
-        if locked != here:
-            told.append(
-                f"stage '{name}' is version {here} here and {locked} in the lock: its bytes may differ"
+        name, version = step.manifest.stage, step.manifest.version
+        locked = lock.header["stages"][name]["version"]
+        if locked != version:
+            lines.append(
+                f"stage '{name}' is version {version} here and {locked} in the lock: its bytes may "
+                "differ"
             )
-    return told
+    return lines
 
 
 def reproduce(
@@ -295,30 +288,30 @@ def reproduce(
     check(loaded, locked)
     if device != "auto":
         encoders.choose_device(device)
-    if manifest_path(data / loaded.recipe.name, "cut").is_file():
-        told = "it would prove nothing, and what cannot be had any more would go from there"
+    folder = data / loaded.recipe.name
+    if manifest_path(folder, "cut").is_file():
         raise Stopped(
-            f"{data / loaded.recipe.name} holds a build of its own: {told}. Choose another folder with --data (make: DATA=)"
+            f"{folder} holds a build of its own: it would prove nothing, and what cannot be had "
+            "any more would go from there. Choose another folder with --data (make: DATA=)"
         )
     with opened(data) as store, store.unfinished(loaded.recipe.name):
-        for step in written(
-            loaded,
-            walk(loaded, locked, runner(store, executor, progress), device),
-            data,
-            store,
-            device,
-        ):
+        fetching = CHAIN["download"].stage(loaded.setup(device))
+        visit = runner(store, executor, progress, fetching)
+        walked = walk(loaded, locked, visit, device)
+        for step in write_outputs(loaded, walked, data, store, device):
             _read_back(step, store)
             yield step
 
 
 def _read_back(step: Step, store: Store) -> None:
-    """Shards that were remembered are read again before anybody calls them identical."""
+    """Shards that were remembered are read again before anybody calls them identical. Raises
+    Damaged.
+    """
     for record in step.manifest.records:
-        if (
-            isinstance(record, Shard)
-            and canonical.file_digest(store.path(record.blob.sha256)) != record.blob.sha256
-        ):
-            raise Damaged(
-                f"the shard '{record.key}' is not on disk as it was written: `verify --drop`, then the same command again"
-            )
+        if isinstance(record, Shard):
+            sha256 = record.blob.sha256
+            if canonical.file_digest(store.path(sha256)) != sha256:
+                raise Damaged(
+                    f"the shard '{record.key}' is not on disk as it was written: `verify --drop`, "
+                    "then the same command again"
+                )

@@ -1,15 +1,17 @@
 """What the manifests under a data folder refer to, and `gc`: what they do not refer to goes.
 
-Held are the blobs that any dataset's manifests name, the reels of their videos and the null
+Kept are the blobs that any dataset's manifests name, the reels of their videos and the null
 prompt's embedding. Wheels are not: they serve fetching only. What a build remembered that was
-broken off is held too, for no manifest can name it yet. Every deletion is of blobs first and then
-of memos, so that one broken off leaves what the next one finds.
+broken off is kept too, for no manifest can name it yet. Of the memos those go that name a blob that
+goes or is gone, and those (rejections, cuts and lists of videos among them) of sources and videos
+that no manifest has. Memos are read one after the other, twice, and never held
+together. Blobs are deleted before memos, so that a sweep broken off leaves what the next one finds.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,12 @@ from pipeline.core.errors import Damaged, RecipeError
 from pipeline.core.manifest import lines_of
 from pipeline.core.store import Memo, Store, blobs_in
 from pipeline.dataset.build import opened
-from pipeline.dataset.raw import reel_key
+from pipeline.dataset.chain import manifest_paths
+from pipeline.media import reel
+from pipeline.stages import encode
 
-WHOLE = {
-    "container": "raw videos",
-    "pictures": "clips",
-    "members": "shards",
-}  # kinds by a fact that only they have
+# kinds of blobs by a fact that only they have
+WHOLE = {"container": "raw videos", "pictures": "clips", "members": "shards"}
 PARTS = {
     "reel": "reels",
     "mean": "latents",
@@ -35,24 +36,36 @@ PARTS = {
     "text": "text embeddings",
     "image": "image embeddings",
 }
-TASKS = {
-    "wheel": "wheels",
-    "text": "text embeddings",
-    "images": "image embeddings",
-}  # kinds by the name of a smaller task
+# kinds by the name of a smaller task
+TASKS = {"wheel": "wheels", "text": "text embeddings", "images": "image embeddings"}
 LEFT_OVER = "left over"  # blobs that no memo names
 
 
 @dataclass
-class Held:
+class References:
     """What manifests refer to: digests of blobs; identities, as canonical JSON, of videos and of
-    sources; who has a video.
+    sources; addresses; by a video's digest who has it, as DATASET/KEY.
+
+    `any_reel` are videos of datasets that do not say yet which reel they want: all of theirs stay.
     """
 
     blobs: set[str] = field(default_factory=set)
     videos: set[bytes] = field(default_factory=set)
     sources: set[bytes] = field(default_factory=set)
-    users: dict[str, set[str]] = field(default_factory=dict)  # by digest: DATASET/KEY
+    uris: set[str] = field(default_factory=set)
+    users: dict[str, set[str]] = field(default_factory=dict)
+    any_reel: set[bytes] = field(default_factory=set)
+
+    def keep(self, memo: Memo) -> None:
+        """Keep the blobs a memo names."""
+        self.blobs |= {blob.sha256 for blob in blobs_in(memo.outputs)}
+
+    def keep_any_reel(self, memo: Memo) -> None:
+        """Keep the reel a memo tells of, if it is one of a dataset that was cut and no more."""
+        if isinstance(memo.of, list) and memo.of[:1] == ["reel"]:
+            videos = {canonical.encode(value) for _, value in mentions(memo.of)}
+            if videos & self.any_reel:
+                self.keep(memo)
 
 
 @dataclass
@@ -62,9 +75,7 @@ class Bin:
     dry: bool = False
     counts: Counter[str] = field(default_factory=Counter)
     num_bytes: Counter[str] = field(default_factory=Counter)
-    linked_bytes: int = (
-        0  # of those, bytes that are also a file elsewhere: nothing is freed by them
-    )
+    linked_bytes: int = 0  # of those, of files that have another name: nothing is freed by them
 
     def drop(self, kind: str, paths: Iterable[Path]) -> None:
         for path in paths:
@@ -85,85 +96,129 @@ def gc(data: Path, dry: bool) -> tuple[Bin, list[str]]:
     """
     if not (data / "store").is_dir():
         raise RecipeError(f"there is no store in {data}")
+    swept = Bin(dry)
     with opened(data) as store:
-        memos = list(read(store))
-        kept = held(data, store, memos)
-        unfinished = _hold_unfinished(store, kept)
-        kinds = kinds_of(memos)
-        going = [sha256 for sha256 in store.blobs() if sha256 not in kept.blobs]
-        swept = Bin(dry)
-        for sha256 in going:
-            swept.drop(kinds.get(sha256, LEFT_OVER), [store.path(sha256)])
-        swept.drop("memos", [store.memo_path(memo.key) for memo in naming(memos, set(going))])
+        kept = references_in(data, store)
+        since, unfinished = unfinished_builds(store)
+        kinds: dict[str, str] = {}
+        for memo in memos_of(store):
+            kept.keep_any_reel(memo)
+            if is_fresh(memo, since, store):
+                kept.keep(memo)
+            for sha256, kind in kinds_in(memo):
+                if sha256 not in kept.blobs:
+                    kinds[sha256] = kind
+        for sha256 in store.blobs():
+            if sha256 not in kept.blobs:
+                swept.drop(kinds.get(sha256, LEFT_OVER), [store.path(sha256)])
+        for memo in memos_of(store):
+            if not is_fresh(memo, since, store) and not _is_needed(memo, kept, store):
+                swept.drop("memos", [store.memo_path(memo.key)])
     return swept, unfinished
 
 
-def read(store: Store) -> Iterator[Memo]:
-    """Every memo that can be read."""
+def memos_of(store: Store) -> Iterator[Memo]:
+    """Every memo that can be read, one at a time."""
     for path in store.memos():
         if (memo := store.memo(path.name)) is not None:
             yield memo
 
 
-def naming(memos: Iterable[Memo], blobs: set[str]) -> list[Memo]:
-    """The memos that name one of these blobs."""
-    return [memo for memo in memos if any(blob.sha256 in blobs for blob in blobs_in(memo.outputs))]
+def unfinished_builds(store: Store) -> tuple[int | None, list[str]]:
+    """When the first unfinished build began (nanoseconds; None: there is none), and their names."""
+    notes = sorted((store.root / "unfinished").glob("*"))
+    since = min((note.stat().st_mtime_ns for note in notes), default=None)
+    return since, [note.name for note in notes]
 
 
-def held(data: Path, store: Store, memos: Iterable[Memo]) -> Held:
-    """Read every manifest of every dataset. Raises Damaged."""
-    kept = Held()
-    any_reel: set[bytes] = set()  # videos of datasets that do not say yet which reel they want
-    for folder in sorted({path.parent for path in data.glob("*/[1-6]-*.jsonl")}):
-        params: dict[str, Any] = {}
-        videos: dict[bytes, Any] = {}
-        for path in sorted(folder.glob("[1-6]-*.jsonl")):
-            header, records = records_in(path)
-            params[header["stage"]] = header["params"]
-            for record in records:
-                kept.blobs |= {blob.sha256 for blob in blobs_in(record)}
-                if video := video_in(record):
-                    kept.users.setdefault(video["blob"]["sha256"], set()).add(
-                        f"{folder.name}/{video['key']}"
-                    )
-                    kept.sources.add(canonical.encode(source_identity(video["source"])))
-                    videos[canonical.encode(video_identity(video))] = video_identity(video)
-        kept.videos |= videos.keys()
-        if "extract" not in params:
-            any_reel |= videos.keys()
-        elif "reel" in params["extract"]:
-            _hold_memos(
-                kept, store, [reel_key(identity, params["extract"]) for identity in videos.values()]
-            )
-        if "encode" in params:
-            _hold_memos(kept, store, [canonical.digest([*params["encode"]["text"], ""])])
-    for memo in memos:
-        if (
-            isinstance(memo.of, list)
-            and memo.of[:1] == ["reel"]
-            and canonical.encode(memo.of[2]) in any_reel
-        ):
-            kept.blobs |= {blob.sha256 for blob in blobs_in(memo.outputs)}
+def is_fresh(memo: Memo, since: int | None, store: Store) -> bool:
+    """Whether a memo is of the time since a build began that has not ended."""
+    return since is not None and store.memo_path(memo.key).stat().st_mtime_ns >= since
+
+
+def _is_needed(memo: Memo, kept: References, store: Store) -> bool:
+    """Whether a memo may be recalled by a dataset that is there."""
+    for blob in blobs_in(memo.outputs):
+        is_there = store.has(blob) or store.released(blob)
+        if blob.sha256 not in kept.blobs or not is_there:
+            return False
+    origins = list(mentions(memo.of))
+    if not origins or any(_is_kept(kind, value, kept) for kind, value in origins):
+        return True
+    # a playlist is in no manifest, its videos are
+    return any(facts["uri"] in kept.uris for facts in facts_in(memo, "uri"))
+
+
+def _is_kept(kind: str, value: Any, kept: References) -> bool:
+    if kind == "video":
+        return canonical.encode(value) in kept.videos
+    if kind == "source":
+        return canonical.encode(value) in kept.sources
+    return str(value) in kept.blobs
+
+
+def mentions(task: Any) -> Iterator[tuple[str, Any]]:
+    """What a memo is of: ("source", an identity), ("video", an identity), ("clip", a digest)."""
+    if isinstance(task, list):
+        for part in task:
+            yield from mentions(part)
+    elif isinstance(task, dict):
+        if "video" in task and "span" in task:
+            yield "video", task
+        elif task.keys() == {"clip"}:
+            yield "clip", task["clip"]
+        elif "uri" in task:
+            yield "source", task
+
+
+def facts_in(memo: Memo, name: str) -> Iterator[dict[str, Any]]:
+    """What a stage's memo says of each output, if it has a fact of this name."""
+    for entry in memo.outputs if isinstance(memo.outputs, list) else ():
+        if name in entry.get("facts", {}):
+            yield entry["facts"]
+
+
+def references_in(data: Path, store: Store, without: str = "") -> References:
+    """Read every manifest of every dataset but the one of that name. Raises Damaged."""
+    folders = [path for path in sorted(data.iterdir()) if path.is_dir() and path.name != without]
+    return references_of(folders, store)
+
+
+def references_of(folders: Iterable[Path], store: Store) -> References:
+    """Read every manifest in these datasets' folders. Raises Damaged."""
+    kept = References()
+    for folder in folders:
+        _add_dataset(folder, store, kept)
     return kept
 
 
-def _hold_memos(kept: Held, store: Store, keys: Iterable[str]) -> None:
-    for key in keys:
-        if (memo := store.memo(key)) is not None:
-            kept.blobs |= {blob.sha256 for blob in blobs_in(memo.outputs)}
-
-
-def _hold_unfinished(store: Store, kept: Held) -> list[str]:
-    """Hold what was remembered since the first unfinished build began; returns the names of those
-    builds.
-    """
-    notes = sorted((store.root / "unfinished").glob("*"))
-    since = min((note.stat().st_mtime_ns for note in notes), default=None)
-    if since is not None:
-        _hold_memos(
-            kept, store, [path.name for path in store.memos() if path.stat().st_mtime_ns >= since]
-        )
-    return [note.name for note in notes]
+def _add_dataset(folder: Path, store: Store, kept: References) -> None:
+    params: dict[str, Any] = {}
+    videos: dict[bytes, Any] = {}
+    for path in manifest_paths(folder):
+        header, records = records_in(path)
+        params[header["stage"]] = header["params"]
+        for record in records:
+            kept.blobs |= {blob.sha256 for blob in blobs_in(record)}
+            if source := source_in(record):
+                kept.sources.add(canonical.encode(source_identity(source)))
+                kept.uris.add(source["uri"])
+            if video := video_in(record):
+                user = f"{folder.name}/{video['key']}"
+                kept.users.setdefault(video["blob"]["sha256"], set()).add(user)
+                identity = video_identity(video)
+                videos[canonical.encode(identity)] = identity
+    kept.videos |= videos.keys()
+    task_keys = []
+    if "extract" not in params:
+        kept.any_reel |= videos.keys()
+    elif "reel" in params["extract"]:
+        task_keys += [reel.memo_key(identity, params["extract"]) for identity in videos.values()]
+    if "encode" in params:
+        task_keys.append(encode.null_text_key(params["encode"]))
+    for task_key in task_keys:
+        if memo := store.memo(task_key):
+            kept.keep(memo)
 
 
 def records_in(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -173,33 +228,39 @@ def records_in(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     name = f"{path.parent.name}/{path.name}"
     header, *lines = lines_of(name, path.read_bytes())
     records = [line["record"] for line in lines if "record" in line]
-    wanted = (header.get("out"), sum(header.get("rejected", {}).values()))
-    if (
-        wanted != (len(records), len(lines) - len(records))
-        or not {"stage", "params"} <= header.keys()
-    ):
+    counts = (len(records), len(lines) - len(records))
+    promised = (header.get("out"), sum(header.get("rejected", {}).values()))
+    if promised != counts or not {"stage", "params"} <= header.keys():
         raise Damaged(
             f"{name}: its lines are not those its first line tells of: remove it, and build again"
         )
     return header, records
 
 
-def video_in(record: dict[str, Any]) -> dict[str, Any] | None:
-    """The video that a record is, or came from; a shard has none."""
-    while "container" not in record:
-        inner = next((record[name] for name in ("clip", "scene", "video") if name in record), None)
-        if inner is None:
+def _ancestor(record: dict[str, Any], mark: str, parents: Sequence[str]) -> dict[str, Any] | None:
+    """The record with the field `mark` that this one is, or came from; a shard has none."""
+    while mark not in record:
+        parent = next((record[name] for name in parents if name in record), None)
+        if parent is None:
             return None
-        record = inner
+        record = parent
     return record
+
+
+def video_in(record: dict[str, Any]) -> dict[str, Any] | None:
+    """The video that a record is, or came from."""
+    return _ancestor(record, "container", ("clip", "scene", "video"))
+
+
+def source_in(record: dict[str, Any]) -> dict[str, Any] | None:
+    """The source that a record is, or came from."""
+    return _ancestor(record, "uri", ("clip", "scene", "video", "source"))
 
 
 def video_identity(video: dict[str, Any]) -> dict[str, Any]:
     """What `Video.identity` gives, from plain JSON."""
-    return {
-        "video": video["blob"]["sha256"],
-        "span": [video["source"]["start_s"], video["source"]["end_s"]],
-    }
+    source = video["source"]
+    return {"video": video["blob"]["sha256"], "span": [source["start_s"], source["end_s"]]}
 
 
 def source_identity(source: dict[str, Any]) -> dict[str, Any]:
@@ -210,18 +271,17 @@ def source_identity(source: dict[str, Any]) -> dict[str, Any]:
 
 def kinds_of(memos: Iterable[Memo]) -> dict[str, str]:
     """What each blob is, by digest, as the memos know it."""
-    return {sha256: kind for memo in memos for sha256, kind in _kinds_in(memo)}
+    return {sha256: kind for memo in memos for sha256, kind in kinds_in(memo)}
 
 
-def _kinds_in(memo: Memo) -> Iterator[tuple[str, str]]:
-    task = (
-        TASKS.get(str(memo.of[0]), LEFT_OVER)
-        if isinstance(memo.of, list) and memo.of
-        else LEFT_OVER
-    )
+def kinds_in(memo: Memo) -> Iterator[tuple[str, str]]:
+    task = LEFT_OVER
+    if isinstance(memo.of, list) and memo.of:
+        task = TASKS.get(str(memo.of[0]), LEFT_OVER)
     for entry in memo.outputs if isinstance(memo.outputs, list) else [memo.outputs]:
         facts = entry.get("facts", entry) if isinstance(entry, dict) else {}
-        kind = next((kind for name, kind in WHOLE.items() if name in facts), None)
-        named = {"": facts} if facts.keys() == {"sha256", "num_bytes"} else facts
-        for name, value in named.items():
-            yield from ((blob.sha256, kind or PARTS.get(name, task)) for blob in blobs_in(value))
+        whole = next((kind for name, kind in WHOLE.items() if name in facts), None)
+        parts = {"": facts} if facts.keys() == {"sha256", "num_bytes"} else facts
+        for name, value in parts.items():
+            for blob in blobs_in(value):
+                yield blob.sha256, whole or PARTS.get(name, task)

@@ -13,41 +13,39 @@ import difflib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from pipeline.core import canonical, manifest
-from pipeline.core.errors import RecipeError, Stopped
+from pipeline.core.errors import RecipeError, Stopped, without_credentials
 from pipeline.core.executors import Inline
 from pipeline.core.records import Blob, Record, Shard, Source
 from pipeline.core.stage import Progress, Stage
 from pipeline.core.store import Memo, Store, blobs_in, now
 from pipeline.dataset import lock, removals
-from pipeline.dataset.build import (
-    NAMES,
-    Step,
-    lock_of,
-    manifest_path,
-    opened,
-    runner,
-    surveyor,
-    walk,
-    written,
-)
-from pipeline.dataset.raw import bundle_of, wheel_key
+from pipeline.dataset.build import opened
+from pipeline.dataset.chain import CHAIN, Step, manifest_path, runner, surveyor, until, walk
+from pipeline.dataset.outputs import write_outputs
 from pipeline.dataset.recipe import Loaded
+from pipeline.dataset.relock import OWN, keep_lock, remove_locks
 from pipeline.dataset.removals import Removal
+from pipeline.media import fetch
 from pipeline.publish import reproduce, sweep
-from pipeline.publish.sweep import Bin, Held
-from pipeline.stages import shard
+from pipeline.publish.memo_index import MemoIndex, index_memos
+from pipeline.publish.sweep import Bin, References, facts_in
+from pipeline.stages import NAMES, download
+from pipeline.stages import shard as shard_stage
+
+Records = Mapping[str, Sequence[dict[str, Any]]]  # a dataset's manifests, by stage, as plain JSON
 
 
 @dataclass(frozen=True)
 class Target:
     """What is taken down: keys of videos, identities of their sources, and of the videos as far as
-    they are known; captions.
+    they are known; formats they were fetched in; captions.
     """
 
     keys: frozenset[str]
@@ -63,6 +61,10 @@ class Target:
         """
         names = "|".join(map(re.escape, sorted(self.keys, key=len, reverse=True)))
         return re.compile(rf"(?:{names})-\d{{4,}}(?:-\d{{3,}})?")
+
+    def has(self, sample: dict[str, Any]) -> bool:
+        """Whether a sample, as plain JSON, is of one of the videos."""
+        return sample["clip"]["scene"]["video"]["key"] in self.videos
 
 
 @dataclass
@@ -85,144 +87,145 @@ def remove(loaded: Loaded, data: Path, key: str, why: str, device: str) -> Remov
     """
     if not os.access(loaded.folder, os.W_OK):
         raise Stopped(
-            f"cannot write {removals.path_of(loaded.path)}: taking a source down must be noted beside the recipe"
+            f"cannot write {removals.path_of(loaded.path)}: taking a source down must be noted "
+            "beside the recipe"
         )
     folder = data / loaded.recipe.name
     with opened(data) as store:
-        memos = list(sweep.read(store))
-        sweep.held(data, store, memos)  # a damaged manifest stops this before anything has changed
-        records = {
-            name: sweep.records_in(path)[1]
-            for name in NAMES
-            if (path := manifest_path(folder, name)).is_file()
-        }
-        target = find(loaded, key, folder, records, memos)
-        shards = _shards(folder)
+        sweep.references_in(data, store)  # a damaged manifest stops this before any change
+        records = _records(folder)
+        index = index_memos(store)
+        target = find(loaded, key, folder, records, index)
         before = loaded.removed.get(key)
         removal = before or Removal(now(), why)
         loaded = replace(loaded, removed={**loaded.removed, key: removal})
         steps = rewalk(loaded, folder, list(records), store, device)
-        made = (
-            [record for record in steps[-1].manifest.records if isinstance(record, Shard)]
-            if steps
-            else []
-        )
-        was = (
-            before.facts["root_digest"]["before"]
-            if before and "root_digest" in before.facts
-            else _root(shards)
-        )
         _keep_others(records, steps, target)
-        done = Removed(before.at if before else "", was, _root(made), len(made))
-        done.num_rewritten = len({one.blob for one in made} - {one.blob for one in shards})
-        done.num_pending = sum(step.num_pending for step in steps)
+        done = _counts(before, _shards_in(folder), steps)
         if before is None:
             removals.note(loaded.path, key, removal, audit(target, records, done))
-        for _ in written(loaded, iter(steps), data, store, device):
+        for _ in write_outputs(loaded, iter(steps), data, store, device):
             pass
-        done.notes += _relock(loaded, steps, store, reproduced="cut" not in records)
-        kept = sweep.held(data, store, memos)
-        delete(loaded, target, kept, memos, store, done)
-        left = {record.key for step in steps for record in step.manifest.records}
-        sheets = [
-            path
-            for path in (folder / "show").glob("*.png")
-            if target.scene.fullmatch(path.stem) and path.stem not in left
-        ]
-        done.bin.drop("contact sheets", sheets)
+        done.notes += _relock(loaded, steps, folder, store, reproduced="cut" not in records)
+        kept = sweep.references_in(data, store)
+        for identity in kept.any_reel:
+            for memo in index.memos("video", identity.decode()):
+                kept.keep_any_reel(memo)
+        delete(loaded, target, kept, index, done)
+        done.bin.drop("contact sheets", _sheets(folder, target, steps))
     return done
 
 
-def _keep_others(
-    records: Mapping[str, Sequence[dict[str, Any]]], steps: Sequence[Step], target: Target
-) -> None:
+def _records(folder: Path) -> Records:
+    paths = {name: manifest_path(folder, name) for name in NAMES}
+    return {name: sweep.records_in(path)[1] for name, path in paths.items() if path.is_file()}
+
+
+def _counts(before: Removal | None, shards: Sequence[Shard], steps: Sequence[Step]) -> Removed:
+    packed = [record for step in steps[-1:] for record in step.manifest.records]
+    left = [record for record in packed if isinstance(record, Shard)]
+    root_before = _root_digest(shards)
+    if before and "root_digest" in before.facts:
+        root_before = before.facts["root_digest"]["before"]
+    return Removed(
+        since=before.at if before else "",
+        before=root_before,
+        after=_root_digest(left),
+        num_shards=len(left),
+        num_rewritten=len({shard.blob for shard in left} - {shard.blob for shard in shards}),
+        num_pending=sum(step.num_pending for step in steps),
+    )
+
+
+def _keep_others(records: Records, steps: Sequence[Step], target: Target) -> None:
     """Raises Stopped if samples of other sources would go too: what is rewritten is only what is
     remembered.
     """
-    left = {
-        record.key
-        for step in steps
-        if step.manifest.stage == "encode"
-        for record in step.manifest.records
-    }
-    others = [
-        record["key"]
-        for record in records.get("encode", ())
-        if record["clip"]["scene"]["video"]["key"] not in target.videos
-    ]
-    if lost := sorted(set(others) - left):
+    encoded = [step.manifest for step in steps if step.manifest.stage == "encode"]
+    left = {record.key for manifest in encoded for record in manifest.records}
+    others = {record["key"] for record in records.get("encode", ()) if not target.has(record)}
+    if lost := sorted(others - left):
         raise Stopped(
-            f"{len(lost)} samples of other sources ({', '.join(lost[:3])}) are not remembered as they were built: a moved file, an edited "
-            "recipe, a damaged memo. Run `build` first; nothing was changed"
+            f"{len(lost)} samples of other sources ({', '.join(lost[:3])}) are not remembered as "
+            "they were built: a moved file, an edited recipe, a damaged memo. Run `build` first; "
+            "nothing was changed"
         )
 
 
-def _shards(folder: Path) -> list[Shard]:
+def _shards_in(folder: Path) -> list[Shard]:
     path = manifest_path(folder, "shard")
-    found = manifest.read(path, Shard).records if path.is_file() else ()
-    return [record for record in found if isinstance(record, Shard)]
+    records = manifest.read(path, Shard).records if path.is_file() else ()
+    return [record for record in records if isinstance(record, Shard)]
 
 
-def _root(shards: Sequence[Shard]) -> str:
-    return shard.root_digest(shards) if shards else ""
+def _root_digest(shards: Sequence[Shard]) -> str:
+    return shard_stage.root_digest(shards) if shards else ""
 
 
-def find(
-    loaded: Loaded,
-    key: str,
-    folder: Path,
-    records: Mapping[str, Sequence[dict[str, Any]]],
-    memos: Sequence[Memo],
-) -> Target:
+def _sheets(folder: Path, target: Target, steps: Sequence[Step]) -> Iterator[Path]:
+    left = {record.key for step in steps for record in step.manifest.records}
+    for path in (folder / "show").glob("*.png"):
+        if target.scene.fullmatch(path.stem) and path.stem not in left:
+            yield path
+
+
+def find(loaded: Loaded, key: str, folder: Path, records: Records, index: MemoIndex) -> Target:
     """What a key stands for. Raises RecipeError with the nearest keys."""
-    listed = dict(_listed(loaded, memos))
-    built = {record["key"]: record for record in records.get("download", ())}
-    told: Mapping[str, Any] = (
-        loaded.removed[key].facts.get("videos", {}) if key in loaded.removed else {}
-    )
     own = {source.key: source for source in loaded.sources}
+    built = {record["key"]: record for record in records.get("download", ())}
+    listed = _listed(loaded, key, records, index)
     known = {*own, *listed, *built, *loaded.removed}
     if key not in known:
         near = difflib.get_close_matches(key, sorted(known), 3, cutoff=0.3) or sorted(known)[:3]
         raise RecipeError(
             f"no source is called '{key}' in {loaded.path} or {folder}; near it: {', '.join(near)}"
         )
-    keys = {key, *told}
-    if key in own:
+    removal = loaded.removed.get(key)
+    in_audit: Mapping[str, Any] = removal.facts.get("videos", {}) if removal else {}
+    keys = {key, *in_audit}
+    if key in own:  # with all the videos of a list
         keys |= {name for name, (entry, _) in listed.items() if entry == key}
-        keys |= {
-            name
-            for name in built
-            if (entry := reproduce.entry_of(name, loaded.sources, built)) and entry.key == key
-        }
-    sources = [canonical.plain(own[name].identity()) for name in keys & own.keys()]
+        for name in built:
+            source = reproduce.entry_of(name, loaded.sources, built)
+            if source is not None and source.key == key:
+                keys.add(name)
+    entries = [own[name] for name in keys & own.keys()]
+    videos = [built[name] for name in keys & built.keys()]
+    sources = [canonical.plain(source.identity()) for source in entries]
     sources += [listed[name][1] for name in keys & listed.keys()]
-    sources += [sweep.source_identity(built[name]["source"]) for name in keys & built.keys()]
-    videos = {name: sweep.video_identity(built[name]) for name in keys & built.keys()}
-    formats = {built[name]["fetched_as"] for name in keys & built.keys()}
-    captions = {caption for name in keys & own.keys() for caption in own[name].captions}
-    captions |= {
-        caption for name in keys & built.keys() for caption in built[name]["source"]["captions"]
-    }
+    sources += [sweep.source_identity(video["source"]) for video in videos]
+    captions = {caption for source in entries for caption in source.captions}
+    captions |= {caption for video in videos for caption in video["source"]["captions"]}
     return Target(
-        frozenset(keys), tuple(sources), {**told, **videos}, frozenset(formats), frozenset(captions)
+        keys=frozenset(keys),
+        sources=tuple(sources),
+        videos={**in_audit, **{video["key"]: sweep.video_identity(video) for video in videos}},
+        formats=frozenset(video["fetched_as"] for video in videos),
+        captions=frozenset(captions),
     )
 
 
 def _listed(
-    loaded: Loaded, memos: Sequence[Memo]
-) -> Iterator[tuple[str, tuple[str, dict[str, Any]]]]:
-    """Every video a source of the recipe was ever found to name: its key, the source's key, its own
-    source's identity.
+    loaded: Loaded, key: str, records: Records, index: MemoIndex
+) -> dict[str, tuple[str, dict[str, Any]]]:
+    """The videos that lists of the recipe (globs, playlists) name or were ever found to name: by
+    key, the list's key and the identity of the video's own source.
     """
-    entries: dict[bytes, list[str]] = {}
+    listed = {}
+    expanded = {record["key"]: record for record in records.get("expand", ())}
+    for name, record in expanded.items():
+        source = reproduce.entry_of(name, loaded.sources, expanded)
+        if source is not None and source.key != name:
+            listed[name] = (source.key, sweep.source_identity(record))
     for source in loaded.sources:
-        entries.setdefault(canonical.encode([source.identity()]), []).append(source.key)
-    for memo in memos:
-        for entry in entries.get(canonical.encode(memo.of), ()):
-            for output in memo.outputs:
-                if "uri" in output.get("facts", {}):
-                    yield entry + output["suffix"], (entry, sweep.source_identity(output["facts"]))
+        if source.key == key or key.startswith(f"{source.key}-"):
+            for memo in index.memos("source", source.identity()):
+                for entry in memo.outputs:
+                    if "uri" in entry.get("facts", {}):
+                        own = replace(source, uri=entry["facts"]["uri"])
+                        identity = canonical.plain(own.identity())
+                        listed[source.key + entry["suffix"]] = (source.key, identity)
+    return listed
 
 
 def rewalk(
@@ -233,200 +236,176 @@ def rewalk(
     """
     if not built:
         return []
-    look, pack = surveyor(store), runner(store, Inline(), Progress())
+    setup = loaded.setup(device, offline=True)
+    look = surveyor(store)
+    pack = runner(store, Inline(), Progress(), CHAIN["download"].stage(setup))
 
-    def run(stage: Stage, records: Sequence[Record], local: bool) -> Step:
-        return (pack if stage.name == "shard" else look)(stage, records, local)
+    def visit(stage: Stage, records: Sequence[Record]) -> Step:
+        return (pack if stage.name == "shard" else look)(stage, records)
 
     if "extract" in built and "cut" not in built:
-        return list(reproduce.walk(loaded, lock.read(loaded.path), run, device))
-    return list(walk(loaded, run, device, built[-1], offline=True))
+        return list(reproduce.walk(loaded, lock.read(loaded.path), visit, device))
+    return list(walk(setup, visit, loaded.sources, until(built[-1]), loaded.removed))
 
 
-def audit(
-    target: Target, records: Mapping[str, Sequence[dict[str, Any]]], done: Removed
-) -> dict[str, Any]:
+def audit(target: Target, records: Records, done: Removed) -> dict[str, Any]:
     """What the audit line says beside who, when and why. No addresses; digests of the videos, by
     which an unfinished removal goes on.
     """
-    samples = [
-        record["key"]
-        for record in records.get("encode", ())
-        if record["clip"]["scene"]["video"]["key"] in target.videos
-    ]
+    samples = [record["key"] for record in records.get("encode", ()) if target.has(record)]
     shards = [
         record["key"]
         for record in records.get("shard", ())
-        if set(samples) & set(record["samples"])
+        if not set(samples).isdisjoint(record["samples"])
     ]
-    roots = {"before": done.before, "after": done.after}
     return {
         "videos": dict(target.videos),
         "samples": samples,
         "shards": shards,
-        "root_digest": roots,
+        "root_digest": {"before": done.before, "after": done.after},
     }
 
 
-def _relock(loaded: Loaded, steps: Sequence[Step], store: Store, reproduced: bool) -> list[str]:
+def _relock(
+    loaded: Loaded, steps: Sequence[Step], folder: Path, store: Store, reproduced: bool
+) -> list[str]:
     """Write the lock of what is left, or remove it if nothing is; returns what is to be said if
     neither can be done.
     """
     path = lock.path_of(loaded.path)
     if steps and steps[-1].manifest.stage == "shard" and not reproduced:
         if steps[-1].manifest.records:
-            lock.write(lock_of(loaded, [step.manifest for step in steps], store), loaded.path)
+            keep_lock(loaded, [step.manifest for step in steps], folder, store)
         else:
-            for suffix in ("", ".zst"):
-                path.with_name(loaded.path.stem + lock.SUFFIX + suffix).unlink(missing_ok=True)
-    elif path.is_file():
+            remove_locks(loaded.path, folder)
+        return []
+    lock.remove_file(folder / OWN)  # it may name what is taken down
+    if path.is_file():
         return [f"{path} is not of a build here and still names it; `reproduce` leaves it out"]
     return []
 
 
+@dataclass
+class Condemned:
+    """What is to be deleted: `footage`, the digests of the raw videos, whoever else has them; blobs
+    with what they are; keys of memos, in the order in which they go.
+    """
+
+    footage: set[str]
+    blobs: dict[str, str]
+    memos: list[str]
+
+
 def delete(
-    loaded: Loaded, target: Target, kept: Held, memos: Sequence[Memo], store: Store, done: Removed
+    loaded: Loaded, target: Target, kept: References, index: MemoIndex, done: Removed
 ) -> None:
     """Delete what nothing but the target needed. What manifests of others refer to stays, and is
     noted.
     """
-    found = Condemned(loaded, target, kept, memos)
-    kinds = {**sweep.kinds_of(memos), **dict.fromkeys(found.footage, "raw videos")}
-    known = {
-        blob.sha256 for memo in memos if memo.of is not None for blob in blobs_in(memo.outputs)
-    } | kept.blobs
-    left_over = (
-        store.blobs().keys() - known
-    )  # nobody's: of a task that was broken off, or forgotten
-    blobs = found.blobs | left_over
-    for sha256 in sorted(blobs):
-        done.bin.drop(kinds.get(sha256, sweep.LEFT_OVER), [store.path(sha256)])
+    store = index.store
+    condemned = condemn(loaded, target, kept, index)
+    for sha256, kind in sorted(condemned.blobs.items()):
+        done.bin.drop(kind, [store.path(sha256)])
         store.reclaim(Blob(sha256, 0))
-    doomed = {memo.key: memo for memo in [*found.memos, *sweep.naming(memos, blobs)]}
-    of_clips_first = sorted(
-        doomed.values(), key=lambda memo: not any(name == "clip" for name, _ in mentions(memo.of))
-    )
-    done.bin.drop("memos", [store.memo_path(memo.key) for memo in of_clips_first])
-    done.bin.drop(
-        "notes of failures", _failures(store, [source["uri"] for source in target.sources])
-    )
-    for path in _partials(loaded, target, found.footage, store):
+    done.bin.drop("memos", [store.memo_path(key) for key in condemned.memos])
+    uris = [source["uri"] for source in target.sources]
+    done.bin.drop("notes of failures", _failures(store, uris))
+    for path in _partials(loaded, target, condemned.footage, store):
         done.bin.drop("partial downloads", [file for file in path.rglob("*") if file.is_file()])
         shutil.rmtree(path, ignore_errors=True)
-    for sha256 in sorted(found.footage & kept.users.keys()):
+    for sha256 in sorted(condemned.footage & kept.users.keys()):
         users = ", ".join(sorted(kept.users[sha256]))
-        told = f"kept: the video {sha256[:12]} and what is made of it are also used by {users}"
-        done.notes.append(f"{told}: `remove` it there too if all of it is to go")
-
-
-class Condemned:
-    """What is to be deleted: `footage` (digests of the raw videos, whoever else has them), `blobs`
-    and `memos`.
-    """
-
-    def __init__(self, loaded: Loaded, target: Target, kept: Held, memos: Sequence[Memo]) -> None:
-        others = [
-            source.identity() for source in loaded.sources if source.key not in loaded.removed
-        ]
-        self._kept, self._kept_sources = (
-            kept,
-            kept.sources | {canonical.encode(identity) for identity in others},
-        )
-        self._sources = {
-            canonical.encode(identity) for identity in target.sources
-        } - self._kept_sources
-        kept_uris = {source.uri for source in loaded.sources if source.key not in loaded.removed}
-        uris = {source["uri"] for source in target.sources}
-        self._listings = [["listing", uri] for uri in uris - kept_uris]
-        self._wheels = {wheel_key(bundle_of(Source("", uri))) for uri in uris}
-        self._scene, self._captions = target.scene, target.captions
-        self.footage = {str(identity["video"]) for identity in target.videos.values()} | set(
-            self._fetched(memos)
-        )
-        first = [memo for memo in memos if self._is_doomed(memo)]
-        clips = {
-            made["blob"]["sha256"] for memo in first for made in _facts(memo, "pictures")
-        } - kept.blobs
-        second = [
-            memo
-            for memo in memos
-            if any(name == "clip" and value in clips for name, value in mentions(memo.of))
-        ]
-        self.memos = [*first, *second]
-        named = {blob.sha256 for memo in self.memos for blob in blobs_in(memo.outputs)}
-        self.blobs = (named | self.footage) - kept.blobs
-
-    def _fetched(self, memos: Sequence[Memo]) -> Iterator[str]:
-        for memo in memos:
-            if any(
-                name == "source" and canonical.encode(value) in self._sources
-                for name, value in mentions(memo.of)
-            ):
-                yield from (made["blob"]["sha256"] for made in _facts(memo, "container"))
-
-    def _is_doomed(self, memo: Memo) -> bool:
-        for name, value in mentions(memo.of):
-            if name == "source" and canonical.encode(value) in self._sources:
-                return True
-            if (
-                name == "video"
-                and value["video"] in self.footage
-                and canonical.encode(value) not in self._kept.videos
-            ):
-                return True
-        return (
-            memo.of in self._listings
-            or memo.key in self._wheels
-            or self._is_old_shard(memo)
-            or self._is_caption(memo)
-        )
-
-    def _is_caption(self, memo: Memo) -> bool:
-        """The embedding of a caption that nobody else's record has."""
-        is_text = (
-            isinstance(memo.of, list) and memo.of[:1] == ["text"] and memo.of[-1] in self._captions
-        )
-        return is_text and all(
-            blob.sha256 not in self._kept.blobs for blob in blobs_in(memo.outputs)
-        )
-
-    def _is_old_shard(self, memo: Memo) -> bool:
-        """A shard that no manifest refers to and that holds a sample of this name."""
-        packed = _facts(memo, "members")
-        return any(
-            made["blob"]["sha256"] not in self._kept.blobs
-            and any(map(self._scene.fullmatch, made["samples"]))
-            for made in packed
+        done.notes.append(
+            f"kept: the video {sha256[:12]} and what is made of it are also used by {users}: "
+            "`remove` it there too if all of it is to go"
         )
 
 
-def _facts(memo: Memo, name: str) -> Iterator[dict[str, Any]]:
-    """What a stage's memo says of each output, if it says that."""
-    for output in memo.outputs if isinstance(memo.outputs, list) else ():
-        if name in output.get("facts", {}):
-            yield output["facts"]
+def condemn(loaded: Loaded, target: Target, kept: References, index: MemoIndex) -> Condemned:
+    """What of the store only the target needed."""
+    others = [source for source in loaded.sources if source.key not in loaded.removed]
+    kept_sources = kept.sources | {canonical.encode(source.identity()) for source in others}
+    sources = [source for source in target.sources if canonical.encode(source) not in kept_sources]
+    footage = {str(identity["video"]) for identity in target.videos.values()}
+    for source in sources:
+        for memo in index.memos("source", source):
+            footage |= {facts["blob"]["sha256"] for facts in facts_in(memo, "container")}
+    uris = {source["uri"] for source in target.sources}
+    first = chain(
+        _memos_of_videos(footage, kept, index),
+        chain.from_iterable(index.memos("source", source) for source in sources),
+        _memos_of_wheels(uris, index.store),
+        _memos_of_old_shards(target, kept, index),
+        _memos_of_captions(target, kept, index),
+    )
+    blobs, clips, first_keys = set(footage), set[str](), []
+    for memo in first:
+        first_keys.append(memo.key)
+        blobs |= {blob.sha256 for blob in blobs_in(memo.outputs)}
+        clips |= {facts["blob"]["sha256"] for facts in facts_in(memo, "pictures")}
+    clip_keys = []
+    for sha256 in sorted(clips - kept.blobs):
+        for memo in index.memos("clip", sha256):
+            clip_keys.append(memo.key)
+            blobs |= {blob.sha256 for blob in blobs_in(memo.outputs)}
+    blobs |= index.left_over  # nobody's: of a task that was broken off, or forgotten
+    kinds, naming_keys = _kinds_and_memos(blobs - kept.blobs, index.store)
+    kinds.update(dict.fromkeys(footage & kinds.keys(), "raw videos"))
+    # memos of clips go first: it is by the others that a removal broken off finds them again
+    keys = dict.fromkeys([*clip_keys, *naming_keys, *first_keys])
+    return Condemned(footage, kinds, list(keys))
 
 
-def mentions(of: Any) -> Iterator[tuple[str, Any]]:
-    """The identities in what a memo is of: ("source", ...), ("video", ...), ("clip", its
-    digest).
-    """
-    if isinstance(of, list):
-        for one in of:
-            yield from mentions(one)
-    elif isinstance(of, dict):
-        if "video" in of and "span" in of:
-            yield "video", of
-        elif of.keys() == {"clip"}:
-            yield "clip", of["clip"]
-        elif "uri" in of:
-            yield "source", of
+def _kinds_and_memos(blobs: set[str], store: Store) -> tuple[dict[str, str], list[str]]:
+    """What each of these blobs is, and the keys of all memos that name one of them."""
+    kinds = dict.fromkeys(blobs, sweep.LEFT_OVER)
+    keys = []
+    for memo in sweep.memos_of(store):
+        kinds_here = {sha256: kind for sha256, kind in sweep.kinds_in(memo) if sha256 in blobs}
+        if kinds_here:
+            keys.append(memo.key)
+            kinds.update(kinds_here)
+    return kinds, keys
 
 
-def _failures(store: Store, uris: Sequence[str]) -> list[Path]:
+def _memos_of_videos(footage: set[str], kept: References, index: MemoIndex) -> Iterator[Memo]:
+    for sha256 in footage:
+        for identity in index.identities_of(sha256):
+            if canonical.encode(identity) not in kept.videos:
+                yield from index.memos("video", identity)
+
+
+def _memos_of_wheels(uris: Iterable[str], store: Store) -> Iterator[Memo]:
+    for uri in uris:
+        key = fetch.wheel_key(uri)
+        if key is not None and (memo := store.memo(key)):
+            yield memo
+
+
+def _memos_of_old_shards(target: Target, kept: References, index: MemoIndex) -> Iterator[Memo]:
+    """Shards that no manifest refers to and that hold a sample of the target's names."""
+    for memo in index.memos("shards", ""):
+        for facts in facts_in(memo, "members"):
+            is_old = facts["blob"]["sha256"] not in kept.blobs
+            if is_old and any(map(target.scene.fullmatch, facts["samples"])):
+                yield memo
+
+
+def _memos_of_captions(target: Target, kept: References, index: MemoIndex) -> Iterator[Memo]:
+    """Embeddings of captions that nobody else's record has."""
+    for caption in target.captions:
+        for memo in index.memos("caption", caption):
+            if all(blob.sha256 not in kept.blobs for blob in blobs_in(memo.outputs)):
+                yield memo
+
+
+def _failures(store: Store, uris: Sequence[str]) -> Iterator[Path]:
     """Notes of failures that mention an address."""
-    notes = ((path, store.failure(path.name)) for path in (store.root / "failures").glob("*/*"))
-    return [path for path, note in notes if note and any(uri in note["detail"] for uri in uris)]
+    public = [without_credentials(uri) for uri in uris]  # as notes have them
+    for path in (store.root / "failures").glob("*/*"):
+        note = store.failure(path.name)
+        if note and any(uri in note["detail"] for uri in public):
+            yield path
 
 
 def _partials(loaded: Loaded, target: Target, footage: set[str], store: Store) -> Iterator[Path]:
@@ -435,11 +414,7 @@ def _partials(loaded: Loaded, target: Target, footage: set[str], store: Store) -
     for source in target.sources:
         for sha256 in {source.get("sha256"), *footage}:
             for chosen in {None, source.get("format"), *target.formats}:
-                wanted = Source("", source["uri"], sha256=sha256, format=chosen)
-                path = (
-                    store.root
-                    / "partial"
-                    / canonical.digest(["partial", wanted.identity(), chosen or selector])
-                )
+                fetched = Source("", source["uri"], sha256=sha256, format=chosen)
+                path = store.root / "partial" / download.partial_key(fetched, selector)
                 if path.is_dir():
                     yield path

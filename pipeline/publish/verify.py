@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,28 +23,24 @@ import numpy as np
 from pipeline.core import canonical, manifest
 from pipeline.core.errors import BadData, Damaged, LongtakeError, RecipeError
 from pipeline.core.manifest import Manifest
-from pipeline.core.records import Blob, Clip, Member, Record, Sample, Scene, Shard, Video
+from pipeline.core.records import Blob, Clip, Member, Sample, Shard
 from pipeline.core.stage import Progress
 from pipeline.core.store import Store, blobs_in
-from pipeline.dataset import lock, raw
-from pipeline.dataset.build import NAMES, blobs_of, manifest_path
-from pipeline.dataset.lock import Lock
+from pipeline.dataset import lock, relock
+from pipeline.dataset.build import known
+from pipeline.dataset.chain import KINDS, blobs_of, manifest_path
+from pipeline.dataset.likeness import Grade
+from pipeline.dataset.lock import Lock, LockedClip, LockedSample, LockedShard
 from pipeline.dataset.recipe import Loaded
-from pipeline.media import encoders, video
-from pipeline.publish import compare
-from pipeline.publish.reproduce import looked
-from pipeline.stages import encode, shard
+from pipeline.media import encoders, fetch, reel, video
+from pipeline.publish import compare, reproduce
+from pipeline.stages import NAMES, encode
+from pipeline.stages import shard as shard_stage
 
-KINDS: dict[str, type[Record]] = {
-    "download": Video,
-    "cut": Scene,
-    "filter": Scene,
-    "extract": Clip,
-    "encode": Sample,
-    "shard": Shard,
-}
 DECODED = 4  # samples looked at
 PSNR_SLACK_DB = 0.5  # how far a decoded sample may be from what the build measured
+
+Manifests = Mapping[str, Manifest]  # by stage
 
 
 @dataclass(frozen=True)
@@ -61,9 +57,14 @@ class Finding:
 
 @dataclass
 class Checked:
-    """What was looked at, and what was found wrong."""
+    """What was looked at, and what was found wrong.
+
+    `near` is what is not bit-identical to the lock's, but within tolerance; `notes` is what is no
+    difference at all.
+    """
 
     findings: list[Finding] = field(default_factory=list)
+    near: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     manifests: int = 0
     memos: int = 0
@@ -72,34 +73,41 @@ class Checked:
     arrays: int = 0
     decoded: list[float] = field(default_factory=list)
 
-    def found(self, kind: str, name: str, problem: str, path: Path | None = None) -> None:
+    def add(self, kind: str, name: str, problem: str, path: Path | None = None) -> None:
         self.findings.append(Finding(kind, name, problem, path))
+
+    @property
+    def grade(self) -> Grade:
+        """How near what is on disk is to the lock."""
+        if self.findings:
+            return "different"
+        return "equivalent" if self.near else "identical"
 
 
 def verify(loaded: Loaded, data: Path, device: str, progress: Progress) -> Checked:
     """Check a dataset. Raises RecipeError if there is no lock or nothing is built."""
     store, folder = Store(data.absolute() / "store"), data / loaded.recipe.name
     checked = Checked()
-    locked = _lock(loaded, checked)
-    manifests = _manifests(folder, checked)
-    _memos(loaded, data, store, device, checked)
+    locked = _read_lock(loaded, checked)
+    _check_own_lock(folder, checked)
+    manifests = _read_manifests(folder, checked)
+    _check_memos(loaded, data, store, device, checked)
     if locked is not None:
-        _against_lock(locked, manifests, store, checked)
-    broken = _blobs(folder, manifests, store, progress, checked)
-    _shards(folder / "shards", locked, manifests, broken, store, checked)
-    _decode(loaded, manifests, broken, store, device, checked)
+        _check_records(locked, manifests, store, checked)
+    broken = _check_blobs(folder, manifests, store, progress, checked)
+    _check_shards(folder / "shards", locked, manifests, broken, store, checked)
+    _decode_some(loaded, manifests, broken, store, device, checked)
     return checked
 
 
-def _lock(loaded: Loaded, checked: Checked) -> Lock | None:
+def _read_lock(loaded: Loaded, checked: Checked) -> Lock | None:
     try:
         locked = lock.read(loaded.path)
     except Damaged as error:
         name = lock.path_of(loaded.path).name
-        checked.found(
-            "lock",
-            name,
-            f"{str(error).removeprefix(f'{name}: ')}; get it where it is published, or delete it and build",
+        problem = str(error).removeprefix(f"{name}: ")
+        checked.add(
+            "lock", name, f"{problem}; get it where it is published, or delete it and build"
         )
         return None
     if locked.header["recipe"] != loaded.digest:
@@ -109,232 +117,223 @@ def _lock(loaded: Loaded, checked: Checked) -> Lock | None:
     return locked
 
 
-def _manifests(folder: Path, checked: Checked) -> dict[str, Manifest]:
+def _check_own_lock(folder: Path, checked: Checked) -> None:
+    path = lock.present_form(folder / relock.OWN)
+    if not path.is_file():
+        return
+    try:
+        lock.read_file(path)
+    except (Damaged, RecipeError) as error:
+        checked.add("lock", f"{folder.name}/{path.name}", str(error), path)
+
+
+def _read_manifests(folder: Path, checked: Checked) -> dict[str, Manifest]:
     """Every manifest that is there and whole; what a stage gave must be what the next one took."""
-    found: dict[str, Manifest] = {}
+    manifests: dict[str, Manifest] = {}
     for stage, kind in KINDS.items():
         path = manifest_path(folder, stage)
         if not path.is_file():
             continue
         try:
-            found[stage] = manifest.read(path, kind)
+            manifests[stage] = manifest.read(path, kind)
             checked.manifests += 1
         except (Damaged, AssertionError, RecipeError, ValueError) as error:
-            checked.found("manifest", path.name, str(error).removeprefix(f"{path.name}: "), path)
-    if not found and not checked.findings:
+            checked.add("manifest", path.name, str(error).removeprefix(f"{path.name}: "), path)
+    if not manifests and not checked.findings:
         raise RecipeError(f"nothing is built in {folder}: build the dataset first, or reproduce it")
     for stage, next_stage in itertools.pairwise(NAMES[:-1]):
-        if (
-            stage in found
-            and next_stage in found
-            and len(found[stage].records) != found[next_stage].num_in
-        ):
-            given, taken = len(found[stage].records), found[next_stage].num_in
-            checked.found(
-                "manifest",
-                manifest_path(folder, next_stage).name,
-                f"'{stage}' gave {given} records, '{next_stage}' took {taken}",
-            )
-    return found
+        if stage in manifests and next_stage in manifests:
+            num_out, num_in = len(manifests[stage].records), manifests[next_stage].num_in
+            if num_out != num_in:
+                name = manifest_path(folder, next_stage).name
+                problem = f"'{stage}' gave {num_out} records, '{next_stage}' took {num_in}"
+                checked.add("manifest", name, problem)
+    return manifests
 
 
-def _memos(loaded: Loaded, data: Path, store: Store, device: str, checked: Checked) -> None:
+def _records(manifests: Manifests, stage: str) -> Mapping[str, Any]:
+    """A stage's records by key; none where there is no manifest."""
+    records = manifests[stage].records if stage in manifests else ()
+    return {record.key: record for record in records}
+
+
+def _check_memos(loaded: Loaded, data: Path, store: Store, device: str, checked: Checked) -> None:
     """Every memo and failure note of the store; one that is damaged counts as not there, so it
     costs time and nothing else.
     """
-    steps, _ = looked(loaded, data, device)
-    names = {
-        key: f"{step.manifest.stage} of '{name}'"
-        for step in steps
-        if step.found
-        for name, key in step.found.keys.items()
-    }
-    for path in sorted(
-        [*(store.root / "memos").glob("*/*"), *(store.root / "failures").glob("*/*")]
-    ):
+    steps, _ = known(reproduce.look(loaded, data, device))
+    names: dict[str, str] = {}
+    for step in steps:
+        if step.survey is not None:
+            stage = step.manifest.stage
+            names |= {key: f"{stage} of '{name}'" for name, key in step.survey.keys.items()}
+    failures = (store.root / "failures").glob("*/*")
+    for path in sorted([*store.memos(), *failures]):
         checked.memos += 1
         try:
             canonical.unseal(path.read_bytes())
         except ValueError as error:
-            checked.found(
-                "memo",
-                names.get(path.name, path.name[:12]),
-                f"{error}; it counts as not there",
-                path,
-            )
+            name = names.get(path.name, path.name[:12])
+            checked.add("memo", name, f"{error}; it counts as not there", path)
 
 
-def _against_lock(
-    locked: Lock, manifests: Mapping[str, Manifest], store: Store, checked: Checked
-) -> None:
+def _check_records(locked: Lock, manifests: Manifests, store: Store, checked: Checked) -> None:
     """Records against the lock's: the same keys, digests, cuts."""
-    tables: dict[str, tuple[Mapping[str, Any], Callable[[Any, Any], list[str]]]] = {
-        "download": (
-            locked.videos,
-            lambda made, wanted: [] if made.blob.sha256 == wanted.sha256 else ["the video's bytes"],
-        ),
-        "extract": (locked.clips, _clip_apart),
-        "encode": (
-            locked.samples,
-            lambda made, wanted: _sample_apart(made, wanted, store, checked),
-        ),
-        "shard": (
-            locked.shards,
-            lambda made, wanted: _shard_apart(made, wanted, locked, manifests, checked),
-        ),
-    }
-    for stage, (wanted, apart) in tables.items():
-        if stage not in manifests and any(
-            finding.kind == "manifest" and f"-{stage}." in finding.name
-            for finding in checked.findings
-        ):
-            continue  # it is there, and damaged: that was told
-        records = {record.key: record for record in _of(manifests, stage)}
-        needed = (
-            wanted.keys() if stage != "download" else {clip.video for clip in locked.clips.values()}
-        )
-        kind = KINDS[stage].__name__.lower()
+    samples = _records(manifests, "encode")
+    videos_needed = {clip.video for clip in locked.clips.values()}
+    for stage, recorded in (
+        ("download", locked.videos),
+        ("extract", locked.clips),
+        ("encode", locked.samples),
+        ("shard", locked.shards),
+    ):
+        if stage not in manifests and _is_damaged(stage, checked):
+            continue
+        records, kind = _records(manifests, stage), KINDS[stage].__name__.lower()
+        needed = videos_needed if stage == "download" else set(recorded)
         for key in sorted(needed - records.keys()):
-            checked.found(kind, key, "is in the lock and not here")
-        for key in sorted(records.keys() - wanted.keys()):
-            checked.found(kind, key, "is here and not in the lock")
-        for key in sorted(records.keys() & wanted.keys()):
-            if different := apart(records[key], wanted[key]):
-                checked.found(kind, key, f"not what the lock says: {', '.join(different)}")
+            checked.add(kind, key, "is in the lock and not here")
+        for key in sorted(records.keys() - recorded.keys()):
+            checked.add(kind, key, "is here and not in the lock")
+        for key in sorted(records.keys() & recorded.keys()):
+            line, record = recorded[key], records[key]
+            if isinstance(line, LockedClip):
+                parts = _parts_of_clip(record, line)
+            elif isinstance(line, LockedSample):
+                parts = _parts_of_sample(record, line, store, checked)
+            elif isinstance(line, LockedShard):
+                parts = _parts_of_shard(record, line, locked, samples, checked)
+            else:
+                parts = [] if record.blob.sha256 == line.sha256 else ["the video's bytes"]
+            if parts:
+                checked.add(kind, key, f"not what the lock says: {', '.join(parts)}")
 
 
-def _clip_apart(made: Clip, wanted: lock.LockedClip) -> list[str]:
-    scene = made.scene
-    cut = (scene.start_pts, scene.end_pts, scene.time_base, made.num_frames, made.crop)
-    told = (
-        []
-        if cut
-        == (wanted.start_pts, wanted.end_pts, wanted.time_base, wanted.num_frames, wanted.crop)
-        else ["cut or crop"]
-    )
-    return told if made.pictures == wanted.pictures else [*told, "pictures"]
+def _is_damaged(stage: str, checked: Checked) -> bool:
+    """Whether a stage's manifest is there and damaged: that was said already."""
+    manifests = [finding for finding in checked.findings if finding.kind == "manifest"]
+    return any(f"-{stage}." in finding.name for finding in manifests)
 
 
-def _sample_apart(
-    made: Sample, wanted: lock.LockedSample, store: Store, checked: Checked
+def _parts_of_clip(clip: Clip, recorded: LockedClip) -> list[str]:
+    """What of a clip is not the lock's."""
+    scene = clip.scene
+    here = (scene.start_pts, scene.end_pts, scene.time_base, clip.num_frames, clip.crop)
+    there = (recorded.start_pts, recorded.end_pts, recorded.time_base)
+    parts = [] if here == (*there, recorded.num_frames, recorded.crop) else ["cut or crop"]
+    return parts if clip.pictures == recorded.pictures else [*parts, "pictures"]
+
+
+def _parts_of_sample(
+    sample: Sample, recorded: LockedSample, store: Store, checked: Checked
 ) -> list[str]:
-    here = {name: blob.sha256 for name, blob in shard.members_of(made)}
-    apart = []
-    for name, member in wanted.members.items():
-        if name == "json" or here.get(name) == member.sha256:
+    """Which arrays are further from the lock's than the tolerance."""
+    digests = {name: blob.sha256 for name, blob in shard_stage.members_of(sample)}
+    parts = []
+    for name, member in recorded.members.items():
+        if name == "json":
             continue
         try:
-            near = compare.grade(member, here.get(name), store, []) == "equivalent"
+            grade, _ = compare.grade_array(member, digests.get(name), store)
         except (OSError, ValueError):
-            near = False  # the array is missing or damaged: found again, and told, with the blobs
-        if near:
-            checked.notes.append(
-                f"{made.key}.{name} is not bit-identical to the lock's, but within tolerance"
+            grade = "different"  # missing or damaged: that is found and said with the blobs
+        if grade == "different":
+            parts.append(name)
+        elif grade == "equivalent":
+            checked.near.append(
+                f"{sample.key}.{name} is not bit-identical to the lock's, but within tolerance"
             )
-        else:
-            apart.append(name)
-    return [*apart, *(here.keys() - wanted.members.keys())]
+    return [*parts, *(digests.keys() - recorded.members.keys())]
 
 
-def _shard_apart(
-    made: Shard,
-    wanted: lock.LockedShard,
+def _parts_of_shard(
+    shard: Shard,
+    recorded: LockedShard,
     locked: Lock,
-    manifests: Mapping[str, Manifest],
+    samples: Mapping[str, Sample],
     checked: Checked,
 ) -> list[str]:
-    if (made.samples, made.split) != (wanted.samples, wanted.split):
+    """What of a shard is not the lock's: its samples or split, or the metadata of some."""
+    if (shard.samples, shard.split) != (recorded.samples, recorded.split):
         return ["its samples or split"]
-    samples = {
-        record.key: record for record in _of(manifests, "encode") if isinstance(record, Sample)
-    }
-    apart = []
-    for key, members in zip(made.samples, made.members, strict=True):
-        other = key not in samples or not compare.same_but_for_scores(
-            samples[key], locked.samples[key]
-        )
-        if members[0].sha256 != locked.samples[key].members["json"].sha256 and other:
-            apart.append(members[0].name)
-    if not apart and made.blob.sha256 != wanted.sha256:
-        checked.notes.append(f"shard '{made.key}' is not bit-identical to the lock's")
-    return apart
+    parts = []
+    for key, members in zip(shard.samples, shard.members, strict=True):
+        line = locked.samples[key]
+        is_same = members[0].sha256 == line.members["json"].sha256
+        is_rescored = key in samples and compare.same_but_for_scores(samples[key], line)
+        if not is_same and not is_rescored:
+            parts.append(members[0].name)
+    if not parts and shard.blob.sha256 != recorded.sha256:
+        checked.near.append(f"shard '{shard.key}' is not bit-identical to the lock's")
+    return parts
 
 
-def _named(manifests: Mapping[str, Manifest], store: Store) -> dict[Blob, list[str]]:
+def _names_of_blobs(manifests: Manifests, store: Store) -> dict[Blob, list[str]]:
     """Every blob of the dataset, and what it is: clips, arrays, videos, reels, wheels, shards."""
     names: dict[Blob, list[str]] = defaultdict(list)
-
-    def add(task_key: str, name: str) -> None:
-        """What no manifest names; it may be gone, for it would be made again."""
-        memo = store.memo(task_key)
-        for blob in blobs_in(memo.outputs) if memo else ():
-            if store.path(blob.sha256).is_file():
-                names[blob].append(name)
-
-    for stage, made in manifests.items():
-        for record in made.records:
+    for stage, stage_manifest in manifests.items():
+        for record in stage_manifest.records:
             if isinstance(record, Sample):
-                for name, blob in shard.members_of(record):
+                for name, blob in shard_stage.members_of(record):
                     names[blob].append(f"{record.key}.{name}")
             else:
                 for blob in blobs_of(record):
                     names[blob].append(f"{KINDS[stage].__name__.lower()} '{record.key}'")
-            if isinstance(record, Video) and "extract" in manifests:
-                add(
-                    raw.reel_key(record.identity(), manifests["extract"].params),
-                    f"reel of '{record.key}'",
-                )
-            if isinstance(record, Video) and (wheel := raw.wheel_key(raw.bundle_of(record.source))):
-                add(wheel, f"wheel of '{record.key}'")
-    if "encode" in manifests:
-        add(
-            canonical.digest([*manifests["encode"].params["text"], ""]),
-            "the empty caption's text.npy",
-        )
+    for task_key, name in _tasks_by_the_way(manifests):
+        memo = store.memo(task_key)
+        for blob in blobs_in(memo.outputs) if memo else ():
+            if store.path(blob.sha256).is_file():
+                names[blob].append(name)
     return names
 
 
-def _blobs(
-    folder: Path,
-    manifests: Mapping[str, Manifest],
-    store: Store,
-    progress: Progress,
-    checked: Checked,
+def _tasks_by_the_way(manifests: Manifests) -> Iterator[tuple[str, str]]:
+    """Keys and names of tasks whose blobs no manifest names. They may be gone, for they would be
+    made again.
+    """
+    for record in _records(manifests, "download").values():
+        if "extract" in manifests:
+            params = manifests["extract"].params
+            yield reel.memo_key(record.identity(), params), f"reel of '{record.key}'"
+        if wheel := fetch.wheel_key(record.source.uri):
+            yield wheel, f"wheel of '{record.key}'"
+    if "encode" in manifests:
+        null_text = encode.null_text_key(manifests["encode"].params)
+        yield null_text, "the empty caption's text.npy"
+
+
+def _check_blobs(
+    folder: Path, manifests: Manifests, store: Store, progress: Progress, checked: Checked
 ) -> set[Blob]:
     """Read every blob to its end; returns those that are damaged or missing."""
-    names = _named(manifests, store)
-    here = {
-        blob: told
-        for blob, told in names.items()
-        if not (store.released(blob) and not store.has(blob))
-    }
-    if gone := len(names) - len(here):
-        checked.notes.append(f"{gone} raw videos were let go (--keep-raw no)")
-    progress.start("verify", len(here), sum(blob.num_bytes for blob in here))
+    names = _names_of_blobs(manifests, store)
+    released = {blob for blob in names if store.released(blob) and not store.has(blob)}
+    if released:
+        checked.notes.append(f"{len(released)} raw videos were let go (--keep-raw no)")
+    blobs = [blob for blob in names if blob not in released]
+    progress.start("verify", len(blobs), sum(blob.num_bytes for blob in blobs))
     broken: set[Blob] = set()
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for blob, problem in zip(
-            here, pool.map(lambda blob: _problem(blob, here[blob], store), here), strict=True
-        ):
-            checked.blobs, checked.num_bytes = checked.blobs + 1, checked.num_bytes + blob.num_bytes
-            checked.arrays += any(name.endswith(".npy") for name in here[blob])
+        problems = pool.map(lambda blob: _problem_of(blob, names[blob], store), blobs)
+        for blob, problem in zip(blobs, problems, strict=True):
+            checked.blobs += 1
+            checked.num_bytes += blob.num_bytes
+            checked.arrays += _is_array(names[blob])
             progress.advance("verify", 1, blob.num_bytes)
             if problem:
                 broken.add(blob)
-                checked.found("blob", ", ".join(here[blob][:3]), problem, store.path(blob.sha256))
-    clips = {
-        record.key: record.blob for record in _of(manifests, "extract") if isinstance(record, Clip)
-    }
-    for key, blob in clips.items():
-        _linked(folder / "clips" / f"{key}.mp4", blob, f"clip '{key}'", broken, store, checked)
+                checked.add("blob", ", ".join(names[blob][:3]), problem, store.path(blob.sha256))
+    for key, clip in _records(manifests, "extract").items():
+        path = folder / "clips" / f"{key}.mp4"
+        _check_copy(path, clip.blob, f"clip '{key}'", broken, store, checked)
     return broken
 
 
-def _of(manifests: Mapping[str, Manifest], stage: str) -> Sequence[Record]:
-    return manifests[stage].records if stage in manifests else ()
+def _is_array(names: Sequence[str]) -> bool:
+    return any(name.endswith(".npy") for name in names)
 
 
-def _problem(blob: Blob, names: Sequence[str], store: Store) -> str:
+def _problem_of(blob: Blob, names: Sequence[str], store: Store) -> str:
     """What is wrong with one blob; "" if nothing is."""
     path = store.path(blob.sha256)
     try:
@@ -343,11 +342,9 @@ def _problem(blob: Blob, names: Sequence[str], store: Store) -> str:
             return f"has {size} bytes instead of {blob.num_bytes}"
         if canonical.file_digest(path) != blob.sha256:
             return "its bytes have changed"
-        if (
-            any(name.endswith(".npy") for name in names)
-            and not np.isfinite(np.load(path, mmap_mode="r", allow_pickle=False)).all()
-        ):
-            return "holds NaN or infinity"
+        if _is_array(names):
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            return "" if np.isfinite(array).all() else "holds NaN or infinity"
     except FileNotFoundError:
         return "is missing"
     except ValueError as error:
@@ -355,25 +352,25 @@ def _problem(blob: Blob, names: Sequence[str], store: Store) -> str:
     return ""
 
 
-def _linked(
+def _check_copy(
     path: Path, blob: Blob, name: str, broken: set[Blob], store: Store, checked: Checked
 ) -> bool:
     """A file in the dataset's folder that is, or should equal, a blob; whether it does."""
     if not path.is_file():
-        checked.found("file", name, f"{path.name} is missing")
+        checked.add("file", name, f"{path.name} is missing")
         return False
     if store.has(blob) and os.path.samefile(path, store.path(blob.sha256)):
         return blob not in broken
     if path.stat().st_size == blob.num_bytes and canonical.file_digest(path) == blob.sha256:
         return True
-    checked.found("file", name, f"{path.name} is not what was built", path)
+    checked.add("file", name, f"{path.name} is not what was built", path)
     return False
 
 
-def _shards(
+def _check_shards(
     folder: Path,
     locked: Lock | None,
-    manifests: Mapping[str, Manifest],
+    manifests: Manifests,
     broken: set[Blob],
     store: Store,
     checked: Checked,
@@ -381,107 +378,101 @@ def _shards(
     """Tars against their digests, and in a damaged one the member by name; the index against its
     check and the lock.
     """
-    shards = [record for record in _of(manifests, "shard") if isinstance(record, Shard)]
-    for made in shards:
-        path = folder / f"{made.key}.tar"
-        if (
-            not _linked(path, made.blob, f"shard '{made.key}'", broken, store, checked)
-            and path.is_file()
-        ):
-            for sample, member in _damaged_members(path, made):
-                checked.found("sample", sample, f"{member.name} in {path.name} has changed")
-    packed = sorted(key for made in shards for key in made.samples)
-    if (
-        "encode" in manifests
-        and "shard" in manifests
-        and packed != [record.key for record in manifests["encode"].records]
-    ):
-        checked.found("shards", folder.name, "do not hold exactly the samples that were encoded")
-    path = folder / "index.json"
-    if not shards:
-        return
+    shards: list[Shard] = list(_records(manifests, "shard").values())
+    for shard in shards:
+        path, name = folder / f"{shard.key}.tar", f"shard '{shard.key}'"
+        is_whole = _check_copy(path, shard.blob, name, broken, store, checked)
+        if not is_whole and path.is_file():
+            for key, member in _damaged_members(path, shard):
+                checked.add("sample", key, f"{member.name} in {path.name} has changed")
+    if "encode" in manifests and "shard" in manifests:
+        packed = sorted(key for shard in shards for key in shard.samples)
+        if packed != sorted(_records(manifests, "encode")):
+            problem = "do not hold exactly the samples that were encoded"
+            checked.add("shards", folder.name, problem)
+    if shards:
+        _check_index(folder / "index.json", locked, shard_stage.root_digest(shards), checked)
+
+
+def _check_index(path: Path, locked: Lock | None, root_digest: str, checked: Checked) -> None:
     try:
-        index = canonical.unseal(path.read_bytes())
-    except (OSError, ValueError) as error:
-        checked.found("index", path.name, f"{error}", path)
+        in_index = canonical.unseal(path.read_bytes())["root_digest"]
+    except (OSError, ValueError, KeyError) as error:
+        checked.add("index", path.name, f"{error}", path)
         return
-    wanted = locked.root_digest if locked else shard.root_digest(shards)
-    if index["root_digest"] != shard.root_digest(shards):
-        checked.found(
-            "index",
-            path.name,
-            f"its root digest is {index['root_digest']}, that of the shards {shard.root_digest(shards)}",
-            path,
-        )
-    elif index["root_digest"] != wanted:
-        checked.notes.append(f"root digest {index['root_digest']}, the lock has {wanted}")
+    if in_index != root_digest:
+        problem = f"its root digest is {in_index}, that of the shards {root_digest}"
+        checked.add("index", path.name, problem, path)
+    elif locked is not None and in_index != locked.root_digest:
+        checked.near.append(f"root digest {in_index}, the lock has {locked.root_digest}")
 
 
-def _damaged_members(path: Path, made: Shard) -> Iterator[tuple[str, Member]]:
+def _damaged_members(path: Path, shard: Shard) -> Iterator[tuple[str, Member]]:
     with path.open("rb") as tar:
-        for key, members in zip(made.samples, made.members, strict=True):
+        for key, members in zip(shard.samples, shard.members, strict=True):
             for member in members:
                 tar.seek(member.start)
                 if hashlib.sha256(tar.read(member.num_bytes)).hexdigest() != member.sha256:
                     yield key, member
 
 
-def _decode(
+def _decode_some(
     loaded: Loaded,
-    manifests: Mapping[str, Manifest],
+    manifests: Manifests,
     broken: set[Blob],
     store: Store,
     device: str,
     checked: Checked,
 ) -> None:
     """Decode a few samples and compare with their clips, and with what the build measured."""
-    samples = [record for record in _of(manifests, "encode") if isinstance(record, Sample)]
-    whole = [
-        one
-        for one in samples
-        if not {one.latents, one.clip.blob} & broken and store.has(one.clip.blob)
-    ]
-    chosen = sorted(whole, key=lambda sample: canonical.digest(sample.key))[:DECODED]
+    chosen = _samples_to_decode(manifests, broken, store)
     if not chosen:
         return
     try:
-        models = encode.find_encoders(loaded.recipe.encode, loaded.folder, offline=True)
-        if models.vae.sha256 != manifests["encode"].params["vae"]:
-            raise RecipeError("the recipe names another VAE than the one these latents are of")
-        vae = encoders.load_vae(
-            models.vae_folder,
-            manifests["encode"].params["precision"],
-            encoders.choose_device(device),
-        )
+        vae = _load_vae(loaded, manifests["encode"].params, device)
     except LongtakeError as error:
         checked.notes.append(f"no sample was decoded: {error}")
         return
     for sample in chosen:
         try:
             frames = video.read_clip(store.path(sample.clip.blob.sha256))
-            stored = np.load(store.path(sample.latents.sha256), allow_pickle=False)
-            psnr = encode.round_trip(vae, stored, frames)
+            latents = np.load(store.path(sample.latents.sha256), allow_pickle=False)
+            psnr = encode.round_trip(vae, latents, frames)
         except (BadData, ValueError) as error:
-            checked.found("sample", sample.key, f"cannot be decoded: {error}")
+            checked.add("sample", sample.key, f"cannot be decoded: {error}")
             continue
         checked.decoded.append(psnr)
-        if (
-            sample.round_trip_psnr_db is not None
-            and abs(psnr - sample.round_trip_psnr_db) > PSNR_SLACK_DB
-        ):
-            told = (
-                f"decodes to {psnr:.2f} dB PSNR, the build measured {sample.round_trip_psnr_db:.2f}"
-            )
-            checked.found("sample", sample.key, told)
+        measured = sample.round_trip_psnr_db
+        if measured is not None and abs(psnr - measured) > PSNR_SLACK_DB:
+            problem = f"decodes to {psnr:.2f} dB PSNR, the build measured {measured:.2f}"
+            checked.add("sample", sample.key, problem)
+
+
+def _samples_to_decode(manifests: Manifests, broken: set[Blob], store: Store) -> list[Sample]:
+    """The few samples that are decoded, drawn by their keys from those whose files are whole."""
+    whole = [
+        sample
+        for sample in _records(manifests, "encode").values()
+        if {sample.latents, sample.clip.blob}.isdisjoint(broken) and store.has(sample.clip.blob)
+    ]
+    return sorted(whole, key=lambda sample: canonical.digest(sample.key))[:DECODED]
+
+
+def _load_vae(loaded: Loaded, params: Mapping[str, Any], device: str) -> Any:
+    """The VAE the latents are of. Raises RecipeError if the recipe names another, Stopped if it is
+    not here.
+    """
+    models = encode.find_encoders(loaded.recipe.encode, loaded.folder, offline=True)
+    if models.vae.sha256 != params["vae"]:
+        raise RecipeError("the recipe names another VAE than the one these latents are of")
+    place = encoders.choose_device(device)
+    return encoders.load_vae(models.vae_folder, params["precision"], place)
 
 
 def damaged(checked: Checked) -> set[Path]:
     """The files that are damaged and can be made again."""
-    return {
-        finding.path
-        for finding in checked.findings
-        if finding.path is not None and finding.path.is_file()
-    }
+    paths = {finding.path for finding in checked.findings if finding.path is not None}
+    return {path for path in paths if path.is_file()}
 
 
 def drop(checked: Checked) -> int:

@@ -1,1 +1,8 @@
-"""One file per stage, download to shard. A stage imports core and media, never another stage."""
+"""One file per stage, in the order of the chain.
+
+A stage imports core and media, never another stage.
+A stage's module holds VERSION, MAKES (the type of record it makes), `stage(setup)` and, if people
+may set something, Params: the recipe's table of the stage's name. docs/extending.md shows one.
+"""
+
+NAMES = ("expand", "download", "cut", "filter", "extract", "encode", "shard")

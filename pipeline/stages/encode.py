@@ -1,16 +1,17 @@
 """Clip -> Sample: VAE latents, CLIP embeddings of captions and of a few frames.
 
 Each part has a memo of its own (latents by clip and VAE, images by clip and CLIP, text by caption
-and CLIP), so an edited caption costs one text embedding. While one clip is encoded, the next is
-decoded.
+and CLIP, the round trip by latents), so an edited caption costs one text embedding, and another
+`psnr_share` encodes nothing. While one clip is encoded, the next is decoded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,24 +19,27 @@ from pydantic import Field
 
 from pipeline.core import canonical
 from pipeline.core.errors import BadData
-from pipeline.core.params import Table
+from pipeline.core.params import Setup, Table
 from pipeline.core.records import Blob, Clip, Sample, source_of
 from pipeline.core.stage import Stage
 from pipeline.core.store import Store
 from pipeline.media import encoders, video
 
 VERSION = 1
+MAKES = Sample
 PSNR_FRAMES = 4
-# clips that go to a worker together, so that the next is decoded while one is encoded: seconds of
-# video
-BATCH_S = 200.0
+BATCH_S = 200.0  # seconds of video that go to a worker together, so that `prepare` can run ahead
 Pixels = NDArray[np.uint8]
+if TYPE_CHECKING:
+    PresetName = str
+else:  # the rows of the table, so that a new preset is a row and nothing else
+    PresetName = Literal[tuple(encoders.PRESETS)]
 
 
 class Params(Table):
     """`[encode]`: which models see the clips and the captions, and how."""
 
-    preset: Literal["sd15", "sd21", "tiny"] = Field(
+    preset: PresetName = Field(
         default="sd15", description="The encoders a family of models was trained with."
     )
     vae: str | None = Field(
@@ -91,11 +95,9 @@ class Params(Table):
 def find_encoders(params: Params, folder: Path, offline: bool = False) -> encoders.Encoders:
     """The models of the preset, or those that stand in for them. Raises RecipeError or Stopped."""
     preset = encoders.PRESETS[params.preset]
-    subfolder = (
-        params.vae_subfolder
-        if params.vae_subfolder is not None
-        else ("" if params.vae else preset.vae_subfolder)
-    )
+    subfolder = params.vae_subfolder
+    if subfolder is None:
+        subfolder = "" if params.vae else preset.vae_subfolder
     vae_folder, vae = encoders.find_weights(
         params.vae or preset.vae,
         params.vae_revision,
@@ -112,70 +114,52 @@ def find_encoders(params: Params, folder: Path, offline: bool = False) -> encode
     return encoders.Encoders(vae, vae_folder, clip, clip_folder, layer, pad)
 
 
-def stage(params: Params, found: encoders.Encoders, device: str) -> Stage:
+def stage(setup: Setup) -> Stage:
+    params = setup.table(Params)
+    models = find_encoders(params, setup.folder, setup.offline)
     return Stage(
         name="encode",
         version=VERSION,
-        params=facts(params, found),
-        makes=Sample,
-        process=partial(process, params=params, found=found, device=device),
-        prepare=partial(prepare, params=params, found=found),
+        params=facts(params, models),
+        makes=MAKES,
+        process=partial(process, params=params, models=models, device=setup.device),
+        prepare=partial(prepare, params=params, models=models),
         identity=partial(identity, share=params.psnr_share),
+        light=partial(needs_no_frames, params=params, models=models),
         join_s=BATCH_S,
         cost=seconds,
         timeout=patience,
-        num_gpus=partial(encoders.num_gpus, device),
+        num_gpus=partial(encoders.num_gpus, setup.device),
     )
 
 
 def patience(cost: float) -> float:
-    """Stable Diffusion's VAE takes a CPU core 20 s a frame; no clip that moves at all is given
-    up.
+    """Seconds to wait for `cost` seconds of video: Stable Diffusion's VAE takes a CPU core 20 s a
+    frame, and no clip that moves at all is given up.
     """
     return 1800 + 1800 * cost
 
 
-def facts(params: Params, found: encoders.Encoders) -> dict[str, Any]:
+def facts(params: Params, models: encoders.Encoders) -> dict[str, Any]:
     """What the numbers depend on: digests instead of names and places."""
     return {
-        "vae": found.vae.sha256,
-        "clip": found.clip.sha256,
-        "text": _text_task(found, params),
+        "vae": models.vae.sha256,
+        "clip": models.clip.sha256,
+        "text": _text_task(models, params),
         **params.model_dump(include={"precision", "chunk_frames", "image_frames", "latents_std"}),
     }
 
 
-def _text_task(found: encoders.Encoders, params: Params) -> list[object]:
-    return ["text", VERSION, found.clip.sha256, found.text_layer, found.pad_token, params.precision]
-
-
-def _latents_task(clip: Clip, found: encoders.Encoders, params: Params) -> list[object]:
-    return [
-        "latents",
-        VERSION,
-        clip.identity(),
-        found.vae.sha256,
-        params.precision,
-        params.chunk_frames,
-        params.latents_std,
-        measured(clip, params.psnr_share),
-    ]
-
-
-def _images_task(clip: Clip, found: encoders.Encoders, params: Params) -> list[object]:
-    return [
-        "images",
-        VERSION,
-        clip.identity(),
-        found.clip.sha256,
-        params.precision,
-        params.image_frames,
-    ]
+def null_text_key(stage_params: Mapping[str, Any]) -> str:
+    """The key of the memo of the empty caption's embedding, from the parameters that manifests and
+    locks have of this stage.
+    """
+    return canonical.digest([*stage_params["text"], ""])
 
 
 def identity(clip: Clip, share: float) -> object:
     """A clip's pixels and captions, and whether it is one of those decoded back."""
-    return [clip.identity(), captions(clip), measured(clip, share)]
+    return [clip.identity(), captions(clip), is_measured(clip, share)]
 
 
 def captions(clip: Clip) -> tuple[str, ...]:
@@ -183,7 +167,7 @@ def captions(clip: Clip) -> tuple[str, ...]:
     return source_of(clip).captions or ("",)
 
 
-def measured(clip: Clip, share: float) -> bool:
+def is_measured(clip: Clip, share: float) -> bool:
     """Whether this clip is in the sampled share: a pure function of its digest."""
     return int(clip.blob.sha256[:8], 16) < share * 2**32
 
@@ -192,15 +176,58 @@ def seconds(clip: Clip) -> float:
     return float(clip.duration_s)
 
 
-def prepare(clip: Clip, store: Store, params: Params, found: encoders.Encoders) -> Pixels | None:
-    """The clip's frames, unless what needs them is remembered already."""
-    needed = [
-        _latents_task(clip, found, params),
-        *([_images_task(clip, found, params)] if params.image_frames else []),
+def _text_task(models: encoders.Encoders, params: Params) -> list[object]:
+    """What a caption's embedding depends on, but for the caption."""
+    return [
+        "text",
+        VERSION,
+        models.clip.sha256,
+        models.text_layer,
+        models.pad_token,
+        params.precision,
     ]
-    if all(store.recall(canonical.digest(task)) is not None for task in needed):
-        return None
-    return _read(clip, store)
+
+
+def _latents_task(clip: Clip, models: encoders.Encoders, params: Params) -> list[object]:
+    return [
+        "latents",
+        VERSION,
+        clip.identity(),
+        models.vae.sha256,
+        params.precision,
+        params.chunk_frames,
+        params.latents_std,
+    ]
+
+
+def _round_trip_task(clip: Clip, models: encoders.Encoders, params: Params) -> list[object]:
+    return ["round_trip", PSNR_FRAMES, *_latents_task(clip, models, params)]
+
+
+def _images_task(clip: Clip, models: encoders.Encoders, params: Params) -> list[object]:
+    return [
+        "images",
+        VERSION,
+        clip.identity(),
+        models.clip.sha256,
+        params.precision,
+        params.image_frames,
+    ]
+
+
+def needs_no_frames(clip: Clip, store: Store, params: Params, models: encoders.Encoders) -> bool:
+    """Whether all that is made of the clip's frames is remembered already."""
+    tasks = [_latents_task(clip, models, params)]
+    if params.image_frames:
+        tasks.append(_images_task(clip, models, params))
+    if is_measured(clip, params.psnr_share):
+        tasks.append(_round_trip_task(clip, models, params))
+    return all(store.recall(canonical.digest(task)) is not None for task in tasks)
+
+
+def prepare(clip: Clip, store: Store, params: Params, models: encoders.Encoders) -> Pixels | None:
+    """The clip's frames, unless all that needs them is remembered already."""
+    return None if needs_no_frames(clip, store, params, models) else _read(clip, store)
 
 
 def _read(clip: Clip, store: Store) -> Pixels:
@@ -218,53 +245,33 @@ def process(
     store: Store,
     frames: Pixels | None,
     params: Params,
-    found: encoders.Encoders,
+    models: encoders.Encoders,
     device: str,
 ) -> Iterator[Sample]:
-    """Encode one clip. Raises BadData: decode-error, too-few-frames or non-finite."""
-    pixels = _Lazy(clip, store, frames)
-
-    def latents() -> object:
-        place = encoders.choose_device(device)
-        vae = encoders.load_vae(found.vae_folder, params.precision, place)
-        mean, std = encoders.latents(vae, pixels.all(), params.chunk_frames, params.latents_std)
-        psnr_db = round_trip(vae, mean, pixels.all()) if measured(clip, params.psnr_share) else None
-        stored = [
-            store.put(encoders.npy(values)) if values is not None else None
-            for values in (mean, std)
-        ]
-        return {
-            "mean": stored[0],
-            "std": stored[1],
-            "psnr": psnr_db,
-            "device": encoders.device_name(place),
-        }
-
-    def images() -> object:
-        picks = np.linspace(0, clip.num_frames - 1, params.image_frames).round().astype(int)
-        model = encoders.load_clip(
-            found.clip_folder, params.precision, encoders.choose_device(device)
-        )
-        return store.put(encoders.npy(encoders.images(model, pixels.all()[picks])))
-
-    coded = store.once(_latents_task(clip, found, params), latents)
-    image = store.once(_images_task(clip, found, params), images) if params.image_frames else None
-    text(
-        "", store, params, found, device
-    )  # the index will want the null prompt's, and the model is at hand
+    """Encode one clip; `frames` are what `prepare` gave. Raises BadData: decode-error,
+    too-few-frames or non-finite.
+    """
+    coder = _Coder(clip, _Frames(clip, store, frames), store, params, models, device)
+    latents = coder.latents()
+    image = coder.image() if params.image_frames else None
+    psnr_db = None
+    if is_measured(clip, params.psnr_share):
+        psnr_db = coder.round_trip_psnr_db(Blob(**latents["mean"]))
+    # the index will want the null prompt's embedding, and the model is at hand
+    text("", store, params, models, device)
     yield Sample(
         key=clip.key,
         clip=clip,
-        latents=Blob(**coded["mean"]),
-        latents_std=Blob(**coded["std"]) if coded["std"] else None,
-        text=tuple(text(caption, store, params, found, device) for caption in captions(clip)),
-        image=Blob(**image) if image else None,
-        round_trip_psnr_db=coded["psnr"],
-        device=coded["device"],
+        latents=Blob(**latents["mean"]),
+        latents_std=Blob(**latents["std"]) if latents["std"] else None,
+        text=tuple(text(caption, store, params, models, device) for caption in captions(clip)),
+        image=image,
+        round_trip_psnr_db=psnr_db,
+        device=latents["device"],
     )
 
 
-class _Lazy:
+class _Frames:
     """The clip's frames, read when they are first needed."""
 
     def __init__(self, clip: Clip, store: Store, frames: Pixels | None) -> None:
@@ -276,6 +283,64 @@ class _Lazy:
         return self._frames
 
 
+@dataclass(frozen=True)
+class _Coder:
+    """One clip and all that encodes it. Each method gives what is remembered, or computes it."""
+
+    clip: Clip
+    frames: _Frames
+    store: Store
+    params: Params
+    models: encoders.Encoders
+    device: str
+
+    def latents(self) -> dict[str, Any]:
+        """`mean` and `std` (or None): blobs of `f c h w` float16 arrays, unscaled; `device`."""
+
+        def encode() -> object:
+            mean, std = encoders.latents(
+                self._vae(), self.frames.all(), self.params.chunk_frames, self.params.latents_std
+            )
+            return {
+                "mean": self.store.put(encoders.npy(mean)),
+                "std": None if std is None else self.store.put(encoders.npy(std)),
+                "device": encoders.device_name(encoders.choose_device(self.device)),
+            }
+
+        task = _latents_task(self.clip, self.models, self.params)
+        memo: dict[str, Any] = self.store.once(task, encode)
+        return memo
+
+    def round_trip_psnr_db(self, latents: Blob) -> float:
+        """How well the frames come back from the stored latents."""
+
+        def decode() -> object:
+            stored = np.load(self.store.path(latents.sha256), allow_pickle=False)
+            return {"psnr_db": round_trip(self._vae(), stored, self.frames.all())}
+
+        task = _round_trip_task(self.clip, self.models, self.params)
+        return float(self.store.once(task, decode)["psnr_db"])
+
+    def image(self) -> Blob:
+        """Embeddings of a few frames: a `k d` float16 array."""
+
+        def embed() -> object:
+            last, count = self.clip.num_frames - 1, self.params.image_frames
+            picks = np.linspace(0, last, count).round().astype(int)
+            model = encoders.load_clip(
+                self.models.clip_folder,
+                self.params.precision,
+                encoders.choose_device(self.device),
+            )
+            return self.store.put(encoders.npy(encoders.images(model, self.frames.all()[picks])))
+
+        return Blob(**self.store.once(_images_task(self.clip, self.models, self.params), embed))
+
+    def _vae(self) -> Any:
+        place = encoders.choose_device(self.device)
+        return encoders.load_vae(self.models.vae_folder, self.params.precision, place)
+
+
 def round_trip(vae: Any, stored: NDArray[np.float16], frames: Pixels) -> float:
     """PSNR of `PSNR_FRAMES` decoded latents (`f c h w`, unscaled) against their frames (`f h w
     c`).
@@ -284,15 +349,16 @@ def round_trip(vae: Any, stored: NDArray[np.float16], frames: Pixels) -> float:
     return round(encoders.psnr_db(encoders.decode(vae, stored[picks]), frames[picks]), 2)
 
 
-def text(caption: str, store: Store, params: Params, found: encoders.Encoders, device: str) -> Blob:
-    """A caption's embedding; the empty one is the null prompt's."""
+def text(
+    caption: str, store: Store, params: Params, models: encoders.Encoders, device: str
+) -> Blob:
+    """A caption's embedding, a `77 d` float16 array; the empty one is the null prompt's."""
 
     def embed() -> Blob:
         model = encoders.load_clip(
-            found.clip_folder, params.precision, encoders.choose_device(device)
+            models.clip_folder, params.precision, encoders.choose_device(device)
         )
-        return store.put(
-            encoders.npy(encoders.text(model, caption, found.text_layer, found.pad_token))
-        )
+        hidden = encoders.text(model, caption, models.text_layer, models.pad_token)
+        return store.put(encoders.npy(hidden))
 
-    return Blob(**store.once([*_text_task(found, params), caption], embed))
+    return Blob(**store.once([*_text_task(models, params), caption], embed))

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 from pipeline.core import canonical
 from pipeline.core.errors import BadData
-from pipeline.core.records import Blob, Clip, Crop, Scene, grid_index
+from pipeline.core.params import Setup
+from pipeline.core.records import Clip, Crop, Scene, Video, grid_index
 from pipeline.core.stage import Stage
 from pipeline.core.store import Store
 from pipeline.media import reel
 
 VERSION = 2
-Params = reel.Params
+MAKES = Clip
 
 
-def stage(params: Params) -> Stage:
+def stage(setup: Setup) -> Stage:
+    params = setup.table(reel.Params)
     return Stage(
         name="extract",
         version=VERSION,
-        params={"reel": reel.VERSION, **canonical.plain(params.model_dump())},
-        makes=Clip,
+        params=reel.stage_params(params),
+        makes=MAKES,
         process=partial(process, params=params),
         group=same_video,
         cost=seconds,
         reach=whole_video,
+        opens=partial(video_without_reel, params=params),
     )
 
 
@@ -43,20 +45,33 @@ def whole_video(scene: Scene) -> float:
     return float(scene.video.duration_s)
 
 
-def process(scene: Scene, store: Store, params: Params) -> Iterator[Clip]:
+def video_without_reel(scene: Scene, store: Store, params: reel.Params) -> Video | None:
+    """The scene's video, if its reel has to be made first."""
+    task_key = canonical.digest(reel.task(scene.video, params))
+    return scene.video if store.recall(task_key) is None else None
+
+
+def process(scene: Scene, store: Store, params: reel.Params) -> Iterator[Clip]:
     """Cut the scene's frames out of its video's reel. Raises BadData('too-few-frames') if some are
     not there.
     """
     promised = scene.num_frames(params.fps)
-    found: dict[str, Any] = reel.of(scene.video, params, store)
-    start = grid_index(scene.start_pts, scene.time_base, params.fps) - found["first_index"]
+    whole = reel.reel_of(scene.video, params, store)
+    start = grid_index(scene.start_pts, scene.time_base, params.fps) - whole["first_index"]
     with store.scratch(".mp4") as path:
-        copied, pictures = reel.cut_clip(store.path(found["reel"]["sha256"]), start, promised, path)
+        copied, pictures = reel.cut_clip(store.path(whole["reel"]["sha256"]), start, promised, path)
         if copied < promised:
             raise BadData(
                 "too-few-frames", f"{promised} frames promised by the time stamps, {copied} decoded"
             )
-        blob: Blob = store.adopt(path)
+        blob = store.adopt(path)
     yield Clip(
-        scene.key, scene, blob, promised, params.fps, params.size, Crop(**found["crop"]), pictures
+        key=scene.key,
+        scene=scene,
+        blob=blob,
+        num_frames=promised,
+        fps=params.fps,
+        size=params.size,
+        crop=Crop(**whole["crop"]),
+        pictures=pictures,
     )

@@ -1,12 +1,15 @@
 """Sample* -> Shard*: deterministic WebDataset tars and their index. The contract is docs/format.md.
 
 Order is sha256(seed, key), so neighbours in a shard come from different videos; the split is drawn
-per video, so none is in both halves. A shard's bytes depend on its samples alone: fixed member
-order, mtime 0, no owner. Tars are packed from the store and linked into the data folder.
+per video, so none is in both halves. Which samples share a shard follows from those digests too
+(see `pack`), so a source more or less changes few shards. A shard's bytes depend on its samples
+alone: fixed member order, mtime 0, no owner. Tars are packed from the store and linked into the
+data folder.
 """
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import io
 import os
@@ -14,20 +17,24 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from pipeline.core import canonical
-from pipeline.core.params import Table
+from pipeline.core.files import replace_file
+from pipeline.core.params import Setup, Table
 from pipeline.core.records import Blob, Member, Pack, Sample, Shard, Split, public, source_of
 from pipeline.core.stage import Stage
 from pipeline.core.store import Store, link_or_copy
 from pipeline.media import encoders
 
-VERSION = 1
+VERSION = 2
+MAKES = Shard
 FORMAT = 1
+NAME_BITS = 16  # of the order digest, in a shard's number
 BLOCK = tarfile.BLOCKSIZE
 END = 2 * BLOCK
 
@@ -47,15 +54,16 @@ class Params(Table):
     )
 
 
-def stage() -> Stage:
+def stage(setup: Setup) -> Stage:
     return Stage(
         name="shard",
         version=VERSION,
         params={"format": FORMAT},
-        makes=Shard,
+        makes=MAKES,
         process=process,
         identity=identity,
         cost=seconds,
+        gather=partial(pack, params=setup.table(Params)),
     )
 
 
@@ -72,23 +80,41 @@ def identity(pack: Pack) -> object:
 
 
 def pack(samples: Sequence[Sample], params: Params) -> list[Pack]:
-    """Draw the split, order the samples, and fill shards one after the other."""
+    """Draw the split and share each half out among shards, by content.
+
+    The order digests of a split's samples are taken as bits. A shard is all samples whose digests
+    begin with the same bits: with none where all fit into one shard, else with as many as are
+    needed for `max_samples` and `max_bytes` to hold. So which samples share a shard, and what it is
+    called, follows from the samples alone: one sample more or less changes one shard, divides one,
+    or joins two.
+    """
     packs: list[Pack] = []
     split: Split
     for split in ("train", "validation"):
-        chosen = sorted(
-            (sample for sample in samples if split_of(sample, params) == split),
-            key=lambda sample: canonical.digest([params.seed, sample.key]),
-        )
-        packs += [
-            Pack(shard_name(split, index), split, part)
-            for index, part in enumerate(_parts(chosen, params))
-        ]
+        items = [_item(sample, params) for sample in samples if split_of(sample, params) == split]
+        items.sort(key=lambda item: item.order)
+        for prefix, part in _buckets(items, "", params):
+            packed = tuple(item.sample for item in part)
+            packs.append(Pack(shard_name(split, prefix), split, packed))
     return packs
 
 
-def shard_name(split: Split, index: int) -> str:
-    return f"{index:05d}" if split == "train" else f"{split}-{index:05d}"
+def shard_name(split: Split, prefix: str) -> str:
+    """The name of the shard whose samples' order digests begin with the bits `prefix`.
+
+    The first 16 bits, filled up with zeros, are a decimal number of five digits; any further bits
+    follow after a dash. So names sort as the digests do, and of two halves the first keeps the
+    name of the whole.
+    """
+    first, further = prefix[:NAME_BITS], prefix[NAME_BITS:]
+    number = int(first.ljust(NAME_BITS, "0"), 2)
+    name = f"{number:05d}-{further}" if further else f"{number:05d}"
+    return name if split == "train" else f"{split}-{name}"
+
+
+def order_of(key: str, seed: int) -> str:
+    """The order digest of a sample, in hexadecimal: samples are sorted by it."""
+    return canonical.digest([seed, key])
 
 
 def split_of(sample: Sample, params: Params) -> Split:
@@ -99,25 +125,47 @@ def split_of(sample: Sample, params: Params) -> Split:
     return "validation" if drawn < params.validation * 2**32 else "train"
 
 
-def _parts(samples: Sequence[Sample], params: Params) -> Iterator[tuple[Sample, ...]]:
-    part: list[Sample] = []
-    size = END
-    for sample in samples:
-        sizes = [
-            ("json", len(metadata_bytes(sample))),
-            *((name, blob.num_bytes) for name, blob in members_of(sample)),
-        ]
-        own = sum(
-            len(header(f"{sample.key}.{name}", num_bytes)) + padded(num_bytes)
-            for name, num_bytes in sizes
-        )
-        if part and (len(part) == params.max_samples or size + own > params.max_bytes):
-            yield tuple(part)
-            part, size = [], END
-        part.append(sample)
-        size += own
-    if part:
-        yield tuple(part)
+@dataclass(frozen=True)
+class _Item:
+    """A sample to be packed, its order digest as 256 bits ("0110..."), its bytes in a tar."""
+
+    sample: Sample
+    order: str
+    num_bytes: int
+
+
+def _item(sample: Sample, params: Params) -> _Item:
+    order = int(order_of(sample.key, params.seed), 16)
+    return _Item(sample, f"{order:0256b}", tar_bytes(sample))
+
+
+def tar_bytes(sample: Sample) -> int:
+    """What the sample takes in a tar: headers, contents, and what fills up the blocks."""
+    sizes = [("json", len(metadata_bytes(sample)))]
+    sizes += [(name, blob.num_bytes) for name, blob in members_of(sample)]
+    return sum(
+        len(header(f"{sample.key}.{name}", num_bytes)) + padded(num_bytes)
+        for name, num_bytes in sizes
+    )
+
+
+def _buckets(
+    items: Sequence[_Item], prefix: str, params: Params
+) -> Iterator[tuple[str, Sequence[_Item]]]:
+    """Share out sorted items that begin with the bits `prefix`: (bits, items) of each shard."""
+    if not items:
+        return
+    if len(items) == 1 or _fits(items, params):
+        yield prefix, items
+        return
+    middle = bisect.bisect_left(items, prefix + "1", key=lambda item: item.order)
+    yield from _buckets(items[:middle], prefix + "0", params)
+    yield from _buckets(items[middle:], prefix + "1", params)
+
+
+def _fits(items: Sequence[_Item], params: Params) -> bool:
+    num_bytes = END + sum(item.num_bytes for item in items)
+    return len(items) <= params.max_samples and num_bytes <= params.max_bytes
 
 
 def padded(num_bytes: int) -> int:
@@ -128,20 +176,20 @@ def header(name: str, num_bytes: int) -> bytes:
     """A member's header: mode 644, mtime 0, no owner; longer than a block for a name longer than
     100 bytes.
     """
-    made = tarfile.TarInfo(name)
-    made.size = num_bytes
-    return made.tobuf(tarfile.PAX_FORMAT)
+    member = tarfile.TarInfo(name)
+    member.size = num_bytes
+    return member.tobuf(tarfile.PAX_FORMAT)
 
 
 def members_of(sample: Sample) -> list[tuple[str, Blob]]:
     """Extension and content of every member but the metadata, in the order they are written."""
-    named: list[tuple[str, Blob | None]] = [
+    members: list[tuple[str, Blob | None]] = [
         ("latents.npy", sample.latents),
         ("latents_std.npy", sample.latents_std),
     ]
-    named += [(f"text{index or ''}.npy", blob) for index, blob in enumerate(sample.text)]
-    named.append(("image.npy", sample.image))
-    return [(name, blob) for name, blob in named if blob is not None]
+    members += [(f"text{index or ''}.npy", blob) for index, blob in enumerate(sample.text)]
+    members.append(("image.npy", sample.image))
+    return [(name, blob) for name, blob in members if blob is not None]
 
 
 def metadata(sample: Sample) -> dict[str, Any]:
@@ -166,10 +214,15 @@ def metadata(sample: Sample) -> dict[str, Any]:
             "time_base": canonical.plain(scene.time_base),
         },
         "crop": canonical.plain(clip.crop),
-        "scores": {}
-        if sample.round_trip_psnr_db is None
-        else {"round_trip_psnr_db": sample.round_trip_psnr_db},
+        "scores": _scores(sample),
     }
+
+
+def _scores(sample: Sample) -> dict[str, float]:
+    scores = dict(sample.clip.scores)
+    if sample.round_trip_psnr_db is not None:
+        scores["round_trip_psnr_db"] = sample.round_trip_psnr_db
+    return scores
 
 
 def metadata_bytes(sample: Sample) -> bytes:
@@ -207,9 +260,8 @@ def _write_sample(out: _Hashed, sample: Sample, store: Store) -> Iterator[Member
     digest = hashlib.sha256(content).hexdigest()
     yield _write_member(out, f"{sample.key}.json", content, digest)
     for name, blob in members_of(sample):
-        yield _write_member(
-            out, f"{sample.key}.{name}", store.path(blob.sha256).read_bytes(), blob.sha256
-        )
+        content = store.path(blob.sha256).read_bytes()
+        yield _write_member(out, f"{sample.key}.{name}", content, blob.sha256)
 
 
 def _write_member(out: _Hashed, name: str, content: bytes, sha256: str) -> Member:
@@ -223,9 +275,8 @@ def _write_member(out: _Hashed, name: str, content: bytes, sha256: str) -> Membe
 def root_digest(shards: Sequence[Shard]) -> str:
     """sha256 over the shards' digests, in the order of their names, one a line."""
     ordered = sorted(shards, key=lambda shard: shard.key)
-    return hashlib.sha256(
-        "".join(f"{shard.blob.sha256}\n" for shard in ordered).encode()
-    ).hexdigest()
+    lines = "".join(f"{shard.blob.sha256}\n" for shard in ordered)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -242,71 +293,67 @@ class About:
 def index_of(
     about: About,
     shards: Sequence[Shard],
-    found: encoders.Encoders,
+    models: encoders.Encoders,
     null_text: bytes,
     built: dict[str, Any],
 ) -> bytes:
-    """The bytes of index.json. `built` says where and with what, and enters no digest."""
-    vae = encoders.vae_facts(found.vae_folder)
-    return canonical.seal(
-        {
-            "format": FORMAT,
-            "name": about.name,
-            "root_digest": root_digest(shards),
-            "fps": about.fps,
-            "size": about.size,
-            "latents": {
-                "scaling_factor": vae["scaling_factor"],
-                "shape": [
-                    vae["latent_channels"],
-                    about.size // vae["factor"],
-                    about.size // vae["factor"],
-                ],
-                "dtype": "float16",
-                "axes": "f c h w",
-            },
-            "encoders": {
-                "vae": found.vae,
-                "precision": about.precision,
-                "chunk_frames": about.chunk_frames,
-                "clip": {
-                    **canonical.plain(found.clip),
-                    "text_layer": found.text_layer,
-                    "pad_token": found.pad_token,
-                },
-            },
-            "null_text": {
-                "npy_base64": encoders.npy_base64(null_text),
-                "sha256": hashlib.sha256(null_text).hexdigest(),
-            },
-            "num_samples": sum(len(shard.samples) for shard in shards),
-            "shards": [_entry(shard) for shard in sorted(shards, key=lambda shard: shard.key)],
-            "built": built,
-        }
-    )
+    """The bytes of index.json. `null_text` is the empty caption's .npy file. `built` says where
+    and with what the dataset was made, and enters no digest.
+    """
+    vae = encoders.vae_facts(models.vae_folder)
+    side = about.size // vae["factor"]
+    latents = {
+        "scaling_factor": vae["scaling_factor"],
+        "shape": [vae["latent_channels"], side, side],
+        "dtype": "float16",
+        "axes": "f c h w",
+    }
+    clip = {
+        **canonical.plain(models.clip),
+        "text_layer": models.text_layer,
+        "pad_token": models.pad_token,
+    }
+    index = {
+        "format": FORMAT,
+        "name": about.name,
+        "root_digest": root_digest(shards),
+        "fps": about.fps,
+        "size": about.size,
+        "latents": latents,
+        "encoders": {
+            "vae": models.vae,
+            "precision": about.precision,
+            "chunk_frames": about.chunk_frames,
+            "clip": clip,
+        },
+        "null_text": {
+            "npy_base64": encoders.npy_base64(null_text),
+            "sha256": hashlib.sha256(null_text).hexdigest(),
+        },
+        "num_samples": sum(len(shard.samples) for shard in shards),
+        "shards": [_shard_entry(shard) for shard in sorted(shards, key=lambda shard: shard.key)],
+        "built": built,
+    }
+    return canonical.seal(index)
 
 
-def _entry(shard: Shard) -> dict[str, Any]:
+def _shard_entry(shard: Shard) -> dict[str, Any]:
+    samples = zip(shard.samples, shard.members, strict=True)
     return {
         "file": f"{shard.key}.tar",
         "split": shard.split,
         "num_bytes": shard.blob.num_bytes,
         "sha256": shard.blob.sha256,
-        "samples": [
-            {
-                "key": key,
-                "members": {
-                    member.name.removeprefix(f"{key}."): [
-                        member.start,
-                        member.num_bytes,
-                        member.sha256,
-                    ]
-                    for member in members
-                },
-            }
-            for key, members in zip(shard.samples, shard.members, strict=True)
-        ],
+        "samples": [_sample_entry(key, members) for key, members in samples],
     }
+
+
+def _sample_entry(key: str, members: Sequence[Member]) -> dict[str, Any]:
+    places = {
+        member.name.removeprefix(f"{key}."): [member.start, member.num_bytes, member.sha256]
+        for member in members
+    }
+    return {"key": key, "members": places}
 
 
 def clear(folder: Path) -> None:
@@ -318,19 +365,17 @@ def clear(folder: Path) -> None:
 def publish(folder: Path, shards: Sequence[Shard], index: bytes, store: Store) -> None:
     """Link the tars into the folder, then write the index, then remove what belongs to neither."""
     folder.mkdir(parents=True, exist_ok=True)
-    there = folder / "index.json"
-    if there.is_file() and there.read_bytes() != index + b"\n":
-        there.unlink()  # no index while the tars it would name change
-    wanted = {f"{shard.key}.tar": shard.blob for shard in shards}
-    for name, blob in wanted.items():
+    path_of_index = folder / "index.json"
+    if path_of_index.is_file() and path_of_index.read_bytes() != index + b"\n":
+        path_of_index.unlink()  # no index while the tars it would name change
+    tars = {f"{shard.key}.tar": shard.blob for shard in shards}
+    for name, blob in tars.items():
         beside = folder / f"{name}.tmp"
         beside.unlink(missing_ok=True)
         link_or_copy(store.path(blob.sha256), beside)
         os.replace(beside, folder / name)
         beside.unlink(missing_ok=True)  # a rename onto another name of the same file does nothing
-    beside = folder / "index.json.tmp"
-    beside.write_bytes(index + b"\n")
-    os.replace(beside, folder / "index.json")
+    replace_file(path_of_index, index + b"\n")
     for path in folder.glob("*.tar*"):
-        if path.name not in wanted:
+        if path.name not in tars:
             path.unlink()

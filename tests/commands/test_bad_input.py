@@ -5,8 +5,6 @@ the build goes on.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.making import footage
+from tests.making.command import longtake_process
 
 GOOD = {
     "odd-size": (footage.odd_size, ".mp4", {}),
@@ -51,17 +50,6 @@ class Built:
         ]
 
 
-def pipeline(*words: str | Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a user does."""
-    return subprocess.run(
-        [sys.executable, "-m", "pipeline", *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-
-
 @pytest.fixture(scope="module")
 def built(film: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Built:
     folder = tmp_path_factory.mktemp("bad")
@@ -86,7 +74,7 @@ def built(film: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -
     )
     options = '[filter]\nmin_frames = 5\n[extract]\nsize = 64\n[encode]\npreset = "tiny"\n'
     (folder / "bad.toml").write_text(f"{sources}\n{options}")
-    done = pipeline(
+    done = longtake_process(
         "build",
         folder / "bad.toml",
         "--data",
@@ -113,13 +101,13 @@ def test_unusual_video_becomes_a_clip(built: Built, name: str) -> None:
 
 @pytest.mark.parametrize(("name", "reason"), BAD.items())
 def test_a_bad_file_is_a_rejection_with_its_reason(built: Built, name: str, reason: str) -> None:
-    found = [
+    reasons = [
         line["rejection"]["reason"]
         for stage in ("1-download", "2-cut", "3-filter", "4-extract")
         for line in built.lines(stage)
         if "rejection" in line and str(line["rejection"]["key"]).split("-0")[0] == name
     ]
-    assert found == [reason]
+    assert reasons == [reason]
 
 
 def test_no_source_is_lost_between_clips_and_rejections(built: Built) -> None:
@@ -140,13 +128,13 @@ def test_no_source_is_lost_between_clips_and_rejections(built: Built) -> None:
 
 def test_a_second_build_remembers_what_was_bad(built: Built) -> None:
     recipe = built.folder.parent.parent / "bad.toml"
-    done = pipeline("build", recipe, "--data", recipe.parent / "data", "--until", "extract")
+    done = longtake_process("build", recipe, "--data", recipe.parent / "data", "--until", "extract")
     assert done.returncode == 0
     assert "nothing to do" in done.stdout
 
 
 def test_rejections_are_listed_with_their_reason(built: Built) -> None:
     recipe = built.folder.parent.parent / "bad.toml"
-    listed = pipeline("rejections", recipe, "--data", recipe.parent / "data").stdout
+    listed = longtake_process("rejections", recipe, "--data", recipe.parent / "data").stdout
     assert all(name in listed for name in BAD)
     assert "truncated" in listed

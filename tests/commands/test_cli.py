@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import typer.main
-from typer.testing import CliRunner
 
 from pipeline.__main__ import app
+from pipeline.commands.command import ExecutorName
+from pipeline.core import executors
+from tests.making.command import ROOT, Output, longtake, longtake_process
 
-ROOT = Path(__file__).parents[2]
 DEMO = "manifests/demo.toml"
 HEAVY = (
     "torch",
@@ -35,57 +33,25 @@ HEAVY = (
 
 # People's scripts know these: an option may be added, here too; none goes or changes its meaning
 # without a word in the CHANGELOG.
+WORK = ["--data", "--executor", "--workers", "--device"]
 COMMANDS = {
-    "build": ["recipe", "--until", "--data", "--executor", "--workers", "--device", "--keep-raw"],
-    "status": ["recipe", "--data", "--device"],
-    "plan": ["recipe", "--data", "--device"],
-    "retry": ["recipe", "--class", "--until", "--data", "--executor", "--workers", "--device"],
-    "rejections": ["recipe", "--data", "--device"],
+    "build": ["recipe", "--until", *WORK, "--keep-raw", "--relock", "--json"],
+    "retry": ["recipe", "--class", "--until", *WORK, "--json"],
+    "status": ["recipe", "--data", "--device", "--json"],
+    "plan": ["recipe", "--data", "--device", "--json"],
+    "rejections": ["recipe", "--data", "--device", "--json"],
     "show": ["recipe", "key", "--data", "--out", "--frames", "--device"],
-    "check": ["recipe"],
+    "check": ["recipe", "--json"],
+    "name": ["recipe"],
     "schema": [],
-    "reproduce": ["recipe", "--data", "--executor", "--workers", "--device"],
-    "verify": ["recipe", "--data", "--device", "--drop"],
-    "remove": ["recipe", "source", "--why", "--data", "--device"],
-    "gc": ["--data", "--dry-run"],
+    "refresh": ["recipe", "source", "--data", "--json"],
+    "remove": ["recipe", "source", "--why", "--data", "--device", "--json"],
+    "gc": ["--data", "--dry-run", "--json"],
+    "clean": ["recipe", "--data", "--json"],
+    "reproduce": ["recipe", *WORK, "--json"],
+    "verify": ["recipe", "--data", "--device", "--drop", "--json"],
     "card": ["recipe", "--out", "--with-shards"],
 }
-
-
-PLAIN = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
-
-
-@dataclass
-class Said:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def typed(*words: str | Path) -> Said:
-    """`python -m pipeline ...` in a process of its own, as a person types it in the project's
-    folder.
-    """
-    command = [sys.executable, "-W", "error", "-m", "pipeline", *map(str, words)]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, **PLAIN},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    return Said(done.returncode, done.stdout, done.stderr)
-
-
-def longtake(*words: str | Path) -> Said:
-    """The same in this process, which is a good deal faster; an unplanned exception is raised."""
-    with contextlib.chdir(ROOT):
-        done = CliRunner().invoke(
-            app, [str(word) for word in words], env=PLAIN, catch_exceptions=False
-        )
-    return Said(done.exit_code, done.stdout, done.stderr)
 
 
 @pytest.fixture
@@ -97,17 +63,18 @@ def wrong(tmp_path: Path) -> Path:
 
 def test_the_commands_and_options_are_those_on_the_list() -> None:
     group = typer.main.get_command(app)
-    found = {
+    options = {
         name: [option.opts[0] for option in command.params]
         for name, command in group.commands.items()
     }  # type: ignore[attr-defined]
-    assert found == COMMANDS
+    assert options == COMMANDS
 
 
 def test_choices_and_defaults_are_those_the_makefile_relies_on() -> None:
     said = " ".join(longtake("build", "--help").stdout.split())
-    assert "<download|cut|filter|extract|encode|shard>" in said
+    assert "<expand|download|cut|filter|extract|encode|shard>" in said
     assert "<inline|processes|ray>" in said
+    assert tuple(ExecutorName) == executors.NAMES
     assert re.findall(r"\[default: (\w+)\]", said)[:3] == ["shard", "data", "processes"]
 
 
@@ -131,7 +98,8 @@ def test_help_takes_less_than_a_second_and_imports_nothing_heavy() -> None:
         "try: runpy.run_module('pipeline', run_name='__main__')\n"
         "except SystemExit as end: assert not end.code\n"
         "used = resource.getrusage(resource.RUSAGE_SELF)\n"
-        f"print([used.ru_utime + used.ru_stime, sorted(set({HEAVY}) & set(sys.modules))], file=sys.stderr)\n"
+        f"print([used.ru_utime + used.ru_stime, sorted(set({HEAVY}) & "
+        "set(sys.modules))], file=sys.stderr)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", probe],
@@ -151,7 +119,8 @@ def test_check_says_what_the_demo_is() -> None:
     assert (said.returncode, said.stderr) == (0, "")
     assert said.stdout.splitlines() == [
         "manifests/demo.toml is fine: 5 sources (5 pypi:)",
-        "cuts by 'adaptive', at least 100 frames at 10 fps, 256 x 256, encoders of 'tiny' in float32",
+        "cuts by 'adaptive', at least 100 frames at 10 fps, 256 x 256, encoders of "
+        "'tiny' in float32",
     ]
 
 
@@ -161,13 +130,16 @@ def test_schema_prints_the_file_beside_the_recipes() -> None:
     assert said.stdout == (ROOT / "manifests" / "recipe.schema.json").read_text("utf-8")
 
 
-UNKNOWN_KEY = ":4: filter.min_frame: unknown key; did you mean 'min_frames'? allowed are max_frames, min_frames, trim_s\n"
+UNKNOWN_KEY = (
+    ":4: filter.min_frame: unknown key; did you mean 'min_frames'? allowed are "
+    "max_frames, min_frames, trim_s\n"
+)
 
 
 @pytest.mark.parametrize("command", ["build", "status", "rejections", "check", "show"])
 def test_a_wrong_recipe_exits_2_with_file_line_and_field(command: str, wrong: Path) -> None:
     said = longtake(command, wrong, *(["some-key"] if command == "show" else []))
-    assert said == Said(2, "", f"recipe: {wrong}{UNKNOWN_KEY}")
+    assert said == Output(2, "", f"recipe: {wrong}{UNKNOWN_KEY}")
 
 
 def test_a_command_run_in_another_program_leaves_its_ctrl_c_alone() -> None:
@@ -177,11 +149,11 @@ def test_a_command_run_in_another_program_leaves_its_ctrl_c_alone() -> None:
 
 
 def test_a_wrong_recipe_typed_for_real_is_no_traceback(wrong: Path) -> None:
-    assert typed("build", wrong) == Said(2, "", f"recipe: {wrong}{UNKNOWN_KEY}")
+    assert longtake_process("build", wrong) == Output(2, "", f"recipe: {wrong}{UNKNOWN_KEY}")
 
 
 @pytest.mark.parametrize(
-    ("words", "wanted"),
+    ("words", "pattern"),
     [
         (
             ["check", "manifests/dmo.toml"],
@@ -198,10 +170,10 @@ def test_a_wrong_recipe_typed_for_real_is_no_traceback(wrong: Path) -> None:
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )
-def test_a_wrong_command_exits_2_and_says_what_is_wrong(words: list[str], wanted: str) -> None:
+def test_a_wrong_command_exits_2_and_says_what_is_wrong(words: list[str], pattern: str) -> None:
     said = longtake(*words)
     assert said.returncode == 2
-    assert re.search(wanted, said.stderr)
+    assert re.search(pattern, said.stderr)
     assert "Traceback" not in said.stderr + said.stdout
 
 

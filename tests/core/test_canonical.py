@@ -95,7 +95,10 @@ def test_what_has_no_stable_form_is_refused(
 
 
 def test_another_process_with_another_hash_seed_finds_the_same_digest() -> None:
-    code = "from pipeline.core import canonical; print(canonical.digest({'x': {'b': 1, 'a': ['é', 0.1]}, 'w': None}))"
+    code = (
+        "from pipeline.core import canonical; print(canonical.digest({'x': {'b': 1, 'a': "
+        "['é', 0.1]}, 'w': None}))"
+    )
     seen = {
         subprocess.run(
             [sys.executable, "-c", code],
@@ -114,3 +117,19 @@ def test_a_file_digest_is_the_sha256_of_its_bytes(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"longtake" * 300_000)
     assert canonical.file_digest(path) == hashlib.sha256(b"longtake" * 300_000).hexdigest()
+
+
+def test_a_file_that_stays_as_it_is_is_read_once_and_an_edited_one_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    whole = canonical.file_digest
+    monkeypatch.setattr(canonical, "file_digest", lambda path: read.append(path) or whole(path))
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"weights")
+    first = [canonical.file_digest_once(path) for _ in range(3)]
+    assert read == [path]
+    path.write_bytes(b"other weights")
+    assert canonical.file_digest_once(path) == whole(path)
+    assert first == [hashlib.sha256(b"weights").hexdigest()] * 3
+    assert read == [path, path]

@@ -2,7 +2,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
@@ -12,59 +11,24 @@ from typing import Any
 import pytest
 
 from pipeline.core import executors
-from pipeline.core.errors import BadData, Bug, Stopped, Unavailable
+from pipeline.core.errors import Bug, Stopped
 from pipeline.core.executors import Inline, Processes, Ray
 from pipeline.core.manifest import Manifest
 from pipeline.core.records import Source
-from pipeline.core.stage import Executor, Outcome, Progress, Stage, run_stage, survey
+from pipeline.core.stage import Executor, Progress, run_stage, survey
 from pipeline.core.store import Store
+from tests.making.behave import STAGE
 
 ROOT = Path(__file__).parents[2]
 Start = Callable[[str, int], Executor]
 
 
-def behave(source: Source, store: Store) -> Iterator[Outcome]:
-    """Does what the address says; spawned workers find it by name, so it lives at module level."""
-    match source.uri.partition(":")[0]:
-        case "bad":
-            raise BadData("truncated", "half of it is there")
-        case "gone":
-            raise Unavailable("gone", "404")
-        case "bug":
-            raise ZeroDivisionError("one of ours")
-        case "full":
-            raise OSError(28, "no space left on device")
-        case "read-only":
-            raise OSError(30, "Read-only file system", "store/tmp/1")
-        case "crash":
-            os.kill(os.getpid(), signal.SIGSEGV)
-        case "sleep":
-            time.sleep(600)
-        case "many":
-            yield replace(source, key=f"{source.key}-a", license="A")
-            yield replace(source, key=f"{source.key}-b", license="B")
-        case _:
-            yield replace(source, license=f"seen with {store.put(source.uri.encode()).sha256[:8]}")
-
-
-def letter(source: Source) -> str:
-    return source.key[0]
-
-
-def cost(source: Source) -> float:
-    return 1.0 if source.uri.startswith("sleep") else 100.0
-
-
-def patience(cost: float) -> float:
-    """Two seconds for whatever holds one sleeper, a minute for everybody else."""
-    return 2.0 if cost % 100 else 60.0
+def crashes_first(source: Source) -> float:
+    return 200.0 if source.uri.startswith("crash") else 100.0
 
 
 def on_gpu() -> int:
     return 1
-
-
-STAGE = Stage("behave", 1, {}, Source, behave, group=letter, cost=cost, timeout=patience)
 
 
 @pytest.fixture(scope="module")
@@ -109,18 +73,14 @@ def run(records: Sequence[Source], store: Store, executor: Executor) -> Manifest
     return run_stage(STAGE, records, store, executor, Progress())[0]
 
 
-def outcome(made: Manifest) -> tuple[list[str], list[tuple[str, str, str]]]:
-    return [record.key for record in made.records], sorted(
-        (each.key, each.fate, each.reason) for each in made.rejections
+def outcome(manifest: Manifest) -> tuple[list[str], list[tuple[str, str, str]]]:
+    return [record.key for record in manifest.records], sorted(
+        (each.key, each.fate, each.reason) for each in manifest.rejections
     )
 
 
-MIXED = sources(
-    *[
-        f"{'abcde'[index % 5]}{index} {('pass', 'pass', 'many', 'bad', 'gone', 'pass', 'pass')[index % 7]}"
-        for index in range(21)
-    ]
-)
+DOES = ("pass", "pass", "many", "bad", "gone", "pass", "pass")
+MIXED = sources(*[f"{'abcde'[index % 5]}{index} {DOES[index % 7]}" for index in range(21)])
 
 
 @pytest.mark.parametrize(
@@ -129,9 +89,9 @@ MIXED = sources(
 def test_every_executor_gives_the_same_manifest(
     store: Store, tmp_path: Path, start: Start, name: str, workers: int
 ) -> None:
-    wanted = run(MIXED, new_store(tmp_path / "inline"), Inline())
-    assert (len(wanted.records), len(wanted.rejections)) == (18, 6)
-    assert run(MIXED, store, start(name, workers)).encode() == wanted.encode()
+    expected = run(MIXED, new_store(tmp_path / "inline"), Inline())
+    assert (len(expected.records), len(expected.rejections)) == (18, 6)
+    assert run(MIXED, store, start(name, workers)).encode() == expected.encode()
     assert survey(STAGE, MIXED, store).num_cached == 18
 
 
@@ -157,10 +117,9 @@ def test_a_full_disk_in_a_worker_stops_the_build(store: Store, start: Start, nam
 def test_a_disk_that_does_not_do_as_asked_stops_the_build_and_is_no_bug(
     store: Store, start: Start, name: str
 ) -> None:
-    with pytest.raises(
-        Stopped,
-        match=rf"Read-only file system: 'store/tmp/1': stage 'behave' on record 'a1', in {store.root}",
-    ):
+    problem = "Read-only file system: 'store/tmp/1'"
+    where = f"stage 'behave' on record 'a1', in {store.root}"
+    with pytest.raises(Stopped, match=f"{problem}: {where}"):
         run(sources("a1 read-only"), store, start(name, 1))
 
 
@@ -168,20 +127,17 @@ def test_a_build_that_was_stopped_goes_on_with_another_executor(
     store: Store, tmp_path: Path, start: Start
 ) -> None:
     run(MIXED[:9], store, start("processes", 2))
-    wanted = run(MIXED, new_store(tmp_path / "at-once"), Inline())
-    assert run(MIXED, store, Inline()).encode() == wanted.encode()
+    expected = run(MIXED, new_store(tmp_path / "at-once"), Inline())
+    assert run(MIXED, store, Inline()).encode() == expected.encode()
 
 
 def test_ray_refuses_a_stage_that_fits_nowhere_instead_of_waiting(
     store: Store, start: Start
 ) -> None:
-    with pytest.raises(
-        Stopped,
-        match="stage 'behave' wants 1 CPU and 1 GPU a task and the Ray cluster has 2 CPUs and 0 GPUs",
-    ):
-        run_stage(
-            replace(STAGE, num_gpus=on_gpu), sources("a1 pass"), store, start("ray", 2), Progress()
-        )
+    stage = replace(STAGE, num_gpus=on_gpu)
+    need = "stage 'behave' wants 1 CPU and 1 GPU a task"
+    with pytest.raises(Stopped, match=f"{need} and the Ray cluster has 2 CPUs and 0 GPUs"):
+        run_stage(stage, sources("a1 pass"), store, start("ray", 2), Progress())
 
 
 def test_an_executor_nobody_knows_is_refused_with_the_names_there_are() -> None:
@@ -189,8 +145,8 @@ def test_an_executor_nobody_knows_is_refused_with_the_names_there_are() -> None:
         Stopped, match="no executor is called 'threads': choose one of inline, processes, ray"
     ):
         executors.make("threads", 2)
-    made: dict[str, Any] = {name: executors.make(name, 2) for name in executors.NAMES}
-    assert made == {"inline": Inline(), "processes": Processes(2), "ray": Ray(2)}
+    by_name: dict[str, Any] = {name: executors.make(name, 2) for name in executors.NAMES}
+    assert by_name == {"inline": Inline(), "processes": Processes(2), "ray": Ray(2)}
 
 
 LOST = sources("a1 pass", "a2 crash", "a3 pass", "b1 pass", "b2 sleep", "b3 pass")
@@ -214,18 +170,57 @@ def after_losses(
 def test_a_worker_that_dies_and_one_that_hangs_cost_one_rejection_each(
     after_losses: Callable[[str], tuple[Manifest, Store]], name: str
 ) -> None:
-    made, store = after_losses(name)
-    wanted = ["a1", "a3", "b1", "b3"], [("a2", "bad", "crashed"), ("b2", "bad", "timed-out")]
-    assert outcome(made) == wanted
-    assert (
-        outcome(run(LOST, store, Inline())) == wanted
-    )  # remembered: a second crash would end this process
+    manifest, store = after_losses(name)
+    expected = ["a1", "a3", "b1", "b3"], [("a2", "bad", "crashed"), ("b2", "bad", "timed-out")]
+    assert outcome(manifest) == expected
+    # Remembered: a second crash would end this process.
+    assert outcome(run(LOST, store, Inline())) == expected
 
 
 def test_what_a_lost_worker_leaves_in_the_manifest_does_not_depend_on_the_executor(
     after_losses: Callable[[str], tuple[Manifest, Store]],
 ) -> None:
     assert after_losses("processes")[0].encode() == after_losses("ray")[0].encode()
+
+
+def test_a_crashed_worker_s_index_is_taken_by_the_one_that_follows(store: Store) -> None:
+    """The index picks the GPU: a third index on a machine with two puts two workers on one GPU."""
+    records = sources("a1 meet", "b1 meet", "c1 crash", "d1 crash")
+    stage = replace(STAGE, cost=crashes_first)
+    met = run_stage(stage, records, store, Processes(2), Progress())[0]
+    assert sorted(str(record.license) for record in met.records) == ["0", "1"]  # type: ignore[attr-defined]
+    assert [rejection.reason for rejection in met.rejections] == ["crashed", "crashed"]
+
+
+def test_records_that_were_lost_with_a_worker_share_one_pool(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pools: list[int] = []
+    new_pool = executors._new_pool
+
+    def counted(num_workers: int, slots: str) -> Any:
+        pools.append(num_workers)
+        return new_pool(num_workers, slots)
+
+    monkeypatch.setattr(executors, "_new_pool", counted)
+    records = sources("a1 crash", *[f"a{number} pass" for number in range(2, 7)])
+    assert outcome(run(records, store, Processes(2)))[1] == [("a1", "bad", "crashed")]
+    assert pools == [1, 2]  # one for the batch that was lost, one for its records
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be chosen here")
+def test_workers_are_as_many_as_the_cores_the_process_may_use() -> None:
+    script = (
+        "import os\n"
+        "os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n"
+        "from pipeline.core.cores import num_cores\n"
+        "from pipeline.commands.command import CORES\n"
+        "print(num_cores(), CORES)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "1 1\n"
 
 
 STRUCK_WHILE_SPAWNING = """
@@ -244,7 +239,8 @@ def spawn_and_strike(path, words, fds):
 
 spawn, util.spawnv_passfds = util.spawnv_passfds, spawn_and_strike
 try:
-    list(Processes(2).map(Work("print", print, None, Store(Path("nowhere")), 0), [Batch((), 1.0, 60.0)] * 4))
+    work = Work("print", print, None, Store(Path("nowhere")), 0)
+    list(Processes(2).map(work, [Batch((), 1.0, 60.0)] * 4))
 except KeyboardInterrupt:
     sys.exit("stopped")
 """
@@ -272,22 +268,24 @@ def test_ctrl_c_while_a_worker_is_just_being_spawned_is_quiet(strike: str) -> No
 
 
 ENDS = """
-import multiprocessing
+import sys
 from pipeline.core import executors
 class Late:
     def __del__(self): print("taken apart")
 late = Late()
-if START: executors._start_worker(multiprocessing.Value("i", 0))
+if START: executors._start_worker(sys.argv[1], 1)
 """
 
 
 @pytest.mark.parametrize(("starts", "said"), [("False", "taken apart\n"), ("True", "")])
-def test_a_worker_ends_at_once_and_meets_no_signal_on_the_way_out(starts: str, said: str) -> None:
+def test_a_worker_ends_at_once_and_meets_no_signal_on_the_way_out(
+    starts: str, said: str, tmp_path: Path
+) -> None:
     """Python forgets its signal handlers while it takes itself apart, and complains of the pool's
     SIGTERM.
     """
     done = subprocess.run(
-        [sys.executable, "-c", ENDS.replace("START", starts)],
+        [sys.executable, "-c", ENDS.replace("START", starts), str(tmp_path)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -296,7 +294,7 @@ def test_a_worker_ends_at_once_and_meets_no_signal_on_the_way_out(starts: str, s
     assert (done.stdout, done.stderr) == (said, "")
 
 
-def dies_at_birth(counter: Any) -> None:
+def dies_at_birth(slots: str, num_slots: int) -> None:
     """As many workers as the file in the environment has bytes die before they have begun."""
     path = Path(os.environ["DIES_AT_BIRTH"])
     if left := path.read_bytes():
@@ -311,8 +309,8 @@ def test_a_worker_that_dies_before_it_has_begun_costs_nothing(
     (tmp_path / "left").write_bytes(b"x" * deaths)
     monkeypatch.setenv("DIES_AT_BIRTH", str(tmp_path / "left"))
     monkeypatch.setattr(executors, "_start_worker", dies_at_birth)
-    made = run(sources("a1 pass", "b2 pass", "c3 bad"), store, Processes(workers))
-    assert outcome(made) == (["a1", "b2"], [("c3", "bad", "truncated")])
+    manifest = run(sources("a1 pass", "b2 pass", "c3 bad"), store, Processes(workers))
+    assert outcome(manifest) == (["a1", "b2"], [("c3", "bad", "truncated")])
     assert (tmp_path / "left").read_bytes() == b""
 
 

@@ -39,14 +39,18 @@ def outcome(script: str) -> tuple[int, str]:
     return process.returncode, said
 
 
+MODULES = ["", "typer", "pydantic", "rich.console", "numpy", "pipeline.dataset.recipe"]
+
+
 @pytest.mark.parametrize(
-    "module", ["", "typer", "pydantic", "rich.console", "numpy", "pipeline.dataset.recipe"]
+    ("program", "module"),
+    [*[("-m pipeline", module) for module in MODULES], ("longtake.py", "typer")],
 )
-def test_ctrl_c_while_python_still_imports_is_one_line_and_130(module: str) -> None:
+def test_ctrl_c_while_python_still_imports_is_one_line_and_130(program: str, module: str) -> None:
     """Python tells of each import it has done; the first to strike at is whichever comes after
     ours.
     """
-    process = started("-X", "importtime", "-m", "pipeline", "check", "manifests/demo.toml")
+    process = started("-X", "importtime", *program.split(), "check", "manifests/demo.toml")
     assert process.stderr is not None
     ours = False
     for line in process.stderr:
@@ -67,7 +71,8 @@ def test_ctrl_c_while_python_still_imports_is_one_line_and_130(module: str) -> N
 def test_ctrl_c_amid_an_import_of_a_build_is_not_raised_into_it(tmp_path: Path) -> None:
     """Torch would end with SIGABRT; this module makes something else of the exception."""
     (tmp_path / "touchy.py").write_text(
-        f"import os, signal\ntry: {STRIKE}\nexcept BaseException: raise ImportError('half a module')\n"
+        f"import os, signal\ntry: {STRIKE}\nexcept BaseException: raise "
+        "ImportError('half a module')\n"
     )
     assert outcome(
         f"sys.path.append({str(tmp_path)!r})\nwith interrupts.raised(): import touchy"
@@ -75,7 +80,10 @@ def test_ctrl_c_amid_an_import_of_a_build_is_not_raised_into_it(tmp_path: Path) 
 
 
 def test_ctrl_c_amid_the_work_unwinds_it_and_is_a_keyboard_interrupt(tmp_path: Path) -> None:
-    script = f"try:\n  with interrupts.raised():\n    {STRIKE}\nexcept KeyboardInterrupt: sys.exit('caught')"
+    script = (
+        f"try:\n  with interrupts.raised():\n    {STRIKE}\nexcept KeyboardInterrupt: "
+        "sys.exit('caught')"
+    )
     assert outcome(script) == (1, "caught\n")
     assert outcome(script.replace("SIGINT", "SIGTERM")) == (1, "caught\n")
 
@@ -83,12 +91,14 @@ def test_ctrl_c_amid_the_work_unwinds_it_and_is_a_keyboard_interrupt(tmp_path: P
 def test_ctrl_c_that_passes_through_an_exec_still_gives_python_m_its_exit_code(
     tmp_path: Path,
 ) -> None:
-    (tmp_path / "made.py").write_text(
-        f"{HEAD}try:\n  with interrupts.raised(): exec('{STRIKE}')\nexcept KeyboardInterrupt: sys.exit(130)\n"
+    (tmp_path / "script.py").write_text(
+        f"{HEAD}try:\n  with interrupts.raised(): exec('{STRIKE}')\n"
+        "except KeyboardInterrupt: sys.exit(130)\n"
     )
     process = started(
         "-c",
-        f"import os, sys\nos.chdir({str(tmp_path)!r})\nos.execv(sys.executable, [sys.executable, '-m', 'made'])",
+        f"import os, sys\nos.chdir({str(tmp_path)!r})\n"
+        "os.execv(sys.executable, [sys.executable, '-m', 'script'])",
     )
     _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (130, "")
@@ -106,7 +116,7 @@ def test_a_signal_that_is_ignored_from_outside_stays_ignored() -> None:
 
 
 def test_afterwards_signals_do_what_they_did_before() -> None:
-    found = signal.signal(
+    handler = signal.signal(
         signal.SIGINT, signal.default_int_handler
     )  # a script's background job is started with it ignored
     try:
@@ -115,4 +125,4 @@ def test_afterwards_signals_do_what_they_did_before() -> None:
             assert signal.getsignal(signal.SIGINT) != before[0]
         assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     finally:
-        signal.signal(signal.SIGINT, found)
+        signal.signal(signal.SIGINT, handler)

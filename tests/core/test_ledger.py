@@ -20,24 +20,27 @@ from yt_dlp.extractor.generic import GenericIE
 from yt_dlp.utils import ExtractorError
 
 from pipeline.__main__ import app
-from pipeline.commands import report
+from pipeline.commands import facts, report
 from pipeline.core import ledger
 from pipeline.core import store as store_module
 from pipeline.core.errors import CAUSES, REASONS, BadData
 from pipeline.core.executors import Executor, Inline, Processes
 from pipeline.core.manifest import Manifest
+from pipeline.core.params import Setup
 from pipeline.core.records import Record, Rejection, Source, Video
 from pipeline.core.stage import Progress, Stage, run_stage
 from pipeline.core.store import Store
 from pipeline.dataset import build, removals
 from pipeline.dataset import recipe as recipes
+from pipeline.dataset.chain import Step
 from pipeline.media import encoders, fetch, reel
+from pipeline.media.detectors import whole
 from pipeline.stages import cut, download
 from pipeline.stages import filter as filtering
-from tests.core.test_executors import STAGE as BEHAVE
-from tests.making import footage
+from tests.making import behave, footage
+from tests.making.downloads import download_all
 from tests.making.serving import Answer, content, endless, page, serving, silent, status
-from tests.stages.test_download import fetched
+from tests.making.steps import step_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class World:
         return one.fate, one.reason
 
     def downloaded(self, uri: str, sha256: str | None = None) -> tuple[str, str]:
-        [one] = fetched([Source("a", uri, sha256=sha256)], self.store, self.folder).rejections
+        [one] = download_all([Source("a", uri, sha256=sha256)], self.store, self.folder).rejections
         return one.fate, one.reason
 
     def file(self, path: Path, sha256: str | None = None) -> tuple[str, str]:
@@ -100,7 +103,7 @@ def blank_pictures(world: World) -> tuple[str, str]:
 
 def past_the_end(world: World) -> tuple[str, str]:
     return world.staged(
-        cut.stage(cut.Whole(), reel.Params()),
+        cut.stage(Setup((whole.Whole(), reel.Params()))),
         world.video_of(world.film(footage.plain, 1, size="160x120"), Fraction(9)),
     )
 
@@ -137,7 +140,9 @@ def taken_down(world: World) -> tuple[str, str]:
     recipe = world.folder / "small.toml"
     recipe.write_text('[[source]]\nid = "a"\nuri = "https://example.org/never-asked"\n')
     removals.note(recipe, "a", removals.Removal("2026-01-01T00:00:00Z", "asked to"), {})
-    [one] = next(build.look(recipes.load(recipe), world.folder, "cpu")).manifest.rejections
+    [one] = step_of(
+        "expand", build.look(recipes.load(recipe), world.folder, "cpu")
+    ).manifest.rejections
     return one.fate, one.reason
 
 
@@ -153,13 +158,13 @@ PROVOKED: dict[str, Callable[[World], tuple[str, str]]] = {
     "decode-error": blank_pictures,
     "outside-span": past_the_end,
     "too-few-frames": lambda world: world.staged(
-        filtering.stage(filtering.Params(), Fraction(10)), world.new_scene(0, 400)
+        filtering.stage(Setup((filtering.Params(), reel.Params()))), world.new_scene(0, 400)
     ),
     "too-large": without_end,
     "non-finite": not_a_number,
-    "crashed": lambda world: world.staged(BEHAVE, Source("a", "crash:a"), Processes(1)),
+    "crashed": lambda world: world.staged(behave.STAGE, Source("a", "crash:a"), Processes(1)),
     "timed-out": lambda world: world.staged(
-        replace(BEHAVE, timeout=lambda cost: 0.5), Source("a", "sleep:a"), Processes(1)
+        replace(behave.STAGE, timeout=lambda cost: 0.5), Source("a", "sleep:a"), Processes(1)
     ),
     "removed": taken_down,
     "gone": lambda world: world.answered(status(404)),
@@ -208,17 +213,15 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], r
     return write
 
 
-def built(loaded: recipes.Loaded, classes: set[str] | None = None) -> build.Step:
-    return next(
-        build.build(
-            loaded, loaded.folder / "data", Inline(), "cpu", "download", Progress(), classes
-        )
-    )
+def built(loaded: recipes.Loaded, classes: set[str] | None = None) -> Step:
+    data = loaded.folder / "data"
+    steps = build.build(loaded, data, Inline(), "cpu", "download", Progress(), classes)
+    return step_of("download", steps)
 
 
 def told(loaded: recipes.Loaded) -> dict[str, tuple[str, int]]:
     """By source: class and number of tries, as `rejections` shows them."""
-    step = next(build.look(loaded, loaded.folder / "data", "cpu"))
+    step = step_of("download", build.look(loaded, loaded.folder / "data", "cpu"))
     return {one.rejection.key: (one.rejection.reason, one.tries) for one in step.failures}
 
 
@@ -242,7 +245,9 @@ def test_the_ledger_counts_tries_and_keeps_first_and_last(
         assert told(loaded)["a"] == ("rate-limited", 9)
         [failed] = [
             one
-            for one in next(build.look(loaded, loaded.folder / "data", "cpu")).failures
+            for one in step_of(
+                "download", build.look(loaded, loaded.folder / "data", "cpu")
+            ).failures
             if one.rejection.key == "a"
         ]
         assert (
@@ -293,7 +298,7 @@ def test_words_in_brackets_are_shown_as_they_are() -> None:
     )
     console = Console(width=200)
     with console.capture() as shown:
-        console.print(report.rejections([failed]))
+        console.print(report.rejections(facts.rejections([failed])))
         report.show(console, "a, in [/data]", report.funnel([]))
     assert "[generic] a: [/b] is gone" in shown.get()
     assert "a, in [/data]" in shown.get()
@@ -314,7 +319,7 @@ def test_a_funnel_of_many_records_fits_a_narrow_screen() -> None:
         report.show(
             console,
             f"films, built in /{'folder/' * 20}films",
-            report.funnel([build.Step(many, 0, 0)]),
+            report.funnel(facts.stages([Step(many, 0, 0)])),
         )
     title, _, header, *_ = shown.get().splitlines()
     assert title.endswith("/folder/films")
@@ -329,6 +334,20 @@ def test_a_funnel_of_many_records_fits_a_narrow_screen() -> None:
         "size",
         "hours",
     ]
+
+
+@pytest.mark.parametrize("count", [3, 30_000, 300_000])
+def test_a_funnel_of_80_columns_breaks_no_reason_and_no_number_in_two(count: int) -> None:
+    rejected = {"no-video-stream": count, "too-few-frames": count}
+    counts = {"in": 2 * count, "out": 0, "cached": count, "pending": count}
+    row = {"stage": "download", **counts, "rejected": rejected, "bytes": 999_900_000_000}
+    console = Console(width=80)
+    with console.capture() as shown:
+        report.show(console, "films", report.funnel([{**row, "hours": 1234.5}]))
+    words = shown.get().split()
+    assert {*map(str, (count, 2 * count)), "999.9", "1234.50"} <= set(words)
+    assert {"no-video-stream,", "too-few-frames"} <= set(words)
+    assert all(len(line.rstrip()) <= 80 for line in shown.get().splitlines())
 
 
 def test_retry_refuses_a_class_that_is_none() -> None:

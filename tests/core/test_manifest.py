@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.core import manifest
+from pipeline.core import canonical, manifest
 from pipeline.core.errors import Damaged, RecipeError
 from pipeline.core.manifest import Manifest
 from pipeline.core.records import (
@@ -116,7 +116,8 @@ def test_a_manifest_that_lost_or_gained_a_record_cannot_be_made(
 def test_a_manifest_with_the_same_key_twice_cannot_be_made(scenes: tuple[Scene, ...]) -> None:
     with pytest.raises(
         RecipeError,
-        match="the key 'film-0001' would stand for two records: give one of their sources another id",
+        match="the key 'film-0001' would stand for two records: give one of their sources "
+        "another id",
     ):
         manifest_of((*scenes, scenes[1]))
 
@@ -189,6 +190,21 @@ def test_a_memo_of_facts_does_not_repeat_the_parent(new_scene: Callable[..., Sce
     assert isinstance(
         manifest.restore(Video, manifest.facts(scene.video), "film", scene.video.source), Video
     )
+
+
+def test_manifests_and_memos_of_before_with_a_field_that_has_gone_are_read(
+    new_scene: Callable[..., Scene], tmp_path: Path
+) -> None:
+    video = new_scene(3, 400).video
+    facts = manifest.facts(video)
+    facts["container"]["variable_fps"] = True
+    assert manifest.restore(Video, facts, video.key, video.source) == video
+    lines = Manifest("download", 1, {}, 1, 0, (video,), ()).encode().splitlines()
+    record = canonical.unseal(lines[1])
+    record["record"]["container"]["variable_fps"] = True
+    path = tmp_path / "1-download.jsonl"
+    path.write_bytes(lines[0] + b"\n" + canonical.seal(record) + b"\n")
+    assert manifest.read(path, Video).records == (video,)
 
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=30)

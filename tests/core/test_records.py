@@ -167,3 +167,18 @@ def test_an_absolute_local_address_keeps_its_file_name_alone() -> None:
     assert public("file:/home/somebody/films/a b.mp4") == "file:a b.mp4"
     assert public("file:films/a.mp4") == "file:films/a.mp4"
     assert public("https://example.org/file:/a.mp4") == "https://example.org/file:/a.mp4"
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("https://me:secret@example.org/a.mp4", "https://example.org/a.mp4"),
+        ("ftp://me:p@ss@example.org:21/a.mp4", "ftp://example.org:21/a.mp4"),
+        ("https://token@example.org/a.mp4", "https://example.org/a.mp4"),
+        ("https://example.org/@me/a.mp4", "https://example.org/@me/a.mp4"),
+        ("https://example.org/a.mp4?by=me@home", "https://example.org/a.mp4?by=me@home"),
+        ("file:films/me@home.mp4", "file:films/me@home.mp4"),
+    ],
+)
+def test_a_password_in_an_address_is_not_public(uri: str, shown: str) -> None:
+    assert public(uri) == shown

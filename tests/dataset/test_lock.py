@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pipeline.core import canonical
 from pipeline.core.errors import Damaged, RecipeError
 from pipeline.core.records import Container
-from pipeline.dataset import lock
+from pipeline.dataset import lock, probe
 from pipeline.dataset import recipe as recipes
 from tests.making.dataset import Dataset
 
@@ -27,7 +27,7 @@ KEYS = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9_-]{0,20}\Z")
 FRACTIONS = st.fractions(min_value=0, max_value=10**6)
 CONTAINER = Container(
     "mov,mp4", "h264", "yuv420p", 320, 240, False, 0, Fraction(1), "bt709", "tv", "bt709", "bt709",
-    Fraction(1, 25), Fraction(25), 100, 0, 100, False,
+    Fraction(1, 25), Fraction(25), 100, 0, 100,
 )  # fmt: skip
 
 
@@ -36,19 +36,19 @@ def test_the_same_build_writes_the_same_lock(small_dataset: Dataset, tmp_path: P
     other.lock.unlink()
     other.build()
     assert other.lock.read_bytes() == small_dataset.lock.read_bytes()
-    written = other.lock.stat().st_mtime_ns
+    modified_ns = other.lock.stat().st_mtime_ns
     other.build()
-    assert other.lock.stat().st_mtime_ns == written
+    assert other.lock.stat().st_mtime_ns == modified_ns
 
 
 def test_a_lock_tells_of_every_video_clip_sample_and_shard_and_of_no_folder(
     small_dataset: Dataset,
 ) -> None:
-    found = lock.read(small_dataset.recipe)
-    assert list(found.videos) == ["a", "b", "c", "d", "short"]
-    assert {clip.video for clip in found.clips.values()} == {"a", "b", "c", "d"}
-    assert found.samples.keys() == found.clips.keys()
-    assert found.root_digest == small_dataset.index["root_digest"]
+    locked = lock.read(small_dataset.recipe)
+    assert list(locked.videos) == ["a", "b", "c", "d", "short"]
+    assert {clip.video for clip in locked.clips.values()} == {"a", "b", "c", "d"}
+    assert locked.samples.keys() == locked.clips.keys()
+    assert locked.root_digest == small_dataset.index["root_digest"]
     text = small_dataset.lock.read_text()
     assert not re.search(r'"(file:)?/', text)
     assert str(small_dataset.data) not in text
@@ -72,16 +72,16 @@ def test_a_lock_comes_back_as_it_was_written(small_dataset: Dataset) -> None:
 def test_a_large_lock_is_compressed_and_the_other_one_goes(
     small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, recipe = lock.read(small_dataset.recipe), tmp_path / "small.toml"
-    assert lock.write(made, recipe) == (tmp_path / "small.lock.jsonl", True)
+    locked, recipe = lock.read(small_dataset.recipe), tmp_path / "small.toml"
+    assert lock.write(locked, recipe) == (tmp_path / "small.lock.jsonl", True)
     monkeypatch.setattr(lock, "LARGE", 1000)
-    packed, changed = lock.write(made, recipe)
+    packed, changed = lock.write(locked, recipe)
     assert (packed.name, changed) == ("small.lock.jsonl.zst", True)
     assert [path.name for path in tmp_path.iterdir()] == ["small.lock.jsonl.zst"]
-    assert lock.read(recipe) == made
-    assert lock.write(made, recipe) == (packed, False)
+    assert lock.read(recipe) == locked
+    assert lock.write(locked, recipe) == (packed, False)
     with monkeypatch.context() as bomb:
-        bomb.setattr(lock, "MOST", len(made.encode()) - 1)
+        bomb.setattr(lock, "MOST", len(locked.encode()) - 1)
         with pytest.raises(
             Damaged, match=r"small\.lock\.jsonl\.zst unpacks to more than 0 MiB: that is no lock"
         ):
@@ -90,8 +90,24 @@ def test_a_large_lock_is_compressed_and_the_other_one_goes(
     with pytest.raises(Damaged, match=r"small\.lock\.jsonl\.zst"):
         lock.read(recipe)
     monkeypatch.setattr(lock, "LARGE", 10**9)
-    assert lock.write(made, recipe)[0].name == "small.lock.jsonl"
+    assert lock.write(locked, recipe)[0].name == "small.lock.jsonl"
     assert [path.name for path in tmp_path.iterdir()] == ["small.lock.jsonl"]
+
+
+def test_the_old_form_of_a_lock_goes_only_when_the_new_one_is_there(
+    small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked, recipe = lock.read(small_dataset.recipe), tmp_path / "small.toml"
+    lock.write(locked, recipe)
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(lock, "LARGE", 1000)
+    monkeypatch.setattr(lock, "replace_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        lock.write(locked, recipe)
+    assert lock.read(recipe) == locked
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -128,15 +144,15 @@ def test_a_line_that_stands_there_twice_is_seen(small_dataset: Dataset, tmp_path
 
 
 def test_counts_that_do_not_add_up_are_seen(small_dataset: Dataset, tmp_path: Path) -> None:
-    made = lock.read(small_dataset.recipe)
-    made.header["stages"]["filter"]["out"] += 1
-    (tmp_path / "small.lock.jsonl").write_bytes(made.encode())
+    locked = lock.read(small_dataset.recipe)
+    locked.header["stages"]["filter"]["out"] += 1
+    (tmp_path / "small.lock.jsonl").write_bytes(locked.encode())
     with pytest.raises(Damaged, match="counts of stage 'filter' do not add up"):
         lock.read(tmp_path / "small.toml")
 
 
 @pytest.mark.parametrize(
-    ("kind", "field", "value", "wanted"),
+    ("kind", "field", "value", "problem"),
     [
         ("clip", "key", "../../etc/passwd", "clip.key: String should match pattern"),
         ("video", "key", "/etc/passwd", "video.key: String should match pattern"),
@@ -150,7 +166,7 @@ def test_counts_that_do_not_add_up_are_seen(small_dataset: Dataset, tmp_path: Pa
             {"latents.npy": {"sha256": "0" * 64, "probe": "?"}},
             "sample.members.latents.npy.probe: String should match",
         ),
-        ("lock", "stages", {}, "lock.stages: Dictionary should have at least 6 items"),
+        ("lock", "stages", {}, "lock.stages: Value error, the stage 'download' is missing"),
         ("lock", "environment", None, "lock.environment: Input should be a valid dictionary"),
         (
             "lock",
@@ -161,7 +177,7 @@ def test_counts_that_do_not_add_up_are_seen(small_dataset: Dataset, tmp_path: Pa
     ],
 )
 def test_a_forged_line_is_refused_by_field(
-    small_dataset: Dataset, tmp_path: Path, kind: str, field: str, value: object, wanted: str
+    small_dataset: Dataset, tmp_path: Path, kind: str, field: str, value: object, problem: str
 ) -> None:
     lines = [json.loads(line) for line in small_dataset.lock.read_bytes().splitlines()]
     next(line for line in lines if kind in line)[kind][field] = value
@@ -170,7 +186,7 @@ def test_a_forged_line_is_refused_by_field(
         for line in lines
     ]
     (tmp_path / "small.lock.jsonl").write_bytes(b"\n".join(sealed))
-    with pytest.raises(Damaged, match=re.escape(wanted)):
+    with pytest.raises(Damaged, match=re.escape(problem)):
         lock.read(tmp_path / "small.toml")
 
 
@@ -184,6 +200,19 @@ def test_no_lock_and_another_format_say_what_to_do(tmp_path: Path) -> None:
         RecipeError, match="is no lock of format 1 but of 2: take the longtake that wrote it"
     ):
         lock.read(tmp_path / "small.toml")
+
+
+def test_a_lock_of_before_with_a_field_that_has_gone_is_read(
+    small_dataset: Dataset, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "small.toml"
+    header, *lines = map(canonical.unseal, small_dataset.lock.read_bytes().splitlines())
+    for line in lines:
+        if "video" in line:
+            line["video"]["container"]["variable_fps"] = False
+    content = b"".join(canonical.seal(line) + b"\n" for line in (header, *lines))
+    recipe.with_suffix(".lock.jsonl").write_bytes(content)
+    assert lock.read(recipe) == lock.read(small_dataset.recipe)
 
 
 @given(
@@ -204,7 +233,7 @@ def test_any_video_and_clip_come_back(
     span: Fraction,
     pts: int,
 ) -> None:
-    made = lock.Lock(
+    locked = lock.Lock(
         {"stages": {}},
         {
             video: lock.LockedVideo(
@@ -227,18 +256,18 @@ def test_any_video_and_clip_come_back(
         {},
         {},
     )
-    parsed = dict(lock.parsed("x", lock.lines_of("x", made.encode())[1:]))
-    assert parsed == {"video": made.videos[video], "clip": made.clips[key]}
+    parsed = dict(lock.parsed("x", lock.lines_of("x", locked.encode())[1:]))
+    assert parsed == {"video": locked.videos[video], "clip": locked.clips[key]}
 
 
 def test_probes_are_values_of_the_array_itself(tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(size=(5, 4, 8, 8)).astype(np.float16)
     np.save(tmp_path / "a.npy", values)
-    kept = lock.probed(lock.probe(tmp_path / "a.npy"))
-    assert kept.shape == (lock.PROBES,)
+    kept = probe.values_of(probe.probe_of(tmp_path / "a.npy"))
+    assert kept.shape == (probe.PROBES,)
     assert set(kept) <= set(values.reshape(-1).astype(np.float32))
-    assert len(base64.b64decode(lock.probe(tmp_path / "a.npy"))) == 2 * lock.PROBES
-    assert len(set(lock.probe_places(values.size))) > lock.PROBES * 0.9
+    assert len(base64.b64decode(probe.probe_of(tmp_path / "a.npy"))) == 2 * probe.PROBES
+    assert len(set(probe.places_of(values.size))) > probe.PROBES * 0.9
 
 
 def test_the_digest_of_a_recipe_knows_what_it_says_and_not_how(

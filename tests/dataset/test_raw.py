@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,17 +19,23 @@ import pytest
 
 from pipeline.core.errors import Stopped
 from pipeline.core.executors import Inline
+from pipeline.core.params import Setup
 from pipeline.core.records import Blob, Shard, Source, Video
-from pipeline.core.stage import Progress
+from pipeline.core.stage import Batch, Job, Lost, Progress, Troubles
 from pipeline.core.store import Store, blobs_in
-from pipeline.dataset import build, raw
+from pipeline.dataset import build, passage
 from pipeline.dataset import recipe as recipes
-from pipeline.media import fetch, video
-from pipeline.plan import plan
+from pipeline.dataset.chain import Step
+from pipeline.dataset.passage import RawVideos
+from pipeline.media import detectors, fetch, reel, video
+from pipeline.plan import text
+from pipeline.plan.plan import plan
 from pipeline.publish import sweep, takedown
-from pipeline.stages import extract
-from tests.commands.test_cli import longtake
+from pipeline.stages import extract, shard
+from pipeline.stages import filter as filter_stage
 from tests.making import footage
+from tests.making.command import longtake
+from tests.making.steps import step_of
 
 OPTIONS = """
 [filter]
@@ -88,9 +94,9 @@ class World:
         self,
         options: str = OPTIONS,
         data: Path | None = None,
-        raws: raw.Raws | None = None,
+        raws: RawVideos | None = None,
         until: str = "shard",
-    ) -> list[build.Step]:
+    ) -> list[Step]:
         data = data or self.data
         held = Store(data / "store")
         held.prepare()
@@ -105,11 +111,11 @@ class World:
             wheel.write(self.folder / "p" / "p.mp4", "p.mp4")
         return path
 
-    def raw_videos(self, steps: list[build.Step]) -> dict[str, bool]:
+    def raw_videos(self, steps: list[Step]) -> dict[str, bool]:
         """Which are in the store, by key."""
         return {
             video.key: self.store.has(video.blob)
-            for video in steps[0].manifest.records
+            for video in step_of("download", steps).manifest.records
             if isinstance(video, Video)
         }
 
@@ -138,17 +144,16 @@ def world(
     server.store.clear()
 
 
-def root(steps: list[build.Step]) -> str:
-    return takedown._root(
-        [record for record in steps[-1].manifest.records if isinstance(record, Shard)]
-    )
+def root(steps: list[Step]) -> str:
+    shards = [record for record in steps[-1].manifest.records if isinstance(record, Shard)]
+    return shard.root_digest(shards)
 
 
 def test_without_raw_videos_the_dataset_is_the_same_and_the_disk_holds_a_few_at_a_time(
     world: World, tmp_path: Path
 ) -> None:
     with_them = world.build(data=tmp_path / "whole")
-    raws = raw.Raws(2)
+    raws = RawVideos(2)
     without = world.build(raws=raws)
     assert root(without) == root(with_them)
     assert [step.manifest for step in without] == [step.manifest for step in with_them]
@@ -167,24 +172,24 @@ def test_without_raw_videos_the_dataset_is_the_same_and_the_disk_holds_a_few_at_
     ).stat().st_nlink == 2  # the user's own file, and the other data folder's name of it
     sizes = {
         video.key: video.blob.num_bytes
-        for video in without[0].manifest.records
+        for video in step_of("download", without).manifest.records
         if isinstance(video, Video)
     }
     wheel = (tmp_path / "p" / "p.mp4").stat().st_size + 1000
     assert 0 < raws.peak_bytes < raws.all_bytes <= sum(sizes[key] for key in "abcp") + wheel
-    kinds = sweep.kinds_of(sweep.read(world.store))
+    kinds = sweep.kinds_of(sweep.memos_of(world.store))
     assert not [
         sha256 for sha256 in world.store.blobs() if kinds[sha256] in ("raw videos", "wheels")
     ]
-    assert without[0].num_bytes == 0
+    assert step_of("download", without).num_bytes == 0
 
 
 def test_a_second_build_without_raw_videos_does_no_work_and_verifies_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = world.build(raws=raw.Raws(2), until="extract")
+    first = world.build(raws=RawVideos(2), until="extract")
     monkeypatch.setattr(video, "frames", None)
-    again = world.build(raws=raw.Raws(2), until="extract")
+    again = world.build(raws=RawVideos(2), until="extract")
     assert not any(step.num_run for step in again)
     assert world.fetched == []
     assert [step.manifest for step in again] == [step.manifest for step in first]
@@ -193,14 +198,14 @@ def test_a_second_build_without_raw_videos_does_no_work_and_verifies_nothing(
 def test_another_size_fetches_raw_videos_again_and_other_scenes_do_not(
     world: World, tmp_path: Path
 ) -> None:
-    world.build(raws=raw.Raws(2))
+    world.build(raws=RawVideos(2))
     world.build(
         OPTIONS.replace("min_frames = 10\nmax_frames = 30", "min_frames = 6\nmax_frames = 11"),
         until="extract",
     )
     assert world.fetched == []
-    planned = plan.of(recipes.load(world.recipe(BIGGER)), world.data, "cpu")
-    assert sorted(planned.lines["extract"].again + planned.lines["cut"].again) == [
+    planned = plan(recipes.load(world.recipe(BIGGER)), world.data, "cpu")
+    assert sorted(planned.lines["extract"].refetched + planned.lines["cut"].refetched) == [
         "a",
         "b",
         "c",
@@ -212,7 +217,7 @@ def test_another_size_fetches_raw_videos_again_and_other_scenes_do_not(
         == sum(world.server.size(f"/{key}.mp4") for key in "abc") + in_wheel
     )
     assert "extract: 4 raw videos were let go and are fetched again (" in "\n".join(
-        plan.sentences(planned)
+        text.sentences(planned)
     )
     bigger = world.build(BIGGER)
     assert sorted(world.fetched) == [
@@ -226,9 +231,9 @@ def test_another_size_fetches_raw_videos_again_and_other_scenes_do_not(
 
 
 def test_another_size_without_raw_videos_fetches_a_few_at_a_time_too(world: World) -> None:
-    world.build(raws=raw.Raws(2), until="extract")
+    world.build(raws=RawVideos(2), until="extract")
     for options in (BIGGER, OPTIONS.replace("size = 64", "size = 80")):
-        raws = raw.Raws(2)
+        raws = RawVideos(2)
         steps = world.build(options, raws=raws, until="extract")
         assert len(world.fetched) == 4
         assert not any(world.raw_videos(steps).values())
@@ -236,16 +241,16 @@ def test_another_size_without_raw_videos_fetches_a_few_at_a_time_too(world: Worl
 
 
 def test_another_detector_fetches_raw_videos_again(world: World) -> None:
-    world.build(raws=raw.Raws(8), until="extract")
+    world.build(raws=RawVideos(8), until="extract")
     other = OPTIONS + '[cut]\ndetector = "none"\n'
     assert sorted(
-        plan.of(recipes.load(world.recipe(other)), world.data, "cpu").lines["cut"].again
+        plan(recipes.load(world.recipe(other)), world.data, "cpu").lines["cut"].refetched
     ) == ["a", "b", "c", "p"]
     world.build(other, until="cut")
     assert len(world.fetched) == 4
     assert not any(
-        line.again
-        for line in plan.of(recipes.load(world.recipe(other)), world.data, "cpu").lines.values()
+        line.refetched
+        for line in plan(recipes.load(world.recipe(other)), world.data, "cpu").lines.values()
     )
 
 
@@ -253,11 +258,11 @@ def test_another_detector_fetches_raw_videos_again(world: World) -> None:
 def test_bytes_that_have_changed_meanwhile_are_refused_and_the_build_goes_on(
     world: World, film: Callable[..., Path], wave: int | None
 ) -> None:
-    world.build(raws=raw.Raws(2), until="extract")
+    world.build(raws=RawVideos(2), until="extract")
     world.server.pipe("/b.mp4", film(footage.plain, 1.3, size="160x120").read_bytes())
     world.server.rm("/c.mp4")
     for _ in range(2):  # it is unavailable, so the next build tries again
-        steps = world.build(BIGGER, raws=raw.Raws(wave) if wave else None, until="extract")
+        steps = world.build(BIGGER, raws=RawVideos(wave) if wave else None, until="extract")
         refused = {
             one.key: (one.stage, one.fate, one.reason) for one in steps[-1].manifest.rejections
         }
@@ -272,45 +277,34 @@ def test_bytes_that_have_changed_meanwhile_are_refused_and_the_build_goes_on(
             "part-0000",
         }
         assert [world.fetched.count(uri) for uri in ("memory://b.mp4", "memory://c.mp4")] == [1, 1]
-    looked, _ = build.looked(recipes.load(world.recipe(BIGGER)), world.data, "cpu")
-    assert {failed.rejection.reason for failed in looked[3].failures} == {"checksum", "not-found"}
+    looked = build.look(recipes.load(world.recipe(BIGGER)), world.data, "cpu")
+    assert {failed.rejection.reason for failed in step_of("extract", looked).failures} == {
+        "checksum",
+        "not-found",
+    }
     assert (
         len(world.build(until="extract")[-1].manifest.records) == 6
     )  # what was made of the first bytes is still good
 
 
-def test_bytes_that_were_refused_do_not_stay(world: World) -> None:
+@pytest.mark.parametrize("raws", [RawVideos(2), None], ids=["released", "kept"])
+def test_bytes_that_were_refused_do_not_stay(world: World, raws: RawVideos | None) -> None:
     world.server.pipe("/b.mp4", b"no video at all")
-    pinned = (
-        world.recipe()
-        .read_text()
-        .replace('"memory://c.mp4"', f'"memory://c.mp4"\nsha256 = "{"0" * 64}"')
-    )
-    world.folder.joinpath("pinned.toml").write_text(pinned)
+    other_bytes = f'"memory://c.mp4"\nsha256 = "{"0" * 64}"'
+    pinned = world.recipe().read_text().replace('"memory://c.mp4"', other_bytes)
+    path = world.folder / "pinned.toml"
+    path.write_text(pinned)
     refused = {hashlib.sha256(world.server.cat(f"/{key}.mp4")).hexdigest() for key in "bc"}
-    raws = raw.Raws(2)
-    steps = list(
-        build.build(
-            recipes.load(world.folder / "pinned.toml"),
-            world.data,
-            Inline(),
-            "cpu",
-            "extract",
-            Progress(),
-            None,
-            raws,
-        )
-    )
-    assert {one.key: one.reason for one in steps[0].manifest.rejections if one.key in "bc"} == {
-        "b": "unreadable",
-        "c": "checksum",
-    }
-    assert not refused & world.store.blobs().keys()
-    memos = list(sweep.read(world.store))
-    assert world.store.blobs().keys() <= {
-        blob.sha256 for memo in memos for blob in blobs_in(memo.outputs)
-    }
-    assert raws.all_bytes > len(world.server.cat("/c.mp4"))
+    loaded = recipes.load(path)
+    build_all = build.build(loaded, world.data, Inline(), "cpu", "extract", Progress(), None, raws)
+    rejections = step_of("download", build_all).manifest.rejections
+    list(build_all)
+    reasons = {rejection.key: rejection.reason for rejection in rejections}
+    assert (reasons["b"], reasons["c"]) == ("unreadable", "checksum")
+    blobs = world.store.blobs().keys()
+    assert not refused & blobs
+    memos = list(sweep.memos_of(world.store))
+    assert blobs <= {blob.sha256 for memo in memos for blob in blobs_in(memo.outputs)}
 
 
 def test_a_clip_that_is_not_as_it_was_written_stops_the_build_before_its_raw_video_goes(
@@ -330,10 +324,10 @@ def test_a_clip_that_is_not_as_it_was_written_stops_the_build_before_its_raw_vid
             Stopped,
             match=r"the clip 'a-0000' is not on disk as it was written; .*The raw videos stay",
         ):
-            world.build(raws=raw.Raws(8), until="extract")
-    kinds = sweep.kinds_of(sweep.read(world.store))
-    assert [kinds.get(sha256) for sha256 in world.store.blobs()].count("raw videos") == 5
-    again = world.build(raws=raw.Raws(8), until="extract")
+            world.build(raws=RawVideos(8), until="extract")
+    kinds = sweep.kinds_of(sweep.memos_of(world.store))
+    assert [kinds.get(sha256) for sha256 in world.store.blobs()].count("raw videos") == 1
+    again = world.build(raws=RawVideos(8), until="extract")
     assert again[-1].num_run == 6
     assert not any(world.raw_videos(again).values())
 
@@ -342,29 +336,39 @@ def test_a_clip_of_too_few_frames_is_noticed(world: World, monkeypatch: pytest.M
     def fewer(*args: Any) -> Iterator[object]:
         return itertools.islice(video.frames(*args), 1, None)
 
-    monkeypatch.setattr(raw, "video", SimpleNamespace(probe=video.probe, frames=fewer))
+    monkeypatch.setattr(passage, "video", SimpleNamespace(probe=video.probe, frames=fewer))
     with pytest.raises(Stopped, match="the clip 'a-0000' has 11 frames instead of 12"):
-        world.build(raws=raw.Raws(1), until="extract")
+        world.build(raws=RawVideos(1), until="extract")
 
 
 def test_raw_videos_that_another_dataset_has_stay(world: World) -> None:
     other = recipes.load(world.recipe(name="other"))
     world.build(until="download")
     list(build.build(other, world.data, Inline(), "cpu", "download", Progress()))
-    raws = raw.Raws(8)
+    raws = RawVideos(8)
     steps = world.build(raws=raws, until="extract")
     assert all(world.raw_videos(steps).values())
     assert raws.kept_for == {"other"}
 
 
-def test_waves_keep_sources_of_one_address_and_files_of_one_wheel_together() -> None:
+def test_sources_of_one_address_and_files_of_one_wheel_travel_together(
+    store: Store, tmp_path: Path
+) -> None:
     addresses = ["file:1", "pypi:x==1/a", "file:2", "file:1", "pypi:x==1/b", "file:3"]
     sources = [Source(f"s{index}", uri) for index, uri in enumerate(addresses)]
-    assert [[source.key for source in wave] for wave in raw.waves(sources, 2)] == [
-        ["s0", "s3", "s1"],
-        ["s4", "s2"],
-        ["s5"],
-    ]
+    batches: list[Batch] = []
+
+    class Watching(Inline):
+        def map(self, work: Job, given: Sequence[Batch]) -> Iterator[tuple[Batch, Troubles | Lost]]:
+            batches.extend(given)
+            yield from ()
+
+    setup = Setup(
+        (fetch.Params(), detectors.DEFAULT, filter_stage.Params(), reel.Params()), tmp_path
+    )
+    passage.take_through(setup, sources, store, Watching(), Progress(), ())
+    keys = [[record.key for _, record in batch.tasks] for batch in batches]
+    assert keys == [["s0", "s3"], ["s1", "s4"], ["s2"], ["s5"]]
 
 
 def test_the_command_says_what_raw_videos_will_take_and_took(world: World) -> None:
@@ -374,7 +378,7 @@ def test_the_command_says_what_raw_videos_will_take_and_took(world: World) -> No
     assert "raw videos stay: `--until cut` makes no clips of them" in early.stdout
     said = longtake("build", world.recipe(), *words, "extract", "--keep-raw", "no")
     assert said.returncode == 0, said.stderr
-    assert "raw videos of at most 4 sources at a time" in said.stdout
+    assert "raw videos of at most 1 address at a time" in said.stdout
     assert re.search(
         r"raw videos took at most [\d.]+ kB at a time, [\d.]+ kB in all; let go\n", said.stdout
     )
@@ -382,10 +386,10 @@ def test_the_command_says_what_raw_videos_will_take_and_took(world: World) -> No
 
 
 def test_a_removed_source_s_note_of_being_let_go_goes_too(world: World) -> None:
-    steps = world.build(raws=raw.Raws(8), until="extract")
+    steps = world.build(raws=RawVideos(8), until="extract")
     gone = next(
         video.blob
-        for video in steps[0].manifest.records
+        for video in step_of("download", steps).manifest.records
         if isinstance(video, Video) and video.key == "b"
     )
     assert world.store.released(gone)

@@ -21,13 +21,14 @@ from pyarrow import parquet
 from pipeline.core import canonical
 from pipeline.core.errors import RecipeError
 from pipeline.core.executors import Inline
-from pipeline.core.params import Table
+from pipeline.core.params import Setup, Table
 from pipeline.core.records import Source
 from pipeline.core.stage import Progress, run_stage
 from pipeline.core.store import Store
 from pipeline.dataset import recipe
 from pipeline.dataset.recipe import Columns, Recipe, SourceEntry
-from pipeline.stages import cut, download
+from pipeline.media import detectors, fetch
+from pipeline.stages import download, expand
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 TEMPLATE = MANIFESTS / "template.toml"
@@ -42,20 +43,20 @@ TABLES: dict[str, type[Table]] = {
 }
 
 
-def written(folder: Path, text: str) -> Path:
+def recipe_at(folder: Path, text: str) -> Path:
     path = folder / "mine.toml"
     path.write_text(text, "utf-8")
     return path
 
 
 def sources(folder: Path, text: str) -> tuple[Source, ...]:
-    return recipe.load(written(folder, text)).sources
+    return recipe.load(recipe_at(folder, text)).sources
 
 
 def complaint(folder: Path, text: str) -> str:
     """What a wrong recipe is told, its folder left out."""
     with pytest.raises(RecipeError) as caught:
-        recipe.load(written(folder, text))
+        recipe.load(recipe_at(folder, text))
     return str(caught.value).replace(f"{folder}/", "")
 
 
@@ -78,7 +79,7 @@ def test_the_schema_for_editors_is_up_to_date() -> None:
 
 def test_the_demo_is_five_packaged_videos_at_256_with_the_tiny_encoders() -> None:
     loaded = recipe.load(MANIFESTS / "demo.toml")
-    made = loaded.recipe
+    options = loaded.recipe
     assert [source.key for source in loaded.sources] == [
         "bigbuckbunny",
         "bikes",
@@ -88,28 +89,28 @@ def test_the_demo_is_five_packaged_videos_at_256_with_the_tiny_encoders() -> Non
     ]
     assert all(source.uri.startswith("pypi:") for source in loaded.sources)
     assert [len(source.captions) for source in loaded.sources] == [2, 2, 2, 2, 2]
-    assert (made.cut.detector, made.filter.min_frames, made.filter.max_frames) == (
+    assert (options.cut.detector, options.filter.min_frames, options.filter.max_frames) == (
         "adaptive",
         100,
         1000,
     )
-    assert (made.extract.fps, made.extract.size) == (Fraction(10), 256)
-    assert (made.encode.preset, made.encode.psnr_share, made.encode.precision) == (
+    assert (options.extract.fps, options.extract.size) == (Fraction(10), 256)
+    assert (options.encode.preset, options.encode.psnr_share, options.encode.precision) == (
         "tiny",
         1.0,
         "float32",
     )
-    assert (made.shard.seed, made.shard.validation) == (4, 0.34)
+    assert (options.shard.seed, options.shard.validation) == (4, 0.34)
 
 
 def test_the_seeds_recipes_are_10_fps_512_and_100_frames() -> None:
     for name in ("scenic-drive", "fashion-walk"):
-        made = recipe.load(MANIFESTS / f"{name}.toml").recipe
+        options = recipe.load(MANIFESTS / f"{name}.toml").recipe
         assert (
-            made.extract.fps,
-            made.extract.size,
-            made.filter.min_frames,
-            made.encode.preset,
+            options.extract.fps,
+            options.extract.size,
+            options.filter.min_frames,
+            options.encode.preset,
         ) == (10, 512, 100, "sd15")
 
 
@@ -150,20 +151,22 @@ def template_blocks() -> list[tuple[str, dict[str, Any], set[str]]]:
 
 def model_of(table: str, shown: dict[str, Any]) -> type[Table]:
     if table == "cut":
-        return next(
-            kind for kind in cut.KINDS if kind.model_fields["detector"].default == shown["detector"]
-        )
+        options = detectors.options_of(shown["detector"])
+        assert options is not None
+        return options
     return TABLES[table] if table else Recipe
 
 
 def test_the_template_has_every_option_and_no_other() -> None:
-    found = [(model_of(table, shown), set(shown)) for table, shown, _ in template_blocks()]
+    blocks = [(model_of(table, shown), set(shown)) for table, shown, _ in template_blocks()]
     tables = {"source", "columns", "download", "cut", "filter", "extract", "encode", "shard"}
-    assert found[0] == (Recipe, set(Recipe.model_fields) - tables)
-    assert [model for model, _ in found[1:]] == [SourceEntry, TABLES["download"], *cut.KINDS] + [
-        TABLES[name] for name in ("filter", "extract", "encode", "shard", "columns")
-    ]
-    for model, keys in found[1:]:
+    assert blocks[0] == (Recipe, set(Recipe.model_fields) - tables)
+    assert [model for model, _ in blocks[1:]] == [
+        SourceEntry,
+        TABLES["download"],
+        *detectors.ALL,
+    ] + [TABLES[name] for name in ("filter", "extract", "encode", "shard", "columns")]
+    for model, keys in blocks[1:]:
         assert keys == set(model.model_fields), model
 
 
@@ -194,9 +197,9 @@ def test_the_template_with_everything_uncommented_loads() -> None:
             continue  # one [cut] of seven, and no table
         seen = 0 if line.startswith("[filter]") else seen
         lines.append(line)
-    made = Recipe.model_validate({"name": "template", **tomllib.loads("\n".join(lines))})
-    assert made.cut == cut.DEFAULT
-    assert made.filter.max_frames == 1000
+    options = Recipe.model_validate({"name": "template", **tomllib.loads("\n".join(lines))})
+    assert options.cut == detectors.DEFAULT
+    assert options.filter.max_frames == 1000
 
 
 def test_an_option_written_out_with_its_default_changes_no_task_key() -> None:
@@ -282,7 +285,7 @@ def published(folder: Path, title: str, rows: list[dict[str, Any]], suffix: str)
     )
     values = tomllib.loads(text)
     write_table(folder / values["sources"], rows)
-    loaded = recipe.load(written(folder, text))
+    loaded = recipe.load(recipe_at(folder, text))
     assert loaded.recipe.cut.detector == "none"
     return sorted(loaded.sources, key=lambda source: source.start_s or 0)
 
@@ -320,23 +323,23 @@ def test_panda_70m_gives_a_source_and_a_caption_for_each_time_range(
 def test_internvid_gives_a_source_for_each_row_and_unites_the_captions_of_equal_ones(
     tmp_path: Path, suffix: str
 ) -> None:
-    found = published(tmp_path, "InternVid", INTERNVID, suffix)
-    assert [(source.start_s, source.end_s) for source in found] == [
+    listed = published(tmp_path, "InternVid", INTERNVID, suffix)
+    assert [(source.start_s, source.end_s) for source in listed] == [
         (Fraction(453689, 1000), Fraction(471085, 1000)),
         (Fraction(480), Fraction(4845, 10)),
     ]
-    assert [source.captions for source in found] == [
+    assert [source.captions for source in listed] == [
         ("a woman cooking", "a kitchen"),
         ("[music] a pan",),
     ]
-    assert {source.uri for source in found} == {"https://www.youtube.com/watch?v=FbzKbGyLEdQ"}
-    assert all(re.fullmatch("[0-9a-f]{12}", source.key) for source in found)
+    assert {source.uri for source in listed} == {"https://www.youtube.com/watch?v=FbzKbGyLEdQ"}
+    assert all(re.fullmatch("[0-9a-f]{12}", source.key) for source in listed)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_openvid_gives_a_local_file_for_each_row(tmp_path: Path, suffix: str) -> None:
-    (found,) = published(tmp_path, "OpenVid-1M", [OPENVID], suffix)
-    assert (found.uri, found.captions, found.start_s, found.end_s) == (
+    (source,) = published(tmp_path, "OpenVid-1M", [OPENVID], suffix)
+    assert (source.uri, source.captions, source.start_s, source.end_s) == (
         "file:OpenVid-1M/0_0_Nq.mp4",
         ("A hill, at dusk.",),
         None,
@@ -348,8 +351,8 @@ def test_one_caption_serves_all_time_ranges_of_a_row(tmp_path: Path) -> None:
     write_table(
         tmp_path / "t.jsonl", [{"uri": "file:a.mp4", "at": [[0, 1.5], [2, "3.1"]], "says": "waves"}]
     )
-    found = sources(tmp_path, 'sources = "t.jsonl"\n[columns]\nranges = "at"\ncaption = "says"\n')
-    assert sorted((source.start_s, source.end_s, source.captions) for source in found) == [
+    listed = sources(tmp_path, 'sources = "t.jsonl"\n[columns]\nranges = "at"\ncaption = "says"\n')
+    assert sorted((source.start_s, source.end_s, source.captions) for source in listed) == [
         (Fraction(0), Fraction(3, 2), ("waves",)),
         (Fraction(2), Fraction(31, 10), ("waves",)),
     ]
@@ -365,8 +368,8 @@ def test_the_same_source_twice_unites_captions(tmp_path: Path) -> None:
         f'[[source]]\nuri = "file:a.mp4"\ncaption = {caption}\n'
         for caption in ('"sea"', '["waves", "sea"]')
     )
-    (found,) = sources(tmp_path, text)
-    assert found.captions == ("sea", "waves")
+    (source,) = sources(tmp_path, text)
+    assert source.captions == ("sea", "waves")
 
 
 def test_time_ranges_and_captions_stay_with_their_source_when_videos_are_expanded(
@@ -380,8 +383,8 @@ def test_time_ranges_and_captions_stay_with_their_source_when_videos_are_expande
             f'[[source]]\nid="{i}"\nuri="file:a.mp4"\ncaption="{c}"\nstart={a}\nend={b}\n'
             for i, c, a, b in spans
         )
-        loaded = recipe.load(written(tmp_path, text))
-        stage = download.expand_stage(loaded.recipe.download, loaded.folder)
+        loaded = recipe.load(recipe_at(tmp_path, text))
+        stage = expand.stage(loaded.setup("cpu"))
         manifest, _ = run_stage(stage, loaded.sources, store, Inline(), Progress())
         assert manifest.records == loaded.sources
         return list(loaded.sources)
@@ -394,11 +397,12 @@ def test_time_ranges_and_captions_stay_with_their_source_when_videos_are_expande
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         (
             SOURCE + "[filter]\nmin_frame = 5",
-            "mine.toml:4: filter.min_frame: unknown key; did you mean 'min_frames'? allowed are max_frames, ",
+            "mine.toml:4: filter.min_frame: unknown key; did you mean 'min_frames'? "
+            "allowed are max_frames, ",
         ),
         (
             SOURCE + "[filtr]\nmin_frames = 5",
@@ -407,7 +411,8 @@ def test_time_ranges_and_captions_stay_with_their_source_when_videos_are_expande
         ("sorces = 5\n" + SOURCE, "mine.toml:1: sorces: unknown key; did you mean 'sources'?"),
         (
             SOURCE + 'adress = "x"',
-            "mine.toml:3: source[0].adress: unknown key; allowed are caption, end, id, license, sha256, start, uri",
+            "mine.toml:3: source[0].adress: unknown key; allowed are caption, end, "
+            "id, license, sha256, start, uri",
         ),
         (
             SOURCE + SOURCE + "captoin = 5",
@@ -443,7 +448,8 @@ def test_time_ranges_and_captions_stay_with_their_source_when_videos_are_expande
         ),
         (
             SOURCE + '[cut]\ndetector = "contnt"',
-            "mine.toml:4: cut.detector: got 'contnt', allowed are 'adaptive', 'content', 'histogram', 'hash', 'threshold', 'scdet', 'none'",
+            "mine.toml:4: cut.detector: got 'contnt', allowed are 'adaptive', "
+            "'content', 'histogram', 'hash', 'threshold', 'scdet', 'none'",
         ),
         (
             SOURCE + '[cut]\ndetector = "content"\nthreshold = 300',
@@ -455,7 +461,8 @@ def test_time_ranges_and_captions_stay_with_their_source_when_videos_are_expande
         ),
         (
             SOURCE + "\n[filter]\nmin_frames = 10\nmax_frames = 5",
-            "max_frames must be at least 19: equal parts of a longer scene would fall below min_frames",
+            "max_frames must be at least 19: equal parts of a longer scene would fall "
+            "below min_frames",
         ),
         (SOURCE + "\n[filter]\nmin_frames = 10\nmax_frames = 5", "mine.toml:4: filter: got"),
         (SOURCE + 'start = "0:01:00"\nend = 59.5', "mine.toml:1: source[0]: got"),
@@ -480,7 +487,8 @@ def test_time_ranges_and_captions_stay_with_their_source_when_videos_are_expande
         ('[[source]]\nid = "a"', "mine.toml:1: source[0].uri: is missing"),
         (
             '[[source]]\nuri = "a.mp4"',
-            "mine.toml:2: source[0].uri: got 'a.mp4', an address begins with its kind: https:, http:, file:, pypi:",
+            "mine.toml:2: source[0].uri: got 'a.mp4', an address begins with its "
+            "kind: https:, http:, file:, pypi:",
         ),
         (
             '[[source]]\nuri = "pypi:gradio/world.mp4"',
@@ -512,9 +520,9 @@ def test_time_ranges_and_captions_stay_with_their_source_when_videos_are_expande
     ],
 )
 def test_a_wrong_recipe_is_told_where_what_and_what_is_allowed(
-    tmp_path: Path, text: str, wanted: str
+    tmp_path: Path, text: str, expected: str
 ) -> None:
-    assert wanted in complaint(tmp_path, text)
+    assert expected in complaint(tmp_path, text)
 
 
 def test_a_wrong_value_is_complained_of_once(tmp_path: Path) -> None:
@@ -535,14 +543,14 @@ def test_two_sources_with_one_id_are_both_named(tmp_path: Path) -> None:
     text = (
         '[[source]]\nuri = "file:a.mp4"\nid = "sea"\n[[source]]\nuri = "file:b.mp4"\nid = "sea"\n'
     )
-    wanted = (
+    expected = (
         "mine.toml:4: source[1]: the id 'sea' is taken by mine.toml:1: source[0]: ids must differ"
     )
-    assert complaint(tmp_path, text) == wanted
+    assert complaint(tmp_path, text) == expected
 
 
 def test_a_recipe_that_is_not_there_names_those_beside_it(tmp_path: Path) -> None:
-    written(tmp_path, SOURCE)
+    recipe_at(tmp_path, SOURCE)
     with pytest.raises(RecipeError, match=r"there is no recipe .*yours\.toml; beside it: mine"):
         recipe.load(tmp_path / "yours.toml")
     with pytest.raises(RecipeError, match="cannot read"):
@@ -569,7 +577,10 @@ def test_without_a_list_of_licences_any_will_do(tmp_path: Path) -> None:
 
 
 def test_sources_with_a_licence_of_the_list_are_let_in(tmp_path: Path) -> None:
-    text = f'{ONLY}[[source]]\nuri = "file:a.mp4"\nlicense = " CC0-1.0 "\n[[source]]\nuri = "file:b.mp4"\nlicense = "CC-BY-4.0"\n'
+    text = (
+        f'{ONLY}[[source]]\nuri = "file:a.mp4"\nlicense = " CC0-1.0 "\n[[source]]\n'
+        'uri = "file:b.mp4"\nlicense = "CC-BY-4.0"\n'
+    )
     assert len(sources(tmp_path, text)) == 2
 
 
@@ -625,17 +636,19 @@ def test_rows_with_another_licence_are_named_up_to_ten_and_then_counted(
 
 def test_sources_in_one_array_are_named_by_the_line_it_begins_at(tmp_path: Path) -> None:
     text = (
-        'source = [\n  {uri = "file:a.mp4", id = "a", license = "CC0-1.0"},\n  {uri = "file:b.mp4", id = "b"},\n]\n'
-        + ONLY
+        'source = [\n  {uri = "file:a.mp4", id = "a", license = "CC0-1.0"},\n'
+        '  {uri = "file:b.mp4", id = "b"},\n]\n' + ONLY
     )
     assert complaint(tmp_path, text).splitlines()[0] == "mine.toml:1: source[1]: 'b' has no licence"
 
 
 def test_the_list_of_licences_changes_no_task_key(tmp_path: Path) -> None:
     source = Source("a", "https://example.org/a.mp4", license="CC0-1.0")
-    plain, strict = download.Params(), download.Params(licenses=("CC0-1.0",))
-    for stage in (download.stage, download.expand_stage):
-        assert stage(plain, tmp_path).task_key(source) == stage(strict, tmp_path).task_key(source)
+    plain, strict = fetch.Params(), fetch.Params(licenses=("CC0-1.0",))
+    for stage in (download.stage, expand.stage):
+        assert stage(Setup((plain,), tmp_path)).task_key(source) == stage(
+            Setup((strict,), tmp_path)
+        ).task_key(source)
 
 
 # Wrong tables
@@ -659,7 +672,7 @@ GOOD = {"uri": "file:a.mp4", "from": "1", "to": "2"}
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 @pytest.mark.parametrize(
-    ("columns", "bad", "wanted"),
+    ("columns", "bad", "expected"),
     [
         (
             'start = "from"',
@@ -676,11 +689,11 @@ GOOD = {"uri": "file:a.mp4", "from": "1", "to": "2"}
     ],
 )
 def test_a_bad_row_is_named_by_its_number(
-    tmp_path: Path, suffix: str, columns: str, bad: dict[str, str], wanted: str
+    tmp_path: Path, suffix: str, columns: str, bad: dict[str, str], expected: str
 ) -> None:
     write_table(tmp_path / f"t{suffix}", [GOOD, {**GOOD, "uri": "file:b.mp4", **bad}])
     said = complaint(tmp_path, f'sources = "t{suffix}"\n[columns]\n{columns}\n')
-    assert wanted in said
+    assert expected in said
     assert said.startswith(f"t{suffix}: row ")
 
 
@@ -705,7 +718,7 @@ def test_a_template_that_cannot_be_filled_is_an_error_of_the_recipe(
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "wanted"),
+    ("name", "content", "expected"),
     [
         ("t.jsonl", b'{"uri": "file:a.mp4"}\n{"uri"\n', "t.jsonl: row 2: not JSON: "),
         ("t.jsonl", b"[1]\n", "t.jsonl: row 1: got [1], a row is an object of columns"),
@@ -716,10 +729,10 @@ def test_a_template_that_cannot_be_filled_is_an_error_of_the_recipe(
     ],
 )
 def test_a_table_that_cannot_be_read_says_so(
-    tmp_path: Path, name: str, content: bytes, wanted: str
+    tmp_path: Path, name: str, content: bytes, expected: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    assert complaint(tmp_path, f'sources = "{name}"').startswith(wanted)
+    assert complaint(tmp_path, f'sources = "{name}"').startswith(expected)
 
 
 def test_two_rows_with_one_id_are_both_named(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ class Dataset:
 
 
 def small(folder: Path, film: Callable[..., Path]) -> Dataset:
-    """Clips of four videos in three shards; a fifth video is too short. Built, in this process."""
+    """Clips of four videos in four shards; a fifth video is too short. Built, in this process."""
     (folder / "recipe").mkdir()
     videos = {
         "a": film(footage.joined, (4.0, 5.0), 12),
@@ -79,7 +79,10 @@ def small(folder: Path, film: Callable[..., Path]) -> Dataset:
     text = ""
     for key, path in videos.items():
         shutil.copyfile(path, folder / "recipe" / f"{key}.mp4")
-        text += f'[[source]]\nid = "{key}"\nuri = "file:{key}.mp4"\ncaption = "the film {key}"\nlicense = "CC0-1.0"\n'
+        text += (
+            f'[[source]]\nid = "{key}"\nuri = "file:{key}.mp4"\n'
+            f'caption = "the film {key}"\nlicense = "CC0-1.0"\n'
+        )
     (folder / "recipe" / "small.toml").write_text(text + OPTIONS)
     made = Dataset(folder / "recipe" / "small.toml", folder / "data")
     made.build()

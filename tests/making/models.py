@@ -1,4 +1,4 @@
-"""Small video models for tests, and what shards say of the shipped encoders."""
+"""Video models of random weights, small enough for tests, and what they are trained for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pipeline.media import encoders
 from training.presets import TINY_UNET, Objective
 from training.unet import VideoUNet
 
-SHAPE = (4, 8, 8)
+SHAPE = (4, 8, 8)  # of a frame of latents: channels, height, width
+# A small 2-D model: text of 32 numbers a token, as the tiny encoders give it.
 SMALL_UNET: dict[str, Any] = {
     "sample_size": 8,
     "in_channels": 4,
@@ -25,7 +26,8 @@ SMALL_UNET: dict[str, Any] = {
     "cross_attention_dim": 32,
     "attention_head_dim": 2,
 }
-SMALLER_TINY_UNET: dict[str, Any] = {
+# The same size, but with text of 8 numbers and with attention in the outer blocks.
+NARROW_UNET: dict[str, Any] = {
     **TINY_UNET,
     "sample_size": 8,
     "block_out_channels": [8, 16],
@@ -60,7 +62,8 @@ def weights_digest(folder: str, files: Sequence[str]) -> str:
     return encoders.find_weights(folder, None, "", files, Path())[1].sha256
 
 
-def identity() -> dict[str, Any]:
+def encoder_identity() -> dict[str, Any]:
+    """What a run remembers of the encoders of its shards: those of the tiny preset."""
     tiny = encoders.PRESETS["tiny"]
     return {
         "encoders.vae.sha256": weights_digest(tiny.vae, encoders.VAE_FILES),

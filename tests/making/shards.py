@@ -1,4 +1,4 @@
-"""Shards for tests of training, written by hand, so that they may be wrong."""
+"""Shards written by hand, so that they may be wrong: nothing of `pipeline` writes them."""
 
 from __future__ import annotations
 
@@ -7,21 +7,19 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tests.making import models
 from training.shards import Index, open_index
 
 SHAPE = (4, 2, 2)
 TEXT = (7, 3)
 SCALE = 0.5
-WAVE_SHAPE, WAVE_TEXT = (4, 8, 8), (7, 8)
-SMALL_UNET = {**models.SMALL_UNET, "cross_attention_dim": 8}
 Members = dict[str, bytes]
+Change = Callable[[dict[str, Any]], object]
 
 
 def npy(array: np.ndarray[Any, Any], version: tuple[int, int] = (1, 0)) -> bytes:
@@ -30,7 +28,9 @@ def npy(array: np.ndarray[Any, Any], version: tuple[int, int] = (1, 0)) -> bytes
     return file.getvalue()
 
 
-def latents(number: int, num_frames: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray[Any, Any]:
+def new_latents(
+    number: int, num_frames: int, shape: tuple[int, ...] = SHAPE
+) -> np.ndarray[Any, Any]:
     """Every number of a frame says which clip and which frame it is of: 64 * clip + frame % 64 is
     exact in float16.
     """
@@ -38,23 +38,25 @@ def latents(number: int, num_frames: int, shape: tuple[int, ...] = SHAPE) -> np.
     return np.broadcast_to(frames, (num_frames, *shape)).astype(np.float16)
 
 
-def text(number: int, caption: int = 0) -> np.ndarray[Any, Any]:
+def new_text(number: int, caption: int = 0) -> np.ndarray[Any, Any]:
     return np.full(TEXT, 10 * number + caption + 1, np.float16)
 
 
-def clip(
+def new_clip(
     number: int, num_frames: int, captions: int = 1, shape: tuple[int, ...] = SHAPE
 ) -> Members:
-    texts = {f"text{caption or ''}.npy": npy(text(number, caption)) for caption in range(captions)}
+    texts = {
+        f"text{caption or ''}.npy": npy(new_text(number, caption)) for caption in range(captions)
+    }
     return {
         "json": b"{}",
-        "latents.npy": npy(latents(number, num_frames, shape)),
+        "latents.npy": npy(new_latents(number, num_frames, shape)),
         **texts,
         "later.npy": b"what no reader knows yet",
     }
 
 
-def make_shards(
+def new_shards(
     folder: Path,
     clips: Mapping[str, Members],
     per_shard: int = 3,
@@ -67,7 +69,7 @@ def make_shards(
     keys = list(clips)
     parts = [keys[at : at + per_shard] for at in range(0, len(keys), per_shard)]
     entries = [
-        tar(folder / f"{number:05d}.tar", {key: clips[key] for key in part}, split)
+        write_tar(folder / f"{number:05d}.tar", {key: clips[key] for key in part}, split)
         for number, part in enumerate(parts)
     ]
     null = npy(np.zeros(text_shape, np.float16))
@@ -106,7 +108,7 @@ def make_shards(
     return open_index(folder)
 
 
-def tar(path: Path, clips: Mapping[str, Members], split: str) -> dict[str, Any]:
+def write_tar(path: Path, clips: Mapping[str, Members], split: str) -> dict[str, Any]:
     with tarfile.open(path, "w:") as file:
         for key, members in clips.items():
             for name, content in members.items():
@@ -142,27 +144,8 @@ def seal(folder: Path, index: dict[str, Any]) -> None:
     (folder / "index.json").write_text(json.dumps(index))
 
 
-def moving(seed: int, num_frames: int) -> dict[str, bytes]:
-    """A clip of a wave that travels over a still ground."""
-    rng = np.random.default_rng(seed)
-    f, c, _, w = np.meshgrid(*(np.arange(n) for n in (num_frames, *WAVE_SHAPE)), indexing="ij")
-    wave = np.sin(2 * np.pi * (w - 0.25 * f) / 8 + rng.uniform(0, 6)) * (c + 1) / 4
-    members = clip(0, 1)
-    latents = (wave + rng.normal(size=WAVE_SHAPE)).astype(np.float16)
-    return {
-        "json": members["json"],
-        "latents.npy": npy(latents),
-        "text.npy": npy(rng.normal(size=WAVE_TEXT).astype(np.float16)),
-    }
-
-
-def waves(folder: Path, num_clips: int, num_frames: int) -> Index:
-    """Shards of such clips, with a model small enough for them beside."""
-    index = make_shards(
-        folder,
-        {f"k{number}": moving(number, num_frames) for number in range(num_clips)},
-        shape=WAVE_SHAPE,
-        text_shape=WAVE_TEXT,
-    )
-    (folder / "small.json").write_text(json.dumps(SMALL_UNET))
-    return index
+def change_index(folder: Path, change: Change) -> None:
+    """Change the index as `change` does."""
+    index = json.loads((folder / "index.json").read_text())
+    change(index)
+    seal(folder, index)

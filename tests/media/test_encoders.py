@@ -17,6 +17,7 @@ import pytest
 
 from pipeline.core.errors import BadData, RecipeError, Stopped
 from pipeline.core.executors import Inline
+from pipeline.core.params import Setup
 from pipeline.core.records import Clip, Crop, Scene, Video
 from pipeline.core.stage import Progress, run_stage
 from pipeline.core.store import Store
@@ -48,7 +49,7 @@ def clip(store: Store, video_of: Callable[..., Video], film: Callable[..., Path]
     """A real clip of 20 frames at 64 x 64."""
     video = video_of(film(footage.plain, 2, size="160x120"))
     params = reel.Params(size=64)
-    found = reel.of(video, params, store)
+    found = reel.reel_of(video, params, store)
     with store.scratch(".mp4") as path:
         assert reel.cut_clip(store.path(found["reel"]["sha256"]), 0, 20, path)[0] == 20
         blob = store.adopt(path)
@@ -57,7 +58,7 @@ def clip(store: Store, video_of: Callable[..., Video], film: Callable[..., Path]
 
 
 def encoded(clip: Clip, store: Store, params: encode.Params = TINY) -> Any:
-    stage = encode.stage(params, encode.find_encoders(params, Path()), "cpu")
+    stage = encode.stage(Setup((params,), device="cpu"))
     return run_stage(stage, [clip], store, Inline(), Progress())[0]
 
 
@@ -245,11 +246,10 @@ def test_a_model_is_what_its_bytes_are_not_where_it_lies(tmp_path: Path) -> None
 
 
 def test_precision_enters_the_key_and_the_device_does_not(clip: Clip) -> None:
-    stage = encode.stage(TINY, FOUND, "cpu")
-    assert stage.task_key(clip) == encode.stage(TINY, FOUND, "cuda:3").task_key(clip)
-    assert stage.task_key(clip) != encode.stage(
-        TINY.model_copy(update={"precision": "bfloat16"}), FOUND, "cpu"
-    ).task_key(clip)
+    stage = encode.stage(Setup((TINY,), device="cpu"))
+    assert stage.task_key(clip) == encode.stage(Setup((TINY,), device="cuda:3")).task_key(clip)
+    coarse = TINY.model_copy(update={"precision": "bfloat16"})
+    assert stage.task_key(clip) != encode.stage(Setup((coarse,), device="cpu")).task_key(clip)
 
 
 def test_a_clip_becomes_a_sample_with_every_part(clip: Clip, store: Store) -> None:

@@ -19,6 +19,7 @@ from pipeline.core.records import Source
 from pipeline.core.store import Store
 from pipeline.media import fetch, refusals
 from tests.making import footage, serving
+from tests.making.downloads import PARAMS, download_all
 from tests.making.serving import (
     Answer,
     content,
@@ -30,7 +31,6 @@ from tests.making.serving import (
     silent,
     status,
 )
-from tests.stages.test_download import PARAMS, fetched
 
 Asked = list[tuple[str, str | None]]
 YT_DLP = fetch._yt_dlp
@@ -49,9 +49,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses between tries, none of which is made."""
-    made: list[float] = []
-    monkeypatch.setattr(time, "sleep", made.append)
-    return made
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    return pauses
 
 
 @pytest.fixture
@@ -66,15 +66,15 @@ def got(
     for.
     """
     with serving.serving(answers) as (address, asked):
-        manifest = fetched([Source("a", f"{address}{path}", sha256=sha256)], store, store.root)
+        manifest = download_all([Source("a", f"{address}{path}", sha256=sha256)], store, store.root)
     return manifest, asked
 
 
 def refusal(manifest: Manifest) -> tuple[str, str]:
     """Fate and class of the one source, which gave no video."""
-    [one] = manifest.rejections
+    [rejection] = manifest.rejections
     assert manifest.records == ()
-    return one.fate, one.reason
+    return rejection.fate, rejection.reason
 
 
 def left_over(store: Store) -> list[Path]:
@@ -85,16 +85,16 @@ def left_over(store: Store) -> list[Path]:
 
 
 @pytest.mark.parametrize(
-    ("code", "said", "wanted"), [(429, "7", 7), (503, " 90 ", 90), (429, "600", 600), (429, "0", 0)]
+    ("code", "said", "pause"), [(429, "7", 7), (503, " 90 ", 90), (429, "600", 600), (429, "0", 0)]
 )
 def test_a_server_that_says_when_to_come_again_is_asked_no_sooner(
-    store: Store, small: Path, pauses: list[float], code: int, said: str, wanted: int
+    store: Store, small: Path, pauses: list[float], code: int, said: str, pause: int
 ) -> None:
     manifest, _ = got(
         store, {"/film.mp4": status(code, then=content(small), headers={"Retry-After": said})}
     )
     assert len(manifest.records) == 1
-    assert pauses == [wanted]
+    assert pauses == [pause]
 
 
 def test_a_date_to_come_again_counts_by_the_servers_clock(
@@ -166,7 +166,11 @@ def test_a_video_arrives_whole_though_every_second_connection_breaks(
 ) -> None:
     manifest, asked = got(store, {"/film.mp4": dropping(small, small.stat().st_size * 2 // 5)})
     assert [video.blob.sha256 for video in manifest.records] == [file_digest(small)]
-    starts = [int(wanted.removeprefix("bytes=").removesuffix("-")) for _, wanted in asked if wanted]
+    starts = [
+        int(byte_range.removeprefix("bytes=").removesuffix("-"))
+        for _, byte_range in asked
+        if byte_range
+    ]
     assert len(starts) == 2
     assert 0 < starts[0] < starts[1]
 
@@ -253,7 +257,7 @@ def test_an_object_without_end_is_too_large_and_leaves_nothing(
     store: Store, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetch, "MAX_BYTES", small.stat().st_size - 1)
-    assert refusal(fetched([Source("a", f"local://{small}")], store, store.root)) == (
+    assert refusal(download_all([Source("a", f"local://{small}")], store, store.root)) == (
         "bad",
         "too-large",
     )
@@ -315,8 +319,8 @@ def test_no_server_gets_a_local_file_read(
         lambda self, name, to: write(self, name, to.replace("SECRET", str(secret))),
     )
     manifest, _ = got(store, {"/film.m3u8": TO_A_LOCAL_FILE[way]}, "/film.m3u8")
-    wanted = "network" if "ffmpeg" in way else "unsupported"
-    assert refusal(manifest) == ("unavailable", wanted)
+    cause = "network" if "ffmpeg" in way else "unsupported"
+    assert refusal(manifest) == ("unavailable", cause)
     assert all(path.stat().st_size < 1000 for path in left_over(store))
     gc.collect()
 

@@ -30,7 +30,7 @@ def planes(path: Path) -> Pictures:
 
 
 def reel_path(record: Video, params: Params, store: Store) -> Path:
-    return store.path(reel.of(record, params, store)["reel"]["sha256"])
+    return store.path(reel.reel_of(record, params, store)["reel"]["sha256"])
 
 
 def numbers(path: Path, size: int = 64) -> list[int]:
@@ -51,9 +51,9 @@ def by_ffmpeg(path: Path, crop: str) -> Pictures:
     return np.frombuffer(raw, np.uint8)[: 64 * 64].reshape(64, 64)
 
 
-def psnr(one: Any, two: Any) -> float:
+def psnr(first: Any, second: Any) -> float:
     """Peak signal to noise in dB; 99 where both are the same."""
-    error = np.mean((one.astype(float) - two.astype(float)) ** 2)
+    error = np.mean((first.astype(float) - second.astype(float)) ** 2)
     return float(10 * np.log10(255**2 / max(error, 1e-5)))
 
 
@@ -87,15 +87,15 @@ def test_frame_k_of_a_reel_is_what_is_shown_at_that_moment_of_the_grid(
         (pts * facts.time_base, number)
         for (_, pts, _), number in zip(video.frames(path, facts), source_numbers(path), strict=True)
     ]
-    found = reel.of(record, Params(fps=fps, size=64), store)
-    assert found["first_index"] == grid_index(facts.start_pts, facts.time_base, fps)
+    whole = reel.reel_of(record, Params(fps=fps, size=64), store)
+    assert whole["first_index"] == grid_index(facts.start_pts, facts.time_base, fps)
     assert (
-        found["num_frames"]
-        == grid_index(facts.end_pts, facts.time_base, fps) - found["first_index"]
+        whole["num_frames"]
+        == grid_index(facts.end_pts, facts.time_base, fps) - whole["first_index"]
     )
-    moments = [(found["first_index"] + k) / fps for k in range(found["num_frames"])]
-    wanted = [max(number for at, number in shown if at <= moment) for moment in moments]
-    assert numbers(store.path(found["reel"]["sha256"])) == wanted
+    moments = [(whole["first_index"] + k) / fps for k in range(whole["num_frames"])]
+    expected = [max(number for at, number in shown if at <= moment) for moment in moments]
+    assert numbers(store.path(whole["reel"]["sha256"])) == expected
 
 
 def source_numbers(path: Path) -> list[int]:
@@ -106,9 +106,9 @@ def test_a_reel_of_a_time_range_begins_at_its_first_frame(
     film: Film, video_of: VideoOf, store: Store
 ) -> None:
     record = video_of(film(footage.numbered), Fraction(1), Fraction(2))
-    found = reel.of(record, SMALL, store)
-    assert (found["first_index"], found["num_frames"]) == (10, 10)
-    assert numbers(store.path(found["reel"]["sha256"])) == [25, 27, 30, 32, 35, 37, 40, 42, 45, 47]
+    whole = reel.reel_of(record, SMALL, store)
+    assert (whole["first_index"], whole["num_frames"]) == (10, 10)
+    assert numbers(store.path(whole["reel"]["sha256"])) == [25, 27, 30, 32, 35, 37, 40, 42, 45, 47]
 
 
 @pytest.mark.parametrize(
@@ -178,8 +178,10 @@ def test_decord_and_pyav_read_the_same_clip(film: Film, video_of: VideoOf, store
     pictures = video.read_clip(path)
     assert (pictures.shape, pictures.dtype) == ((20, 64, 64, 3), np.uint8)
     with av.open(str(path)) as container:
-        wanted = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-    assert psnr(pictures, wanted) > 40
+        expected = np.stack(
+            [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        )
+    assert psnr(pictures, expected) > 40
 
 
 @pytest.mark.parametrize(
@@ -196,11 +198,11 @@ def test_a_telephone_s_display_matrix_is_applied_as_ffmpeg_applies_it(
     film: Film, video_of: VideoOf, store: Store, make: Callable[..., Path], args: list[int]
 ) -> None:
     path = film(make, *args)
-    wanted = by_ffmpeg(path, "240:240")
-    found = planes(reel_path(video_of(path), SMALL, store))[0, :64]
+    expected = by_ffmpeg(path, "240:240")
+    picture = planes(reel_path(video_of(path), SMALL, store))[0, :64]
     scores = [
-        psnr(turned, wanted)
-        for mirrored in (found, found.T)
+        psnr(turned, expected)
+        for mirrored in (picture, picture.T)
         for turned in (np.rot90(mirrored, turns) for turns in range(4))
     ]
     assert scores[0] > 30
@@ -208,19 +210,19 @@ def test_a_telephone_s_display_matrix_is_applied_as_ffmpeg_applies_it(
 
 
 def test_pixels_become_square(film: Film, video_of: VideoOf, store: Store) -> None:
-    found = reel.of(video_of(film(footage.anamorphic)), SMALL, store)
-    assert found["crop"] == {"x": 40, "y": 0, "width": 80, "height": 160}
-    bright = video.read_clip(store.path(found["reel"]["sha256"]))[0].mean(axis=2) > 128
+    whole = reel.reel_of(video_of(film(footage.anamorphic)), SMALL, store)
+    assert whole["crop"] == {"x": 40, "y": 0, "width": 80, "height": 160}
+    bright = video.read_clip(store.path(whole["reel"]["sha256"]))[0].mean(axis=2) > 128
     assert (bright.any(axis=0).sum(), bright.any(axis=1).sum()) == (16, 16)
     assert bright[24:40, 24:40].all()
 
 
 def test_odd_sizes_are_cropped_in_the_centre(film: Film, video_of: VideoOf, store: Store) -> None:
     path = film(footage.odd_size)
-    found = reel.of(video_of(path), SMALL, store)
-    assert found["crop"] == {"x": 184, "y": 0, "width": 272, "height": 272}
-    wanted = by_ffmpeg(path, "272:272:184:0:exact=1")
-    assert psnr(planes(store.path(found["reel"]["sha256"]))[0, :64], wanted) > 30
+    whole = reel.reel_of(video_of(path), SMALL, store)
+    assert whole["crop"] == {"x": 184, "y": 0, "width": 272, "height": 272}
+    expected = by_ffmpeg(path, "272:272:184:0:exact=1")
+    assert psnr(planes(store.path(whole["reel"]["sha256"]))[0, :64], expected) > 30
 
 
 @pytest.mark.parametrize(
@@ -262,8 +264,8 @@ def test_colours_come_back_through_reel_and_reader(
     within: int,
 ) -> None:
     picture = video.read_clip(reel_path(video_of(film(make, *args, **options)), SMALL, store))[0]
-    found = [picture[at_y, at_x] for at_y in (16, 48) for at_x in (16, 48)]
-    assert np.abs(np.array(found, int) - np.array(footage.PATCHES)).max() <= within, found
+    colours = [picture[at_y, at_x] for at_y in (16, 48) for at_x in (16, 48)]
+    assert np.abs(np.array(colours, int) - np.array(footage.PATCHES)).max() <= within, colours
 
 
 @pytest.mark.parametrize("tagged", [True, False])
@@ -273,8 +275,8 @@ def test_grey_keeps_its_brightness(
     path = reel_path(
         video_of(film(footage.numbered, tagged=tagged)), Params(fps=Fraction(25), size=64), store
     )
-    wanted = [footage.NUMBERED_BLACK + footage.NUMBERED_STEP * n for n in range(60)]
-    assert np.abs(planes(path)[:, :64].mean(axis=(1, 2)) - wanted).max() <= 1
+    levels = [footage.NUMBERED_BLACK + footage.NUMBERED_STEP * n for n in range(60)]
+    assert np.abs(planes(path)[:, :64].mean(axis=(1, 2)) - levels).max() <= 1
 
 
 def test_the_same_reel_twice_has_the_same_bytes(
@@ -285,7 +287,7 @@ def test_the_same_reel_twice_has_the_same_bytes(
     other.prepare()
     record = video_of(path)
     other.link(path)
-    assert reel.of(record, SMALL, store) == reel.of(record, SMALL, other)
+    assert reel.reel_of(record, SMALL, store) == reel.reel_of(record, SMALL, other)
     scene = Scene("a", record, 0, 12800)
     clips = [next(iter(extract.process(scene, each, SMALL))) for each in (store, other)]
     assert clips[0] == clips[1]
@@ -293,9 +295,9 @@ def test_the_same_reel_twice_has_the_same_bytes(
 
 def test_a_reel_is_decoded_once(film: Film, video_of: VideoOf, store: Store) -> None:
     record = video_of(film(footage.plain, 2))
-    first = reel.of(record, SMALL, store)
+    first = reel.reel_of(record, SMALL, store)
     store.path(record.blob.sha256).unlink()
-    assert reel.of(record, SMALL, store) == first
+    assert reel.reel_of(record, SMALL, store) == first
 
 
 def test_another_parameter_or_time_range_is_another_reel(film: Film, video_of: VideoOf) -> None:
@@ -309,3 +311,13 @@ def test_another_parameter_or_time_range_is_another_reel(film: Film, video_of: V
 def test_a_frame_rate_may_be_written_as_a_decimal_and_stays_exact() -> None:
     assert Params(fps=12.5).fps == Fraction(25, 2)
     assert Params(fps="30000/1001").fps == Fraction(30000, 1001)
+
+
+def test_a_reel_s_memo_is_found_by_what_manifests_say_of_the_extract_stage(
+    film: Film, video_of: VideoOf, store: Store
+) -> None:
+    record = video_of(film(footage.plain, 2))
+    whole = reel.reel_of(record, SMALL, store)
+    memo = store.memo(reel.memo_key(record.identity(), extract.stage(SMALL).params))
+    assert memo is not None
+    assert memo.outputs == whole

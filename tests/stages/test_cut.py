@@ -11,19 +11,28 @@ from typing import Any
 import pytest
 
 from pipeline.core.executors import Inline
+from pipeline.core.params import Setup
 from pipeline.core.records import Clip, Scene, Video
 from pipeline.core.stage import Progress, run_stage
 from pipeline.core.store import Store
-from pipeline.media import reel, video
+from pipeline.media import detectors, reel, video
+from pipeline.media.detectors import pyscenedetect, scdet, whole
 from pipeline.stages import cut, extract
 from tests.making import footage
 
 SMALL = reel.Params(size=64)
-HARD = (cut.Adaptive(), cut.Content(), cut.Hash(), cut.Histogram(), cut.Scdet())
+HARD = (
+    pyscenedetect.Adaptive(),
+    pyscenedetect.Content(),
+    pyscenedetect.Hash(),
+    pyscenedetect.Histogram(),
+    scdet.Scdet(),
+)
 
 
-def scenes_of(record: Video, store: Store, params: cut.AnyParams) -> list[Scene]:
-    manifest, _ = run_stage(cut.stage(params, SMALL), [record], store, Inline(), Progress())
+def scenes_of(record: Video, store: Store, params: detectors.Options) -> list[Scene]:
+    setup = Setup((params, SMALL))
+    manifest, _ = run_stage(cut.stage(setup), [record], store, Inline(), Progress())
     return [scene for scene in manifest.records if isinstance(scene, Scene)]
 
 
@@ -36,7 +45,10 @@ def seconds(scenes: list[Scene]) -> list[tuple[float, float]]:
 
 @pytest.mark.parametrize("params", HARD, ids=lambda params: params.detector)
 def test_every_detector_of_hard_cuts_finds_them_to_the_frame(
-    film: Callable[..., Path], video_of: Callable[..., Video], store: Store, params: cut.AnyParams
+    film: Callable[..., Path],
+    video_of: Callable[..., Video],
+    store: Store,
+    params: detectors.Options,
 ) -> None:
     record = video_of(film(footage.joined, (2.0, 3.6), 6))
     assert seconds(scenes_of(record, store, params)) == [(0, 2), (2, 3.6), (3.6, 6)]
@@ -54,38 +66,38 @@ def test_the_fade_detector_cuts_in_the_black(
         "fade", type="in", start_time=0.2, duration=0.6
     )
     both = ffmpeg.concat(stream.trim(duration=2), other.trim(duration=2))
-    found = seconds(
+    spans = seconds(
         scenes_of(
             video_of(footage.make(tmp_path / "faded.mp4", both, vcodec="libx264")),
             store,
-            cut.Threshold(),
+            pyscenedetect.Threshold(),
         )
     )
-    assert len(found) == 2
-    assert 1.5 < found[0][1] < 2.5
+    assert len(spans) == 2
+    assert 1.5 < spans[0][1] < 2.5
 
 
 def test_without_a_detector_the_video_or_its_time_range_is_one_scene(
     film: Callable[..., Path], video_of: Callable[..., Video], store: Store
 ) -> None:
     path = film(footage.joined, (2.0, 3.6), 6)
-    assert seconds(scenes_of(video_of(path), store, cut.Whole())) == [(0, 6)]
-    assert seconds(scenes_of(video_of(path, Fraction(1), Fraction(5, 2)), store, cut.Whole())) == [
-        (1, 2.5)
-    ]
+    assert seconds(scenes_of(video_of(path), store, whole.Whole())) == [(0, 6)]
+    assert seconds(
+        scenes_of(video_of(path, Fraction(1), Fraction(5, 2)), store, whole.Whole())
+    ) == [(1, 2.5)]
 
 
 def test_a_cut_a_few_frames_before_the_end_is_found(
     film: Callable[..., Path], video_of: Callable[..., Video], store: Store
 ) -> None:
-    found = seconds(scenes_of(video_of(film(footage.joined, (3.72,), 4)), store, cut.DEFAULT))
-    assert found == [(0, 3.72), (3.72, 4)]
+    spans = seconds(scenes_of(video_of(film(footage.joined, (3.72,), 4)), store, detectors.DEFAULT))
+    assert spans == [(0, 3.72), (3.72, 4)]
 
 
 def test_a_video_of_one_frame_is_one_scene(
     film: Callable[..., Path], video_of: Callable[..., Video], store: Store
 ) -> None:
-    for params in (*HARD, cut.Threshold()):
+    for params in (*HARD, pyscenedetect.Threshold()):
         assert len(scenes_of(video_of(film(footage.plain, 0.04)), store, params)) == 1
 
 
@@ -93,7 +105,7 @@ def test_scenes_lie_on_time_stamps_of_a_variable_frame_rate(
     film: Callable[..., Path], video_of: Callable[..., Video], store: Store
 ) -> None:
     record = video_of(film(footage.variable_frame_rate))
-    [scene] = scenes_of(record, store, cut.Whole())
+    [scene] = scenes_of(record, store, whole.Whole())
     assert (scene.start_pts, scene.end_pts) == (
         record.container.start_pts,
         record.container.end_pts,
@@ -113,8 +125,8 @@ def test_cut_and_extract_decode_a_video_once(
     decoded: list[Any] = []
     frames = video.frames
     monkeypatch.setattr(video, "frames", lambda *args: decoded.append(args) or frames(*args))
-    found = scenes_of(video_of(film(footage.joined, (2.0, 3.6), 6)), store, cut.DEFAULT)
-    manifest, _ = run_stage(extract.stage(SMALL), found, store, Inline(), Progress())
+    scenes = scenes_of(video_of(film(footage.joined, (2.0, 3.6), 6)), store, detectors.DEFAULT)
+    manifest, _ = run_stage(extract.stage(Setup((SMALL,))), scenes, store, Inline(), Progress())
     assert len(decoded) == 1
     clips = [record for record in manifest.records if isinstance(record, Clip)]
     assert [clip.num_frames for clip in clips] == [20, 16, 24]
@@ -124,9 +136,9 @@ def test_cut_and_extract_decode_a_video_once(
 def test_another_size_decodes_once_more_and_finds_the_same_frames(
     film: Callable[..., Path], video_of: Callable[..., Video], store: Store
 ) -> None:
-    found = scenes_of(video_of(film(footage.joined, (2.0, 3.6), 6)), store, cut.DEFAULT)
+    scenes = scenes_of(video_of(film(footage.joined, (2.0, 3.6), 6)), store, detectors.DEFAULT)
     manifest, _ = run_stage(
-        extract.stage(reel.Params(size=128)), found, store, Inline(), Progress()
+        extract.stage(Setup((reel.Params(size=128),))), scenes, store, Inline(), Progress()
     )
     assert [record.num_frames for record in manifest.records if isinstance(record, Clip)] == [
         20,
@@ -138,9 +150,9 @@ def test_another_size_decodes_once_more_and_finds_the_same_frames(
 def test_a_scene_its_reel_does_not_hold_is_rejected(
     film: Callable[..., Path], video_of: Callable[..., Video], store: Store
 ) -> None:
-    [scene] = scenes_of(video_of(film(footage.plain, 2)), store, cut.Whole())
+    [scene] = scenes_of(video_of(film(footage.plain, 2)), store, whole.Whole())
     longer = replace(scene, end_pts=2 * scene.end_pts)
-    manifest, _ = run_stage(extract.stage(SMALL), [longer], store, Inline(), Progress())
-    assert [(one.reason, one.detail) for one in manifest.rejections] == [
+    manifest, _ = run_stage(extract.stage(Setup((SMALL,))), [longer], store, Inline(), Progress())
+    assert [(rejection.reason, rejection.detail) for rejection in manifest.rejections] == [
         ("too-few-frames", "40 frames promised by the time stamps, 20 decoded")
     ]

@@ -20,15 +20,15 @@ from pipeline.core.canonical import file_digest
 from pipeline.core.errors import BadData, Stopped
 from pipeline.core.executors import Inline
 from pipeline.core.manifest import Manifest
+from pipeline.core.params import Setup
 from pipeline.core.records import Source
 from pipeline.core.stage import Progress, run_stage
 from pipeline.core.store import Store
 from pipeline.media import fetch, refusals
-from pipeline.stages import download
+from pipeline.stages import download, expand
 from tests.making import footage
+from tests.making.downloads import PARAMS, download_all
 from tests.making.serving import content, serving, status
-
-PARAMS = download.Params(attempts=3)
 
 
 @pytest.fixture(autouse=True)
@@ -41,27 +41,12 @@ def small(film: Callable[..., Path]) -> Path:
     return film(footage.plain, 2, size="160x120")
 
 
-def fetched(sources: list[Source], store: Store, folder: Path) -> Manifest:
-    expanded, _ = run_stage(
-        download.expand_stage(PARAMS, folder), sources, store, Inline(), Progress()
-    )
-    manifest, _ = run_stage(
-        download.stage(PARAMS, folder), expanded.records, store, Inline(), Progress()
-    )
-    return replace(
-        manifest,
-        num_in=expanded.num_in,
-        num_split=expanded.num_split + manifest.num_split,
-        rejections=expanded.rejections + manifest.rejections,
-    )
-
-
 def reasons(manifest: Manifest) -> dict[str, tuple[str, str]]:
-    return {one.key: (one.fate, one.reason) for one in manifest.rejections}
+    return {rejection.key: (rejection.fate, rejection.reason) for rejection in manifest.rejections}
 
 
 def test_a_file_is_fetched_probed_and_fingerprinted(store: Store, small: Path) -> None:
-    [video] = fetched([Source("a", f"file:{small.name}")], store, small.parent).records
+    [video] = download_all([Source("a", f"file:{small.name}")], store, small.parent).records
     assert video.blob.sha256 == file_digest(small)
     assert (video.container.width, video.container.num_frames) == (160, 50)
 
@@ -72,12 +57,12 @@ def test_a_glob_becomes_one_video_per_file_and_sees_new_files(
     for name in ("b one.mp4", "a.mp4"):
         shutil.copy(small, tmp_path / name)
     source = Source("g", "file:*.mp4")
-    assert [record.key for record in fetched([source], store, tmp_path).records] == [
+    assert [record.key for record in download_all([source], store, tmp_path).records] == [
         "g-a",
         "g-b_one",
     ]
     shutil.copy(small, tmp_path / "c.mp4")
-    manifest = fetched([source], store, tmp_path)
+    manifest = download_all([source], store, tmp_path)
     assert [record.key for record in manifest.records] == ["g-a", "g-b_one", "g-c"]
     assert (manifest.num_in, manifest.num_split) == (1, 2)
 
@@ -88,16 +73,18 @@ def test_an_edited_file_is_fetched_anew(
     path = tmp_path / "film.mp4"
     shutil.copy(small, path)
     source = Source("a", "file:film.mp4")
-    first = fetched([source], store, tmp_path).records[0]
+    first = download_all([source], store, tmp_path).records[0]
     path.unlink()
     shutil.copy(film(footage.plain, 3, size="160x120"), path)
-    assert fetched([source], store, tmp_path).records[0].blob != first.blob
+    assert download_all([source], store, tmp_path).records[0].blob != first.blob
 
 
 def test_a_missing_file_and_a_glob_without_match_are_unavailable(
     store: Store, tmp_path: Path
 ) -> None:
-    manifest = fetched([Source("a", "file:no.mp4"), Source("b", "file:no*.mp4")], store, tmp_path)
+    manifest = download_all(
+        [Source("a", "file:no.mp4"), Source("b", "file:no*.mp4")], store, tmp_path
+    )
     assert reasons(manifest) == {
         "a": ("unavailable", "not-found"),
         "b": ("unavailable", "not-found"),
@@ -106,7 +93,7 @@ def test_a_missing_file_and_a_glob_without_match_are_unavailable(
 
 def test_a_wrong_checksum_is_unavailable_and_a_right_one_is_not(store: Store, small: Path) -> None:
     uri = f"file:{small.name}"
-    manifest = fetched(
+    manifest = download_all(
         [Source("a", uri, sha256="0" * 64), Source("b", uri, sha256=file_digest(small))],
         store,
         small.parent,
@@ -118,7 +105,7 @@ def test_a_wrong_checksum_is_unavailable_and_a_right_one_is_not(store: Store, sm
 
 def test_a_video_is_fetched_over_http(store: Store, small: Path) -> None:
     with serving({"/film.mp4": content(small)}) as (address, _):
-        [video] = fetched([Source("a", f"{address}/film.mp4")], store, small.parent).records
+        [video] = download_all([Source("a", f"{address}/film.mp4")], store, small.parent).records
     assert video.blob.sha256 == file_digest(small)
     assert video.fetched_as
 
@@ -138,23 +125,26 @@ def test_a_refusal_is_unavailable_with_its_class(
     store: Store, tmp_path: Path, code: int, cause: str
 ) -> None:
     with serving({"/film.mp4": status(code)}) as (address, _):
-        assert reasons(fetched([Source("a", f"{address}/film.mp4")], store, tmp_path)) == {
+        assert reasons(download_all([Source("a", f"{address}/film.mp4")], store, tmp_path)) == {
             "a": ("unavailable", cause)
         }
 
 
 def test_too_many_requests_are_tried_again(store: Store, small: Path) -> None:
     with serving({"/film.mp4": status(429, then=content(small))}) as (address, _):
-        assert len(fetched([Source("a", f"{address}/film.mp4")], store, small.parent).records) == 1
+        assert (
+            len(download_all([Source("a", f"{address}/film.mp4")], store, small.parent).records)
+            == 1
+        )
 
 
 def test_what_was_unavailable_is_tried_again_by_the_next_run(store: Store, small: Path) -> None:
     answers = {"/film.mp4": status(404)}
     with serving(answers) as (address, _):
         source = Source("a", f"{address}/film.mp4")
-        assert fetched([source], store, small.parent).records == ()
+        assert download_all([source], store, small.parent).records == ()
         answers["/film.mp4"] = content(small)
-        assert len(fetched([source], store, small.parent).records) == 1
+        assert len(download_all([source], store, small.parent).records) == 1
 
 
 def test_a_dropped_download_goes_on_where_it_stopped(
@@ -163,12 +153,12 @@ def test_a_dropped_download_goes_on_where_it_stopped(
     large = film(footage.plain, 12)
     size = large.stat().st_size
     with serving({"/film.mp4": content(large, drop_after=size // 2)}) as (address, asked):
-        [video] = fetched([Source("a", f"{address}/film.mp4")], store, large.parent).records
+        [video] = download_all([Source("a", f"{address}/film.mp4")], store, large.parent).records
     assert video.blob.sha256 == file_digest(large)
     starts = [
-        int(wanted.removeprefix("bytes=").rstrip("-").partition("-")[0])
-        for _, wanted in asked
-        if wanted
+        int(byte_range.removeprefix("bytes=").rstrip("-").partition("-")[0])
+        for _, byte_range in asked
+        if byte_range
     ]
     assert any(0 < start <= size // 2 for start in starts)
 
@@ -179,15 +169,15 @@ def test_a_page_that_calls_itself_a_video_is_refused(store: Store, tmp_path: Pat
     with serving(
         {"/film.mp4": content(page, "video/mp4"), "/page": content(page, "text/html")}
     ) as (address, _):
-        found = reasons(
-            fetched(
+        causes = reasons(
+            download_all(
                 [Source("a", f"{address}/film.mp4"), Source("b", f"{address}/page")],
                 store,
                 tmp_path,
             )
         )
-    assert found["a"] in [("bad", "unreadable"), ("unavailable", "unsupported")]
-    assert found["b"] == ("unavailable", "unsupported")
+    assert causes["a"] in [("bad", "unreadable"), ("unavailable", "unsupported")]
+    assert causes["b"] == ("unavailable", "unsupported")
 
 
 def test_any_fsspec_address_is_fetched_and_a_partial_one_continued(
@@ -199,20 +189,20 @@ def test_any_fsspec_address_is_fetched_and_a_partial_one_continued(
     blob = fetch.from_filesystem(uri, store, folder, 1, 1)
     assert blob.sha256 == file_digest(small)
     assert not folder.exists()
-    [video] = fetched([Source("a", uri)], store, small.parent).records
+    [video] = download_all([Source("a", uri)], store, small.parent).records
     assert video.blob == blob
 
 
 def test_an_unknown_kind_of_address_is_unavailable(store: Store, tmp_path: Path) -> None:
-    assert reasons(fetched([Source("a", "gopher://x/y")], store, tmp_path)) == {
+    assert reasons(download_all([Source("a", "gopher://x/y")], store, tmp_path)) == {
         "a": ("unavailable", "unsupported")
     }
 
 
 def test_a_host_gets_no_more_downloads_at_a_time_than_asked(store: Store) -> None:
     with fetch.slot(store, "example.org", 2), fetch.slot(store, "example.org", 2):
-        held = sorted(path.name for path in (store.root / "slots").iterdir())
-    assert held == ["example.org.0", "example.org.1"]
+        slots = sorted(path.name for path in (store.root / "slots").iterdir())
+    assert slots == ["example.org.0", "example.org.1"]
 
 
 def test_a_playlist_is_expanded_to_one_source_per_video(
@@ -222,7 +212,7 @@ def test_a_playlist_is_expanded_to_one_source_per_video(
     monkeypatch.setattr(fetch, "entries", lambda *_: listed)
     source = Source("show", "https://example.org/playlist", captions=("a show",))
     manifest, _ = run_stage(
-        download.expand_stage(PARAMS, tmp_path), [source], store, Inline(), Progress()
+        expand.stage(Setup((PARAMS,), tmp_path)), [source], store, Inline(), Progress()
     )
     assert [(record.key, record.uri) for record in manifest.records] == [
         ("show-v1", listed[0][1]),
@@ -240,14 +230,16 @@ MEANS = {  # what yt-dlp's extractors and pip say
     "private": [
         "Private video. Sign in if you've been granted access to this video",
         "This video is private",
-        "Join this channel to get access to members-only content like this video, and other exclusive perks.",
+        "Join this channel to get access to members-only content like this video, and "
+        "other exclusive perks.",
         "This video is available to this channel's members on level: Friends",
         "This video is available to this channel\u2019s members on level: Friends",
         "HTTP Error 403: this is a private video",
     ],
     "geo-blocked": [
         "The uploader has not made this video available in your country",
-        "Video unavailable. This video contains content from SME, who has blocked it in your country on copyright grounds",
+        "Video unavailable. This video contains content from SME, who has blocked it "
+        "in your country on copyright grounds",
         "This video is not available from your location due to geo restriction",
         "This video is either unavailable in your region or is DRM protected",
         "This song is blocked in this region",
@@ -268,15 +260,18 @@ MEANS = {  # what yt-dlp's extractors and pip say
     ],
     "gone": [
         "Video unavailable. This video has been removed by the uploader",
-        "Video unavailable. This video is no longer available because the YouTube account associated with this video has been terminated.",
-        "Video unavailable. This video contains content from SME, who has blocked it on copyright grounds",
+        "Video unavailable. This video is no longer available because the YouTube "
+        "account associated with this video has been terminated.",
+        "Video unavailable. This video contains content from SME, who has blocked it "
+        "on copyright grounds",
         "This video does not exist",
         "HTTP Error 410: Gone",
         "ERROR: No matching distribution found for captcha==1.0",
     ],
     "rate-limited": [
         "HTTP Error 429: Too Many Requests",
-        "This content isn't available, try again later. The current session has been rate-limited by YouTube for up to an hour",
+        "This content isn't available, try again later. The current session has been "
+        "rate-limited by YouTube for up to an hour",
     ],
     "timeout": ["The read operation timed out", "HTTP Error 408: Request Timeout"],
     "network": [
@@ -317,7 +312,7 @@ def test_what_an_extractor_raises_is_classed_by_its_type_and_its_words(
         raise error
 
     monkeypatch.setattr(GenericIE, "_real_extract", refuse)
-    manifest = fetched([Source("a", "https://example.org/private-video.mp4")], store, tmp_path)
+    manifest = download_all([Source("a", "https://example.org/private-video.mp4")], store, tmp_path)
     assert reasons(manifest) == {"a": ("unavailable", cause)}
 
 
@@ -333,7 +328,7 @@ def test_a_disk_that_fills_up_during_a_download_stops_the_build(
         serving({"/film.mp4": content(small)}) as (address, _),
         pytest.raises(Stopped, match="disk full"),
     ):
-        fetched([Source("a", f"{address}/film.mp4")], store, tmp_path)
+        download_all([Source("a", f"{address}/film.mp4")], store, tmp_path)
 
 
 def test_a_wheel_without_the_file_is_not_found(store: Store, tmp_path: Path) -> None:
@@ -355,7 +350,7 @@ def test_a_wheel_without_the_file_is_not_found(store: Store, tmp_path: Path) -> 
 
 def test_a_disk_that_fills_up_under_ffmpeg_is_told_by_its_words() -> None:
     assert isinstance(
-        refusals.of(
+        refusals.translate(
             YoutubeDLError("Postprocessing: av_interleaved_write_frame(): No space left on device"),
             None,
         ),
@@ -413,14 +408,14 @@ def test_entries_without_an_id_and_lists_of_lists_are_listed_too(
             return listing
 
     monkeypatch.setattr(fetch, "_yt_dlp", lambda options: Listing())
-    found = fetch.entries("https://www.youtube.com/playlist?list=PL0000000000000000", store, 1, 1)
-    assert found is not None
-    assert [address for _, address in found] == [
+    videos = fetch.entries("https://www.youtube.com/playlist?list=PL0000000000000000", store, 1, 1)
+    assert videos is not None
+    assert [address for _, address in videos] == [
         "https://example.org/a",
         "https://example.org/b",
         "https://example.org/c",
     ]
-    assert [name for name, _ in found][1:] == ["b", "c"]
+    assert [name for name, _ in videos][1:] == ["b", "c"]
 
 
 def test_a_page_of_several_videos_is_refused_instead_of_losing_all_but_one(
@@ -436,7 +431,7 @@ def test_a_page_of_several_videos_is_refused_instead_of_losing_all_but_one(
         "/b.mp4": content(small),
     }
     with serving(answers) as (address, _):
-        manifest = fetched([Source("a", f"{address}/page")], store, tmp_path)
+        manifest = download_all([Source("a", f"{address}/page")], store, tmp_path)
     assert reasons(manifest) == {"a": ("unavailable", "unsupported")}
     assert "several videos" in manifest.rejections[0].detail
 
@@ -447,9 +442,9 @@ def test_files_of_a_renamed_folder_are_found_again(
     (tmp_path / "x").mkdir()
     shutil.copy(small, tmp_path / "x" / "film.mp4")
     source = Source("g", "file:*/*.mp4")
-    assert len(fetched([source], store, tmp_path).records) == 1
+    assert len(download_all([source], store, tmp_path).records) == 1
     (tmp_path / "x").rename(tmp_path / "y")
-    assert len(fetched([source], store, tmp_path).records) == 1
+    assert len(download_all([source], store, tmp_path).records) == 1
 
 
 def test_a_recipe_may_lie_in_a_folder_with_brackets(
@@ -460,7 +455,7 @@ def test_a_recipe_may_lie_in_a_folder_with_brackets(
     shutil.copy(small, folder / "film.mp4")
     assert (
         len(
-            fetched(
+            download_all(
                 [Source("a", "file:film.mp4"), Source("g", "file:*.mp4")], store, folder
             ).records
         )
@@ -477,7 +472,7 @@ def test_a_download_that_takes_too_long_is_unavailable_not_bad(
         def map(self, work: object, batches: list[Batch]) -> object:  # type: ignore[override]
             return ((batch, Lost("timed-out", "no result within 1 s")) for batch in batches)
 
-    stage = download.stage(PARAMS, tmp_path)
+    stage = download.stage(Setup((PARAMS,), tmp_path))
     for _ in range(2):
         manifest, cached = run_stage(
             stage, [Source("a", "https://example.org/a.mp4")], store, Slow(), Progress()
@@ -498,6 +493,65 @@ def test_a_source_with_a_format_of_its_own_is_fetched_in_that_one(
         )[1],
     )
     source = Source("a", "https://example.org/film")
-    for wanted in (source, replace(source, format="137")):
-        assert fetched([wanted], store, small.parent).records[0].fetched_as == asked[-1]  # type: ignore[union-attr]
+    for variant in (source, replace(source, format="137")):
+        assert download_all([variant], store, small.parent).records[0].fetched_as == asked[-1]  # type: ignore[union-attr]
     assert asked == [PARAMS.format, "137"]
+
+
+def test_a_wheel_s_memo_is_found_by_the_address_of_any_file_in_it(
+    store: Store, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(tmp_path / "some.whl", "w") as wheel:
+        wheel.writestr("some/film.mp4", b"film")
+    store.once(["wheel", "some==1.0"], lambda: store.link(tmp_path / "some.whl"))
+    uri = "pypi:some==1.0/some/film.mp4"
+    fetch.from_wheel(uri, store, 1, 1)
+    assert fetch.bundle_of(uri) == fetch.bundle_of("pypi:some==1.0") == "pypi:some==1.0"
+    for address in (uri, "pypi:some==1.0/another", "pypi:some==1.0"):
+        key = fetch.wheel_key(address)
+        assert key is not None
+        assert store.memo(key) is not None
+    assert fetch.wheel_key("https://example.org/pypi:some==1.0") is None
+    assert fetch.bundle_of("https://example.org/a/b") == "https://example.org/a/b"
+
+
+def test_a_broken_off_download_is_found_by_its_source(
+    store: Store, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = []
+    monkeypatch.setattr(
+        fetch,
+        "from_web",
+        lambda uri, store, folder, *_: (folders.append(folder), (store.link(small), "18"))[1],
+    )
+    source = Source("a", "https://example.org/film")
+    for asked in (source, replace(source, format="137")):
+        download_all([asked], store, small.parent)
+        key = download.partial_key(asked, PARAMS.format)
+        assert folders[-1] == store.root / "partial" / key
+
+
+def test_a_host_longer_than_a_file_s_name_costs_one_source_and_not_the_build(
+    store: Store, small: Path
+) -> None:
+    host = ".".join(["a" * 60] * 5)
+    for uri in (f"https://{host}/film.mp4", f"ftp://{host}/film.mp4"):
+        [rejection] = download_all([Source("a", uri)], store, small.parent).rejections
+        assert rejection.fate == "unavailable"
+    with fetch.slot(store, "b" * 300, 1), fetch.slot(store, "b" * 299, 1):
+        pass  # two hosts that begin alike have places of their own
+
+
+@pytest.mark.parametrize("scheme", ["http", "ftp"])
+def test_no_password_of_an_address_becomes_a_file_s_name_or_is_told(
+    store: Store, small: Path, scheme: str
+) -> None:
+    uri = f"{scheme}://somebody:hunter2@127.0.0.1:1/film.mp4"
+    assert fetch.host_of(uri) == "127.0.0.1:1"
+    [rejection] = download_all([Source("a", uri)], store, small.parent).rejections
+    assert rejection.fate == "unavailable"
+    for part in ("somebody", "hunter2"):
+        assert part not in rejection.detail
+        assert not [path for path in store.root.rglob("*") if part in path.name]
+    for path in (store.root / "failures").glob("*/*"):
+        assert b"hunter2" not in path.read_bytes()

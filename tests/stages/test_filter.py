@@ -7,11 +7,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.core.errors import BadData
+from pipeline.core.errors import BadData, RecipeError
 from pipeline.core.executors import Inline
+from pipeline.core.params import Setup
 from pipeline.core.records import Scene
 from pipeline.core.stage import Progress, run_stage
 from pipeline.core.store import Store
+from pipeline.media import reel
 from pipeline.stages import filter as filtering
 from pipeline.stages.filter import Params, process, stage, takes
 
@@ -42,12 +44,13 @@ def test_a_scene_needs_min_frames_and_not_one_more(
 ) -> None:
     scene = new_scene(0, end_pts)
     assert scene.num_frames(FPS) == count
-    (found,) = outcomes(scene, store)
+    (outcome,) = outcomes(scene, store)
     if count < 100:
-        assert isinstance(found, BadData)
-        assert (found.reason, found.detail) == ("too-few-frames", "99 frames at 10 fps, 100 wanted")
+        assert isinstance(outcome, BadData)
+        assert outcome.reason == "too-few-frames"
+        assert outcome.detail == "99 frames at 10 fps, 100 wanted"
     else:
-        assert found == scene
+        assert outcome == scene
 
 
 def test_where_a_scene_lies_on_the_grid_decides_how_many_frames_it_gives(
@@ -77,56 +80,116 @@ def test_takes_are_equal_adjacent_and_never_too_long(
     seconds = min(length * time_base, Fraction(4000))
     scene = new_scene(start, start + max(1, int(seconds / time_base)), time_base)
     fps = min(fps, 1 / time_base)
-    parts = takes(scene, max_frames, fps)
+    parts = takes(scene, Params(min_frames=1, max_frames=max_frames), fps)
     counts = [part.num_frames(fps) for part in parts]
     assert sum(counts) == scene.num_frames(fps)
     assert max(counts) <= max_frames or sum(counts) == 0
     assert max(counts) - min(counts) <= 1
     assert len(parts) == max(1, -(-sum(counts) // max_frames))
     assert (parts[0].start_pts, parts[-1].end_pts) == (scene.start_pts, scene.end_pts)
-    assert all(one.end_pts == two.start_pts for one, two in itertools.pairwise(parts))
+    assert all(first.end_pts == second.start_pts for first, second in itertools.pairwise(parts))
+
+
+def counts_of(scene: Scene, fps: Fraction, **limits: object) -> list[int]:
+    return [take.num_frames(fps) for take in takes(scene, Params(**limits), fps)]
+
+
+def test_takes_keep_their_limits_where_a_tick_holds_several_frames(
+    new_scene: Callable[..., Scene],
+) -> None:
+    for start, num_ticks in itertools.product(range(100), (83, 84, 125, 166, 167, 1000)):
+        scene = new_scene(start, start + num_ticks, Fraction(1, 25))
+        counts = counts_of(scene, Fraction(60), min_frames=100, max_frames=199)
+        assert min(counts) >= 100
+        assert max(counts) <= 199
+        assert scene.num_frames(Fraction(60)) - sum(counts) <= 5, "two ticks are lost at most"
+
+
+@given(
+    start=st.integers(-(10**4), 10**4),
+    num_ticks=st.integers(1, 600),
+    rate=st.fractions(Fraction(1), Fraction(10), max_denominator=1001),
+    min_frames=st.integers(1, 120),
+    more=st.integers(0, 60),
+)
+@same_builder
+def test_only_limits_finer_than_a_video_s_clock_are_refused(
+    new_scene: Callable[..., Scene],
+    start: int,
+    num_ticks: int,
+    rate: Fraction,
+    min_frames: int,
+    more: int,
+) -> None:
+    scene = new_scene(start, start + num_ticks, Fraction(1, 25))
+    fps, max_frames = 25 * rate, 2 * min_frames - 1 + more
+    try:
+        parts = takes(scene, Params(min_frames=min_frames, max_frames=max_frames), fps)
+    except RecipeError:
+        assert min_frames < rate + 1
+        return
+    counts = [part.num_frames(fps) for part in parts]
+    assert max(counts) <= max_frames
+    assert min(counts) >= min(min_frames, scene.num_frames(fps))
+    assert parts[0].start_pts == scene.start_pts
+    assert 0 <= scene.end_pts - parts[-1].end_pts <= 2
+    assert all(first.end_pts == second.start_pts for first, second in itertools.pairwise(parts))
+
+
+def test_limits_that_no_take_can_keep_are_refused_in_one_line(
+    new_scene: Callable[..., Scene],
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        counts_of(new_scene(0, 100, Fraction(1, 25)), Fraction(60), min_frames=1, max_frames=1)
+    assert str(caught.value) == (
+        "the scene 'film-0000' has no takes of 1 to 1 frames at 60 fps: its video's clock ticks "
+        "every 2.4 frames. Take a higher filter.max_frames, a lower filter.min_frames or a lower "
+        "extract.fps"
+    )
 
 
 def test_a_scene_of_exactly_max_frames_stays_whole(new_scene: Callable[..., Scene]) -> None:
     scene = new_scene(0, 30_000)
-    assert takes(scene, 300, FPS) == [scene]
-    assert takes(scene, None, FPS) == [scene]
-    assert [part.num_frames(FPS) for part in takes(scene, 299, FPS)] == [150, 150]
+    assert takes(scene, Params(max_frames=300), FPS) == [scene]
+    assert takes(scene, Params(max_frames=None), FPS) == [scene]
+    assert counts_of(scene, FPS, max_frames=299) == [150, 150]
 
 
 def test_a_four_hour_drive_becomes_takes_with_keys_of_their_own(
     store: Store, new_scene: Callable[..., Scene]
 ) -> None:
     drive = new_scene(0, 4 * 3600 * 1000)
-    made, _ = run_stage(stage(Params(max_frames=600), FPS), [drive], store, Inline(), Progress())
-    assert len(made.records) == 240
-    assert made.records[0].key == "film-0000-000"
-    assert made.records[-1].key == "film-0000-239"
-    assert {record.num_frames(FPS) for record in made.records} == {600}
-    assert {record.video for record in made.records} == {drive.video}
-    assert (made.num_in, made.num_split) == (1, 239)
+    manifest, _ = run_stage(
+        stage(Setup((Params(max_frames=600), reel.Params()))), [drive], store, Inline(), Progress()
+    )
+    assert len(manifest.records) == 240
+    assert manifest.records[0].key == "film-0000-000"
+    assert manifest.records[-1].key == "film-0000-239"
+    assert {record.num_frames(FPS) for record in manifest.records} == {600}
+    assert {record.video for record in manifest.records} == {drive.video}
+    assert (manifest.num_in, manifest.num_split) == (1, 239)
 
 
 def test_trimming_takes_time_from_both_ends(store: Store, new_scene: Callable[..., Scene]) -> None:
-    (found,) = outcomes(new_scene(1_000, 21_000), store, trim_s=0.5)
-    assert isinstance(found, Scene)
-    assert (found.start_pts, found.end_pts) == (1_500, 20_500)
+    (outcome,) = outcomes(new_scene(1_000, 21_000), store, trim_s=0.5)
+    assert isinstance(outcome, Scene)
+    assert (outcome.start_pts, outcome.end_pts) == (1_500, 20_500)
 
 
 def test_a_trim_that_is_no_whole_number_of_ticks_takes_the_next_tick(
     store: Store, new_scene: Callable[..., Scene]
 ) -> None:
-    (found,) = outcomes(new_scene(0, 500, Fraction(1, 25)), store, trim_s="1/30")
-    assert isinstance(found, Scene)
-    assert (found.start_pts, found.end_pts) == (1, 499)
+    (outcome,) = outcomes(new_scene(0, 500, Fraction(1, 25)), store, trim_s="1/30")
+    assert isinstance(outcome, Scene)
+    assert (outcome.start_pts, outcome.end_pts) == (1, 499)
 
 
 def test_a_scene_shorter_than_its_trims_is_rejected(
     store: Store, new_scene: Callable[..., Scene]
 ) -> None:
-    (found,) = outcomes(new_scene(0, 1_000), store, trim_s=2, min_frames=1)
-    assert isinstance(found, BadData)
-    assert found.detail == "0 frames at 10 fps, 1 wanted"
+    (outcome,) = outcomes(new_scene(0, 1_000), store, trim_s=2, min_frames=1)
+    assert isinstance(outcome, BadData)
+    assert outcome.detail == "0 frames at 10 fps, 1 wanted"
 
 
 def test_trimming_comes_before_judging_and_splitting(
@@ -139,9 +202,11 @@ def test_trimming_comes_before_judging_and_splitting(
 
 def test_every_short_scene_is_counted(store: Store, new_scene: Callable[..., Scene]) -> None:
     scenes = [new_scene(0, length, key=f"film-{length}") for length in (9_000, 11_000, 500)]
-    made, _ = run_stage(stage(Params(), FPS), scenes, store, Inline(), Progress())
-    assert [record.key for record in made.records] == ["film-11000"]
-    assert made.reasons == {"too-few-frames": 2}
+    manifest, _ = run_stage(
+        stage(Setup((Params(), reel.Params()))), scenes, store, Inline(), Progress()
+    )
+    assert [record.key for record in manifest.records] == ["film-11000"]
+    assert manifest.reasons == {"too-few-frames": 2}
 
 
 def test_parameters_that_contradict_each_other_are_refused() -> None:
@@ -152,7 +217,8 @@ def test_parameters_that_contradict_each_other_are_refused() -> None:
 def test_another_fps_is_another_task(new_scene: Callable[..., Scene]) -> None:
     scene = new_scene(0, 10_000)
     keys = {
-        stage(Params(), fps).task_key(scene) for fps in (FPS, Fraction(24), Fraction(10000, 1000))
+        stage(Setup((Params(), reel.Params(fps=fps)))).task_key(scene)
+        for fps in (FPS, Fraction(24), Fraction(10000, 1000))
     }
     assert len(keys) == 2
-    assert stage(Params(), FPS).version == filtering.VERSION
+    assert stage(Setup((Params(), reel.Params()))).version == filtering.VERSION

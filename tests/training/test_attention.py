@@ -55,7 +55,7 @@ def test_without_a_window_all_see_all() -> None:
     assert band_mask(3, None).all()
 
 
-def test_a_window_of_seven_shows_frames_between_two_keyframes_both_and_five_does_not() -> None:
+def test_a_window_of_seven_shows_both_keyframes_to_all_between_them_and_five_does_not() -> None:
     def blind(window: int) -> list[int]:
         mask = band_mask(17, window)
         return [

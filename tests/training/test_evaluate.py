@@ -19,8 +19,8 @@ from rich.console import Console
 
 from pipeline.media.encoders import MAX_PSNR_DB, psnr_db
 from tests.making import footage
-from tests.making.models import OBJECTIVES, SHAPE, identity, small_model
-from tests.making.shards import make_shards, npy
+from tests.making.models import OBJECTIVES, SHAPE, encoder_identity, small_model
+from tests.making.shards import new_shards, npy
 from training import evaluate, media, presets, quality
 from training.checkpoint import Run
 from training.codec import Codec
@@ -160,7 +160,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, Codec]:
     """
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("dataset")
-    known = Codec.of_run({"identity": identity()})
+    known = Codec.of_run({"identity": encoder_identity()})
     codec = Codec(known.models, 0.5)
     film = footage.plain(folder / "film.mp4", 3, size="64x64")
     moving = media.read_start(film, 64, Fraction(10), 30)
@@ -180,7 +180,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, Codec]:
         }
         for key, numbers in latents.items()
     }
-    index = make_shards(
+    index = new_shards(
         folder / "shards", clips, split="validation", shape=SHAPE, text_shape=(77, 32)
     )
     return index, codec

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.test_architecture import roots
+from tests.making.imports import roots
 from training import frames
 from training.frames import (
     TASKS,

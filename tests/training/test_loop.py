@@ -25,12 +25,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from tests.making.shards import SMALL_UNET, waves
+from tests.making.runs import UNET, run_of, short_preset, train, wave_shards
 from training import ablate, checkpoint, journal, loop, presets, shards
-from training.checkpoint import Run
 from training.errors import NonFinite, ShardError, UsageError
 from training.frames import Window
-from training.presets import Preset
 from training.shards import Index, open_index
 from training.stream import Stream
 
@@ -40,27 +38,13 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shards")
-    waves(folder, 4, 12)
+    wave_shards(folder, 4, 12)
     return folder
 
 
 @pytest.fixture
 def index(folder: Path) -> Index:
     return open_index(folder)
-
-
-def preset(**changes: Any) -> Preset:
-    small = replace(
-        presets.find("tiny-interp"),
-        windows=(Window(5, 2), Window(9, 1)),
-        batch_size=2,
-        micro_batch=1,
-        steps=8,
-        warmup=2,
-        validate_every=1000,
-        checkpoint_every=1000,
-    )
-    return replace(small, **changes)
 
 
 def damaged(shards: Path, copy: Path) -> Index:
@@ -70,17 +54,6 @@ def damaged(shards: Path, copy: Path) -> Index:
     content[len(content) // 2] ^= 1
     (copy / "00000.tar").write_bytes(content)
     return open_index(copy)
-
-
-def run_of(folder: Path, index: Index, shards: Path, **changes: Any) -> Run:
-    return Run(
-        folder, preset(**changes), loop.dataset_facts(index), str(shards / "small.json"), seed=3
-    )
-
-
-def trained(run: Run, index: Index) -> loop.Outcome:
-    console = Console(file=io.StringIO())
-    return loop.Trainer(run, index, "cpu", console=console, pictures=False).train()
 
 
 def newest(folder: Path) -> dict[str, bytes]:
@@ -108,7 +81,7 @@ def _one_thread() -> Any:
 def test_stopped_and_resumed_ends_with_the_same_bits_as_straight_through(
     tmp_path: Path, index: Index, folder: Path
 ) -> None:
-    straight = trained(
+    straight = train(
         run_of(tmp_path / "straight", index, folder, steps=20, checkpoint_every=10), index
     )
     assert straight.step == 20
@@ -121,7 +94,7 @@ def test_stopped_and_resumed_ends_with_the_same_bits_as_straight_through(
     wait_for(tmp_path / "killed" / "checkpoints" / "step-000010" / "state.json", killed)
     killed.kill()  # wherever it is by now
     killed.wait()
-    resumed = trained(
+    resumed = train(
         run_of(tmp_path / "killed", index, folder, steps=20, checkpoint_every=10), index
     )
     assert resumed.step == 20
@@ -134,7 +107,8 @@ CHILD = """
 import sys, time
 from pathlib import Path
 import torch
-from tests.training.test_loop import loop, open_index, run_of, trained
+from tests.making.runs import run_of, train
+from training.shards import open_index
 from training.stream import Stream
 torch.set_num_threads(1)
 shards = Path(sys.argv[2])
@@ -144,7 +118,7 @@ def slowly(self, step):  # so that the kill falls between the two checkpoints
     time.sleep(0.2 if step > 10 else 0)
     return batch(self, step)
 Stream.batch = slowly
-trained(run_of(Path(sys.argv[1]), index, shards, steps=20, checkpoint_every=10), index)
+train(run_of(Path(sys.argv[1]), index, shards, steps=20, checkpoint_every=10), index)
 """
 
 
@@ -163,21 +137,21 @@ def test_ctrl_c_writes_a_checkpoint_of_the_step_under_way_and_the_run_goes_on(
     timer = threading.Timer(1.0, signal.raise_signal, [signal.SIGINT])
     before = signal.getsignal(signal.SIGINT)
     timer.start()
-    stopped = trained(run, index)
+    stopped = train(run, index)
     timer.join()
     assert signal.getsignal(signal.SIGINT) is before
     assert stopped.interrupted
     assert 0 < stopped.step < 400
     assert [step for step, _ in checkpoint.checkpoints(run)] == [stopped.step]
     shorter = replace(run, preset=replace(run.preset, steps=stopped.step + 2))
-    assert trained(shorter, index).step == stopped.step + 2
+    assert train(shorter, index).step == stopped.step + 2
 
 
 def test_two_ranks_give_the_loss_curve_of_one_with_the_doubled_batch(
     tmp_path: Path, index: Index, folder: Path
 ) -> None:
     alone = run_of(tmp_path / "alone", index, folder, batch_size=4, micro_batch=4)
-    trained(alone, index)
+    train(alone, index)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -208,10 +182,14 @@ def test_two_ranks_give_the_loss_curve_of_one_with_the_doubled_batch(
 
 
 RANK = """
-import json, os, sys
+import io, json, os, sys
 from pathlib import Path
 import torch
-from tests.training.test_loop import Console, damaged, io, loop, open_index, run_of
+from rich.console import Console
+from tests.making.runs import run_of
+from tests.training.test_loop import damaged
+from training import loop
+from training.shards import open_index
 from training.errors import LongtakeError
 torch.set_num_threads(1)
 shards, out = Path(sys.argv[2]), Path(sys.argv[1])
@@ -243,9 +221,9 @@ torch.distributed.destroy_process_group()
 def test_another_preset_or_other_shards_are_refused_with_what_differs(
     tmp_path: Path, index: Index, folder: Path
 ) -> None:
-    trained(run_of(tmp_path / "run", index, folder, steps=1), index)
+    train(run_of(tmp_path / "run", index, folder, steps=1), index)
     with pytest.raises(UsageError, match=r"preset\.learning_rate: 0\.\d+, now 0\.5"):
-        trained(run_of(tmp_path / "run", index, folder, learning_rate=0.5), index)
+        train(run_of(tmp_path / "run", index, folder, learning_rate=0.5), index)
     other = run_of(tmp_path / "run", index, folder)
     with pytest.raises(UsageError, match=rf"dataset\.root_digest: '{index.root_digest}', now 'f+'"):
         checkpoint.open_run(replace(other, dataset={**other.dataset, "root_digest": "f" * 64}))
@@ -267,11 +245,11 @@ def test_a_loss_that_is_no_number_stops_with_the_samples(
 
     monkeypatch.setattr(Stream, "batch", poisoned)
     with pytest.raises(NonFinite, match=r"step 3: the loss is nan.*k\d at frame \d"):
-        trained(run_of(tmp_path / "run", index, folder), index)
+        train(run_of(tmp_path / "run", index, folder), index)
 
 
 def test_one_clip_is_learnt_by_heart(tmp_path: Path) -> None:
-    index = waves(tmp_path, 1, 9)
+    index = wave_shards(tmp_path, 1, 9)
     changes = {
         "windows": (Window(9, 1),),
         "steps": 150,
@@ -280,14 +258,14 @@ def test_one_clip_is_learnt_by_heart(tmp_path: Path) -> None:
         "micro_batch": 2,
         "terminal": 0.0,
     }
-    trained(run_of(tmp_path / "run", index, tmp_path, **changes), index)
+    train(run_of(tmp_path / "run", index, tmp_path, **changes), index)
     curve = losses(tmp_path / "run")
     assert np.mean(curve[-20:]) < np.mean(curve[:5]) / 3
 
 
 def test_micro_batches_add_up_to_the_batch(tmp_path: Path, index: Index, folder: Path) -> None:
     for size in (1, 2, 4):
-        trained(
+        train(
             run_of(tmp_path / str(size), index, folder, batch_size=4, micro_batch=size, steps=4),
             index,
         )
@@ -303,12 +281,12 @@ def test_a_cosine_that_is_given_more_steps_goes_over_to_the_new_plan_and_says_so
     tmp_path: Path, index: Index, folder: Path
 ) -> None:
     changes = {"schedule": "cosine", "warmup": 4, "learning_rate": 1e-3, "checkpoint_every": 10}
-    trained(run_of(tmp_path / "run", index, folder, steps=10, **changes), index)
+    train(run_of(tmp_path / "run", index, folder, steps=10, **changes), index)
     console = Console(file=io.StringIO(), width=500)
     longer = run_of(tmp_path / "run", index, folder, steps=20, **changes)
     loop.Trainer(longer, index, "cpu", console=console, pictures=False).train()
     assert "was planned for 10 steps and is planned anew for 20" in console.file.getvalue()  # type: ignore[attr-defined]
-    trained(run_of(tmp_path / "long", index, folder, steps=20, **changes), index)
+    train(run_of(tmp_path / "long", index, folder, steps=20, **changes), index)
     changed, planned = rates(tmp_path / "run"), rates(tmp_path / "long")
     assert changed[9] == 0
     jumps = [abs(after - before) for before, after in itertools.pairwise(changed)]
@@ -321,10 +299,10 @@ def test_a_changed_plan_is_kept_to_the_bit_by_the_next_resume(
     tmp_path: Path, index: Index, folder: Path
 ) -> None:
     changes = {"schedule": "cosine", "warmup": 4, "checkpoint_every": 3}
-    trained(run_of(tmp_path / "straight", index, folder, steps=3, **changes), index)
+    train(run_of(tmp_path / "straight", index, folder, steps=3, **changes), index)
     shutil.copytree(tmp_path / "straight", tmp_path / "stopped")
     longer = run_of(tmp_path / "straight", index, folder, steps=9, **changes)
-    trained(longer, index)
+    train(longer, index)
     stopped = replace(longer, folder=tmp_path / "stopped")
     trainer = loop.Trainer(stopped, index, "cpu", console=Console(file=io.StringIO()))
     save = trainer._save
@@ -337,7 +315,7 @@ def test_a_changed_plan_is_kept_to_the_bit_by_the_next_resume(
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert [step for step, _ in checkpoint.checkpoints(stopped)] == [3, 6]
-    trained(stopped, index)
+    train(stopped, index)
     assert rates(tmp_path / "stopped") == rates(tmp_path / "straight")
     assert newest(tmp_path / "stopped") == newest(tmp_path / "straight")
 
@@ -346,7 +324,7 @@ def test_the_history_is_never_rewritten_in_place(
     tmp_path: Path, index: Index, folder: Path
 ) -> None:
     run = run_of(tmp_path / "run", index, folder, steps=2)
-    trained(run, index)
+    train(run, index)
     history = tmp_path / "run" / "history.jsonl"
     before = history.read_bytes()
     (tmp_path / "witness").hardlink_to(history)  # sees what is written into the same file
@@ -359,7 +337,7 @@ def test_what_a_killed_process_left_half_written_is_gone_at_the_next_start(
     tmp_path: Path, index: Index, folder: Path
 ) -> None:
     run = run_of(tmp_path / "run", index, folder, steps=1)
-    trained(run, index)
+    train(run, index)
     leftovers = [
         tmp_path / "run" / "checkpoints" / "partial-000002" / "model" / "config.json",
         tmp_path / "run" / "partial-1234-history.jsonl",
@@ -406,8 +384,8 @@ def test_the_gpu_that_is_asked_for_is_torch_s_current_one_when_accelerate_takes_
     calls = []
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(("device", device)))
     monkeypatch.setattr(loop, "Accelerator", lambda **options: calls.append(("new", options)))
-    loop.new_accelerator(preset(), "cuda:1")
-    loop.new_accelerator(preset(), "cpu")
+    loop.new_accelerator(short_preset(), "cuda:1")
+    loop.new_accelerator(short_preset(), "cpu")
     assert calls == [
         ("device", "cuda:1"),
         ("new", {"mixed_precision": "no", "cpu": False}),
@@ -416,7 +394,7 @@ def test_the_gpu_that_is_asked_for_is_torch_s_current_one_when_accelerate_takes_
 
 
 def test_what_is_drawn_depends_on_the_sample_alone(index: Index) -> None:
-    row = preset(batch_size=4, terminal=0.5)
+    row = short_preset(batch_size=4, terminal=0.5)
     whole = Stream(index, "train", row.windows, 4, 3).batch(5)
     halves = [
         Stream(index, "train", row.windows, 4, 3, rank=rank, world=2).batch(5) for rank in range(2)
@@ -429,7 +407,7 @@ def test_what_is_drawn_depends_on_the_sample_alone(index: Index) -> None:
 
 
 def test_the_share_of_terminal_timesteps_is_what_was_asked_for(index: Index) -> None:
-    row = preset(batch_size=4, terminal=0.5)
+    row = short_preset(batch_size=4, terminal=0.5)
     stream = Stream(index, "train", row.windows, 4, 3)
     drawn = torch.cat([loop.draw_task(row, stream.batch(step), 3, 1000)[2] for step in range(50)])
     assert 0.4 < (drawn == 999).float().mean() < 0.6
@@ -439,7 +417,7 @@ def test_the_share_of_terminal_timesteps_is_what_was_asked_for(index: Index) -> 
 def test_a_run_folder_holds_a_curve_a_history_and_scalars(
     tmp_path: Path, index: Index, folder: Path
 ) -> None:
-    trained(run_of(tmp_path / "run", index, folder), index)
+    train(run_of(tmp_path / "run", index, folder), index)
     assert (tmp_path / "run" / "loss.png").stat().st_size > 5000
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
     assert [line["step"] for line in journal.read_history(tmp_path / "run")] == list(range(1, 9))
@@ -449,7 +427,7 @@ def test_only_the_newest_checkpoints_are_kept_and_each_is_whole(
     tmp_path: Path, index: Index, folder: Path
 ) -> None:
     run = run_of(tmp_path / "run", index, folder, checkpoint_every=2)
-    trained(run, index)
+    train(run, index)
     assert [step for step, _ in checkpoint.checkpoints(run)] == [6, 8]
     whole = {"average.safetensors", "optimizer.safetensors", "state.json", "weights.safetensors"}
     assert set(newest(run.folder)) == {
@@ -463,7 +441,7 @@ def test_the_saved_model_is_the_average_not_the_last_weights(
     tmp_path: Path, index: Index, folder: Path
 ) -> None:
     run = run_of(tmp_path / "run", index, folder)
-    trained(run, index)
+    train(run, index)
     state = checkpoint.load_state(run, checkpoint.checkpoints(run)[-1][1])
     model = dict(checkpoint.load_model(run).named_parameters())
     assert all(torch.equal(model[name], value) for name, value in state.average.items())
@@ -473,7 +451,7 @@ def test_the_saved_model_is_the_average_not_the_last_weights(
 def test_a_folder_that_is_no_run_names_the_runs_beside_it(
     tmp_path: Path, index: Index, folder: Path
 ) -> None:
-    trained(run_of(tmp_path / "here", index, folder, steps=1), index)
+    train(run_of(tmp_path / "here", index, folder, steps=1), index)
     with pytest.raises(UsageError, match=r"not a run.*here.*make train-keyframe"):
         checkpoint.load_run(tmp_path / "there")
 
@@ -489,23 +467,21 @@ def test_presets_come_back_from_json() -> None:
 
 
 def test_a_model_for_other_encoders_is_refused(tmp_path: Path, index: Index, folder: Path) -> None:
-    (tmp_path / "wide.json").write_text(json.dumps({**SMALL_UNET, "cross_attention_dim": 16}))
+    (tmp_path / "wide.json").write_text(json.dumps({**UNET, "cross_attention_dim": 16}))
     run = replace(run_of(tmp_path / "run", index, folder), unet=str(tmp_path / "wide.json"))
     with pytest.raises(UsageError, match=r"text of width 16.*have 4 and 8"):
-        trained(run, index)
+        train(run, index)
 
 
 def test_variants_are_trained_once_measured_and_tabulated(tmp_path: Path) -> None:
-    opened = waves(tmp_path, 2, 70)
+    opened = wave_shards(tmp_path, 2, 70)
     index = replace(
         opened,
         entries={**opened.entries, "validation": opened.entries["train"]},
         shards=(*opened.shards, *held_out(opened)),
     )
-    base, console = (
-        preset(unet=str(tmp_path / "small.json")),
-        Console(file=io.StringIO(), width=120),
-    )
+    base = short_preset(unet=str(tmp_path / "small.json"))
+    console = Console(file=io.StringIO(), width=120)
     asked: dict[str, Any] = {
         "questions": ["mask"],
         "steps": 2,

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import gpu
-from tests.making.models import SMALLER_TINY_UNET
+from tests.making.models import NARROW_UNET
 from training.errors import UsageError
 from training.plan import GIB, Plan, Subject, plan, render
 from training.presets import SD15_UNET
@@ -21,7 +21,7 @@ from training.unet import VideoUNet
 
 PLAIN = Subject(
     "small",
-    SMALLER_TINY_UNET,
+    NARROW_UNET,
     (3,),
     size=8,
     batch=2,
@@ -175,9 +175,7 @@ def test_a_case_that_does_not_fit_is_a_row(monkeypatch: pytest.MonkeyPatch) -> N
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(gpu.Training, "step", full)
-    bench = gpu.Bench(
-        "cpu", SMALLER_TINY_UNET, {}, (3,), (1,), 1, 8, 64, 1, 8, "temporal", (1, 1, 2)
-    )
+    bench = gpu.Bench("cpu", NARROW_UNET, {}, (3,), (1,), 1, 8, 64, 1, 8, "temporal", (1, 1, 2))
     rows = [row for row, _ in gpu.Training(bench).rows(1.0)]
     assert [row[:2] for row in rows] == [
         ["keyframe, 3 frames, batch 1, checkpointing", "out of memory"],

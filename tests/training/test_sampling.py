@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.making.models import OBJECTIVES, SHAPE, identity, small_model
+from tests.making.models import OBJECTIVES, SHAPE, encoder_identity, small_model
 from training import presets, sampling
 from training.checkpoint import Run
 from training.codec import Codec
@@ -268,7 +268,7 @@ def test_keyframes_begin_with_those_given(model: VideoUNet, script: Script) -> N
 def coded() -> Codec:
     """The shipped VAE and CLIP."""
     torch.set_num_threads(1)
-    return Codec.of_run({"identity": identity()})
+    return Codec.of_run({"identity": encoder_identity()})
 
 
 def new_run(folder: Path, preset: Preset, seed: int = 0) -> Run:
@@ -276,7 +276,7 @@ def new_run(folder: Path, preset: Preset, seed: int = 0) -> Run:
     dataset = {
         "name": "demo",
         "root_digest": "0" * 64,
-        "identity": identity(),
+        "identity": encoder_identity(),
         "fps": "10/1",
         "size": 64,
     }
@@ -399,8 +399,8 @@ def test_runs_of_different_datasets_are_refused_with_what_differs(runs: tuple[Ru
     }
     with pytest.raises(
         UsageError,
-        match=r"(?s)  size: 64 in .*, 128 in .*  latents.scaling_factor: .*"
-        r"Train both on the same shards",
+        match=r"(?s)  size: 64 in .*, 128 in .*  latents.scaling_factor: .*Train both on the "
+        r"same shards",
     ):
         sampling.check(keyframe, replace(interp, dataset=other), 65)
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from tests.making.shards import waves
+from tests.making.runs import wave_shards
 from training import presets
 from training.__main__ import app
 
@@ -70,7 +70,7 @@ def call(*arguments: object) -> Result:
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
-    waves(folder, 2, 70)
+    wave_shards(folder, 2, 70)
     return folder
 
 
@@ -84,9 +84,8 @@ def _one_thread() -> object:
 
 def test_help_loads_nothing_heavy() -> None:
     code = (
-        "import sys, training.__main__ as m;"
-        "heavy = {'torch', 'numpy', 'diffusers', 'rich.progress', 'av'};"
-        "print(sorted(heavy & set(sys.modules)))"
+        "import sys, training.__main__ as m; print(sorted({'torch', 'numpy', 'diffusers', "
+        "'rich.progress', 'av'} & set(sys.modules)))"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True

@@ -15,32 +15,27 @@ from einops import rearrange
 from safetensors import safe_open
 from torch import Tensor
 
-from tests.making.models import SMALLER_TINY_UNET
+from tests.making.models import NARROW_UNET
 from training.attention import TemporalAttention
 from training.errors import Stopped, UsageError
 from training.presets import SD15_UNET, SD21_UNET, TINY_UNET
-from training.unet import (
-    FpsEmbedding,
-    TemporalConv,
-    Unit,
-    VideoUNet,
-)
+from training.unet import FpsEmbedding, TemporalConv, Unit, VideoUNet
 
 FAMILIES = {
-    "sd1": SMALLER_TINY_UNET,
+    "sd1": NARROW_UNET,
     "sd2": {
-        **SMALLER_TINY_UNET,
+        **NARROW_UNET,
         "use_linear_projection": True,
         "attention_head_dim": [2, 4],
         "layers_per_block": 2,
     },
-    "inpainting": {**SMALLER_TINY_UNET, "in_channels": 9},
+    "inpainting": {**NARROW_UNET, "in_channels": 9},
     "tiny": TINY_UNET,
 }
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def new_flat(config: dict[str, Any] = SMALLER_TINY_UNET) -> Any:
+def new_flat(config: dict[str, Any] = NARROW_UNET) -> Any:
     torch.manual_seed(0)
     return UNet2DConditionModel.from_config(config)
 
@@ -368,22 +363,22 @@ def test_bfloat16_trains(trained: VideoUNet) -> None:
 )
 def test_an_option_that_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        VideoUNet.inflate(SMALLER_TINY_UNET, **options)
+        VideoUNet.inflate(NARROW_UNET, **options)
 
 
 def test_what_to_train_is_refused_by_name() -> None:
     with pytest.raises(UsageError, match="'spatial'; there are temporal, temporal\\+conv, all"):
-        VideoUNet.inflate(SMALLER_TINY_UNET).select_trainable("spatial")  # type: ignore[arg-type]
+        VideoUNet.inflate(NARROW_UNET).select_trainable("spatial")  # type: ignore[arg-type]
 
 
 def test_heads_of_odd_width_are_refused() -> None:
     with pytest.raises(UsageError, match="8 heads do not divide 8 channels into even parts"):
-        VideoUNet.inflate({**SMALLER_TINY_UNET, "attention_head_dim": 8})
+        VideoUNet.inflate({**NARROW_UNET, "attention_head_dim": 8})
 
 
 def test_a_unet_that_wants_more_than_time_and_text_is_refused() -> None:
     with pytest.raises(UsageError, match="time and text alone"):
-        VideoUNet.inflate({**SMALLER_TINY_UNET, "num_class_embeds": 3})
+        VideoUNet.inflate({**NARROW_UNET, "num_class_embeds": 3})
 
 
 def test_a_folder_without_a_model_says_what_is_missing(tmp_path: Path) -> None:

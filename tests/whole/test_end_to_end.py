@@ -17,9 +17,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.dataset import lock
-from tests.commands.test_bad_input import pipeline
-from tests.commands.test_cli import longtake
 from tests.making import footage
+from tests.making.command import longtake, longtake_process
 from tests.making.dataset import Dataset
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +72,7 @@ def reference(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_ray_gives_the_same_bytes(recipe: Path, reference: Path, tmp_path: Path) -> None:
-    done = pipeline(
+    done = longtake_process(
         "build",
         recipe,
         "--data",
@@ -146,7 +145,7 @@ def test_a_build_interrupted_in_every_long_stage_ends_with_the_same_bytes(
         assert said == (
             "interrupted: what was finished is kept, the same command goes on\n" if code else ""
         )
-    done = pipeline("build", recipe, "--data", tmp_path, "--device", "cpu")
+    done = longtake_process("build", recipe, "--data", tmp_path, "--device", "cpu")
     assert done.returncode == 0, done.stdout + done.stderr
     assert index(tmp_path) == index(reference)
     assert list((tmp_path / "store" / "tmp").iterdir()) == []
@@ -276,7 +275,8 @@ def test_a_second_build_of_a_glob_says_there_was_nothing_to_do(
 ) -> None:
     globbed = recipe.with_name("globbed.toml")
     globbed.write_text(
-        '[[source]]\nid = "g"\nuri = "file:*.mp4"\n[extract]\nsize = 64\n[filter]\nmin_frames = 20\n'
+        '[[source]]\nid = "g"\nuri = "file:*.mp4"\n[extract]\nsize = 64\n[filter]\n'
+        "min_frames = 20\n"
     )
     words = ("build", globbed, "--data", tmp_path, "--until", "extract", "--executor", "inline")
     assert "nothing to do" not in longtake(*words).stdout
@@ -285,7 +285,7 @@ def test_a_second_build_of_a_glob_says_there_was_nothing_to_do(
 
 @pytest.mark.parametrize("data", ["README.md", "/proc/nowhere"])
 def test_a_data_folder_that_cannot_be_one_is_no_traceback(recipe: Path, data: str) -> None:
-    done = pipeline("build", recipe, "--data", ROOT / data)
+    done = longtake_process("build", recipe, "--data", ROOT / data)
     assert done.returncode == 4
     assert "Traceback" not in done.stderr
 
@@ -294,7 +294,7 @@ def test_a_data_folder_that_cannot_be_one_is_no_traceback(recipe: Path, data: st
 def test_an_unknown_device_is_refused_before_any_work(
     recipe: Path, tmp_path: Path, device: str
 ) -> None:
-    done = pipeline("build", recipe, "--data", tmp_path, "--device", device)
+    done = longtake_process("build", recipe, "--data", tmp_path, "--device", device)
     assert done.returncode == 2
     assert list(tmp_path.iterdir()) == []
 
@@ -367,8 +367,8 @@ def test_a_build_that_cannot_have_everything_takes_no_sample_out_of_its_lock(
         "cpu",
     )
     assert (
-        "1 unavailable in all: `build` tries all of them again\nnothing to do: nothing had failed as rate-limited\n"
-        in said.stdout
+        "1 unavailable in all: `build` tries all of them again\n"
+        "nothing to do: nothing had failed as rate-limited\n" in said.stdout
     )
     built.recipe.write_text(built.recipe.read_text().replace("the film a", "another film"))
     assert build().endswith(

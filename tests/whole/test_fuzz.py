@@ -14,6 +14,7 @@ from pipeline.core.errors import BadData
 from pipeline.core.records import Video
 from pipeline.core.store import Store
 from pipeline.media import reel
+from pipeline.media.detectors import whole
 from pipeline.stages import cut
 from tests import fuzz
 from tests.making import footage
@@ -103,8 +104,8 @@ def test_a_video_that_touches_no_point_of_the_grid_is_a_rejection(
         film(footage.numbered), Fraction(1, 25), Fraction(2, 25)
     )  # 10 frames a second: at 0 and at 0.1
     for act in (
-        lambda: list(cut.process(between, store, cut.Whole(), PARAMS)),
-        lambda: reel.of(between, PARAMS, store),
+        lambda: list(cut.process(between, store, whole.Whole(), PARAMS)),
+        lambda: reel.reel_of(between, PARAMS, store),
     ):
         with pytest.raises(BadData, match=r"^too-few-frames: no frame lies on the grid"):
             act()

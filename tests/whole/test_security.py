@@ -19,12 +19,13 @@ import pytest
 
 from pipeline.core.errors import BadData, RecipeError, Stopped, Unavailable
 from pipeline.core.executors import Inline
+from pipeline.core.params import Setup
 from pipeline.core.records import Source
 from pipeline.core.stage import Progress, run_stage
 from pipeline.core.store import Store
 from pipeline.dataset import recipe
-from pipeline.media import encoders, fetch, video
-from pipeline.stages import download
+from pipeline.media import addresses, encoders, fetch, video
+from pipeline.stages import download, expand
 from tests import fuzz
 from tests.making import footage
 from tests.making.serving import content, serving
@@ -42,12 +43,16 @@ Film = Callable[..., Path]
 LISTS = {
     "hls": "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{}\n#EXT-X-ENDLIST\n",
     "hls of playlists": "#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1280000\n{}\n",
-    "hls with a key": '#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXT-X-KEY:METHOD=AES-128,URI="{0}"\n#EXTINF:9,\n{0}\n#EXT-X-ENDLIST\n',
+    "hls with a key": '#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXT-X-KEY:METHOD=AES-128,URI="{0}"\n'
+    "#EXTINF:9,\n{0}\n#EXT-X-ENDLIST\n",
     "concat": "ffconcat version 1.0\nfile '{}'\n",
-    "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" mediaPresentationDuration="PT2S" profiles='
-    '"urn:mpeg:dash:profile:isoff-on-demand:2011"><Period><AdaptationSet mimeType="video/mp4"><Representation id="1" bandwidth="1">'
+    "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" '
+    'mediaPresentationDuration="PT2S" profiles='
+    '"urn:mpeg:dash:profile:isoff-on-demand:2011"><Period><AdaptationSet '
+    'mimeType="video/mp4"><Representation id="1" bandwidth="1">'
     "<BaseURL>{}</BaseURL></Representation></AdaptationSet></Period></MPD>",
-    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\na=control:{}\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\na=control:{}\n"
+    "m=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
     "asx": '<asx version="3.0"><entry><ref href="{}"/></entry></asx>',
     "smil": '<smil><body><video src="{}"/></body></smil>',
     "pls": "[playlist]\nFile1={}\nNumberOfEntries=1\nVersion=2\n",
@@ -153,7 +158,7 @@ def test_names_of_files_and_of_entries_of_a_list_become_fit_for_keys(
     for uri, count in (("file:*.mp4", 5), ("https://example.org/list", len(listed))):
         keys = [
             source.key
-            for source in download.expand(Source("s", uri), store, download.Params(), tmp_path)
+            for source in expand.process(Source("s", uri), store, fetch.Params(), tmp_path)
         ]
         assert len(set(keys)) == count
         assert all(re.fullmatch(r"s-[A-Za-z0-9_-]{0,89}", key) for key in keys)
@@ -174,10 +179,9 @@ def test_a_build_writes_nothing_outside_of_its_data_folder(film: Film, tmp_path:
     before = set(tmp_path.rglob("*"))
     built = fuzz.build(path)
     assert built.code == 0, built.said
-    new = [found.relative_to(folder / "data") for found in set(tmp_path.rglob("*")) - before]
+    new = [path.relative_to(folder / "data") for path in set(tmp_path.rglob("*")) - before]
     assert (
-        sorted(found.name for found in new if found.parts[1:2] == ("clips",) and found.suffix)
-        == CLIPS
+        sorted(path.name for path in new if path.parts[1:2] == ("clips",) and path.suffix) == CLIPS
     )
 
 
@@ -231,11 +235,11 @@ def test_a_damaged_wheel_is_unreadable_however_it_is_packed(
 
 def fate(store: Store, uri: str, folder: Path, **options: str) -> tuple[str, str]:
     """The class and the words with which the download of an address that gives no video ends."""
-    stage = download.stage(download.Params(attempts=1, **options), folder)
-    made, _ = run_stage(stage, [Source("s", uri)], store, Inline(), Progress())
-    [one] = made.rejections
-    assert store.failure(stage.task_key(Source("s", uri)))["detail"] == one.detail  # type: ignore[index]
-    return one.reason, one.detail
+    stage = download.stage(Setup((fetch.Params(attempts=1, **options),), folder))
+    manifest, _ = run_stage(stage, [Source("s", uri)], store, Inline(), Progress())
+    [rejection] = manifest.rejections
+    assert store.failure(stage.task_key(Source("s", uri)))["detail"] == rejection.detail  # type: ignore[index]
+    return rejection.reason, rejection.detail
 
 
 def test_one_file_system_does_not_lead_to_another(store: Store, tmp_path: Path) -> None:
@@ -260,7 +264,7 @@ def test_an_address_that_cannot_be_taken_apart_is_unsupported(
     assert fate(store, uri, tmp_path)[0] == "unsupported"
     if uri.startswith("http"):
         with pytest.raises(Unavailable, match=r"^unsupported: "):
-            list(download.expand(Source("s", uri), store, download.Params(), tmp_path))
+            list(expand.process(Source("s", uri), store, fetch.Params(), tmp_path))
 
 
 def test_a_format_yt_dlp_does_not_understand_is_an_error_of_the_recipe(
@@ -290,7 +294,7 @@ def test_a_file_whose_name_is_not_utf_8_is_named(tmp_path: Path) -> None:
         RecipeError,
         match=r"the file 'a\\udcff.mp4': its name is not UTF-8, as every address is; rename it",
     ):
-        download.path_in_recipe(tmp_path / os.fsdecode(b"a\xff.mp4"), tmp_path)
+        addresses.path_in_recipe(tmp_path / os.fsdecode(b"a\xff.mp4"), tmp_path)
 
 
 def test_a_local_file_that_may_not_be_read_is_forbidden(
@@ -333,7 +337,7 @@ OPTIONS = {
 EXCEPTIONS = {  # with their reasons
     ("tests/stages/test_format.py", "exec"),  # runs the reader that docs/format.md prints
     (
-        "tests/training/test_stream.py",
+        "tests/making/shards.py",
         "allow_pickle=True",
     ),  # makes a file with a pickle in it, which must be refused
 }
@@ -343,7 +347,7 @@ def dangers(text: str, strict: bool) -> set[str]:
     """What of CALLS, METHODS and OPTIONS a module does; `strict`: np.load must say
     allow_pickle=False too.
     """
-    found = set()
+    names = set()
     for call in (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)):
         name = ast.unparse(call.func)
         options = {
@@ -351,23 +355,24 @@ def dangers(text: str, strict: bool) -> set[str]:
             for option in call.keywords
             if isinstance(option.value, ast.Constant)
         }
-        found |= {name} & CALLS
-        found |= {name.rpartition(".")[2]} & METHODS if "." in name else set()
-        found |= {f"{option}={value}" for option, value in options & OPTIONS}
+        names |= {name} & CALLS
+        names |= {name.rpartition(".")[2]} & METHODS if "." in name else set()
+        names |= {f"{option}={value}" for option, value in options & OPTIONS}
         if (
             strict
             and name.endswith(("np.load", "numpy.load", "read_array", "np.save"))
             and ("allow_pickle", False) not in options
         ):
-            found.add(f"{name} without allow_pickle=False")
-    return found
+            names.add(f"{name} without allow_pickle=False")
+    return names
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "names"),
     [
         (
-            "model.eval(); re.compile(x); np.load(f, allow_pickle=False); tar.extractfile(m); subprocess.run(['a'])",
+            "model.eval(); re.compile(x); np.load(f, allow_pickle=False); "
+            "tar.extractfile(m); subprocess.run(['a'])",
             set(),
         ),
         ("eval(x); exec(y)", {"eval", "exec"}),
@@ -384,15 +389,15 @@ def dangers(text: str, strict: bool) -> set[str]:
         ),
     ],
 )
-def test_the_rule_sees_what_it_forbids(text: str, found: set[str]) -> None:
-    assert dangers(text, strict=True) == found
+def test_the_rule_sees_what_it_forbids(text: str, names: set[str]) -> None:
+    assert dangers(text, strict=True) == names
 
 
 @pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_module_unpickles_evaluates_unpacks_or_asks_a_shell(path: Path) -> None:
     place = path.relative_to(ROOT).as_posix()
-    found = dangers(path.read_text("utf-8"), strict=not place.startswith("tests/"))
-    assert {danger for danger in found if (place, danger) not in EXCEPTIONS} == set()
+    names = dangers(path.read_text("utf-8"), strict=not place.startswith("tests/"))
+    assert {danger for danger in names if (place, danger) not in EXCEPTIONS} == set()
 
 
 def test_tests_and_benchmarks_import_no_pickle_either() -> (
@@ -464,7 +469,7 @@ def test_a_vae_says_what_diffusers_takes_where_its_config_is_silent(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("toml", "table", "wanted"),
+    ("toml", "table", "expected"),
     [
         ("x = " + "9" * 5000, "", "mine.toml is not TOML: Exceeds the limit"),
         (
@@ -481,13 +486,13 @@ def test_a_vae_says_what_diffusers_takes_where_its_config_is_silent(tmp_path: Pa
     ],
 )
 def test_what_has_no_bytes_or_too_many_is_an_error_of_the_recipe(
-    tmp_path: Path, toml: str, table: str, wanted: str
+    tmp_path: Path, toml: str, table: str, expected: str
 ) -> None:
     (tmp_path / "mine.toml").write_text(toml)
     (tmp_path / "t.jsonl").write_text(table)
     with pytest.raises(RecipeError) as caught:
         recipe.load(tmp_path / "mine.toml")
-    assert wanted in str(caught.value)
+    assert expected in str(caught.value)
 
 
 def complaint(folder: Path, columns: str, row: str) -> str:

@@ -1,0 +1,151 @@
+"""How alike two arrays, and two locks, are: identical, equivalent (within tolerance) or different.
+
+Two machines rarely round alike, so an array that is not bit-identical is judged by the values the
+lock kept of it. Within tolerance means that it differs by less than storing the clip as video does
+(docs/lock.md). Two locks are compared without any array at hand: digests and kept values are in
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from pipeline.dataset.lock import Lock, LockedMember
+from pipeline.dataset.probe import values_of
+
+# shares of the standard deviation of the recorded values; 1 % is 40 dB, storing the clip costs 34
+MEAN_TOLERANCE = 0.01
+MAX_TOLERANCE = 0.1
+
+Grade = Literal["identical", "equivalent", "different"]
+
+
+@dataclass(frozen=True)
+class Distance:
+    """The absolute difference of two arrays' kept values, and the recorded ones' deviation."""
+
+    mean: float
+    largest: float
+    deviation: float
+
+    @property
+    def is_within_tolerance(self) -> bool:
+        mean_limit, limit = MEAN_TOLERANCE * self.deviation, MAX_TOLERANCE * self.deviation
+        return self.mean <= mean_limit and self.largest <= limit
+
+
+def distance_of(recorded: str, here: str) -> Distance | None:
+    """How far apart the kept values (`probe_of`) of two arrays are; None if they cannot be
+    compared.
+    """
+    ours, theirs = values_of(here), values_of(recorded)
+    if ours.shape != theirs.shape:
+        return None
+    difference = np.abs(ours - theirs)
+    deviation = float(theirs.std()) or 1.0
+    return Distance(float(difference.mean()), float(difference.max()), deviation)
+
+
+def grade_member(
+    recorded: LockedMember, here: LockedMember | None
+) -> tuple[Grade, Distance | None]:
+    """The grade of one member of a sample, and how far apart two arrays are that are not
+    identical.
+    """
+    if here is None:
+        return "different", None
+    if here.sha256 == recorded.sha256:
+        return "identical", None
+    if recorded.probe is None or here.probe is None:
+        return "different", None
+    distance = distance_of(recorded.probe, here.probe)
+    is_near = distance is not None and distance.is_within_tolerance
+    return "equivalent" if is_near else "different", distance
+
+
+@dataclass
+class Likeness:
+    """What of one lock's samples another lock has. Lists hold keys."""
+
+    num_identical: int = 0
+    equivalent: list[str] = field(default_factory=list)
+    different: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    more: list[str] = field(default_factory=list)
+    is_same_root: bool = False
+    largest_mean: float = 0.0  # of all arrays not identical, as a share of the deviation
+
+    @property
+    def grade(self) -> Grade:
+        if [*self.different, *self.lost, *self.more]:
+            return "different"
+        return "identical" if self.is_same_root and not self.equivalent else "equivalent"
+
+
+def compare_locks(locked: Lock, new: Lock) -> Likeness:
+    """How alike the datasets are that two locks pin. No array is opened."""
+    likeness = Likeness(is_same_root=locked.root_digest == new.root_digest)
+    likeness.more = sorted(new.samples.keys() - locked.samples.keys())
+    likeness.lost = sorted(locked.samples.keys() - new.samples.keys())
+    for key in sorted(locked.samples.keys() & new.samples.keys()):
+        graded = _grade_sample(locked, new, key, likeness)
+        if graded == "identical":
+            likeness.num_identical += 1
+        elif graded == "equivalent":
+            likeness.equivalent.append(key)
+        else:
+            likeness.different.append(key)
+    return likeness
+
+
+def _grade_sample(locked: Lock, new: Lock, key: str, likeness: Likeness) -> Grade:
+    recorded, here = locked.samples[key].members, new.samples[key].members
+    grades: dict[str, Grade] = dict.fromkeys(here.keys() - recorded.keys(), "different")
+    for name, member in recorded.items():
+        grades[name], distance = grade_member(member, here.get(name))
+        if distance is not None:
+            share = distance.mean / distance.deviation
+            likeness.largest_mean = max(likeness.largest_mean, share)
+    if grades.get("json") == "different" and _is_only_rescored(locked, new, key):
+        grades["json"] = "equivalent"
+    return worst_of(list(grades.values()))
+
+
+def worst_of(grades: Sequence[Grade]) -> Grade:
+    if "different" in grades:
+        return "different"
+    return "equivalent" if "equivalent" in grades else "identical"
+
+
+def _is_only_rescored(locked: Lock, new: Lock, key: str) -> bool:
+    """Whether all that a sample's metadata says is the same, but for the PSNR, a measurement."""
+    is_same_score = locked.samples[key].round_trip_psnr_db == new.samples[key].round_trip_psnr_db
+    return not is_same_score and _told_of(locked, key) == _told_of(new, key)
+
+
+def _told_of(lock: Lock, key: str) -> list[Any]:
+    """What `shard.metadata` writes of a sample, from the lock."""
+    clip = lock.clips[key]
+    video, extract = lock.videos[clip.video], lock.params("extract")
+    source = (video.key, video.uri, video.captions, video.license, video.sha256)
+    scene = (clip.start_pts, clip.end_pts, clip.time_base, clip.crop, clip.num_frames)
+    return [*source, *scene, extract["fps"], extract["size"]]
+
+
+def sentence_of(likeness: Likeness) -> str:
+    """The likeness in words, such as "equivalent (3 within tolerance)"."""
+    counts = {
+        "identical": likeness.num_identical,
+        "within tolerance": len(likeness.equivalent),
+        "different": len(likeness.different),
+        "missing": len(likeness.lost),
+        "more": len(likeness.more),
+    }
+    words = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    if likeness.largest_mean:
+        words += f"; arrays differ by up to {likeness.largest_mean:.2%} of their deviation"
+    return f"{likeness.grade} ({words})"

@@ -1,0 +1,132 @@
+"""Whether a finished build writes its lock, or leaves the one beside the recipe alone.
+
+A published lock says what its publisher built. Somebody else's build of the same recipe differs in
+last bits, and must not replace it without a word; the publisher's own next build must. So every
+build also writes the lock of what it made into its own folder, `data/NAME/lock.jsonl`: while the
+lock beside the recipe is the same as that one, it is this folder's own. `decide` has the whole
+rule, and docs/lock.md says it to people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pipeline.core.errors import LongtakeError
+from pipeline.core.manifest import Manifest
+from pipeline.core.store import Store
+from pipeline.dataset import lock
+from pipeline.dataset.likeness import compare_locks, sentence_of
+from pipeline.dataset.lock import Lock
+from pipeline.dataset.recipe import Loaded
+
+OWN = "lock.jsonl"  # in a dataset's folder
+Why = Literal["forced", "none", "recipe", "stages", "own", "incomplete", "published"]
+WRITES: frozenset[Why] = frozenset({"forced", "none", "recipe", "stages", "own"})
+
+
+def decide(locked: Lock | None, new: Lock, is_own: bool, incomplete: bool, force: bool) -> Why:
+    """Whether `new`, the lock of what was just built, replaces `locked`, the one that is there: a
+    reason of `WRITES`, or one to leave it.
+
+    `is_own`: `locked` was written from this data folder. `incomplete`: something was unavailable
+    this time. `force`: the person said `--relock`.
+    """
+    if force:
+        return "forced"
+    if locked is None:
+        return "none"
+    is_same_recipe = locked.header["recipe"] == new.header["recipe"]
+    loses_samples = not locked.samples.keys() <= new.samples.keys()
+    if is_same_recipe and incomplete and loses_samples:
+        return "incomplete"
+    if not is_same_recipe:
+        return "recipe"
+    if not _have_same_stages(locked, new):
+        return "stages"
+    return "own" if is_own else "published"
+
+
+def _have_same_stages(locked: Lock, new: Lock) -> bool:
+    """Whether the stages that both locks know have the same versions and parameters."""
+    before, now = locked.header["stages"], new.header["stages"]
+    for name in before.keys() & now.keys():
+        for fact in ("version", "params"):
+            if before[name][fact] != now[name][fact]:
+                return False
+    return bool(locked.header["packing"] == new.header["packing"])
+
+
+def write_lock(
+    loaded: Loaded,
+    manifests: Sequence[Manifest],
+    folder: Path,
+    store: Store,
+    incomplete: bool,
+    force: bool,
+) -> Why:
+    """Write the lock of a finished build: beside its recipe if the rule says so, and into the
+    dataset's folder, `data/NAME`.
+    """
+    before = own_lock(folder)
+    new = lock_of(loaded, manifests, store, before.probes if before else {})
+    locked = _read_or_none(lock.path_of(loaded.path))
+    is_own = locked is not None and locked == before
+    why = decide(locked, new, is_own, incomplete, force)
+    if why in WRITES:
+        lock.write(new, loaded.path)
+    if why != "incomplete":
+        # Last. A build broken off before this finds beside the recipe the lock it would write,
+        # which then is its own.
+        lock.write_file(new, folder / OWN)
+    return why
+
+
+def keep_lock(loaded: Loaded, manifests: Sequence[Manifest], folder: Path, store: Store) -> None:
+    """Write the lock of what is left after a removal, whatever lock is there."""
+    before = own_lock(folder)
+    new = lock_of(loaded, manifests, store, before.probes if before else {})
+    lock.write(new, loaded.path)
+    lock.write_file(new, folder / OWN)
+
+
+def remove_locks(recipe: Path, folder: Path) -> None:
+    """Remove both locks, of a dataset of which nothing is left."""
+    lock.remove(recipe)
+    lock.remove_file(folder / OWN)
+
+
+def lock_of(
+    loaded: Loaded, manifests: Sequence[Manifest], store: Store, probes: Mapping[str, str]
+) -> Lock:
+    """The lock of a recipe's finished build; see `lock.lock_of`."""
+    recipe = loaded.recipe
+    packing = recipe.shard.model_dump()
+    return lock.lock_of(recipe.name, loaded.digest, packing, manifests, store, probes)
+
+
+def own_lock(folder: Path) -> Lock | None:
+    """The lock of what was last built in a dataset's folder; None if there is none."""
+    return _read_or_none(lock.present_form(folder / OWN))
+
+
+def _read_or_none(path: Path) -> Lock | None:
+    try:
+        return lock.read_file(path)
+    except LongtakeError:
+        return None
+
+
+def sentence(recipe: Path, folder: Path, root_digest: str) -> str:
+    """What is said of the lock after a build whose shards have this root digest."""
+    path = lock.path_of(recipe)
+    own, locked = own_lock(folder), _read_or_none(path)
+    if own is None or own.root_digest != root_digest:
+        return f"lock: {path} stays as it was: it has samples that could not be had this time"
+    if locked is None or locked == own:
+        return f"lock: {path}"
+    likeness = compare_locks(locked, own)
+    stays = f"stays: it was not written from {folder}, whose samples are {sentence_of(likeness)}"
+    hint = "" if likeness.grade == "identical" else "; --relock replaces it"
+    return f"lock: {path} {stays}{hint}"

@@ -1,0 +1,81 @@
+"""Training runs of a few steps, on a wave that travels."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from tests.making.models import SHAPE, SMALL_UNET
+from tests.making.shards import Members, new_clip, new_shards, npy
+from training import loop, presets
+from training.checkpoint import Run
+from training.frames import Window
+from training.presets import Preset
+from training.shards import Index
+
+TEXT = (7, 8)  # tokens of a caption, numbers a token
+UNET = {**SMALL_UNET, "cross_attention_dim": TEXT[1]}
+
+
+def moving_clip(seed: int, num_frames: int) -> Members:
+    """A clip of a wave that travels over a still ground."""
+    rng = np.random.default_rng(seed)
+    f, c, _, w = np.meshgrid(*(np.arange(n) for n in (num_frames, *SHAPE)), indexing="ij")
+    wave = np.sin(2 * np.pi * (w - 0.25 * f) / 8 + rng.uniform(0, 6)) * (c + 1) / 4
+    members = new_clip(0, 1)
+    latents = (wave + rng.normal(size=SHAPE)).astype(np.float16)
+    return {
+        "json": members["json"],
+        "latents.npy": npy(latents),
+        "text.npy": npy(rng.normal(size=TEXT).astype(np.float16)),
+    }
+
+
+def wave_shards(folder: Path, num_clips: int, num_frames: int) -> Index:
+    """Shards of moving clips, with a model small enough for them beside."""
+    index = new_shards(
+        folder,
+        {f"k{number}": moving_clip(number, num_frames) for number in range(num_clips)},
+        shape=SHAPE,
+        text_shape=TEXT,
+    )
+    (folder / "small.json").write_text(json.dumps(UNET))
+    return index
+
+
+def short_preset(**changes: Any) -> Preset:
+    """Eight steps of two clips each, with the fields that are asked for changed."""
+    preset = replace(
+        presets.find("tiny-interp"),
+        windows=(Window(5, 2), Window(9, 1)),
+        batch_size=2,
+        micro_batch=1,
+        steps=8,
+        warmup=2,
+        validate_every=1000,
+        checkpoint_every=1000,
+    )
+    return replace(preset, **changes)
+
+
+def run_of(folder: Path, index: Index, shards: Path, **changes: Any) -> Run:
+    """A run in the folder, not begun, on what `wave_shards` put into `shards`."""
+    return Run(
+        folder,
+        short_preset(**changes),
+        loop.dataset_facts(index),
+        str(shards / "small.json"),
+        seed=3,
+    )
+
+
+def train(run: Run, index: Index) -> loop.Outcome:
+    """Train to the end on the CPU, and print nothing."""
+    console = Console(file=io.StringIO())
+    return loop.Trainer(run, index, "cpu", console=console, pictures=False).train()
