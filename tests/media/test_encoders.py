@@ -49,12 +49,12 @@ def clip(store: Store, video_of: Callable[..., Video], film: Callable[..., Path]
     """A real clip of 20 frames at 64 x 64."""
     video = video_of(film(footage.plain, 2, size="160x120"))
     params = reel.Params(size=64)
-    found = reel.reel_of(video, params, store)
+    memo = reel.reel_of(video, params, store)
     with store.scratch(".mp4") as path:
-        assert reel.cut_clip(store.path(found["reel"]["sha256"]), 0, 20, path)[0] == 20
+        assert reel.cut_clip(store.path(memo["reel"]["sha256"]), 0, 20, path)[0] == 20
         blob = store.adopt(path)
     scene = Scene(f"{video.key}-0000", video, 0, video.container.end_pts)
-    return Clip(scene.key, scene, blob, 20, Fraction(10), 64, Crop(**found["crop"]), "3" * 64)
+    return Clip(scene.key, scene, blob, 20, Fraction(10), 64, Crop(**memo["crop"]), "3" * 64)
 
 
 def encoded(clip: Clip, store: Store, params: encode.Params = TINY) -> Any:

@@ -25,7 +25,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from tests.making.runs import UNET, run_of, short_preset, train, wave_shards
+from tests.making.runs import UNET, damaged_shards, run_of, short_preset, train, wave_shards
 from training import ablate, checkpoint, journal, loop, presets, shards
 from training.errors import NonFinite, ShardError, UsageError
 from training.frames import Window
@@ -45,15 +45,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def index(folder: Path) -> Index:
     return open_index(folder)
-
-
-def damaged(shards: Path, copy: Path) -> Index:
-    """A copy of the shards in which one bit is another."""
-    shutil.copytree(shards, copy)
-    content = bytearray((copy / "00000.tar").read_bytes())
-    content[len(content) // 2] ^= 1
-    (copy / "00000.tar").write_bytes(content)
-    return open_index(copy)
 
 
 def newest(folder: Path) -> dict[str, bytes]:
@@ -186,8 +177,7 @@ import io, json, os, sys
 from pathlib import Path
 import torch
 from rich.console import Console
-from tests.making.runs import run_of
-from tests.training.test_loop import damaged
+from tests.making.runs import damaged_shards, run_of
 from training import loop
 from training.shards import open_index
 from training.errors import LongtakeError
@@ -210,7 +200,7 @@ samples = [i for step in range(8) for i in trainer.stream.batch(step).sample_ind
 report = {"samples": samples, "verified": list(verified)}
 rank = os.environ["RANK"]
 try:
-    trainer_of(damaged(shards, out.with_name(f"damaged-{rank}")))
+    trainer_of(damaged_shards(shards, out.with_name(f"damaged-{rank}")))
 except LongtakeError as error:
     report["damaged"] = type(error).__name__
 out.with_name(f"two-rank-{rank}.json").write_text(json.dumps(report))
@@ -371,7 +361,7 @@ def test_shards_are_verified_once_for_a_run_and_again_where_they_lie_elsewhere(
     start(index)
     assert verified == ["00000.tar", "00001.tar"]
     with pytest.raises(ShardError, match=r"00000\.tar has sha256"):
-        start(damaged(folder, tmp_path / "copy"))
+        start(damaged_shards(folder, tmp_path / "copy"))
     shutil.rmtree(tmp_path / "copy")
     shutil.copytree(folder, tmp_path / "copy")
     start(open_index(tmp_path / "copy"))

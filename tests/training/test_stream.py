@@ -248,7 +248,7 @@ def test_all_samples_of_a_batch_have_one_window_and_each_window_comes(ten: Index
 
 
 @pytest.mark.parametrize(
-    ("stride", "jitter", "wanted"),
+    ("stride", "jitter", "strides"),
     [(4, 0, {4}), (4, 2, {2, 3, 4}), (4, 9, {1, 2, 3, 4}), (1, 3, {1})],
 )
 def test_jitter_only_shortens_the_stride_and_fps_follows(
@@ -329,7 +329,7 @@ def test_a_clip_shorter_than_the_longest_window_is_skipped_and_counted(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (
             {"batch_size": 3, "world": 2},
@@ -523,7 +523,7 @@ def test_every_field_that_differs_is_listed(ten: Index) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (
             lambda path: os.truncate(path, path.stat().st_size - 512),
@@ -650,7 +650,7 @@ def test_an_array_that_is_not_what_it_must_be_is_refused_with_its_name(
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (npy(np.array([[Bomb()]], object)), "object in C order"),
         (
