@@ -68,12 +68,12 @@ class Stage:
     in a thread; its result becomes the third argument of `process`.
     A `pure` record is computed anew each time and never remembered: its outputs follow from the
     record, and from names of files, in less time than a memo takes to read.
-    A task is `light` if all that is costly in it is remembered already: it counts as no work.
+    A task is `light` if all that is costly in it is remembered: it counts as no work.
     Records of one `group` go to one worker, in order. Groups are joined up to `join_s` of cost
     where `prepare` gains by it.
     `cost` is in seconds of video, `reach` is what a record may have to decode besides, and
-    `timeout` turns the sum of both into seconds. A time-out is unavailable, not bad, in a stage that
-    `waits_on_world`. A `local` stage runs in this process and never on a cluster.
+    `timeout` turns the sum of both into seconds. In a stage that `waits_on_world` a time-out is
+    unavailable, not bad. A `local` stage runs in this process and never on a cluster.
     `num_gpus` (on this machine; 0 to run without) is asked only when there is work, because the
     answer takes an import of torch.
     `opens` is the raw video that a task has to read, if any: it must be in the store.
@@ -346,7 +346,8 @@ def complete(
         for task_key, record in distinct.items()
     }
     failures = _run(stage, distinct, store, executor, progress) if distinct else {}
-    for trouble in before.troubles:
+    refused = [trouble for trouble in before.troubles if trouble.key not in skipped]
+    for trouble in refused:
         store.note_failure(before.keys[trouble.key], trouble.reason, trouble.detail, 1)
     memos = dict(before.memos)
     memos |= {record.key: store.recall(before.keys[record.key]) for record in missing}
@@ -355,8 +356,7 @@ def complete(
         for record in missing
         if before.keys[record.key] in failures
     ]
-    troubles += [trouble for trouble in before.troubles if trouble.key not in skipped]
-    manifest = collect(stage, before.records, memos, [*troubles, *standing])
+    manifest = collect(stage, before.records, memos, [*troubles, *refused, *standing])
     cost = sum(cost for task_key, cost in costs.items() if task_key not in failures)
     return Completion(manifest, len(missing), cost)
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.core import canonical, manifest
+from pipeline.core.cores import num_cores
 from pipeline.core.errors import BadData, Damaged, LongtakeError, RecipeError
 from pipeline.core.manifest import Manifest
 from pipeline.core.records import Blob, Clip, Member, Sample, Shard
@@ -313,7 +314,7 @@ def _check_blobs(
     blobs = [blob for blob in names if blob not in released]
     progress.start("verify", len(blobs), sum(blob.num_bytes for blob in blobs))
     broken: set[Blob] = set()
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(num_cores()) as pool:
         problems = pool.map(lambda blob: _problem_of(blob, names[blob], store), blobs)
         for blob, problem in zip(blobs, problems, strict=True):
             checked.blobs += 1
