@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -267,16 +268,15 @@ def disk_full(reference: Dataset, folder: Path, times: int, seed: int) -> Row:
     for number in range(times):
         dataset = fresh(reference, folder)
         dataset.data.mkdir()
-        command = (
-            f"{sys.executable} -m pipeline build {dataset.recipe} --data {dataset.data} "
-            "--device cpu --executor inline"
-        )
+        words = [sys.executable, "-m", "pipeline", "build", str(dataset.recipe)]
+        words += ["--data", str(dataset.data), "--device", "cpu", "--executor", "inline"]
+        command, data = shlex.join(words), shlex.quote(str(dataset.data))
         script = f"""
-            mount -t tmpfs -o size={drawn.randrange(300, 3000)}k none {dataset.data} || exit 99
+            mount -t tmpfs -o size={drawn.randrange(300, 3000)}k none {data} || exit 99
             {command}; first=$?
-            mount -o remount,size=200m {dataset.data}
+            mount -o remount,size=200m {data}
             {command} || exit 98
-            cp -r {dataset.data} {dataset.data}.kept
+            cp -r {data} {data}.kept
             exit $first"""
         done = subprocess.run(
             ["unshare", "-rm", "sh", "-c", script],

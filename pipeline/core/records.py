@@ -261,6 +261,13 @@ def source_of(record: Record) -> Source:
     return record
 
 
+def blobs_read(record: Record) -> list[Blob]:
+    """The blobs a task on this record reads its pictures from."""
+    if isinstance(record, Video | Clip):
+        return [record.blob]
+    return [record.video.blob] if isinstance(record, Scene) else []
+
+
 def origins(record: Record) -> list[object]:
     """What a record is of, so that all that was made of a video can be found: its videos'
     identities; of a source, its own.

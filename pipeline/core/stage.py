@@ -20,12 +20,22 @@ from typing import Any, Literal, Protocol
 from pipeline.core import canonical
 from pipeline.core.errors import BadData, Bug, LongtakeError, Stopped, Unavailable
 from pipeline.core.manifest import Manifest, changes, facts, restore
-from pipeline.core.records import Record, Rejection, Video, origins
+from pipeline.core.records import Record, Rejection, Video, blobs_read, origins
 from pipeline.core.store import Store, now
 
 Outcome = Record | BadData
 # System errors that are no bug of ours and no property of a video: they stop the build.
-OUTSIDE = (errno.EFBIG, errno.EROFS, errno.EACCES, errno.EMFILE, errno.ENFILE, errno.EIO)
+OUTSIDE = (
+    errno.EACCES,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOENT,
+    errno.ENOMEM,
+    errno.EROFS,
+    errno.ESTALE,
+)
 # When small groups are joined into batches, at least so many batches stay to be shared out.
 MIN_BATCHES = 16
 
@@ -185,7 +195,14 @@ class Work:
         def process(record: Record, store: Store) -> Iterable[Outcome]:
             return self.process(record, store, *(future.result() for future in extra))
 
-        return entries_of(self.name, self.makes, process, record, self.store)
+        entries = entries_of(self.name, self.makes, process, record, self.store)
+        if any("bad" in entry for entry in entries):
+            # A rejection is for ever. A blob that is gone, cannot be read or has changed is no
+            # property of the video, so nothing is called bad before its bytes are seen to be right.
+            for blob in blobs_read(record):
+                if not self.store.released(blob):
+                    self.store.check(blob)
+        return entries
 
 
 def entries_of(

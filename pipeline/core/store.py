@@ -120,6 +120,19 @@ class Store:
                 self.settle(path, blob)
         return blob
 
+    def check(self, blob: Blob) -> None:
+        """Read a blob to its end. Raises Damaged if it is not on disk as it was written, OSError if
+        it cannot be read.
+        """
+        path = self.path(blob.sha256)
+        if not path.is_file():
+            raise Damaged(f"{path} is gone: the same command makes it again")
+        if canonical.file_digest(path) != blob.sha256:
+            raise Damaged(
+                f"{path} is not on disk as it was written: remove it (or `verify --drop`), and the "
+                "same command makes it again"
+            )
+
     def discard(self, blob: Blob) -> None:
         """Remove a blob that nothing can be made of."""
         self.path(blob.sha256).unlink(missing_ok=True)

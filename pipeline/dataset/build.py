@@ -136,7 +136,7 @@ def ready(setup: Setup, names: Sequence[str]) -> None:
     """Stop now, not after hours of decoding, if a stage, a model or the device is not there."""
     for name in names:
         stage_of(name, setup)
-    if "encode" in names and setup.device != "auto":
+    if "encode" in names and setup.device not in ("auto", "cpu"):
         encoders.choose_device(setup.device)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import av
-from av.error import FFmpegError
+from av.error import FFmpegError, InvalidDataError
 from av.video.frame import VideoFrame
 from pydantic import Field
 
@@ -257,31 +257,34 @@ def reel_of(record: Video, params: Params, store: Store) -> dict[str, Any]:
 
 def cut_clip(reel: Path, start: int, count: int, out: Path) -> tuple[int, str]:
     """Copy `count` frames from frame `start` on into a new file; returns how many there were, and a
-    digest of their pictures.
+    digest of their pictures. Raises BadData('decode-error') for a reel that cannot be read.
 
     The digest is over the coded slices alone (H.264 decodes to the bit), so it outlives another
     muxer or x264's signature.
     """
     copied, pictures = 0, hashlib.sha256()
-    with (
-        av.open(str(reel), options=video.OPTIONS) as source,
-        av.open(str(out), "w", format="mp4", options=MUXER) as target,
-    ):
-        stream: Any = source.streams.video[0]
-        copy: Any = target.add_stream_from_template(stream)
-        step = math.floor(1 / (stream.average_rate * stream.time_base))  # ticks of one frame
-        source.seek(start * step, stream=stream, backward=True)
-        for packet in source.demux(stream):
-            if not packet.size or packet.pts is None or packet.pts < start * step:
-                continue
-            if copied == count:
-                break
-            packet.pts = packet.dts = copied * step
-            packet.stream = copy
-            for unit in _slices(bytes(packet)):
-                pictures.update(unit)
-            target.mux(packet)
-            copied += 1
+    try:
+        with (
+            av.open(str(reel), options=video.OPTIONS) as source,
+            av.open(str(out), "w", format="mp4", options=MUXER) as target,
+        ):
+            stream: Any = source.streams.video[0]
+            copy: Any = target.add_stream_from_template(stream)
+            step = math.floor(1 / (stream.average_rate * stream.time_base))  # ticks of one frame
+            source.seek(start * step, stream=stream, backward=True)
+            for packet in source.demux(stream):
+                if not packet.size or packet.pts is None or packet.pts < start * step:
+                    continue
+                if copied == count:
+                    break
+                packet.pts = packet.dts = copied * step
+                packet.stream = copy
+                for unit in _slices(bytes(packet)):
+                    pictures.update(unit)
+                target.mux(packet)
+                copied += 1
+    except InvalidDataError as error:
+        raise BadData("decode-error", f"the reel cannot be read: {error.strerror}") from error
     return copied, pictures.hexdigest()
 
 

@@ -51,6 +51,7 @@ def process(source: Source, store: Store, params: fetch.Params, folder: Path) ->
     try:
         container = video.probe(store.path(blob.sha256))
     except BadData:
+        store.check(blob)  # what was fetched is bad, not what this disk made of it
         store.discard(blob)
         raise
     yield Video(source.key, source, blob, fetched_as, container)

@@ -8,7 +8,7 @@ from functools import partial
 from pipeline.core import canonical
 from pipeline.core.errors import BadData
 from pipeline.core.params import Setup
-from pipeline.core.records import Clip, Crop, Scene, Video, grid_index
+from pipeline.core.records import Blob, Clip, Crop, Scene, Video, grid_index
 from pipeline.core.stage import Stage
 from pipeline.core.store import Store
 from pipeline.media import reel
@@ -59,11 +59,18 @@ def process(scene: Scene, store: Store, params: reel.Params) -> Iterator[Clip]:
     whole = reel.reel_of(scene.video, params, store)
     start = grid_index(scene.start_pts, scene.time_base, params.fps) - whole["first_index"]
     with store.scratch(".mp4") as path:
-        copied, pictures = reel.cut_clip(store.path(whole["reel"]["sha256"]), start, promised, path)
-        if copied < promised:
-            raise BadData(
-                "too-few-frames", f"{promised} frames promised by the time stamps, {copied} decoded"
+        try:
+            copied, pictures = reel.cut_clip(
+                store.path(whole["reel"]["sha256"]), start, promised, path
             )
+            if copied < promised:
+                raise BadData(
+                    "too-few-frames",
+                    f"{promised} frames promised by the time stamps, {copied} decoded",
+                )
+        except BadData:
+            store.check(Blob(**whole["reel"]))  # the video's fault, or the disk's?
+            raise
         blob = store.adopt(path)
     yield Clip(
         key=scene.key,

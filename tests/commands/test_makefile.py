@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -16,8 +17,9 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="there is n
 def dry(*words: str) -> subprocess.CompletedProcess[str]:
     """`make -n`, with the environment as if it were set up."""
     return subprocess.run(
-        ["make", "-n", "-o", "setup", *words],
+        ["make", "--no-print-directory", "-n", "-o", "setup", *words],
         cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if not name.startswith("MAKE")},
         capture_output=True,
         text=True,
         check=False,

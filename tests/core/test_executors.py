@@ -239,7 +239,7 @@ def spawn_and_strike(path, words, fds):
 
 spawn, util.spawnv_passfds = util.spawnv_passfds, spawn_and_strike
 try:
-    work = Work("print", print, None, Store(Path("nowhere")), 0)
+    work = Work("print", str, print, None, Store(Path("nowhere")), 0)
     list(Processes(2).map(work, [Batch((), 1.0, 60.0)] * 4))
 except KeyboardInterrupt:
     sys.exit("stopped")

@@ -15,7 +15,7 @@ from pipeline.core.records import Clip, Record
 from pipeline.core.stage import Progress
 from pipeline.core.store import Store
 from pipeline.dataset import build, rates, recipe
-from pipeline.dataset.chain import KINDS, blobs_of, manifest_path
+from pipeline.dataset.chain import KINDS, blobs_of, manifest_path, stage_of
 from pipeline.dataset.rates import Rate
 from pipeline.plan import text
 from pipeline.plan.plan import Line, Plan, plan
@@ -315,7 +315,7 @@ def test_latents_are_counted_to_the_byte(folder: Path, data: Path) -> None:
     loaded = new_recipe(folder, "same")
     sample = record_of(data, "encode", "a-0000")
     clip = sample.clip  # type: ignore[union-attr]
-    stage = build.CHAIN["encode"].stage(loaded.setup("cpu"))
+    stage = stage_of("encode", loaded.setup("cpu"))
     num_bytes = sum(blob.num_bytes for blob in blobs_of(sample))
     sizes = Sizes(loaded, {}).of_task(stage, clip, light=False, store=Store(data / "store"))
     assert sizes == {"latents and embeddings": num_bytes}
