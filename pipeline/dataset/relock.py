@@ -83,14 +83,6 @@ def write_lock(
     return why
 
 
-def keep_lock(loaded: Loaded, manifests: Sequence[Manifest], folder: Path, store: Store) -> None:
-    """Write the lock of what is left after a removal, whatever lock is there."""
-    before = own_lock(folder)
-    new = lock_of(loaded, manifests, store, before.probes if before else {})
-    lock.write(new, loaded.path)
-    lock.write_file(new, folder / OWN)
-
-
 def remove_locks(recipe: Path, folder: Path) -> None:
     """Remove both locks, of a dataset of which nothing is left."""
     lock.remove(recipe)

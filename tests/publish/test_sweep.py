@@ -440,6 +440,46 @@ def test_a_removal_broken_off_anywhere_is_finished_by_the_same_command(
     assert len(removals.path_of(world.recipe).read_text().splitlines()) == 1
 
 
+def test_a_rejected_video_of_a_glob_is_forgotten_though_its_removal_was_broken_off(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(world.recipe.with_name("bad.mp4"), world.recipe.parent / "more" / "z.mp4")
+    built(world.recipe, world.data)
+    memos = world.store.root / "memos"
+    assert any(b"more/z.mp4" in content for content in files_under(memos).values())
+    with monkeypatch.context() as patched:
+        patched.setattr(takedown, "_relock", lambda *_, **__: (_ for _ in ()).throw(Cut))
+        with pytest.raises(Cut):
+            taken_down(world.recipe, world.data, "g-z")
+    taken_down(world.recipe, world.data, "g-z")
+    assert not [name for name, content in files_under(memos).items() if b"more/z.mp4" in content]
+    assert not any(step.num_run for step in built(world.recipe, world.data))
+
+
+def remember_old_list(world: World, uri: str, videos: list[str]) -> str:
+    """Remember which videos a list names as the first version of `expand` did."""
+    task = ["listing", uri]
+    entries = [[video.rsplit("/", 1)[-1], video] for video in videos]
+    world.store.once(task, lambda: {"videos": entries})
+    return canonical.digest(task)
+
+
+def test_lists_that_an_older_version_remembered_are_taken_down_and_swept(world: World) -> None:
+    text = world.recipe.read_text()
+    for key in ("list", "other"):
+        uri = f"https://tube.example/{key}"
+        text = f'[[source]]\nid = "{key}"\nuri = "{uri}"\n' + text.removeprefix('name = "tiny"\n')
+    world.recipe.write_text('name = "tiny"\n' + text)
+    removed, kept = (
+        remember_old_list(world, f"https://tube.example/{key}", []) for key in ("list", "other")
+    )
+    taken_down(world.recipe, world.data, "list")
+    assert (world.store.remembers(removed), world.store.remembers(kept)) == (False, True)
+    of_a_video = remember_old_list(world, "https://tube.example/b", [SOURCES["b"][0]])
+    sweep.gc(world.data, dry=False)
+    assert (world.store.remembers(kept), world.store.remembers(of_a_video)) == (False, True)
+
+
 def test_remove_says_what_it_did_and_what_it_did_before(world: World) -> None:
     said = longtake(
         "remove",
