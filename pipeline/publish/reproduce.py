@@ -219,7 +219,7 @@ def _file_of_glob(video: LockedVideo, entry: Source, folder: Path) -> Path | Non
 
 def walk(loaded: Loaded, lock: Lock, visit: Visit, device: str) -> Iterator[Step]:
     """Take the lock's videos that gave clips through download, extract, encode and shard."""
-    videos = [video for video in lock.videos.values() if lock.clips_of(video.key)]
+    videos = [video for video in lock.videos.values() if video.key in lock.clips_by_video]
     sources = [source_of(video, loaded, lock.videos) for video in videos]
     absent = tuple(source for source in sources if isinstance(source, Rejection))
 
@@ -256,7 +256,7 @@ def look(loaded: Loaded, data: Path, device: str) -> Iterator[Step]:
 
 def _scenes(video: Record, lock: Lock) -> Iterator[Scene]:
     assert isinstance(video, Video)
-    for clip in lock.clips_of(video.key):
+    for clip in lock.clips_by_video[video.key]:
         if clip.time_base != video.container.time_base:
             raise Damaged(
                 f"the lock counts '{clip.key}' in {clip.time_base} s, its video in "
