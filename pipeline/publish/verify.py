@@ -14,7 +14,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from pipeline.core.store import Store, blobs_in
 from pipeline.dataset import lock, relock
 from pipeline.dataset.build import known
 from pipeline.dataset.chain import KINDS, blobs_of, manifest_path
-from pipeline.dataset.likeness import Grade
+from pipeline.dataset.likeness import Grade, grade_members
 from pipeline.dataset.lock import Lock, LockedClip, LockedSample, LockedShard
 from pipeline.dataset.recipe import Loaded
 from pipeline.media import encoders, fetch, reel, video
@@ -93,7 +93,7 @@ def verify(loaded: Loaded, data: Path, device: str, progress: Progress) -> Check
     manifests = _read_manifests(folder, checked)
     _check_memos(loaded, data, store, device, checked)
     if locked is not None:
-        _check_records(locked, manifests, store, checked)
+        _check_records(folder, locked, manifests, store, checked)
     broken = _check_blobs(folder, manifests, store, progress, checked)
     _check_shards(folder / "shards", locked, manifests, broken, store, checked)
     _decode_some(loaded, manifests, broken, store, device, checked)
@@ -177,20 +177,18 @@ def _check_memos(loaded: Loaded, data: Path, store: Store, device: str, checked:
             checked.add("memo", name, f"{error}; it counts as not there", path)
 
 
-def _check_records(locked: Lock, manifests: Manifests, store: Store, checked: Checked) -> None:
+def _check_records(
+    folder: Path, locked: Lock, manifests: Manifests, store: Store, checked: Checked
+) -> None:
     """Records against the lock's: the same keys, digests, cuts."""
     samples = _records(manifests, "encode")
-    videos_needed = {clip.video for clip in locked.clips.values()}
-    for stage, recorded in (
-        ("download", locked.videos),
-        ("extract", locked.clips),
-        ("encode", locked.samples),
-        ("shard", locked.shards),
-    ):
-        if stage not in manifests and _is_damaged(stage, checked):
-            continue
-        records, kind = _records(manifests, stage), KINDS[stage].__name__.lower()
-        needed = videos_needed if stage == "download" else set(recorded)
+    for stage, kind in lock.STAGES.items():
+        if stage not in manifests and manifest_path(folder, stage).is_file():
+            continue  # it is damaged: that was said already
+        records, recorded = _records(manifests, stage), locked.tables[kind]
+        needed = {clip.video for clip in locked.clips.values()}
+        if kind != "video":
+            needed = set(recorded)
         for key in sorted(needed - records.keys()):
             checked.add(kind, key, "is in the lock and not here")
         for key in sorted(records.keys() - recorded.keys()):
@@ -209,41 +207,29 @@ def _check_records(locked: Lock, manifests: Manifests, store: Store, checked: Ch
                 checked.add(kind, key, f"not what the lock says: {', '.join(parts)}")
 
 
-def _is_damaged(stage: str, checked: Checked) -> bool:
-    """Whether a stage's manifest is there and damaged: that was said already."""
-    manifests = [finding for finding in checked.findings if finding.kind == "manifest"]
-    return any(f"-{stage}." in finding.name for finding in manifests)
-
-
 def _parts_of_clip(clip: Clip, recorded: LockedClip) -> list[str]:
     """What of a clip is not the lock's."""
-    scene = clip.scene
-    here = (scene.start_pts, scene.end_pts, scene.time_base, clip.num_frames, clip.crop)
-    there = (recorded.start_pts, recorded.end_pts, recorded.time_base)
-    parts = [] if here == (*there, recorded.num_frames, recorded.crop) else ["cut or crop"]
-    return parts if clip.pictures == recorded.pictures else [*parts, "pictures"]
+    here = lock.locked_clip(clip)
+    cuts = [replace(line, video="", sha256="", pictures="") for line in (here, recorded)]
+    parts = [] if cuts[0] == cuts[1] else ["cut or crop"]
+    return parts if here.pictures == recorded.pictures else [*parts, "pictures"]
 
 
 def _parts_of_sample(
     sample: Sample, recorded: LockedSample, store: Store, checked: Checked
 ) -> list[str]:
-    """Which arrays are further from the lock's than the tolerance."""
+    """Which arrays are further from the lock's than the tolerance. What is missing or damaged
+    counts as that; it is said again with the blobs.
+    """
     digests = {name: blob.sha256 for name, blob in shard_stage.members_of(sample)}
-    parts = []
-    for name, member in recorded.members.items():
-        if name == "json":
-            continue
-        try:
-            grade, _ = compare.grade_array(member, digests.get(name), store)
-        except (OSError, ValueError):
-            grade = "different"  # missing or damaged: that is found and said with the blobs
-        if grade == "different":
-            parts.append(name)
-        elif grade == "equivalent":
+    arrays = {name: member for name, member in recorded.members.items() if name != "json"}
+    grades, _ = grade_members(arrays, digests, compare.probes_in(store, digests))
+    for name, grade in grades.items():
+        if grade == "equivalent":
             checked.near.append(
                 f"{sample.key}.{name} is not bit-identical to the lock's, but within tolerance"
             )
-    return [*parts, *(digests.keys() - recorded.members.keys())]
+    return [name for name, grade in grades.items() if grade == "different"]
 
 
 def _parts_of_shard(
@@ -272,34 +258,31 @@ def _names_of_blobs(manifests: Manifests, store: Store) -> dict[Blob, list[str]]
     """Every blob of the dataset, and what it is: clips, arrays, videos, reels, wheels, shards."""
     names: dict[Blob, list[str]] = defaultdict(list)
     for stage, stage_manifest in manifests.items():
+        kind = KINDS[stage].__name__.lower()
         for record in stage_manifest.records:
             if isinstance(record, Sample):
                 for name, blob in shard_stage.members_of(record):
                     names[blob].append(f"{record.key}.{name}")
-            else:
-                for blob in blobs_of(record):
-                    names[blob].append(f"{KINDS[stage].__name__.lower()} '{record.key}'")
-    for task_key, name in _tasks_by_the_way(manifests):
-        memo = store.memo(task_key)
+                continue
+            for blob in blobs_of(record):
+                names[blob].append(f"{kind} '{record.key}'")
+    # Blobs that no manifest names, by the tasks they are of. They may be gone, for they would be
+    # made again.
+    tasks: list[tuple[str | None, str]] = []
+    for key, record in _records(manifests, "download").items():
+        tasks.append((fetch.wheel_key(record.source.uri), f"wheel of '{key}'"))
+        if "extract" in manifests:
+            reel_key = reel.memo_key(record.identity(), manifests["extract"].params)
+            tasks.append((reel_key, f"reel of '{key}'"))
+    if "encode" in manifests:
+        null_text = encode.null_text_key(manifests["encode"].params)
+        tasks.append((null_text, "the empty caption's text.npy"))
+    for task_key, name in tasks:
+        memo = store.memo(task_key) if task_key else None
         for blob in blobs_in(memo.outputs) if memo else ():
             if store.path(blob.sha256).is_file():
                 names[blob].append(name)
     return names
-
-
-def _tasks_by_the_way(manifests: Manifests) -> Iterator[tuple[str, str]]:
-    """Keys and names of tasks whose blobs no manifest names. They may be gone, for they would be
-    made again.
-    """
-    for record in _records(manifests, "download").values():
-        if "extract" in manifests:
-            params = manifests["extract"].params
-            yield reel.memo_key(record.identity(), params), f"reel of '{record.key}'"
-        if wheel := fetch.wheel_key(record.source.uri):
-            yield wheel, f"wheel of '{record.key}'"
-    if "encode" in manifests:
-        null_text = encode.null_text_key(manifests["encode"].params)
-        yield null_text, "the empty caption's text.npy"
 
 
 def _check_blobs(
@@ -425,15 +408,25 @@ def _decode_some(
     checked: Checked,
 ) -> None:
     """Decode a few samples and compare with their clips, and with what the build measured."""
-    chosen = _samples_to_decode(manifests, broken, store)
-    if not chosen:
+    samples: list[Sample] = []
+    for sample in _records(manifests, "encode").values():
+        is_whole = {sample.latents, sample.clip.blob}.isdisjoint(broken)
+        if is_whole and store.has(sample.clip.blob):
+            samples.append(sample)
+    samples = sorted(samples, key=lambda sample: canonical.digest(sample.key))[:DECODED]
+    if not samples:
         return
+    params = manifests["encode"].params
     try:
-        vae = _load_vae(loaded, manifests["encode"].params, device)
+        models = encode.find_encoders(loaded.recipe.encode, loaded.folder, offline=True)
+        if models.vae.sha256 != params["vae"]:
+            raise RecipeError("the recipe names another VAE than the one these latents are of")
+        place = encoders.choose_device(device)
+        vae = encoders.load_vae(models.vae_folder, params["precision"], place)
     except LongtakeError as error:
         checked.notes.append(f"no sample was decoded: {error}")
         return
-    for sample in chosen:
+    for sample in samples:
         try:
             frames = video.read_clip(store.path(sample.clip.blob.sha256))
             latents = np.load(store.path(sample.latents.sha256), allow_pickle=False)
@@ -446,27 +439,6 @@ def _decode_some(
         if measured is not None and abs(psnr - measured) > PSNR_SLACK_DB:
             problem = f"decodes to {psnr:.2f} dB PSNR, the build measured {measured:.2f}"
             checked.add("sample", sample.key, problem)
-
-
-def _samples_to_decode(manifests: Manifests, broken: set[Blob], store: Store) -> list[Sample]:
-    """The few samples that are decoded, drawn by their keys from those whose files are whole."""
-    whole = [
-        sample
-        for sample in _records(manifests, "encode").values()
-        if {sample.latents, sample.clip.blob}.isdisjoint(broken) and store.has(sample.clip.blob)
-    ]
-    return sorted(whole, key=lambda sample: canonical.digest(sample.key))[:DECODED]
-
-
-def _load_vae(loaded: Loaded, params: Mapping[str, Any], device: str) -> Any:
-    """The VAE the latents are of. Raises RecipeError if the recipe names another, Stopped if it is
-    not here.
-    """
-    models = encode.find_encoders(loaded.recipe.encode, loaded.folder, offline=True)
-    if models.vae.sha256 != params["vae"]:
-        raise RecipeError("the recipe names another VAE than the one these latents are of")
-    place = encoders.choose_device(device)
-    return encoders.load_vae(models.vae_folder, params["precision"], place)
 
 
 def damaged(checked: Checked) -> set[Path]:
