@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.core import canonical, manifest
+from pipeline.core.cores import num_cores
 from pipeline.core.errors import BadData, Damaged, LongtakeError, RecipeError
 from pipeline.core.manifest import Manifest
-from pipeline.core.records import Blob, Clip, Member, Sample, Shard
+from pipeline.core.records import Blob, Clip, Sample, Shard
 from pipeline.core.stage import Progress
 from pipeline.core.store import Store, blobs_in
 from pipeline.dataset import lock, relock
@@ -39,8 +40,6 @@ from pipeline.stages import shard as shard_stage
 
 DECODED = 4  # samples looked at
 PSNR_SLACK_DB = 0.5  # how far a decoded sample may be from what the build measured
-
-Manifests = Mapping[str, Manifest]  # by stage
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,7 @@ class Checked:
     num_bytes: int = 0
     arrays: int = 0
     decoded: list[float] = field(default_factory=list)
+    broken: set[Blob] = field(default_factory=set)  # damaged or missing
 
     def add(self, kind: str, name: str, problem: str, path: Path | None = None) -> None:
         self.findings.append(Finding(kind, name, problem, path))
@@ -84,47 +84,60 @@ class Checked:
         return "equivalent" if self.near else "identical"
 
 
+@dataclass(frozen=True)
+class Built:
+    """What is checked: a dataset's folder, the manifests by stage that are whole, and the lock if
+    it is.
+    """
+
+    folder: Path
+    store: Store
+    manifests: Mapping[str, Manifest]
+    locked: Lock | None
+
+    def records(self, stage: str) -> Mapping[str, Any]:
+        """A stage's records by key; none where there is no manifest."""
+        if stage not in self.manifests:
+            return {}
+        return {record.key: record for record in self.manifests[stage].records}
+
+
 def verify(loaded: Loaded, data: Path, device: str, progress: Progress) -> Checked:
     """Check a dataset. Raises RecipeError if there is no lock or nothing is built."""
-    store, folder = Store(data.absolute() / "store"), data / loaded.recipe.name
     checked = Checked()
-    locked = _read_lock(loaded, checked)
-    _check_own_lock(folder, checked)
+    folder = data / loaded.recipe.name
+    locked = _read_lock(loaded, folder, checked)
     manifests = _read_manifests(folder, checked)
-    _check_memos(loaded, data, store, device, checked)
+    built = Built(folder, Store(data.absolute() / "store"), manifests, locked)
+    _check_memos(loaded, data, built.store, device, checked)
     if locked is not None:
-        _check_records(folder, locked, manifests, store, checked)
-    broken = _check_blobs(folder, manifests, store, progress, checked)
-    _check_shards(folder / "shards", locked, manifests, broken, store, checked)
-    _decode_some(loaded, manifests, broken, store, device, checked)
+        _check_records(built, locked, checked)
+    _check_blobs(built, progress, checked)
+    _check_shards(built, checked)
+    _decode_some(loaded, built, device, checked)
     return checked
 
 
-def _read_lock(loaded: Loaded, checked: Checked) -> Lock | None:
+def _read_lock(loaded: Loaded, folder: Path, checked: Checked) -> Lock | None:
+    """The lock beside the recipe, if it is whole; also checks the one in the dataset's folder."""
+    name, locked = lock.path_of(loaded.path).name, None
     try:
         locked = lock.read(loaded.path)
+        if locked.header["recipe"] != loaded.digest:
+            checked.notes.append(
+                "the recipe was edited since the lock was written: `plan` says what a build would "
+                "do"
+            )
     except Damaged as error:
-        name = lock.path_of(loaded.path).name
-        problem = str(error).removeprefix(f"{name}: ")
-        checked.add(
-            "lock", name, f"{problem}; get it where it is published, or delete it and build"
-        )
-        return None
-    if locked.header["recipe"] != loaded.digest:
-        checked.notes.append(
-            "the recipe was edited since the lock was written: `plan` says what a build would do"
-        )
-    return locked
-
-
-def _check_own_lock(folder: Path, checked: Checked) -> None:
-    path = lock.present_form(folder / relock.OWN)
-    if not path.is_file():
-        return
+        hint = "get it where it is published, or delete it and build"
+        checked.add("lock", name, f"{str(error).removeprefix(f'{name}: ')}; {hint}")
+    own = lock.present_form(folder / relock.OWN)
     try:
-        lock.read_file(path)
+        if own.is_file():
+            lock.read_file(own)
     except (Damaged, RecipeError) as error:
-        checked.add("lock", f"{folder.name}/{path.name}", str(error), path)
+        checked.add("lock", f"{folder.name}/{own.name}", str(error), own)
+    return locked
 
 
 def _read_manifests(folder: Path, checked: Checked) -> dict[str, Manifest]:
@@ -151,12 +164,6 @@ def _read_manifests(folder: Path, checked: Checked) -> dict[str, Manifest]:
     return manifests
 
 
-def _records(manifests: Manifests, stage: str) -> Mapping[str, Any]:
-    """A stage's records by key; none where there is no manifest."""
-    records = manifests[stage].records if stage in manifests else ()
-    return {record.key: record for record in records}
-
-
 def _check_memos(loaded: Loaded, data: Path, store: Store, device: str, checked: Checked) -> None:
     """Every memo and failure note of the store; one that is damaged counts as not there, so it
     costs time and nothing else.
@@ -177,15 +184,12 @@ def _check_memos(loaded: Loaded, data: Path, store: Store, device: str, checked:
             checked.add("memo", name, f"{error}; it counts as not there", path)
 
 
-def _check_records(
-    folder: Path, locked: Lock, manifests: Manifests, store: Store, checked: Checked
-) -> None:
+def _check_records(built: Built, locked: Lock, checked: Checked) -> None:
     """Records against the lock's: the same keys, digests, cuts."""
-    samples = _records(manifests, "encode")
     for stage, kind in lock.STAGES.items():
-        if stage not in manifests and manifest_path(folder, stage).is_file():
+        if stage not in built.manifests and manifest_path(built.folder, stage).is_file():
             continue  # it is damaged: that was said already
-        records, recorded = _records(manifests, stage), locked.tables[kind]
+        records, recorded = built.records(stage), locked.tables[kind]
         needed = {clip.video for clip in locked.clips.values()}
         if kind != "video":
             needed = set(recorded)
@@ -198,9 +202,9 @@ def _check_records(
             if isinstance(line, LockedClip):
                 parts = _parts_of_clip(record, line)
             elif isinstance(line, LockedSample):
-                parts = _parts_of_sample(record, line, store, checked)
+                parts = _parts_of_sample(record, line, built.store, checked)
             elif isinstance(line, LockedShard):
-                parts = _parts_of_shard(record, line, locked, samples, checked)
+                parts = _parts_of_shard(record, line, built, checked)
             else:
                 parts = [] if record.blob.sha256 == line.sha256 else ["the video's bytes"]
             if parts:
@@ -233,18 +237,16 @@ def _parts_of_sample(
 
 
 def _parts_of_shard(
-    shard: Shard,
-    recorded: LockedShard,
-    locked: Lock,
-    samples: Mapping[str, Sample],
-    checked: Checked,
+    shard: Shard, recorded: LockedShard, built: Built, checked: Checked
 ) -> list[str]:
     """What of a shard is not the lock's: its samples or split, or the metadata of some."""
     if (shard.samples, shard.split) != (recorded.samples, recorded.split):
         return ["its samples or split"]
+    assert built.locked is not None
+    samples = built.records("encode")
     parts = []
     for key, members in zip(shard.samples, shard.members, strict=True):
-        line = locked.samples[key]
+        line = built.locked.samples[key]
         is_same = members[0].sha256 == line.members["json"].sha256
         is_rescored = key in samples and compare.same_but_for_scores(samples[key], line)
         if not is_same and not is_rescored:
@@ -254,10 +256,10 @@ def _parts_of_shard(
     return parts
 
 
-def _names_of_blobs(manifests: Manifests, store: Store) -> dict[Blob, list[str]]:
+def _names_of_blobs(built: Built) -> dict[Blob, list[str]]:
     """Every blob of the dataset, and what it is: clips, arrays, videos, reels, wheels, shards."""
     names: dict[Blob, list[str]] = defaultdict(list)
-    for stage, stage_manifest in manifests.items():
+    for stage, stage_manifest in built.manifests.items():
         kind = KINDS[stage].__name__.lower()
         for record in stage_manifest.records:
             if isinstance(record, Sample):
@@ -269,34 +271,31 @@ def _names_of_blobs(manifests: Manifests, store: Store) -> dict[Blob, list[str]]
     # Blobs that no manifest names, by the tasks they are of. They may be gone, for they would be
     # made again.
     tasks: list[tuple[str | None, str]] = []
-    for key, record in _records(manifests, "download").items():
+    for key, record in built.records("download").items():
         tasks.append((fetch.wheel_key(record.source.uri), f"wheel of '{key}'"))
-        if "extract" in manifests:
-            reel_key = reel.memo_key(record.identity(), manifests["extract"].params)
+        if "extract" in built.manifests:
+            reel_key = reel.memo_key(record.identity(), built.manifests["extract"].params)
             tasks.append((reel_key, f"reel of '{key}'"))
-    if "encode" in manifests:
-        null_text = encode.null_text_key(manifests["encode"].params)
+    if "encode" in built.manifests:
+        null_text = encode.null_text_key(built.manifests["encode"].params)
         tasks.append((null_text, "the empty caption's text.npy"))
     for task_key, name in tasks:
-        memo = store.memo(task_key) if task_key else None
+        memo = built.store.memo(task_key) if task_key else None
         for blob in blobs_in(memo.outputs) if memo else ():
-            if store.path(blob.sha256).is_file():
+            if built.store.path(blob.sha256).is_file():
                 names[blob].append(name)
     return names
 
 
-def _check_blobs(
-    folder: Path, manifests: Manifests, store: Store, progress: Progress, checked: Checked
-) -> set[Blob]:
-    """Read every blob to its end; returns those that are damaged or missing."""
-    names = _names_of_blobs(manifests, store)
+def _check_blobs(built: Built, progress: Progress, checked: Checked) -> None:
+    """Read every blob to its end, and the copies of clips."""
+    names, store = _names_of_blobs(built), built.store
     released = {blob for blob in names if store.released(blob) and not store.has(blob)}
     if released:
         checked.notes.append(f"{len(released)} raw videos were let go (--keep-raw no)")
     blobs = [blob for blob in names if blob not in released]
     progress.start("verify", len(blobs), sum(blob.num_bytes for blob in blobs))
-    broken: set[Blob] = set()
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(num_cores()) as pool:
         problems = pool.map(lambda blob: _problem_of(blob, names[blob], store), blobs)
         for blob, problem in zip(blobs, problems, strict=True):
             checked.blobs += 1
@@ -304,12 +303,11 @@ def _check_blobs(
             checked.arrays += _is_array(names[blob])
             progress.advance("verify", 1, blob.num_bytes)
             if problem:
-                broken.add(blob)
+                checked.broken.add(blob)
                 checked.add("blob", ", ".join(names[blob][:3]), problem, store.path(blob.sha256))
-    for key, clip in _records(manifests, "extract").items():
-        path = folder / "clips" / f"{key}.mp4"
-        _check_copy(path, clip.blob, f"clip '{key}'", broken, store, checked)
-    return broken
+    for key, clip in built.records("extract").items():
+        path = built.folder / "clips" / f"{key}.mp4"
+        _check_copy(path, clip.blob, f"clip '{key}'", store, checked)
 
 
 def _is_array(names: Sequence[str]) -> bool:
@@ -335,49 +333,49 @@ def _problem_of(blob: Blob, names: Sequence[str], store: Store) -> str:
     return ""
 
 
-def _check_copy(
-    path: Path, blob: Blob, name: str, broken: set[Blob], store: Store, checked: Checked
-) -> bool:
+def _check_copy(path: Path, blob: Blob, name: str, store: Store, checked: Checked) -> bool:
     """A file in the dataset's folder that is, or should equal, a blob; whether it does."""
     if not path.is_file():
         checked.add("file", name, f"{path.name} is missing")
         return False
     if store.has(blob) and os.path.samefile(path, store.path(blob.sha256)):
-        return blob not in broken
+        return blob not in checked.broken
     if path.stat().st_size == blob.num_bytes and canonical.file_digest(path) == blob.sha256:
         return True
     checked.add("file", name, f"{path.name} is not what was built", path)
     return False
 
 
-def _check_shards(
-    folder: Path,
-    locked: Lock | None,
-    manifests: Manifests,
-    broken: set[Blob],
-    store: Store,
-    checked: Checked,
-) -> None:
+def _check_shards(built: Built, checked: Checked) -> None:
     """Tars against their digests, and in a damaged one the member by name; the index against its
     check and the lock.
     """
-    shards: list[Shard] = list(_records(manifests, "shard").values())
+    folder = built.folder / "shards"
+    shards: list[Shard] = list(built.records("shard").values())
     for shard in shards:
         path, name = folder / f"{shard.key}.tar", f"shard '{shard.key}'"
-        is_whole = _check_copy(path, shard.blob, name, broken, store, checked)
+        is_whole = _check_copy(path, shard.blob, name, built.store, checked)
         if not is_whole and path.is_file():
-            for key, member in _damaged_members(path, shard):
-                checked.add("sample", key, f"{member.name} in {path.name} has changed")
-    if "encode" in manifests and "shard" in manifests:
+            _name_damaged_members(path, shard, checked)
+    if {"encode", "shard"} <= built.manifests.keys():
         packed = sorted(key for shard in shards for key in shard.samples)
-        if packed != sorted(_records(manifests, "encode")):
+        if packed != sorted(built.records("encode")):
             problem = "do not hold exactly the samples that were encoded"
             checked.add("shards", folder.name, problem)
     if shards:
-        _check_index(folder / "index.json", locked, shard_stage.root_digest(shards), checked)
+        _check_index(folder / "index.json", shard_stage.root_digest(shards), built.locked, checked)
 
 
-def _check_index(path: Path, locked: Lock | None, root_digest: str, checked: Checked) -> None:
+def _name_damaged_members(path: Path, shard: Shard, checked: Checked) -> None:
+    with path.open("rb") as tar:
+        for key, members in zip(shard.samples, shard.members, strict=True):
+            for member in members:
+                tar.seek(member.start)
+                if hashlib.sha256(tar.read(member.num_bytes)).hexdigest() != member.sha256:
+                    checked.add("sample", key, f"{member.name} in {path.name} has changed")
+
+
+def _check_index(path: Path, root_digest: str, locked: Lock | None, checked: Checked) -> None:
     try:
         in_index = canonical.unseal(path.read_bytes())["root_digest"]
     except (OSError, ValueError, KeyError) as error:
@@ -390,33 +388,18 @@ def _check_index(path: Path, locked: Lock | None, root_digest: str, checked: Che
         checked.near.append(f"root digest {in_index}, the lock has {locked.root_digest}")
 
 
-def _damaged_members(path: Path, shard: Shard) -> Iterator[tuple[str, Member]]:
-    with path.open("rb") as tar:
-        for key, members in zip(shard.samples, shard.members, strict=True):
-            for member in members:
-                tar.seek(member.start)
-                if hashlib.sha256(tar.read(member.num_bytes)).hexdigest() != member.sha256:
-                    yield key, member
-
-
-def _decode_some(
-    loaded: Loaded,
-    manifests: Manifests,
-    broken: set[Blob],
-    store: Store,
-    device: str,
-    checked: Checked,
-) -> None:
+def _decode_some(loaded: Loaded, built: Built, device: str, checked: Checked) -> None:
     """Decode a few samples and compare with their clips, and with what the build measured."""
+    store = built.store
     samples: list[Sample] = []
-    for sample in _records(manifests, "encode").values():
-        is_whole = {sample.latents, sample.clip.blob}.isdisjoint(broken)
+    for sample in built.records("encode").values():
+        is_whole = {sample.latents, sample.clip.blob}.isdisjoint(checked.broken)
         if is_whole and store.has(sample.clip.blob):
             samples.append(sample)
     samples = sorted(samples, key=lambda sample: canonical.digest(sample.key))[:DECODED]
     if not samples:
         return
-    params = manifests["encode"].params
+    params = built.manifests["encode"].params
     try:
         models = encode.find_encoders(loaded.recipe.encode, loaded.folder, offline=True)
         if models.vae.sha256 != params["vae"]:
