@@ -129,30 +129,31 @@ def remove(loaded: Loaded, data: Path, key: str, why: str, device: str) -> Remov
 def find(loaded: Loaded, key: str, folder: Path, records: Records, store: Store) -> Target:
     """What a key stands for. Raises RecipeError with the nearest keys."""
     videos = {video["key"]: video for video in records.get("download", ())}
-    listed = [*records.get("expand", ()), *(video["source"] for video in videos.values())]
+    built = [*records.get("expand", ()), *(video["source"] for video in videos.values())]
+    sources = [*canonical.plain(loaded.sources), *built]
+    removal = loaded.removed.get(key)
+    identities = dict(removal.facts.get("videos", {})) if removal else {}
+    keys = {key, *identities}
     expand, look = CHAIN["expand"].stage(loaded.setup("auto", offline=True)), surveyor(store)
     for source in loaded.sources:
-        # what lists name today, for of what was taken down before no manifest tells
-        if key == source.key or key.startswith(f"{source.key}-"):
-            listed += canonical.plain(look(expand, [source]).manifest.records)
-    sources = [*canonical.plain(loaded.sources), *listed]
+        # what lists name today: of what was taken down before, no manifest tells
+        if source.key == key or key.startswith(f"{source.key}-"):
+            listed = look(expand, [source]).manifest.records
+            sources += canonical.plain(listed)
+            if source.key == key:
+                keys |= {video.key for video in listed}
+    names = {source["key"] for source in built}
+    for name in names:
+        if name.startswith(f"{key}-"):  # perhaps of the list with this key
+            entry = reproduce.entry_of(name, loaded.sources, names)
+            if entry is not None and entry.key == key:
+                keys.add(name)
     known = {source["key"] for source in sources} | loaded.removed.keys()
     if key not in known:
         near = difflib.get_close_matches(key, sorted(known), 3, cutoff=0.3) or sorted(known)[:3]
         raise RecipeError(
             f"no source is called '{key}' in {loaded.path} or {folder}; near it: {', '.join(near)}"
         )
-    removal = loaded.removed.get(key)
-    identities = dict(removal.facts.get("videos", {})) if removal else {}
-    keys = {key, *identities}
-    if any(source.key == key for source in loaded.sources):  # with all the videos of a list
-        names = {source["key"] for source in listed}
-        for name in names:
-            entry = None
-            if name.startswith(f"{key}-"):
-                entry = reproduce.entry_of(name, loaded.sources, names)
-            if entry is not None and entry.key == key:
-                keys.add(name)
     taken = [videos[name] for name in keys & videos.keys()]
     identities |= {video["key"]: sweep.video_identity(video) for video in taken}
     return Target(
