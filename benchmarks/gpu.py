@@ -1,4 +1,4 @@
-"""What a CUDA device makes of Stable Diffusion size: step time, peak memory, TFLOP/s, VAE frames/s,
+"""Measures a CUDA device at Stable Diffusion's size: step time, peak memory, TFLOP/s, VAE frames/s,
 attention backends.
 
     python -m benchmarks.gpu [--small] [--frames 5 17 65] [--batches 1 2] [--steps 5]
@@ -164,19 +164,11 @@ def attention_rows(bench: Bench) -> list[list[str]]:
             for _ in range(3)
         ]
         for window, first in ((None, False), (7, False), (7, True)):
-            exact = [
-                x.detach()
-                for x in _attend(
-                    [x.detach().float().requires_grad_() for x in qkv],
-                    temporal_attention,
-                    window,
-                    first,
-                    "sdpa",
-                )
-            ]
-            what = f"{num_frames} frames, " + (
-                "full" if window is None else f"window {window}{' + first' if first else ''}"
-            )
+            qkv32 = [x.detach().float().requires_grad_() for x in qkv]
+            reference = _Attend(qkv32, temporal_attention, window, first, "sdpa")
+            exact = [x.detach() for x in reference()]
+            view = "full" if window is None else f"window {window}{' + first' if first else ''}"
+            what = f"{num_frames} frames, {view}"
             for backend in ("sdpa", "plain", "xformers", "flex"):
                 act = _Attend(qkv, temporal_attention, window, first, backend)
                 try:
@@ -184,35 +176,18 @@ def attention_rows(bench: Bench) -> list[list[str]]:
                         float((a.detach().float() - b).abs().max())
                         for a, b in zip(act(), exact, strict=True)
                     )
-                    rows.append(
-                        [
-                            f"{what}, {backend}",
-                            f"{worst:.1e}",
-                            f"{bench.time(act, bench.steps) * 1e3:.2f}",
-                        ]
-                    )
+                    milliseconds = bench.time(act, bench.steps) * 1e3
+                    rows.append([f"{what}, {backend}", f"{worst:.1e}", f"{milliseconds:.2f}"])
                 except (UsageError, RuntimeError, ValueError) as error:
-                    rows.append(
-                        [
-                            f"{what}, {backend}",
-                            str(error).partition(";")[0].partition("\n")[0][:90],
-                            "",
-                        ]
-                    )
+                    reason = str(error).partition(";")[0].partition("\n")[0][:90]
+                    rows.append([f"{what}, {backend}", reason, ""])
     return rows
-
-
-def _attend(
-    qkv: Sequence[Tensor], attention: Any, window: int | None, first: bool, backend: str
-) -> list[Tensor]:
-    import torch
-
-    mixed = attention(*qkv, window, first, backend)
-    return [mixed, *torch.autograd.grad(mixed.float().square().sum() / 1e3, qkv)]
 
 
 @dataclass(frozen=True)
 class _Attend:
+    """One attention, forward and backward: its output and the gradients of q, k and v."""
+
     qkv: Sequence[Tensor]
     attention: Any
     window: int | None
@@ -220,7 +195,10 @@ class _Attend:
     backend: str
 
     def __call__(self) -> list[Tensor]:
-        return _attend(self.qkv, self.attention, self.window, self.first, self.backend)
+        import torch
+
+        mixed = self.attention(*self.qkv, self.window, self.first, self.backend)
+        return [mixed, *torch.autograd.grad(mixed.float().square().sum() / 1e3, self.qkv)]
 
 
 class Training:
@@ -246,10 +224,11 @@ class Training:
         import torch
 
         bench = self.bench
-        made: dict[str, Any] = {"device": bench.device}
-        noisy = torch.randn(batch, num_frames, 9, bench.size, bench.size, **made)
-        text = torch.randn(batch, 77, bench.unet["cross_attention_dim"], **made)
-        t, fps = torch.randint(1000, (batch,), **made), torch.full((batch,), 10.0, **made)
+        with torch.device(bench.device):
+            noisy = torch.randn(batch, num_frames, 9, bench.size, bench.size)
+            text = torch.randn(batch, 77, bench.unet["cross_attention_dim"])
+            t = torch.randint(1000, (batch,))
+            fps = torch.full((batch,), 10.0)
         with torch.autocast(bench.device, torch.bfloat16):
             loss = self.model(noisy, t, text, fps).float().square().mean()
         loss.backward()
@@ -265,19 +244,19 @@ class Training:
         for num_frames, batch, checkpointing in itertools.product(
             self.bench.frames, self.bench.batches, (True, False)
         ):
-            name = (
-                f"{'keyframe' if num_frames <= 5 else 'interp'}, {num_frames} frames, batch {batch}"
-            )
+            kind = "keyframe" if num_frames <= 5 else "interp"
+            name = f"{kind}, {num_frames} frames, batch {batch}"
             name += ", checkpointing" if checkpointing else ""
-            planned, found = self.planned(num_frames, batch, checkpointing), None
+            planned = self.planned(num_frames, batch, checkpointing)
+            cost = None
             with contextlib.suppress(torch.OutOfMemoryError):
-                found = self.measured(num_frames, batch, checkpointing)
+                cost = self.measured(num_frames, batch, checkpointing)
             self.optimizer.zero_grad(set_to_none=True)
             estimate = f"{planned.memory / GIB:.1f}"
-            if found is None:
+            if cost is None:
                 yield [name, "out of memory", "", "", estimate, "", ""], ""
                 continue
-            seconds, reserved, allocated = found
+            seconds, reserved, allocated = cost
             rate = sum(planned.flops.values()) / seconds / 1e12
             row = [
                 name,
@@ -288,12 +267,8 @@ class Training:
                 f"{rate:.2f}",
                 f"{rate / limit:.0%}",
             ]
-            yield (
-                row,
-                at_home(reserved)
-                if (num_frames, batch, checkpointing) == (HOME_FRAMES, 1, True)
-                else "",
-            )
+            is_home_case = (num_frames, batch, checkpointing) == (HOME_FRAMES, 1, True)
+            yield row, at_home(reserved) if is_home_case else ""
 
     def measured(
         self, num_frames: int, batch: int, checkpointing: bool
@@ -301,11 +276,10 @@ class Training:
         """Seconds a step, and peaks of memory reserved and allocated in GiB (0 on a CPU)."""
         import torch
 
-        (
-            self.model.enable_gradient_checkpointing
-            if checkpointing
-            else self.model.disable_gradient_checkpointing
-        )()
+        if checkpointing:
+            self.model.enable_gradient_checkpointing()
+        else:
+            self.model.disable_gradient_checkpointing()
         gc.collect()
         if self.bench.device == "cuda":
             torch.cuda.empty_cache()
@@ -332,7 +306,10 @@ class Training:
 def at_home(reserved: float) -> str:
     room = HOME_GIB - reserved
     verdict = f"{room:.1f} GiB below" if room >= 0 else f"{-room:.1f} GiB ABOVE"
-    return f"{HOME_FRAMES} frames, batch 1, checkpointing: {reserved:.1f} GiB reserved at the peak, {verdict} the {HOME_GIB:g} GiB aimed at."
+    return (
+        f"{HOME_FRAMES} frames, batch 1, checkpointing: {reserved:.1f} GiB reserved at the peak, "
+        f"{verdict} the {HOME_GIB:g} GiB aimed at."
+    )
 
 
 def report(bench: Bench, say: Callable[[str], object]) -> None:
@@ -347,7 +324,8 @@ def report(bench: Bench, say: Callable[[str], object]) -> None:
     limit = peak_tflops(bench)
     say(f"## {name}, torch {torch.__version__}\n")
     say(
-        f"bf16 product, {bench.peak_side} x {bench.peak_side}: {limit:.3g} TFLOP/s, the limit in these tables.\n"
+        f"bf16 product, {bench.peak_side} x {bench.peak_side}: {limit:.3g} TFLOP/s, the limit in "
+        "these tables.\n"
     )
     say(
         table(
@@ -379,7 +357,7 @@ def report(bench: Bench, say: Callable[[str], object]) -> None:
 
 
 def new_bench(options: argparse.Namespace) -> Bench:
-    from training.unet import SD15_UNET
+    from training.presets import SD15_UNET
 
     how = {"steps": options.steps, "trainable": options.trainable}
     if options.small:
@@ -438,7 +416,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         print(
-            f"Missing: {', '.join(missing)}. Install with: {sys.executable} -m pip install {' '.join(missing)}",
+            f"Missing: {', '.join(missing)}. Install with: {sys.executable} -m pip install "
+            f"{' '.join(missing)}",
             file=sys.stderr,
         )
         return EXIT_STOPPED
@@ -446,7 +425,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if not options.small and not torch.cuda.is_available():
         print(
-            "No CUDA device: torch.cuda.is_available() is false. Nothing was measured; --small runs the path on the CPU.",
+            "No CUDA device: torch.cuda.is_available() is false. Nothing was measured; --small "
+            "runs the path on the CPU.",
             file=sys.stderr,
         )
         return EXIT_STOPPED

@@ -22,7 +22,8 @@ import torch
 from tests.making.shards import Members, new_shards, npy
 from training.frames import Window
 from training.ranges import Range
-from training.stream import Index, Stream
+from training.shards import Index
+from training.stream import Stream
 
 if TYPE_CHECKING:
     from tests.bench import Row
@@ -36,10 +37,10 @@ PROMISED = Window(5, 1)
 class Noting(Stream):
     """A stream that notes what it reads."""
 
-    noted: list[tuple[str, int, int]]
+    ranges_read: list[tuple[str, int, int]]
 
     def _fill(self, ranges: Sequence[Range]) -> None:
-        self.noted += [(file, start, buffer.nbytes) for file, start, buffer in ranges]
+        self.ranges_read += [(file, start, buffer.nbytes) for file, start, buffer in ranges]
         super()._fill(ranges)
 
 
@@ -106,12 +107,12 @@ def first_epoch(
     and used.
     """
     stream = Noting(index, windows=[window], batch_size=BATCH)
-    stream.noted = []
+    stream.ranges_read = []
     batches = [stream.batch(step) for step in range(num_samples // BATCH)]
     starts = {
         key: start for batch in batches for key, start in zip(batch.keys, batch.starts, strict=True)
     }
-    return starts, stream.noted, (stream.bytes_read, stream.bytes_used)
+    return starts, stream.ranges_read, (stream.bytes_read, stream.bytes_used)
 
 
 def epoch(index: Index, window: Window, num_samples: int) -> None:

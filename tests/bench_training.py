@@ -10,7 +10,8 @@ import torch
 from tests import bench_stream, bench_unet
 from training import diffusion, loop, presets
 from training.errors import UsageError
-from training.stream import Batch, Stream, open_index
+from training.shards import open_index
+from training.stream import Batch, Stream
 
 if TYPE_CHECKING:
     from tests.bench import Row
@@ -68,7 +69,7 @@ def stall(shards: Path, repeats: int) -> list[Row]:
         for batch in stream.loader(0, STEPS):
             step(batch)
 
-    def held(batches: list[Any]) -> None:
+    def step_resident(batches: list[Any]) -> None:
         for batch in batches:
             step(batch)
 
@@ -78,7 +79,7 @@ def stall(shards: Path, repeats: int) -> list[Row]:
         "resident batches",
         ("<=", 1.02),
     )
-    held(resident)
+    step_resident(resident)
     for _ in range(repeats):
-        row.add(cost_of(fed).wall_s, cost_of(held, resident).wall_s)
+        row.add(cost_of(fed).wall_s, cost_of(step_resident, resident).wall_s)
     return [row]

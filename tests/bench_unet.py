@@ -21,7 +21,8 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from training.attention import TemporalAttention
-from training.unet import TINY_UNET, VideoUNet
+from training.presets import TINY_UNET
+from training.unet import VideoUNet
 
 if TYPE_CHECKING:
     from tests.bench import Row
@@ -136,12 +137,12 @@ def _models() -> dict[str, Callable[[Tensor, Tensor, Tensor], None]]:
 
     def folded(latents: Tensor, t: Tensor, text: Tensor) -> Tensor:
         f = latents.shape[1]
-        made: Tensor = flat(
+        output: Tensor = flat(
             rearrange(latents, "b f c h w -> (b f) c h w"),
             t,
             repeat(text, "b n d -> (b f) n d", f=f),
         ).sample
-        return made
+        return output
 
     return {
         "ours": step(
@@ -169,7 +170,7 @@ def _models() -> dict[str, Callable[[Tensor, Tensor, Tensor], None]]:
 
 def _with_suffix(suffix: str) -> dict[str, Any]:
     """The tiny config in the words of diffusers' other classes."""
-    made = {key: value for key, value in CONFIG.items() if key != "attention_head_dim"}
+    output = {key: value for key, value in CONFIG.items() if key != "attention_head_dim"}
     for key in ("down_block_types", "up_block_types"):
-        made[key] = [name.replace("2D", suffix) for name in made[key]]
-    return made
+        output[key] = [name.replace("2D", suffix) for name in output[key]]
+    return output

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
+from longtake import program as longtake_program
 from pipeline.__main__ import app as pipeline_app
 from training.__main__ import app as training_app
 
@@ -25,6 +26,7 @@ SUFFIX = r"(?:py|md|toml|jsonl|json|txt|png)"
 PATH = re.compile(rf"[\w.-]+(?:/[\w.-]+)*\.{SUFFIX}\b")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 MODULE = re.compile(r"python -m ([\w.]+)(?: ([a-z][a-z-]*))?")
+EXAMPLE = re.compile(r"^`([\w/.]+)`\n\n```python$", re.MULTILINE)  # a path, and all of its file
 PROGRAM = re.compile(r"^longtake ([a-z][a-z-]*)", re.MULTILINE)
 
 
@@ -57,7 +59,10 @@ def repository_files() -> set[str]:
 
 
 def missing_paths(text: str, files: set[str]) -> set[str]:
-    """Paths a page names that do not exist. A bare module (`test_fuzz.py`) may stand anywhere."""
+    """Paths a page names that do not exist. A bare module (`test_fuzz.py`) may stand anywhere. A
+    file whose content the page gives is one that readers write.
+    """
+    files = files | set(EXAMPLE.findall(text))
     modules = {path.rpartition("/")[2] for path in files if path.endswith(".py")}
     missing = set()
     for path in PATH.findall(text):
@@ -96,7 +101,7 @@ def commands_of(program: typer.Typer) -> set[str]:
 def unknown_commands(text: str) -> set[str]:
     """Commands a page types that no program has, as `pipeline frobnicate` or `longtake oops`."""
     commands = {"pipeline": commands_of(pipeline_app), "training": commands_of(training_app)}
-    commands["longtake"] = commands["pipeline"] | commands["training"]
+    commands["longtake"] = commands_of(longtake_program())
     typed = {pair for pair in MODULE.findall(text) if pair[0] in commands and pair[1]}
     for block in blocks(text):
         typed |= {("longtake", command) for command in PROGRAM.findall(block)}
@@ -151,6 +156,9 @@ def test_the_checks_see_what_is_missing() -> None:
         "`pipeline/store.py`, `docs/lock.md`, `store.py`, `gone.py`, `manifests/mine.toml`, a.json"
     )
     assert missing_paths(text, files) == {"pipeline/store.py", "gone.py"}
+    example = "`pipeline/edges.py`\n\n```python\n```\n"
+    assert missing_paths(example, files) == set()
+    assert missing_paths(example.replace("python", "diff"), files) == {"pipeline/edges.py"}
     assert targets_typed("```\nmake a b X=1  # c\n```\nSay `make d`.") == {"a", "b", "d"}
     assert files_of_the_tree("```\na/  b\n  c/  d\n    e.py  f; g.py: h\n  i.py  j\n```") == {
         "a/c/e.py",

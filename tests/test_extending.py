@@ -50,11 +50,11 @@ def put_examples_into(folder: Path) -> None:
             path.write_text(example["body"])
             continue
         lines = example["body"].splitlines()
-        old = "\n".join(line[1:] for line in lines if line.startswith("-"))
-        new = "\n".join(line[1:] for line in lines if line.startswith("+"))
-        text = path.read_text()
-        assert text.count(old + "\n") == 1, f"{example['path']} does not hold this once: {old}"
-        path.write_text(text.replace(old + "\n", new + "\n"))
+        before = [line[1:] for line in lines if not line.startswith("+")]
+        after = [line[1:] for line in lines if not line.startswith("-")]
+        text, old = path.read_text(), "\n".join(before) + "\n"
+        assert text.count(old) == 1, f"{example['path']} does not hold this once: {old}"
+        path.write_text(text.replace(old, "\n".join(after) + "\n"))
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +103,13 @@ def test_another_option_of_the_stage_runs_that_stage_and_encodes_nothing(extende
     output = json.loads(run(extended, "build", "mine.toml", *local, "--json"))
     ran = {row["stage"]: row["cached"] for row in output["stages"]}
     assert (ran["extract"], ran["edges"], ran["encode"]) == (2, 0, 2)
+
+
+def test_a_command_before_any_build_says_what_to_do(extended: Path) -> None:
+    command = [sys.executable, "-m", "pipeline", "clips", "mine.toml", "--data", "nowhere"]
+    environment = {**os.environ, "PYTHONPATH": str(extended)}
+    completed = subprocess.run(
+        command, cwd=extended, env=environment, capture_output=True, text=True, check=False
+    )
+    assert completed.returncode == 2
+    assert "build the dataset first, as far as 'extract'" in completed.stderr

@@ -7,6 +7,7 @@ disk full); 130 interrupted, with a checkpoint. The same command goes on.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Shards in, video diffusion models and videos out: train, sample, evaluate, plan, ablate.",
     epilog="Exit codes: 0 done, 1 bug or a loss that is no number, 2 wrong run, preset or command, "
-    "4 stopped from outside (no such device or model, damaged shards, disk full), 130 interrupted. The same command resumes.",
+    "4 stopped from outside (no such device or model, damaged shards, disk full), 130 interrupted. "
+    "The same command resumes.",
 )
 SamplerName = StrEnum("SamplerName", ["ddim", "dpm"])
 Shards = Annotated[
@@ -50,6 +52,7 @@ Guidance = Annotated[
 ]
 Sampler = Annotated[SamplerName, typer.Option(help="DDIM or DPM-Solver++.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of all that is drawn.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 def _device(value: str) -> str:
@@ -61,27 +64,37 @@ def _device(value: str) -> str:
 Device = Annotated[str, typer.Option(callback=_device, help="auto, cpu, cuda, cuda:1, mps.")]
 
 
+def _errors() -> Any:
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def _print_json(values: dict[str, Any]) -> None:
+    print(json.dumps(values, indent=2, ensure_ascii=False))
+
+
 def guarded(act: Callable[[Any], int]) -> None:
     """Run a command with a console; turn what went wrong into a message and an exit code."""
     from rich.console import Console
 
     from training.errors import NonFinite, ShardError, Stopped, UsageError
 
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    errors = _errors()
 
-    def told(kind: str, error: Exception) -> None:
+    def say(kind: str, error: Exception) -> None:
         errors.print(f"{kind}: {error}", markup=False)
 
     try:
         code = act(Console(highlight=False))
     except UsageError as error:
-        told("wrong", error)
+        say("wrong", error)
         code = 2
     except NonFinite as error:
-        told("not a number", error)
+        say("not a number", error)
         code = 1
     except (ShardError, Stopped, OSError) as error:
-        told("stopped", error)
+        say("stopped", error)
         code = 4
     except KeyboardInterrupt:
         errors.print("interrupted: the last checkpoint is whole, the same command goes on")
@@ -89,27 +102,11 @@ def guarded(act: Callable[[Any], int]) -> None:
     raise typer.Exit(code)
 
 
-def chosen(wanted: str) -> str:
-    """A torch device; "auto" is the GPU if there is one. Raises Stopped if it is not there."""
-    import torch
-
-    from training.errors import Stopped
-
-    there = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if wanted == "auto":
-        return next(name for name in ("cuda", "mps", "cpu") if there[name])
-    kind, _, number = wanted.partition(":")
-    if not there[kind] or (number and int(number) >= torch.cuda.device_count()):
-        raise Stopped(f"this machine has no {wanted}: take --device auto or cpu")
-    return wanted
+Advance = Callable[[str, int, int], None]  # what is made, how much of it, of how much
 
 
 @contextmanager
-def progress(console: Any) -> Iterator[Callable[[str, int, int], None]]:
+def progress(console: Any) -> Iterator[Advance]:
     """A bar for each thing that is made, with the time left."""
     from rich.progress import (
         BarColumn,
@@ -146,7 +143,7 @@ def train(
     preset: Annotated[
         str,
         typer.Option(
-            help="A row of training/presets.py: tiny-keyframe, tiny-interp, sd15-keyframe, sd15-interp, ..."
+            help="A row of training/presets.py: tiny-keyframe, tiny-interp, sd15-keyframe, ..."
         ),
     ],
     shards: Shards,
@@ -177,37 +174,38 @@ def train(
     """
 
     def act(console: Any) -> int:
-        from training import loop, stream
+        from training import loop
+        from training.codec import choose_device
+        from training.shards import open_index
 
-        index = stream.open_index(shards)
-        wanted = loop.begin(preset, index, run, unet, seed, steps)
-        if verify:
-            _verify(console, index)
-        trainer = loop.Trainer(wanted, index, chosen(device), workers, vae, console)
+        index = open_index(shards)
+        asked_run = loop.begin(preset, index, run, unet, seed, steps)
+        place = choose_device(device)
+        with progress(console) as advance:
+            check = _count_bytes(index, advance) if verify else None
+            trainer = loop.Trainer(asked_run, index, place, workers, vae, console, verify=check)
         outcome = trainer.train()
         if trainer.main:
-            _ended(console, outcome)
+            _print_outcome(console, outcome)
         return 130 if outcome.interrupted else 0
 
     guarded(act)
 
 
-def _verify(console: Any, index: Any) -> None:
-    from training import stream
-
+def _count_bytes(index: Any, advance: Advance) -> Callable[[int], object]:
+    """What moves the bar on while shards are compared with their digests."""
     total = sum(shard.num_bytes for shard in index.shards)
     done = 0
-    with progress(console) as advance:
 
-        def passed(num_bytes: int) -> None:
-            nonlocal done
-            done += num_bytes
-            advance("checking shards, MB", done // 10**6, total // 10**6)
+    def count(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        advance("checking shards, MB", done // 10**6, total // 10**6)
 
-        stream.verify(index, passed)
+    return count
 
 
-def _ended(console: Any, outcome: Any) -> None:
+def _print_outcome(console: Any, outcome: Any) -> None:
     from rich import box
     from rich.table import Table
 
@@ -215,7 +213,8 @@ def _ended(console: Any, outcome: Any) -> None:
 
     folder = outcome.run.folder
     history = read_history(folder)
-    validations = [one["validation"]["mean"] for one in history if "validation" in one]
+    losses = [line["loss"] for line in history if "loss" in line]
+    validations = [line["validation"]["mean"] for line in history if "validation" in line]
     table = Table(
         box=box.SIMPLE,
         title=f"{outcome.run.preset.name}, run {folder}",
@@ -224,7 +223,6 @@ def _ended(console: Any, outcome: Any) -> None:
     )
     table.add_row("steps", f"{outcome.step} of {outcome.run.preset.steps}")
     table.add_row("time of this call", f"{outcome.seconds / 60:.1f} min")
-    losses = [one["loss"] for one in history if "loss" in one]
     if losses:
         share = max(1, len(losses) // 10)
         first, last = sum(losses[:share]) / share, sum(losses[-share:]) / share
@@ -249,7 +247,7 @@ def sample(
     out: Annotated[
         Path,
         typer.Option(
-            help="The video, NAME.mp4; NAME.gif, NAME.png (contact sheet) and NAME.json go beside it."
+            help="The video, NAME.mp4; NAME.gif, NAME.png (contact sheet) and NAME.json go with it."
         ),
     ],
     prompt: Annotated[str, typer.Option(help="What is to be seen.")] = "",
@@ -272,7 +270,7 @@ def sample(
     def act(console: Any) -> int:
         from training import sampling
         from training.checkpoint import load_run
-        from training.codec import Codec
+        from training.codec import Codec, choose_device
         from training.errors import UsageError
 
         if not prompt and start is None:
@@ -281,7 +279,7 @@ def sample(
             )
         runs = load_run(keyframe), load_run(interp)
         sampling.check(*runs, frames, out)
-        place = chosen(device)
+        place = choose_device(device)
         codec = Codec.of_run(runs[0].dataset, vae, clip, place)
         settings = sampling.Settings(_kind(sampler), steps, guidance, seed)
         with progress(console) as advance:
@@ -296,9 +294,8 @@ def sample(
                 progress=advance,
             )
         for path in sampling.save(film, out):
-            console.print(
-                f"{path}  {path.stat().st_size / 1000:.0f} kB", markup=False, soft_wrap=True
-            )
+            size_kb = path.stat().st_size / 1000
+            console.print(f"{path}  {size_kb:.0f} kB", markup=False, soft_wrap=True)
         return 0
 
     guarded(act)
@@ -316,6 +313,7 @@ def evaluate(
     vae: Vae = None,
     clip: Clip = None,
     device: Device = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Compare interpolation with copied and blended frames on held-out clips. The model is measured
     once more in one step.
@@ -324,15 +322,16 @@ def evaluate(
     def act(console: Any) -> int:
         from training import evaluate as evaluation
         from training.checkpoint import load_run
-        from training.codec import Codec
+        from training.codec import Codec, choose_device
         from training.sampling import Settings
-        from training.stream import open_index
+        from training.shards import open_index
 
-        index, place = open_index(shards), chosen(device)
+        index = open_index(shards)
+        place = choose_device(device)
         codec = Codec(index.encoders, index.scaling_factor, vae, clip, place)
         settings = Settings(_kind(sampler), steps, guidance, seed)
-        with progress(console) as advance:
-            found = evaluation.evaluate(
+        with progress(_errors() if as_json else console) as advance:
+            result = evaluation.evaluate(
                 load_run(run),
                 index,
                 codec,
@@ -341,12 +340,14 @@ def evaluate(
                 device=place,
                 progress=advance,
             )
-        for report in found.reports:
+        paths = evaluation.save(result, run)
+        if as_json:
+            _print_json(result.plain())
+            return 0
+        for report in result.reports:
             console.print(evaluation.table(report))
-        for note in found.notes:
-            console.print(note, markup=False, soft_wrap=True)
-        for path in evaluation.save(found, run):
-            console.print(path, markup=False, soft_wrap=True)
+        for line in (*result.notes, *paths):
+            console.print(line, markup=False, soft_wrap=True)
         return 0
 
     guarded(act)
@@ -361,6 +362,7 @@ def plan(
             min=64, help="Side of the pictures; by default what the 2-D model was made for."
         ),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """What a preset costs before anything is trained: parameters, memory and arithmetic by part,
     storage of a clip.
@@ -371,7 +373,11 @@ def plan(
         from training import presets
 
         row = presets.find(preset)
-        console.print(planning.render(planning.plan(planning.subject_of(row, size))))
+        result = planning.plan(planning.subject_of(row, size))
+        if as_json:
+            _print_json(result.plain())
+        else:
+            console.print(planning.render(result))
         return 0
 
     guarded(act)
@@ -401,8 +407,9 @@ def ablate(
 
     def act(console: Any) -> int:
         from training import ablate as ablation
-        from training import media, presets
-        from training.stream import open_index
+        from training import presets, writing
+        from training.codec import choose_device
+        from training.shards import open_index
 
         index = open_index(shards)
         results = ablation.ablate(
@@ -412,11 +419,11 @@ def ablate(
             questions=question or ablation.QUESTIONS,
             steps=steps,
             num_seeds=seeds,
-            device=chosen(device),
+            device=choose_device(device),
             console=console,
         )
         console.print(ablation.table(results, steps))
-        media.write_json(
+        writing.write_json(
             out / "ablation.json",
             {"dataset": index.root_digest, "results": ablation.plain(results, steps)},
         )

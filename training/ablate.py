@@ -25,9 +25,10 @@ from training import checkpoint, diffusion, loop
 from training.checkpoint import Run
 from training.errors import UsageError
 from training.frames import Window, known_frames
-from training.presets import Hint, Preset
+from training.presets import Hint, Mask, Preset
 from training.sampling import Script, Settings, interpolate
-from training.stream import Index, Stream, fixed_windows
+from training.shards import Index
+from training.stream import Stream, fixed_windows
 
 NUM_WINDOWS = 4
 QUESTIONS = ("window", "first-frame", "hint", "mask")
@@ -61,40 +62,31 @@ def variants(base: Preset, questions: Sequence[str]) -> list[Variant]:
         )
     if base.tasks[0][0] != "every":
         raise UsageError(
-            f"{base.name} makes keyframes; the questions are about interpolation: take tiny-interp or alike"
+            f"{base.name} makes keyframes; the questions are about interpolation: take tiny-interp "
+            "or alike"
         )
-    return [one for question in questions for one in _answers(base, question)]
+    return [variant for question in questions for variant in _answers(base, question)]
 
 
 def _answers(base: Preset, question: str) -> Iterator[Variant]:
     plain = replace(base, objective=replace(base.objective, target="latents", residual_std=1.0))
     if question == "window":
         for window in (3, 5, 7, 9, None):
-            yield Variant(
-                question,
-                str(window or "full"),
-                replace(base, frame_window=window, first_frame=False),
-            )
+            preset = replace(base, frame_window=window, first_frame=False)
+            yield Variant(question, str(window or "full"), preset)
     elif question == "first-frame":
         for visible in (False, True):
-            yield Variant(
-                question,
-                "window 5, always seen" if visible else "window 5",
-                replace(base, frame_window=5, first_frame=visible),
-            )
+            preset = replace(base, frame_window=5, first_frame=visible)
+            yield Variant(question, "window 5, always seen" if visible else "window 5", preset)
     elif question == "hint":
         for hint in get_args(Hint):
-            yield Variant(
-                question, hint, replace(plain, objective=replace(plain.objective, hint=hint))
-            )
+            preset = replace(plain, objective=replace(plain.objective, hint=hint))
+            yield Variant(question, hint, preset)
     else:
-        left = replace(plain.objective, hint="left")
-        yield Variant(
-            question, "1 = unknown", replace(plain, objective=replace(left, mask="unknown"))
-        )
-        yield Variant(
-            question, "0 everywhere", replace(plain, objective=replace(left, mask="seed"))
-        )
+        masks: dict[str, Mask] = {"1 = unknown": "unknown", "0 everywhere": "seed"}
+        for answer, mask in masks.items():
+            objective = replace(plain.objective, hint="left", mask=mask)
+            yield Variant(question, answer, replace(plain, objective=objective))
 
 
 def ablate(
@@ -111,39 +103,34 @@ def ablate(
     """Train and measure every variant. Raises KeyboardInterrupt when a training was stopped by
     Ctrl-C.
     """
-    found = []
-    asked = variants(base, questions)
-    for number, variant in enumerate(asked):
+    results = []
+    todo = variants(base, questions)
+    for number, variant in enumerate(todo):
         gains: dict[str, list[float]] = {}
         for seed in range(num_seeds):
-            console.print(
-                f"{number + 1} of {len(asked)}: {variant.question} = {variant.answer}, seed {seed}",
-                markup=False,
-            )
-            run = _trained(variant, index, folder, steps, seed, device, console)
-            for name, gain in measure(run, index, device).items():
-                gains.setdefault(name, []).append(gain)
-        found.append(Result(variant, {name: tuple(values) for name, values in gains.items()}))
-    return found
+            name = f"{variant.question} = {variant.answer}, seed {seed}"
+            console.print(f"{number + 1} of {len(todo)}: {name}", markup=False)
+            run = _train(variant, index, folder, steps, seed, device, console)
+            for window, gain in measure(run, index, device).items():
+                gains.setdefault(window, []).append(gain)
+        by_window = {window: tuple(values) for window, values in gains.items()}
+        results.append(Result(variant, by_window))
+    return results
 
 
-def _trained(
+def _train(
     variant: Variant, index: Index, folder: Path, steps: int, seed: int, device: str, console: Any
 ) -> Run:
-    name = (
-        f"{variant.question}-{variant.answer}-{seed}".replace(" ", "-")
-        .replace("=", "is")
-        .replace(",", "")
-    )
+    """The finished run of a variant, trained now unless it was before."""
+    label = f"{variant.question}-{variant.answer}-{seed}"
+    name = label.replace(" ", "-").replace("=", "is").replace(",", "")
     preset = replace(variant.preset, steps=steps, validate_every=steps, checkpoint_every=steps)
     run = Run(folder / name, preset, loop.dataset_facts(index), preset.unet, seed)
     done = checkpoint.checkpoints(run) if (run.folder / "run.json").exists() else []
-    unfinished = not done or done[-1][0] < steps
-    if (
-        unfinished
-        and loop.Trainer(run, index, device, console=console, pictures=False).train().interrupted
-    ):
-        raise KeyboardInterrupt
+    if not done or done[-1][0] < steps:
+        trainer = loop.Trainer(run, index, device, console=console, pictures=False)
+        if trainer.train().interrupted:
+            raise KeyboardInterrupt
     return checkpoint.open_run(run)
 
 
@@ -163,8 +150,8 @@ def measure(run: Run, index: Index, device: str) -> dict[str, float]:
         ours = theirs = 0.0
         for truth, text, blended in zip(batch.latents, batch.text, blend, strict=True):
             script = Script(preset, text, null, index.fps, Settings(seed=run.seed))
-            made = interpolate(model, script, truth[known], Fraction(window.stride))
-            ours += (made - truth)[~known].square().mean().item()
+            filled = interpolate(model, script, truth[known], Fraction(window.stride))
+            ours += (filled - truth)[~known].square().mean().item()
             theirs += (blended - truth)[~known].square().mean().item()
         gains[str(window)] = 10 * math.log10(theirs / ours)
     return gains
@@ -172,20 +159,20 @@ def measure(run: Run, index: Index, device: str) -> dict[str, float]:
 
 def table(results: Sequence[Result], steps: int) -> Table:
     """A row a variant; mean and standard deviation over seeds."""
-    num_seeds = len(next(iter(results[0].gains.values())))
-    made = Table(
-        title=f"gain over the linear blend, dB, on held-out windows ({steps} steps, {num_seeds} seeds)",
-        box=box.SIMPLE,
+    windows = list(results[0].gains)
+    num_seeds = len(results[0].gains[windows[0]])
+    budget = f"{steps} steps, {num_seeds} seeds"
+    rows = Table(
+        title=f"gain over the linear blend, dB, on held-out windows ({budget})", box=box.SIMPLE
     )
-    for name in ("question", "answer", *results[0].gains):
-        made.add_column(name, justify="right" if name in results[0].gains else "left")
+    rows.add_column("question")
+    rows.add_column("answer")
+    for window in windows:
+        rows.add_column(window, justify="right")
     for result in results:
-        made.add_row(
-            result.variant.question,
-            result.variant.answer,
-            *(_cell(values) for values in result.gains.values()),
-        )
-    return made
+        cells = [_cell(result.gains[window]) for window in windows]
+        rows.add_row(result.variant.question, result.variant.answer, *cells)
+    return rows
 
 
 def _cell(values: Sequence[float]) -> str:
@@ -197,10 +184,10 @@ def plain(results: Sequence[Result], steps: int) -> list[dict[str, Any]]:
     """For JSON."""
     return [
         {
-            "question": one.variant.question,
-            "answer": one.variant.answer,
+            "question": result.variant.question,
+            "answer": result.variant.answer,
             "steps": steps,
-            "gain_db": {k: list(v) for k, v in one.gains.items()},
+            "gain_db": {window: list(gains) for window, gains in result.gains.items()},
         }
-        for one in results
+        for result in results
     ]

@@ -31,7 +31,8 @@ def check_window(window: int | None) -> None:
     """
     if window is not None and (window < 1 or window % 2 == 0):
         raise UsageError(
-            f"A temporal window of {window}: it must be odd and positive (5 sees 2 frames to each side), or absent for all."
+            f"A temporal window of {window}: it must be odd and positive (5 sees 2 frames to each "
+            "side), or absent for all."
         )
 
 
@@ -74,8 +75,11 @@ def temporal_attention(
         )
     attend = {"sdpa": _sdpa, "plain": _plain, "xformers": _xformers, "flex": _flex}[backend]
     if q.device.type == "cuda" and len(q) > MAX_SEQUENCES:
-        parts = (slice(start, start + MAX_SEQUENCES) for start in range(0, len(q), MAX_SEQUENCES))
-        return torch.cat([attend(q[part], k[part], v[part], window, first_frame) for part in parts])
+        mixed = []
+        for start in range(0, len(q), MAX_SEQUENCES):
+            part = slice(start, start + MAX_SEQUENCES)
+            mixed.append(attend(q[part], k[part], v[part], window, first_frame))
+        return torch.cat(mixed)
     return attend(q, k, v, window, first_frame)
 
 
@@ -89,9 +93,8 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, window: int | None, first_frame: boo
     q, k, v = (rearrange(x, "n heads f d -> (n heads) f d") for x in (q, k, v))
     bias = q.new_zeros(())
     if window is not None:
-        bias = q.new_zeros(num_frames, num_frames).masked_fill(
-            ~band_mask(num_frames, window, first_frame, q.device), -torch.inf
-        )
+        mask = band_mask(num_frames, window, first_frame, q.device)
+        bias = q.new_zeros(num_frames, num_frames).masked_fill(~mask, -torch.inf)
     scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=width**-0.5)
     return rearrange(torch.bmm(scores.softmax(-1), v), "(n heads) f d -> n heads f d", heads=heads)
 
@@ -99,22 +102,21 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, window: int | None, first_frame: boo
 def _xformers(q: Tensor, k: Tensor, v: Tensor, window: int | None, first_frame: bool) -> Tensor:
     if first_frame and window is not None:
         raise UsageError(
-            "xformers has no mask for a window with the first frame always visible; use the backend `sdpa` or `flex`."
+            "xformers has no mask for a window with the first frame always visible; use the "
+            "backend `sdpa` or `flex`."
         )
     _want_cuda("xformers", q)
     try:
         ops, biases = import_module("xformers.ops"), import_module("xformers.ops.fmha.attn_bias")
     except ImportError as error:
         raise UsageError(
-            f"xformers cannot be imported ({error}); install the extra `cuda`, or use the backend `sdpa`."
+            f"xformers cannot be imported ({error}); install the extra `cuda`, or use the backend "
+            "`sdpa`."
         ) from error
-    bias = (
-        None
-        if window is None
-        else biases.LocalAttentionFromBottomRightMask(
-            window_left=window // 2, window_right=window // 2
-        )
-    )
+    bias = None
+    if window is not None:
+        reach = window // 2
+        bias = biases.LocalAttentionFromBottomRightMask(window_left=reach, window_right=reach)
     turned = [rearrange(x, "n heads f d -> n f heads d") for x in (q, k, v)]
     try:
         mixed: Tensor = ops.memory_efficient_attention(*turned, attn_bias=bias)
@@ -138,9 +140,8 @@ def _compiled_flex() -> Any:
     import torch._dynamo
     from torch.nn.attention.flex_attention import flex_attention
 
-    torch._dynamo.config.recompile_limit = max(
-        64, torch._dynamo.config.recompile_limit
-    )  # one kernel a shape; 8 is the default
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(64, limit)  # one kernel a shape; the default is 8
     return torch.compile(flex_attention, dynamic=False)
 
 
@@ -159,7 +160,8 @@ def _block_mask(num_frames: int, reach: int, first_frame: bool, device: torch.de
 def _want_cuda(backend: str, q: Tensor) -> None:
     if q.device.type != "cuda":
         raise UsageError(
-            f"The attention backend `{backend}` needs a CUDA device, the tensors are on {q.device.type}; use `auto`."
+            f"The attention backend `{backend}` needs a CUDA device, the tensors are on "
+            f"{q.device.type}; use `auto`."
         )
 
 
@@ -195,14 +197,15 @@ class TemporalAttention(nn.Module):
         super().__init__()
         if channels % (2 * heads):
             raise UsageError(
-                f"{heads} heads do not divide {channels} channels into even parts, which rotary positions need."
+                f"{heads} heads do not divide {channels} channels into even parts, which rotary "
+                "positions need."
             )
-        made: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
+        place: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
         self.heads, self.window, self.first_frame = heads, window, first_frame
         self.backend: Backend = "auto"
-        self.norm = nn.LayerNorm(channels, **made)
-        self.to_qkv = nn.Linear(channels, 3 * channels, bias=False, **made)
-        self.to_out = nn.Linear(channels, channels, **made)
+        self.norm = nn.LayerNorm(channels, **place)
+        self.to_qkv = nn.Linear(channels, 3 * channels, bias=False, **place)
+        self.to_out = nn.Linear(channels, channels, **place)
         nn.init.zeros_(self.to_out.weight)
         nn.init.zeros_(self.to_out.bias)
 

@@ -1,24 +1,25 @@
 """A run on disk: what it trains, and checkpoints from which the same command goes on, bit for bit.
 
 runs/NAME/
-├── run.json                    preset, dataset (root digest, encoders), seed: what must not change under a run
-├── checkpoints/step-000300/    written beside and renamed, so each is whole; the newest two are kept
-│   ├── model/                  EMA weights, a diffusers folder: what sampling and evaluation load
-│   ├── weights.safetensors     the trained parameters as they are, optimizer.safetensors, state.json
+├── run.json                  preset, dataset (root digest, encoders), seed: must not change
+├── verified.json             the shards whose bytes were compared with their digests
+├── checkpoints/step-000300/  whole, as it is written beside and renamed; the newest two are kept
+│   ├── model/                averaged weights, a diffusers folder: what sampling loads
+│   ├── weights.safetensors   the trained parameters as they are
+│   └── average.safetensors, optimizer.safetensors, state.json
 └── history.jsonl, loss.png, samples/, tensorboard/
 
-No random number generator is stored: all that is drawn comes from (seed, sample index). No pickle
-either.
+No random number generator is stored: all that is drawn comes from (seed, sample index). Nothing is
+pickled either.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from training import presets
+from training import presets, writing
 from training.errors import Stopped, UsageError
 from training.presets import Preset
+from training.shards import Index
 from training.unet import VideoUNet
 
 FORMAT = 1
@@ -72,49 +74,74 @@ class Run:
         }
 
 
-def open_run(wanted: Run) -> Run:
-    """Begin a run, or go on with it. Raises UsageError if its folder holds another one, naming what
-    differs.
+def open_run(run: Run) -> Run:
+    """Begin a run, or go on with it; what a killed process left half-written is removed.
+
+    Raises UsageError if its folder holds another run, naming what differs.
     """
-    if not (wanted.folder / "run.json").exists():
-        _write(wanted.folder / "run.json", wanted.plain())
-        return wanted
-    found = load_run(wanted.folder)
-    differences = list(
-        _differences(*(json.loads(json.dumps(one.plain())) for one in (found, wanted)))
-    )
-    if differences:
-        lines = "\n".join(f"  {field}: {was!r}, now {now!r}" for field, was, now in differences)
-        raise UsageError(
-            f"{wanted.folder} holds a run of something else, and cannot go on as this one:\n{lines}\n"
-            "Ask for what it was begun with, or give this run another name (RUN=, --run)."
-        )
-    _write(wanted.folder / "run.json", wanted.plain())
-    return wanted
+    if (run.folder / "run.json").exists():
+        before = load_run(run.folder)
+        differences = _differences(_as_json(before), _as_json(run))
+        if differences:
+            lines = "\n".join(f"  {field}: {was!r}, now {now!r}" for field, was, now in differences)
+            raise UsageError(
+                f"{run.folder} holds a run of something else, and cannot go on as this one:\n"
+                f"{lines}\n"
+                "Ask for what it was begun with, or give this run another name (RUN=, --run)."
+            )
+    for folder in (run.folder, run.folder / "checkpoints", run.folder / "samples"):
+        writing.sweep(folder)
+    writing.write_json(run.folder / "run.json", run.plain(), sort_keys=True)
+    return run
+
+
+def _as_json(run: Run) -> dict[str, Any]:
+    """What run.json says once it is read back: tuples have become lists."""
+    plain: dict[str, Any] = json.loads(json.dumps(run.plain()))
+    return plain
 
 
 def _differences(
     was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
 ) -> list[tuple[str, Any, Any]]:
-    found: list[tuple[str, Any, Any]] = []
+    """Each field that differs, with its value before and now."""
+    differences: list[tuple[str, Any, Any]] = []
     for field in sorted({*was, *now} - MAY_CHANGE.get(prefix, set())):
         a, b = was.get(field), now.get(field)
         if isinstance(a, dict) and isinstance(b, dict):
-            found += _differences(a, b, f"{prefix}{field}.")
+            differences += _differences(a, b, f"{prefix}{field}.")
         elif a != b:
-            found.append((f"{prefix}{field}", a, b))
-    return found
+            differences.append((f"{prefix}{field}", a, b))
+    return differences
+
+
+def is_verified(run: Run, index: Index) -> bool:
+    """Whether these shards' bytes were compared with their digests for this run before."""
+    try:
+        facts = json.loads((run.folder / "verified.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(facts == _verified_facts(index))
+
+
+def remember_verified(run: Run, index: Index) -> None:
+    writing.write_json(run.folder / "verified.json", _verified_facts(index))
+
+
+def _verified_facts(index: Index) -> dict[str, str]:
+    """Which bytes, and where: a copy elsewhere may be damaged."""
+    place = index.url if "://" in index.url else str(Path(index.url).resolve())
+    return {"root_digest": index.root_digest, "shards": place}
 
 
 def load_run(folder: Path) -> Run:
     """The run in a folder. Raises UsageError if there is none."""
     path = folder / "run.json"
     if not path.is_file():
-        near = (
-            ", ".join(sorted(str(one.parent) for one in folder.parent.glob("*/run.json"))) or "none"
-        )
+        near = sorted(str(path.parent) for path in folder.parent.glob("*/run.json"))
         raise UsageError(
-            f"{folder} is not a run: there is no run.json in it. Runs beside it: {near}. "
+            f"{folder} is not a run: there is no run.json in it. "
+            f"Runs beside it: {', '.join(near) or 'none'}. "
             "`make train-keyframe` and `make train-interp` make some."
         )
     try:
@@ -134,38 +161,50 @@ def load_run(folder: Path) -> Run:
 
 def checkpoints(run: Run) -> list[tuple[int, Path]]:
     """The run's checkpoints, as (step, folder), the newest last."""
-    found = [
-        (match, path)
-        for path in (run.folder / "checkpoints").glob("step-*")
-        if (match := NAME.fullmatch(path.name))
-    ]
-    return sorted((int(match[1]), path) for match, path in found)
+    steps = []
+    for path in (run.folder / "checkpoints").glob("step-*"):
+        match = NAME.fullmatch(path.name)
+        if match:
+            steps.append((int(match[1]), path))
+    return sorted(steps)
 
 
 def load_model(run: Run, device: str | torch.device = "cpu") -> VideoUNet:
     """The newest checkpoint's averaged model, ready to sample with. Raises UsageError if the run
     has no checkpoint yet.
     """
-    found = checkpoints(run)
-    if not found:
+    newest = checkpoints(run)[-1:]
+    if not newest:
         raise UsageError(
-            f"{run.folder} has no checkpoint yet: train it first, `make train-keyframe` or `make train-interp`"
+            f"{run.folder} has no checkpoint yet: train it first, "
+            "`make train-keyframe` or `make train-interp`"
         )
-    model: VideoUNet = VideoUNet.from_pretrained(found[-1][1] / "model", use_safetensors=True)
-    flat: nn.Module = model
-    flat.to(torch.device(device)).to(memory_format=torch.channels_last)
+    model: VideoUNet = VideoUNet.from_pretrained(newest[0][1] / "model", use_safetensors=True)
+    module: nn.Module = model  # diffusers' own `to` warns
+    module.to(torch.device(device)).to(memory_format=torch.channels_last)
     model.eval()
     model.requires_grad_(False)
     return model
 
 
 @dataclass(frozen=True)
+class Replan:
+    """A learning rate's plan that was changed under way: at which step, and from which rate."""
+
+    step: int
+    rate: float
+
+
+@dataclass(frozen=True)
 class State:
-    """What training goes on from, beside the model: `step` optimizer steps were done; samples seen
-    are step * batch_size.
+    """What training goes on from, beside the model.
+
+    `step` optimizer steps were done, of `planned_steps`; samples seen are step * batch_size.
     """
 
     step: int
+    planned_steps: int
+    replan: Replan | None
     weights: dict[str, Tensor]
     average: dict[str, Tensor]
     average_steps: int
@@ -177,31 +216,28 @@ def save(run: Run, model: VideoUNet, state: State) -> Path:
     weights at this moment.
     """
     folder = run.folder / "checkpoints" / f"step-{state.step:06d}"
-    partial = folder.with_name(f"partial-{state.step:06d}")
-    shutil.rmtree(partial, ignore_errors=True)
+    tensors, numbers = _split(state.optimizer)
+    facts = {
+        "format": FORMAT,
+        "step": state.step,
+        "samples_seen": state.step * run.preset.batch_size,
+        "average_steps": state.average_steps,
+        "optimizer": numbers,
+        "root_digest": run.dataset["root_digest"],
+        "preset": run.preset.plain(),
+        "replan": None if state.replan is None else asdict(state.replan),
+    }
     try:
-        partial.mkdir(parents=True)
-        _save_model(model, partial / "model")
-        tensors, numbers = _split(state.optimizer)
-        save_file(state.weights, partial / "weights.safetensors")
-        save_file(state.average, partial / "average.safetensors")
-        save_file(tensors, partial / "optimizer.safetensors")
-        facts = {
-            "format": FORMAT,
-            "step": state.step,
-            "samples_seen": state.step * run.preset.batch_size,
-            "average_steps": state.average_steps,
-            "optimizer": numbers,
-            "root_digest": run.dataset["root_digest"],
-            "preset": run.preset.plain(),
-        }
-        _write(partial / "state.json", facts)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        with writing.beside(folder) as partial:
+            partial.mkdir()
+            _save_model(model, partial / "model")
+            save_file(state.weights, partial / "weights.safetensors")
+            save_file(state.average, partial / "average.safetensors")
+            save_file(tensors, partial / "optimizer.safetensors")
+            writing.write_json(partial / "state.json", facts, sort_keys=True)
+    except Stopped as error:
         raise Stopped(
-            f"cannot write the checkpoint {folder}: {error}; the one before it is whole, the same command goes on from there"
+            f"{error}; the checkpoint before it is whole, the same command goes on from there"
         ) from error
     for _, old in checkpoints(run)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
@@ -212,7 +248,7 @@ def _save_model(model: VideoUNet, folder: Path) -> None:
     model.save_pretrained(folder, safe_serialization=True)
     config = json.loads((folder / "config.json").read_text("utf-8"))
     config.pop("_name_or_path", None)  # a folder of this machine, and other bytes after a resume
-    _write(folder / "config.json", config)
+    writing.write_json(folder / "config.json", config, sort_keys=True)
 
 
 def load_state(run: Run, folder: Path) -> State:
@@ -220,10 +256,14 @@ def load_state(run: Run, folder: Path) -> State:
     facts = json.loads((folder / "state.json").read_text("utf-8"))
     if facts["root_digest"] != run.dataset["root_digest"]:
         raise UsageError(
-            f"{folder} was trained on shards {facts['root_digest']}, these are {run.dataset['root_digest']}"
+            f"{folder} was trained on shards {facts['root_digest']}, "
+            f"these are {run.dataset['root_digest']}"
         )
+    replan = facts.get("replan")  # checkpoints of older versions do not say
     return State(
         step=facts["step"],
+        planned_steps=facts["preset"]["steps"],
+        replan=None if replan is None else Replan(**replan),
         weights=load_file(folder / "weights.safetensors"),
         average=load_file(folder / "average.safetensors"),
         average_steps=facts["average_steps"],
@@ -252,10 +292,3 @@ def _join(tensors: dict[str, Tensor], numbers: dict[str, Any]) -> dict[str, Any]
         index, _, name = key.partition("/")
         state.setdefault(int(index), {})[name] = value
     return {"state": state, "param_groups": numbers["param_groups"]}
-
-
-def _write(path: Path, values: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", "utf-8")
-    os.replace(beside, path)

@@ -1,10 +1,10 @@
-"""The diffusion task: what is noised, what the model is told, what counts as loss.
+"""The diffusion task: what is noised, what the model sees, what counts as loss.
 
 Input channels follow SD-inpainting: noisy latents, mask (1 = unknown, 0 = known), hint latents.
 Known frames carry their own latents in the hint, the loss counts unknown frames alone. Schedules
 come from diffusers. With `target="residual"` what is diffused is (latents - hint) / residual_std:
-the same process about another origin, so a model that says nothing yet gives the hint, where one
-that diffuses latents must first learn to copy it. A backbone trained on images needs
+the same process about another origin, so a model that still predicts zeros gives the hint,
+where one that diffuses latents must first learn to copy it. A backbone trained on images needs
 `target="latents"`.
 """
 
@@ -19,9 +19,8 @@ from torch import Tensor
 from training import frames
 from training.presets import Hint, Objective, Tasks
 
-Network = Callable[
-    [Tensor, Tensor, Tensor, Tensor], Tensor
-]  # inputs b f c h w, t b, text b n d, fps b -> b f c h w
+# inputs `b f c h w`, t `b`, text `b n d`, fps `b`, to `b f c h w`
+Network = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def scheduler(objective: Objective, kind: Literal["ddpm", "ddim", "dpm"] = "ddpm") -> Any:
@@ -30,7 +29,7 @@ def scheduler(objective: Objective, kind: Literal["ddpm", "ddim", "dpm"] = "ddpm
     """
     from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
-    common = {
+    options: dict[str, Any] = {
         "num_train_timesteps": 1000,
         "beta_start": 0.00085,
         "beta_end": 0.012,
@@ -38,33 +37,35 @@ def scheduler(objective: Objective, kind: Literal["ddpm", "ddim", "dpm"] = "ddpm
         "prediction_type": objective.prediction,
         "rescale_betas_zero_snr": objective.zero_snr,
     }
-    made: Any
-    if kind == "ddpm":
-        made = DDPMScheduler(**common, clip_sample=False)  # type: ignore[no-untyped-call]
-    elif kind == "ddim":
-        made = DDIMScheduler(
-            **common, clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing"
-        )  # type: ignore[no-untyped-call]
-    else:
-        made = DPMSolverMultistepScheduler(**common, timestep_spacing="trailing")  # type: ignore[no-untyped-call]
-    return made
+    kinds: dict[str, Any] = {
+        "ddpm": DDPMScheduler,
+        "ddim": DDIMScheduler,
+        "dpm": DPMSolverMultistepScheduler,
+    }
+    if kind != "ddpm":
+        options["timestep_spacing"] = "trailing"
+    if kind != "dpm":
+        options["clip_sample"] = False
+    if kind == "ddim":
+        options["set_alpha_to_one"] = True
+    return kinds[kind](**options)
 
 
 def hints(latents: Tensor, known: Tensor, mode: Hint) -> Tensor:
-    """What each frame is told of its picture: known frames their own latents, unknown ones what
+    """The hint channels of each frame: known frames have their own latents, unknown ones what
     `mode` says.
 
     `latents` `b f c h w`, of which only known frames are read; `known` `b f` bool. An unknown frame
     with one known neighbour only takes that one; with none, zeros.
     """
     rows = []
-    for one, flags in zip(latents, known.tolist(), strict=True):
-        row = torch.zeros_like(one)
+    for clip, flags in zip(latents, known.tolist(), strict=True):
+        row = torch.zeros_like(clip)
         for index, (left, right, weight) in enumerate(frames.neighbours(flags)):
             if flags[index]:
-                row[index] = one[index]
+                row[index] = clip[index]
             elif mode != "zeros" and (left is not None or right is not None):
-                row[index] = _between(one, left, right, weight if mode == "blend" else 0.0)
+                row[index] = _between(clip, left, right, weight if mode == "blend" else 0.0)
         rows.append(row)
     return torch.stack(rows)
 
@@ -99,10 +100,10 @@ def model_input(
     if num_channels == noisy.shape[2]:
         return noisy
     if objective.target == "residual":
-        given = known.to(hint.dtype)[:, :, None, None, None]
-        hint = (
-            hint - (hint * given).sum(1, keepdim=True) / given.sum(1, keepdim=True).clamp(min=1)
-        ) / objective.residual_std
+        weights = known.to(hint.dtype)[:, :, None, None, None]
+        num_known = weights.sum(1, keepdim=True).clamp(min=1)
+        mean = (hint * weights).sum(1, keepdim=True) / num_known
+        hint = (hint - mean) / objective.residual_std
     unknown = torch.zeros_like(known) if objective.mask == "seed" else ~known
     mask = unknown.to(noisy.dtype)[:, :, None, None, None].expand(-1, -1, 1, *noisy.shape[3:])
     return torch.cat([noisy, mask, hint.to(noisy.dtype)], dim=2)
@@ -127,11 +128,10 @@ def loss_weight(schedule: Any, t: Tensor, objective: Objective) -> Tensor:
     alphas = schedule.alphas_cumprod.to(t.device)[t]
     snr = alphas / (1 - alphas)
     capped = snr.clamp(max=objective.min_snr)
-    return (
-        capped / (snr + 1)
-        if objective.prediction == "v_prediction"
-        else torch.where(snr > 0, capped / snr, 1.0)
-    )
+    if objective.prediction == "v_prediction":
+        weight: Tensor = capped / (snr + 1)
+        return weight
+    return torch.where(snr > 0, capped / snr, 1.0)
 
 
 def losses(
@@ -155,7 +155,8 @@ def losses(
     target = to_target(latents, hint, objective)
     noisy = schedule.add_noise(target, noise, t)
     predicted = network(model_input(noisy, known, hint, objective, num_channels), t, text, fps)
-    wanted = noise if objective.prediction == "epsilon" else schedule.get_velocity(target, noise, t)
-    error = (predicted.float() - wanted.float()).square().mean(dim=(2, 3, 4))
+    is_epsilon = objective.prediction == "epsilon"
+    answer = noise if is_epsilon else schedule.get_velocity(target, noise, t)
+    error = (predicted.float() - answer.float()).square().mean(dim=(2, 3, 4))
     unknown = (~known).float()
     return (error * unknown).sum(1) / unknown.sum(1) * loss_weight(schedule, t, objective)

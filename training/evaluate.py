@@ -1,5 +1,4 @@
-"""Does interpolation explain more than copying and blending do? On held-out clips, beside three
-baselines.
+"""Compares interpolation with copied and blended frames, on held-out clips.
 
 Only in-between frames count. Each is compared twice: with the decoded latents of the truth, which
 is the model's own part, and with the clip's pixels, where the VAE's loss is included; the row
@@ -24,25 +23,26 @@ from rich import box
 from rich.table import Table
 from torch import Tensor
 
-from training import diffusion, media, quality
+from pipeline.media.encoders import Pixels, psnr_db
+from training import diffusion, media, quality, writing
 from training.checkpoint import Run, load_model
-from training.codec import Codec, Pixels
+from training.codec import Codec
 from training.errors import UsageError
 from training.frames import Window, interpolated, known_frames
 from training.presets import Preset
-from training.sampling import Progress, Script, Settings, interpolate, nothing
-from training.stream import Index, Stream, check_identity, draw, fixed_windows
+from training.sampling import Progress, Script, Settings, interpolate, no_progress
+from training.shards import Index, check_identity
+from training.stream import Batch, Stream, draw, fixed_windows
 
 WINDOWS = (Window(17, 4), Window(65, 1))
 SPLIT = "validation"
-TRUTH, MODEL, ONE_STEP, NEAREST, LATENT_BLEND, PIXEL_BLEND = (
-    "truth",
-    "model",
-    "model, 1 step",
-    "nearest",
-    "latent blend",
-    "pixel blend",
-)
+TRUTH = "truth"
+MODEL = "model"
+ONE_STEP = "model, 1 step"
+NEAREST = "nearest"
+LATENT_BLEND = "latent blend"
+PIXEL_BLEND = "pixel blend"
+METHODS = (TRUTH, MODEL, ONE_STEP, NEAREST, LATENT_BLEND, PIXEL_BLEND)
 METRICS = ("psnr_db", "ssim", "psnr_original_db", "ssim_original", "motion", "seam")
 SHOWN_FRAMES = 17  # of a window, in the comparison sheet
 
@@ -54,18 +54,18 @@ class Spread:
     values: tuple[float | None, ...]
 
     @property
-    def found(self) -> list[float]:
+    def numbers(self) -> list[float]:
         return [value for value in self.values if value is not None]
 
     @property
     def mean(self) -> float | None:
-        return statistics.fmean(self.found) if self.found else None
+        return statistics.fmean(self.numbers) if self.numbers else None
 
     @property
     def std(self) -> float | None:
-        return (
-            (statistics.stdev(self.found) if len(self.found) > 1 else 0.0) if self.found else None
-        )
+        if not self.numbers:
+            return None
+        return statistics.stdev(self.numbers) if len(self.numbers) > 1 else 0.0
 
     def plain(self) -> dict[str, Any]:
         return {"mean": self.mean, "std": self.std, "values": list(self.values)}
@@ -97,7 +97,7 @@ class Report:
     scores: tuple[Score, ...]
     sheet: Image.Image
 
-    def of(self, method: str, metric: str) -> Spread:
+    def spread(self, method: str, metric: str) -> Spread:
         """KeyError if there is no such row."""
         return {score.method: score for score in self.scores}[method].metrics[metric]
 
@@ -117,7 +117,7 @@ class Report:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What was measured, of what; `notes` say what could not be."""
+    """All that was measured; `facts` say of what, `notes` what could not be measured."""
 
     facts: dict[str, Any]
     reports: tuple[Report, ...]
@@ -140,7 +140,7 @@ def evaluate(
     windows: Sequence[Window] = WINDOWS,
     settings: Settings | None = None,
     device: torch.device | str = "cpu",
-    progress: Progress = nothing,
+    progress: Progress = no_progress,
 ) -> Evaluation:
     """Measure an interpolation run on `num_windows` evenly spaced held-out windows of each shape.
 
@@ -150,28 +150,31 @@ def evaluate(
     settings = settings or Settings()
     if run.preset.tasks[0][0] != "every":
         raise UsageError(
-            f"{run.folder} is a run of {run.preset.name}; what is evaluated is interpolation: give a run of tiny-interp or alike"
+            f"{run.folder} is a run of {run.preset.name}; what is evaluated is interpolation: give "
+            "a run of tiny-interp or alike"
         )
     if not index.entries.get(SPLIT):
         raise UsageError(
-            f"{index.url}: no video was held out; set `validation = 0.1` in [shard] of the recipe and build the shards again"
+            f"{index.url}: no video was held out; set `validation = 0.1` in [shard] of the recipe "
+            "and build the shards again"
         )
     check_identity(index, run.dataset["identity"])
     codec.check()
     notes: list[str] = []
-    found = _found(index, run.preset, windows, num_windows, notes)
-    clips = _clips(index, {key for _, pairs in found for key, _ in pairs}, notes)
+    places = _places(index, run.preset, windows, num_windows, notes)
+    keys = {key for _, pairs in places for key, _ in pairs}
+    clips = _clips(index, keys, notes)
     null_text = torch.tensor(index.null_text, dtype=torch.float32)
     script = Script(run.preset, null_text, null_text, index.fps, settings)
     stage = _Stage(
         load_model(run, device),
         script,
-        Stream(index, SPLIT, [window for window, _ in found]),
+        Stream(index, SPLIT, [window for window, _ in places]),
         codec,
         clips,
         progress,
     )
-    reports = tuple(_report(stage, window, pairs) for window, pairs in found)
+    reports = tuple(_report(stage, window, pairs) for window, pairs in places)
     facts = {
         "run": run.folder.name,
         "preset": run.preset.name,
@@ -185,25 +188,25 @@ def evaluate(
     return Evaluation(facts, reports, tuple(notes))
 
 
-def _found(
+def _places(
     index: Index, preset: Preset, windows: Sequence[Window], num_windows: int, notes: list[str]
 ) -> list[tuple[Window, list[tuple[str, int]]]]:
-    """Each window with its places, (key, first frame)."""
-    found = []
+    """Where each window is taken: (key, first frame) pairs."""
+    places = []
     for window in windows:
-        if window.num_frames not in {
-            interpolated(num, preset.every) for num in range(2, window.num_frames)
-        }:
+        possible = {interpolated(num, preset.every) for num in range(2, window.num_frames)}
+        if window.num_frames not in possible:
             raise UsageError(
-                f"a window of {window.num_frames} frames does not end in a keyframe: take 5, 9, 13, 17, ..."
+                f"a window of {window.num_frames} frames does not end in a keyframe: take 5, 9, "
+                "13, 17, ..."
             )
         try:
-            found.append((window, fixed_windows(index, SPLIT, window, num_windows)))
+            places.append((window, fixed_windows(index, SPLIT, window, num_windows)))
         except UsageError as error:
             notes.append(f"{window} is left out: {error}")
-    if not found:
+    if not places:
         raise UsageError(notes[0])
-    return found
+    return places
 
 
 def _clips(index: Index, keys: set[str], notes: list[str]) -> Path | None:
@@ -213,7 +216,8 @@ def _clips(index: Index, keys: set[str], notes: list[str]) -> Path | None:
     if not missing:
         return folder
     notes.append(
-        f"nothing is compared with the clips' own pixels: {folder} has no {missing[0]}.mp4 (`make shards` leaves the clips there)"
+        f"nothing is compared with the clips' own pixels: {folder} has no {missing[0]}.mp4 (`make "
+        "shards` leaves the clips there)"
     )
     return None
 
@@ -241,27 +245,24 @@ class _Outcome:
 
 
 def _report(stage: _Stage, window: Window, pairs: Sequence[tuple[str, int]]) -> Report:
-    outcomes, sheet = [], None
+    outcomes = []
+    sheet = None
     for number, (key, start) in enumerate(pairs):
-        done = _Counter(stage.progress, f"{window}, window {number + 1} of {len(pairs)}")
-        outcome = _outcome(stage, window, key, start, done)
+        counter = _Counter(stage.progress, f"{window}, window {number + 1} of {len(pairs)}")
+        outcome = _outcome(stage, window, key, start, counter)
         if number == len(pairs) // 2:
             known = known_frames("every", window.num_frames, every=stage.script.preset.every)
-            sheet = _sheet(
-                outcome.videos, known, f"{key}, frame {start} on, {window}: given frames are framed"
-            )
+            caption = f"{key}, frame {start} on, {window}: known frames have a border"
+            sheet = _sheet(outcome.videos, known, caption)
         outcomes.append(replace(outcome, videos={}))
     assert sheet is not None
-    scores = [
-        Score(
-            method,
-            {
-                name: Spread(tuple(outcome.metrics[method][name] for outcome in outcomes))
-                for name in METRICS
-            },
-        )
-        for method in outcomes[0].metrics
-    ]
+    scores = []
+    for method in outcomes[0].metrics:
+        spreads = {}
+        for name in METRICS:
+            values = [outcome.metrics[method][name] for outcome in outcomes]
+            spreads[name] = Spread(tuple(values))
+        scores.append(Score(method, spreads))
     return Report(
         window=window,
         fps=stage.stream.index.fps / window.stride,
@@ -277,78 +278,86 @@ class _Counter:
     """Pictures decoded, for the progress bar."""
 
     def __init__(self, progress: Progress, what: str) -> None:
-        self._progress, self._what, self._done, self.total = progress, what, 0, 0
+        self._progress = progress
+        self._what = what
+        self._done = 0
+        self.total = 0
 
     def decode(self, codec: Codec, latents: Tensor) -> Pixels:
-        made = []
-        for one in latents:
-            made.append(codec.decode(one[None])[0])
+        pictures = []
+        for frame in latents:
+            pictures.append(codec.decode(frame[None])[0])
             self._done += 1
             self._progress(self._what, self._done, self.total)
-        return np.stack(made)
+        return np.stack(pictures)
 
 
-def _outcome(stage: _Stage, window: Window, key: str, start: int, done: _Counter) -> _Outcome:
+def _outcome(stage: _Stage, window: Window, key: str, start: int, counter: _Counter) -> _Outcome:
     batch = stage.stream.gather([(key, start)], window)
     truth = batch.latents[0]
-    every = stage.script.preset.every
-    known = known_frames("every", window.num_frames, every=every)
+    known = known_frames("every", window.num_frames, every=stage.script.preset.every)
     flags = torch.tensor(known)
-    settings = replace(stage.script.settings, seed=draw(stage.script.settings.seed, key, start))
-    script = replace(stage.script, text=batch.text[0], settings=settings)
-    made = {MODEL: interpolate(stage.model, script, truth[flags], Fraction(window.stride))}
-    if script.preset.objective.zero_snr and script.steps != 1:
-        once = replace(script, settings=replace(settings, steps=1))
-        made[ONE_STEP] = interpolate(stage.model, once, truth[flags], Fraction(window.stride))
-    made[LATENT_BLEND] = diffusion.hints(truth[None], flags[None], "blend")[0]
+    filled = _fill(stage, window, batch, flags, seed=(key, start))
     num_unknown = len(truth) - sum(known)
-    done.total = 2 * len(truth) + (len(made) - 1) * num_unknown
-    videos = {TRUTH: done.decode(stage.codec, truth), MODEL: done.decode(stage.codec, made[MODEL])}
-    for method in made.keys() - {MODEL}:
-        videos[method] = videos[
-            TRUTH
-        ].copy()  # equal latents are equal pixels: known frames need no decoding
-        videos[method][~flags.numpy()] = done.decode(stage.codec, made[method][~flags])
+    counter.total = 2 * len(truth) + (len(filled) - 1) * num_unknown
+    videos = {
+        TRUTH: counter.decode(stage.codec, truth),
+        MODEL: counter.decode(stage.codec, filled[MODEL]),
+    }
+    for method in filled.keys() - {MODEL}:
+        # equal latents are equal pixels: known frames need no decoding
+        videos[method] = videos[TRUTH].copy()
+        videos[method][~flags.numpy()] = counter.decode(stage.codec, filled[method][~flags])
     videos[NEAREST] = quality.nearest(videos[TRUTH], known)
     videos[PIXEL_BLEND] = quality.pixel_blend(videos[TRUTH], known)
-    videos = {
-        method: videos[method]
-        for method in (TRUTH, MODEL, ONE_STEP, NEAREST, LATENT_BLEND, PIXEL_BLEND)
-        if method in videos
-    }
+    videos = {method: videos[method] for method in METHODS if method in videos}
     original = None
     if stage.clips is not None:
         original = media.read_frames(stage.clips / f"{key}.mp4", window.indices(start))
     off = np.abs(videos[MODEL].astype(int) - videos[TRUTH].astype(int))[flags.numpy()]
     return _Outcome(
         metrics={
-            method: _measured(video, videos[TRUTH], original, known, method)
+            method: _metrics(video, videos[TRUTH], original, known, method)
             for method, video in videos.items()
         },
-        known_error_latents=float((made[MODEL] - truth)[flags].abs().max()),
+        known_error_latents=float((filled[MODEL] - truth)[flags].abs().max()),
         known_error_levels=int(off.max()),
         videos=videos,
     )
 
 
-def _measured(
+def _fill(
+    stage: _Stage, window: Window, batch: Batch, flags: Tensor, seed: tuple[str, int]
+) -> dict[str, Tensor]:
+    """Scaled latents `f c h w` by method, for those that work on latents."""
+    [truth] = batch.latents
+    settings = replace(stage.script.settings, seed=draw(stage.script.settings.seed, *seed))
+    script = replace(stage.script, text=batch.text[0], settings=settings)
+    stride = Fraction(window.stride)
+    filled = {MODEL: interpolate(stage.model, script, truth[flags], stride)}
+    if script.preset.objective.zero_snr and script.steps != 1:
+        one_step = replace(script, settings=replace(settings, steps=1))
+        filled[ONE_STEP] = interpolate(stage.model, one_step, truth[flags], stride)
+    filled[LATENT_BLEND] = diffusion.hints(truth[None], flags[None], "blend")[0]
+    return filled
+
+
+def _metrics(
     video: Pixels, truth: Pixels, original: Pixels | None, known: Sequence[bool], method: str
 ) -> dict[str, float | None]:
     between = ~np.array(known)
-    is_truth = method == TRUTH
-    moved = quality.change(truth)
-    return {
-        "psnr_db": None if is_truth else quality.psnr_db(video[between], truth[between]),
-        "ssim": None if is_truth else quality.ssim(video[between], truth[between]),
-        "psnr_original_db": None
-        if original is None
-        else quality.psnr_db(video[between], original[between]),
-        "ssim_original": None
-        if original is None
-        else quality.ssim(video[between], original[between]),
-        "motion": float(quality.change(video).mean() / moved.mean()) if moved.any() else None,
-        "seam": quality.seam(video, known),
-    }
+    metrics: dict[str, float | None] = dict.fromkeys(METRICS)
+    if method != TRUTH:
+        metrics["psnr_db"] = psnr_db(video[between], truth[between])
+        metrics["ssim"] = quality.ssim(video[between], truth[between])
+    if original is not None:
+        metrics["psnr_original_db"] = psnr_db(video[between], original[between])
+        metrics["ssim_original"] = quality.ssim(video[between], original[between])
+    truth_change = quality.change(truth)
+    if truth_change.any():
+        metrics["motion"] = float(quality.change(video).mean() / truth_change.mean())
+    metrics["seam"] = quality.seam(video, known)
+    return metrics
 
 
 def _sheet(videos: Mapping[str, Pixels], known: Sequence[bool], caption: str) -> Image.Image:
@@ -361,20 +370,22 @@ def _sheet(videos: Mapping[str, Pixels], known: Sequence[bool], caption: str) ->
 
 def table(report: Report) -> Table:
     """For a terminal of 80 columns: a row a method."""
-    num = len(report.windows)
-    made = Table(
-        title=f"{report.window}: {float(report.fps):g} fps, {num} windows, known frames off by {report.known_error_latents:g}",
+    rows = Table(
+        title=(
+            f"{report.window}: {float(report.fps):g} fps, {len(report.windows)} windows, "
+            f"known frames off by {report.known_error_latents:g}"
+        ),
         box=box.SIMPLE,
         padding=(0, 1, 0, 0),
         show_edge=False,
         pad_edge=False,
     )
-    made.add_column("", no_wrap=True)
+    rows.add_column("", no_wrap=True)
     for name in ("PSNR", "SSIM", "PSNR\nof clip", "SSIM\nof clip", "motion", "seam"):
-        made.add_column(name, justify="right")
+        rows.add_column(name, justify="right")
     for score in report.scores:
-        made.add_row(score.method, *(_cell(name, score.metrics[name]) for name in METRICS))
-    return made
+        rows.add_row(score.method, *(_cell(name, score.metrics[name]) for name in METRICS))
+    return rows
 
 
 def _cell(name: str, spread: Spread) -> str:
@@ -382,11 +393,9 @@ def _cell(name: str, spread: Spread) -> str:
         return "-"
     if "psnr" in name:
         return f"{spread.mean:.2f} ±{spread.std:.2f}"
-    return (
-        f"{spread.mean:.3f} ±{spread.std:.3f}".replace("±0.", "±.")
-        if "ssim" in name
-        else f"{spread.mean:.2f}"
-    )
+    if "ssim" in name:  # ±.012, as the table must fit 80 columns
+        return f"{spread.mean:.3f} ±{spread.std:.3f}".replace("±0.", "±.")
+    return f"{spread.mean:.2f}"
 
 
 def save(evaluation: Evaluation, folder: Path) -> list[Path]:
@@ -394,10 +403,9 @@ def save(evaluation: Evaluation, folder: Path) -> list[Path]:
     their paths.
     """
     paths = [folder / "evaluation.json"]
-    media.write_json(paths[0], evaluation.plain())
+    writing.write_json(paths[0], evaluation.plain())
     for report in evaluation.reports:
-        paths.append(
-            folder / f"evaluation-{report.window.num_frames}-at-{report.window.stride}.png"
-        )
+        name = f"evaluation-{report.window.num_frames}-at-{report.window.stride}.png"
+        paths.append(folder / name)
         media.write_image(paths[-1], report.sheet)
     return paths

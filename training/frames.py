@@ -26,7 +26,8 @@ class Window:
     def __post_init__(self) -> None:
         if self.num_frames < 1 or self.stride < 1:
             raise ValueError(
-                f"a window needs at least one frame and a stride of at least 1, not {self.num_frames}@{self.stride}"
+                "a window needs at least one frame and a stride of at least 1, not "
+                f"{self.num_frames}@{self.stride}"
             )
 
     def __str__(self) -> str:
@@ -57,19 +58,20 @@ def known_frames(task: Task, num_frames: int, every: int = 4, prefix: int = 1) -
     `interpolated(m, every)`; `prefix` the first `prefix`. ValueError if there is no such task, or
     if it leaves no frame to make.
     """
-    given: dict[str, set[int]] = {
+    positions: dict[str, set[int]] = {
         "unconditional": set(),
         "first": {0},
         "ends": {0, num_frames - 1},
         "every": set(range(0, num_frames, every)) if every > 0 else set(range(num_frames)),
         "prefix": set(range(prefix)),
     }
-    if task not in given:
+    if task not in positions:
         raise ValueError(f"no task {task!r}: there are {', '.join(TASKS)}")
-    known = tuple(index in given[task] for index in range(num_frames))
+    known = tuple(index in positions[task] for index in range(num_frames))
     if all(known) or (task == "prefix" and prefix < 1):
         raise ValueError(
-            f"{task!r} of {num_frames} frames (every {every}, prefix {prefix}): it must give some and leave some to make"
+            f"{task!r} of {num_frames} frames (every {every}, prefix {prefix}): it must give some "
+            "and leave some to make"
         )
     return known
 
@@ -82,7 +84,7 @@ def neighbours(known: tuple[bool, ...]) -> list[tuple[int | None, int | None, fl
     frame is its own neighbour on both sides, with weight 0; with a neighbour on one side only the
     weight is that side's; with none it is 0.
     """
-    found: list[tuple[int | None, int | None, float]] = []
+    rows: list[tuple[int | None, int | None, float]] = []
     for index in range(len(known)):
         left = next((at for at in range(index, -1, -1) if known[at]), None)
         right = next((at for at in range(index, len(known)) if known[at]), None)
@@ -90,8 +92,8 @@ def neighbours(known: tuple[bool, ...]) -> list[tuple[int | None, int | None, fl
             weight = (index - left) / (right - left) if left != right else 0.0
         else:
             weight = 0.0 if right is None else 1.0
-        found.append((left, right, weight))
-    return found
+        rows.append((left, right, weight))
+    return rows
 
 
 def window_plan(num_keyframes: int, max_keyframes: int) -> list[range]:

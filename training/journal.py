@@ -1,7 +1,7 @@
 """What a run says of itself: a progress bar, history.jsonl, a loss curve, TensorBoard scalars.
 
-The history is the record, the others are drawn from it. On resume it is cut back to the
-checkpoint's step, so that no step is told twice.
+The history is the record, the others are drawn from it. When a run goes on it is cut back to the
+checkpoint's step, so that no step stands in it twice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from training import writing
 from training.checkpoint import Run
+from training.stream import Stream
 
 SMOOTH = 0.95  # of the loss shown: an average over about 20 steps
 
@@ -36,40 +38,40 @@ class Journal:
     """Of one run; without a console, as on all ranks but the first, it says and writes nothing."""
 
     def __init__(self, run: Run, step: int, console: Any = None) -> None:
-        self._run, self._console = run, console
+        self._run = run
+        self._console = console
         self._path = run.folder / "history.jsonl"
         self._smooth: float | None = None
         self._bar: Any = None
         self._task: Any = None
         self._scalars: Any = None
-        self._counted, self._since = 0, time.monotonic()
+        self._num_samples = 0
+        self._since = time.monotonic()
         if console is None:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        kept = [one for one in read_history(run.folder) if one["step"] <= step]
-        self._path.write_text("".join(json.dumps(one) + "\n" for one in kept), "utf-8")
+        lines = [line for line in read_history(run.folder) if line["step"] <= step]
+        writing.write_text(self._path, "".join(json.dumps(line) + "\n" for line in lines))
         self._scalars = SummaryWriter(str(run.folder / "tensorboard"), purge_step=step + 1)
 
     def say(self, line: str) -> None:
         if self._console is not None:
             self._console.print(line, markup=False, soft_wrap=True)
 
-    def begin(self, stream: Any, model: nn.Module, step: int) -> None:
-        """Tell what is trained on what."""
+    def begin(self, stream: Stream, model: nn.Module, step: int) -> None:
+        """Say what is trained on what."""
         run, preset = self._run, self._run.preset
-        total = sum(parameter.numel() for parameter in model.parameters())
-        trained = sum(
-            parameter.numel() for parameter in model.parameters() if parameter.requires_grad
-        )
-        skipped = (
-            f" ({stream.num_skipped} shorter than a window's span skipped)"
-            if stream.num_skipped
-            else ""
-        )
+        parameters = list(model.parameters())
+        total = sum(weight.numel() for weight in parameters)
+        trained = sum(weight.numel() for weight in parameters if weight.requires_grad)
+        clips = f"{stream.num_samples} clips"
+        if stream.num_skipped:
+            clips += f" ({stream.num_skipped} shorter than a window's span skipped)"
+        windows = sorted({str(window) for window in preset.windows})
         self.say(
-            f"{preset.name} on {run.dataset['name']} ({run.dataset['root_digest'][:12]}): {stream.num_samples} clips{skipped}, windows "
-            f"{', '.join(sorted({str(window) for window in preset.windows}))}, {total:,} parameters, {trained:,} trained"
+            f"{preset.name} on {run.dataset['name']} ({run.dataset['root_digest'][:12]}): {clips}, "
+            f"windows {', '.join(windows)}, {total:,} parameters, {trained:,} trained"
         )
         if step:
             self.say(f"going on from step {step} of {preset.steps}")
@@ -107,24 +109,11 @@ class Journal:
         if self._console is None:
             return
         self._smooth = loss if self._smooth is None else SMOOTH * self._smooth + (1 - SMOOTH) * loss
-        self._counted += num_samples
-        speed = self._counted / max(1e-9, time.monotonic() - self._since)
-        self._append(
-            {
-                "step": step,
-                "loss": loss,
-                "grad_norm": norm,
-                "lr": rate,
-                "samples_per_s": round(speed, 3),
-            }
-        )
-        for name, value in (
-            ("loss", loss),
-            ("grad_norm", norm),
-            ("lr", rate),
-            ("samples_per_s", speed),
-            ("peak_gib", peak_memory_gib()),
-        ):
+        self._num_samples += num_samples
+        speed = self._num_samples / max(1e-9, time.monotonic() - self._since)
+        numbers = {"loss": loss, "grad_norm": norm, "lr": rate, "samples_per_s": round(speed, 3)}
+        self._append({"step": step, **numbers})
+        for name, value in {**numbers, "peak_gib": peak_memory_gib()}.items():
             self._scalars.add_scalar(f"train/{name}", value, step)
         if self._bar is not None:
             facts = f"loss {self._smooth:.4f} {speed:.2f} samples/s {peak_memory_gib():.1f} GiB"
@@ -159,13 +148,14 @@ class Journal:
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """A run's history, one dict a line; a last line cut short by a crash is left out."""
     path = folder / "history.jsonl"
-    found = []
-    for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
+    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+    history = []
+    for line in lines:
         try:
-            found.append(json.loads(line))
+            history.append(json.loads(line))
         except ValueError:
             break
-    return found
+    return history
 
 
 def draw_curve(folder: Path) -> None:
@@ -173,8 +163,10 @@ def draw_curve(folder: Path) -> None:
     from matplotlib.figure import Figure
 
     history = read_history(folder)
-    steps = [(one["step"], one["loss"]) for one in history if "loss" in one]
-    held_out = [(one["step"], one["validation"]["mean"]) for one in history if "validation" in one]
+    steps = [(line["step"], line["loss"]) for line in history if "loss" in line]
+    held_out = [
+        (line["step"], line["validation"]["mean"]) for line in history if "validation" in line
+    ]
     if not steps:
         return
     smooth, mean = [], math.nan
@@ -197,6 +189,5 @@ def draw_curve(folder: Path) -> None:
     axes.set(xlabel="step", ylabel="loss", title=folder.name, yscale="log")
     axes.grid(alpha=0.3)
     axes.legend()
-    beside = folder / ".loss.partial.png"
-    figure.savefig(beside)
-    beside.replace(folder / "loss.png")
+    with writing.beside(folder / "loss.png") as partial:
+        figure.savefig(partial, format="png")

@@ -14,7 +14,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,14 +28,16 @@ from diffusers.optimization import (
 )
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
-from training import checkpoint, diffusion, presets, validation
-from training.checkpoint import Run, State
-from training.errors import NonFinite, Stopped, UsageError
+from training import checkpoint, diffusion, presets, shards, validation
+from training.checkpoint import Replan, Run, State
+from training.errors import LongtakeError, NonFinite, Stopped, UsageError
 from training.journal import Journal
-from training.presets import Preset
-from training.stream import Batch, Index, Stream, draw
-from training.unet import TINY_UNET, VideoUNet
+from training.presets import TINY_UNET, Preset
+from training.shards import Index
+from training.stream import Batch, Stream, draw
+from training.unet import VideoUNet
 
 
 @dataclass(frozen=True)
@@ -54,18 +56,20 @@ def new_model(preset: Preset, unet: str, seed: int) -> VideoUNet:
     random weights.
     """
     torch.manual_seed(seed)
-    source: Any = (
-        TINY_UNET if unet == "tiny" else _config(Path(unet)) if unet.endswith(".json") else unet
-    )
-    if source is not unet:
-        source = {
-            **source,
-            "in_channels": preset.in_channels,
-        }  # to be widened is for models that know something
-    model: VideoUNet = VideoUNet.inflate(source, **preset.inflation)
-    if source is not unet:  # to say nothing is a better beginning than to say something random
-        nn.init.zeros_(model.unet.conv_out.weight)
-        nn.init.zeros_(model.unet.conv_out.bias)
+    config = None
+    if unet == "tiny":
+        config = TINY_UNET
+    elif unet.endswith(".json"):
+        config = _config(Path(unet))
+    if config is None:
+        pretrained: VideoUNet = VideoUNet.inflate(unet, **preset.inflation)
+        return pretrained
+    # a pretrained model is widened to the mask and hint channels; a random one is made that wide
+    config = {**config, "in_channels": preset.in_channels}
+    model: VideoUNet = VideoUNet.inflate(config, **preset.inflation)
+    # random weights would predict noise of their own; a last layer of zeros predicts nothing
+    nn.init.zeros_(model.unet.conv_out.weight)
+    nn.init.zeros_(model.unet.conv_out.bias)
     return model
 
 
@@ -87,14 +91,11 @@ def draw_task(
     known, noise, t = [], [], []
     for index in batch.sample_indices:
         generator = torch.Generator().manual_seed(draw("noise", seed, index) % 2**63)
-        any_t, terminal = (
-            torch.randint(num_timesteps, (), generator=generator),
-            torch.rand((), generator=generator) < preset.terminal,
-        )
-        t.append(torch.where(terminal, num_timesteps - 1, any_t))
-        known.append(
-            diffusion.draw_known(batch.window.num_frames, preset.tasks, generator, preset.every)
-        )
+        any_t = torch.randint(num_timesteps, (), generator=generator)
+        is_terminal = torch.rand((), generator=generator) < preset.terminal
+        t.append(torch.where(is_terminal, num_timesteps - 1, any_t))
+        num_frames = batch.window.num_frames
+        known.append(diffusion.draw_known(num_frames, preset.tasks, generator, preset.every))
         noise.append(torch.randn(batch.latents.shape[1:], generator=generator))
     return torch.tensor(known), torch.stack(noise), torch.stack(t)
 
@@ -111,11 +112,13 @@ class Trainer:
         vae: Path | None = None,
         console: Any = None,
         pictures: bool = True,
+        verify: Callable[[int], object] | None = None,
     ) -> None:
+        """`verify` is told of bytes read while shards are compared with their digests, before the
+        first step; without it they are not compared.
+        """
         preset = run.preset
-        mixed = "bf16" if preset.precision == "bf16" else "no"
-        self.accelerator = Accelerator(mixed_precision=mixed, cpu=device == "cpu")
-        world = self.accelerator.num_processes
+        self.accelerator = new_accelerator(preset, device)
         self.index, self.workers = index, workers
         self.stream = Stream(
             index,
@@ -126,29 +129,53 @@ class Trainer:
             preset.text_dropout,
             preset.stride_jitter,
             self.accelerator.process_index,
-            world,
+            self.accelerator.num_processes,
         )
         self.main = self.accelerator.is_main_process
-        self.run = checkpoint.open_run(run) if self.main else run
+        self.run = run
+        if verify is not None:
+            self._verify(verify)
+        if self.main:
+            checkpoint.open_run(run)
+            if verify is not None:
+                checkpoint.remember_verified(run, index)
         self.accelerator.wait_for_everyone()
         self._prepare()
         self.journal = Journal(run, self.step, console if self.main else None)
-        self.validation = (
-            validation.Validation(
+        self.validation: validation.Validation | None = None
+        if self.main:
+            self.validation = validation.Validation(
                 run, index, self.accelerator.device, vae, pictures, self.journal.say
             )
-            if self.main
-            else None
-        )
+
+    def _verify(self, progress: Callable[[int], object]) -> None:
+        """Compare the shards with their digests, once for a run: the first process reads them, and
+        after each shard the others learn whether to go on, so that none waits for longer than
+        torch's patience with a silent process.
+
+        Raises ShardError, or Stopped in the processes that did not read.
+        """
+        if self._agreed(self.main and checkpoint.is_verified(self.run, self.index)):
+            return
+        files = self.index.files()
+        for shard in self.index.shards:
+            problem: LongtakeError | None = None
+            if self.main:
+                try:
+                    shards.verify_shard(files, shard, progress)
+                except LongtakeError as error:
+                    problem = error
+            if self._agreed(problem is not None):
+                raise problem or Stopped("the first process could not verify the shards")
 
     def _prepare(self) -> None:
         """Model, optimizer, average and schedule, as the newest checkpoint left them or new."""
-        preset, found = self.run.preset, checkpoint.checkpoints(self.run)
-        model = (
-            checkpoint.load_model(self.run)
-            if found
-            else new_model(preset, self.run.unet, self.run.seed)
-        )
+        preset = self.run.preset
+        newest = checkpoint.checkpoints(self.run)[-1:]
+        if newest:
+            model = checkpoint.load_model(self.run)
+        else:
+            model = new_model(preset, self.run.unet, self.run.seed)
         self._check(model)
         self.parameters = model.select_trainable(preset.trainable)
         if preset.checkpointing:
@@ -159,11 +186,13 @@ class Trainer:
             self.parameters, decay=preset.ema_decay, use_ema_warmup=True, power=0.75
         )
         self.step = 0
+        self.planned_steps = preset.steps
+        self.replan: Replan | None = None
         self.raw = model
-        if found:
-            self._load(checkpoint.load_state(self.run, found[-1][1]))
+        if newest:
+            self._load(checkpoint.load_state(self.run, newest[0][1]))
         self.model, self.optimizer = self.accelerator.prepare(model, self.optimizer)
-        self.rate = _rate(preset, _bare(self.optimizer), self.step)
+        self.rate = new_rate(preset, _bare(self.optimizer), self.step, self.replan)
         self.schedule = diffusion.scheduler(preset.objective)
 
     def _check(self, model: VideoUNet) -> None:
@@ -171,8 +200,9 @@ class Trainer:
         width = self.index.null_text.shape[1]
         if config.out_channels != channels or config.cross_attention_dim != width:
             raise UsageError(
-                f"the model of preset {self.run.preset.name} makes {config.out_channels} latent channels and reads text of width "
-                f"{config.cross_attention_dim}; the shards of {self.index.name} have {channels} and {width}: "
+                f"the model of preset {self.run.preset.name} makes {config.out_channels} latent "
+                f"channels and reads text of width {config.cross_attention_dim}; the shards of "
+                f"{self.index.name} have {channels} and {width}: "
                 "take the preset whose encoders made them"
             )
 
@@ -191,6 +221,11 @@ class Trainer:
         self.average.to(self.accelerator.device)
         self.optimizer.load_state_dict(state.optimizer)
         self.step = state.step
+        self.planned_steps = state.planned_steps
+        self.replan = state.replan
+        if state.planned_steps != self.run.preset.steps:
+            rate = state.optimizer["param_groups"][0]["lr"]
+            self.replan = Replan(state.step, rate)
 
     def train(self) -> Outcome:
         """Go on to the preset's last step. Ctrl-C finishes the step under way, writes a checkpoint
@@ -199,6 +234,12 @@ class Trainer:
         preset, began = self.run.preset, time.monotonic()
         loss = math.nan
         self.journal.begin(self.stream, self.raw, self.step)
+        if preset.schedule == "cosine" and self.planned_steps != preset.steps:
+            self.journal.say(
+                f"the learning rate was planned for {self.planned_steps} steps and is planned anew "
+                f"for {preset.steps}: from {self.rate.get_last_lr()[0]:.1e} it goes over to the "
+                f"new plan in {preset.warmup} steps"
+            )
         if self.step == 0:
             self._validate()
         with _asked_to_stop() as asked, self.journal.progress(preset.steps):
@@ -232,10 +273,8 @@ class Trainer:
         known, noise, t = (part.to(self.accelerator.device) for part in (known, noise, t))
         size = len(batch.latents)
         total = torch.zeros((), device=self.accelerator.device)
-        parts = [
-            slice(at, min(at + preset.micro_batch, size))
-            for at in range(0, size, preset.micro_batch)
-        ]
+        starts = range(0, size, preset.micro_batch)
+        parts = [slice(start, min(start + preset.micro_batch, size)) for start in starts]
         for part in parts:
             with (
                 nullcontext() if part is parts[-1] else self.accelerator.no_sync(self.model),
@@ -261,10 +300,12 @@ class Trainer:
             torch.stack([total, norm.detach().to(total)]), "mean"
         ).tolist()
         if not (math.isfinite(loss) and math.isfinite(norm)):
+            pairs = zip(batch.keys, batch.starts, strict=True)
+            samples = ", ".join(f"{key} at frame {start}" for key, start in pairs)
             raise NonFinite(
-                f"step {self.step + 1}: the loss is {loss}, the gradient's norm {norm}; samples of this rank: "
-                f"{', '.join(f'{key} at frame {start}' for key, start in zip(batch.keys, batch.starts, strict=True))} ({batch.window}). "
-                "The checkpoint before is whole. Try a lower learning rate, precision float32, or look at these samples."
+                f"step {self.step + 1}: the loss is {loss}, the gradient's norm {norm}; "
+                f"samples of this rank: {samples} ({batch.window}). The checkpoint before is "
+                "whole. Try a lower learning rate, precision float32, or look at these samples."
             )
         self.optimizer.step()
         self.rate.step()
@@ -272,16 +313,12 @@ class Trainer:
         self.average.step(self.parameters)
         return loss, norm
 
-    def _agreed(self, stop: bool) -> bool:
-        """Whether any rank was asked to stop: all must leave the loop at the same step."""
+    def _agreed(self, vote: bool) -> bool:
+        """Whether any rank says so: all ranks go the same way."""
         if self.accelerator.num_processes == 1:
-            return stop
-        return bool(
-            self.accelerator.reduce(
-                torch.tensor(float(stop), device=self.accelerator.device), "sum"
-            )
-            > 0
-        )
+            return vote
+        votes = torch.tensor(float(vote), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(votes, "sum") > 0)
 
     @contextmanager
     def _averaged(self) -> Iterator[VideoUNet]:
@@ -304,20 +341,18 @@ class Trainer:
     def _save(self) -> None:
         if self.main:
             named = _named(self.raw)
-            weights = {
-                name: parameter.detach().cpu().clone().contiguous()
-                for name, parameter in named.items()
-            }
-            average = {
-                name: shadow.detach().cpu().contiguous()
-                for name, shadow in zip(named, self.average.shadow_params, strict=True)
-            }
+            shadows = zip(named, self.average.shadow_params, strict=True)
             state = State(
-                self.step,
-                weights,
-                average,
-                self.average.optimization_step,
-                _bare(self.optimizer).state_dict(),
+                step=self.step,
+                planned_steps=self.run.preset.steps,
+                replan=self.replan,
+                weights={
+                    name: weight.detach().cpu().clone().contiguous()
+                    for name, weight in named.items()
+                },
+                average={name: shadow.detach().cpu().contiguous() for name, shadow in shadows},
+                average_steps=self.average.optimization_step,
+                optimizer=_bare(self.optimizer).state_dict(),
             )
             with self._averaged() as model:
                 checkpoint.save(self.run, model, state)
@@ -336,13 +371,39 @@ def _bare(optimizer: Any) -> torch.optim.Optimizer:
     return bare
 
 
-def _rate(preset: Preset, optimizer: torch.optim.Optimizer, step: int) -> Any:
-    """The learning rate's plan, after `step` steps."""
-    if preset.schedule == "cosine":
-        return get_cosine_schedule_with_warmup(
-            optimizer, preset.warmup, preset.steps, last_epoch=step - 1
-        )
-    return get_constant_schedule_with_warmup(optimizer, preset.warmup, last_epoch=step - 1)
+def new_accelerator(preset: Preset, device: str) -> Accelerator:
+    """What places the model: on the device that was asked for, or on each rank's own GPU."""
+    if device.startswith("cuda:"):
+        # alone in its run, accelerate takes torch's current CUDA device
+        torch.cuda.set_device(device)
+    mixed_precision = "bf16" if preset.precision == "bf16" else "no"
+    return Accelerator(mixed_precision=mixed_precision, cpu=device == "cpu")
+
+
+def new_rate(
+    preset: Preset, optimizer: torch.optim.Optimizer, step: int, replan: Replan | None
+) -> LambdaLR:
+    """The learning rate's plan, after `step` steps.
+
+    A cosine ends at zero at the last step. Given another last step, it would jump to what the
+    longer plan has there, 2e-8 to 5e-4, so a changed plan begins at the rate it was left at, and
+    goes over to the new one in as many steps as the warm-up has.
+    """
+    if preset.schedule == "constant":
+        return get_constant_schedule_with_warmup(optimizer, preset.warmup, last_epoch=step - 1)
+    plan = get_cosine_schedule_with_warmup(
+        optimizer, preset.warmup, preset.steps, last_epoch=step - 1
+    )
+    if replan is None:
+        return plan
+    [new_share] = plan.lr_lambdas
+    old_share = replan.rate / preset.learning_rate
+
+    def share(at: int) -> float:
+        weight = min(1.0, (at - replan.step) / max(1, preset.warmup))
+        return old_share + weight * (new_share(at) - old_share)
+
+    return LambdaLR(optimizer, share, last_epoch=step - 1)
 
 
 def _optimizer(preset: Preset, parameters: list[nn.Parameter]) -> Any:

@@ -1,20 +1,15 @@
-"""Pictures and clips in and out: what a video starts from, and the mp4, GIF and contact sheets it
-ends in.
+"""Pictures and clips: reads what a video starts from, writes mp4, GIF and contact sheets.
 
-Pixels are `f h w c` uint8 RGB. Whatever is written is written beside its place and renamed, so
-there is never half a file. An mp4 is h264 in yuv420p, tagged BT.709, which plays everywhere; its
-chroma is halved, so what must stay exact stays in the arrays.
+Pixels are `f h w c` uint8 RGB. An mp4 is h264 in yuv420p, tagged BT.709, which plays everywhere;
+its chroma is halved, so what must stay exact stays in the arrays.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import json
-import os
-import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -23,15 +18,15 @@ import av
 import numpy as np
 import torch  # noqa: F401 - before decord: the other order binds torch to a BLAS that is not there
 from av.video.reformatter import ColorRange, Colorspace
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
-from training.errors import ShardError, Stopped, UsageError
+from pipeline.media.encoders import Pixels
+from training.errors import ShardError, UsageError
+from training.writing import beside
 
 import decord  # isort: skip
 
-Pixels = NDArray[np.uint8]
-Row = tuple[str, Pixels, Sequence[bool]]  # a label, frames, and which of them were given
+Row = tuple[str, Pixels, Sequence[bool]]  # a label, frames, and which of them are known
 CRF = 16
 GIF_SIDE = 256
 BT709 = 1  # ffmpeg's number of it, for matrix, primaries and transfer
@@ -40,10 +35,10 @@ GAP, LINE = 4, 18  # pixels between tiles, and of a line of text
 
 
 def read_start(path: Path, size: int, fps: Fraction, max_frames: int = 1) -> Pixels:
-    """A picture, or the last `max_frames` frames of a clip at `fps` by time, as `f size size c`:
-    the centre square, resized.
+    """What a video starts from, `f size size c`: a picture, or the last `max_frames` frames of a
+    clip, taken at `fps` by time. The centre square is kept and resized.
 
-    Raises UsageError if it is neither.
+    Raises UsageError if the file is neither.
     """
     if not path.is_file():
         raise UsageError(f"{path}: no such file; give a picture or a video to start from")
@@ -60,55 +55,52 @@ def read_start(path: Path, size: int, fps: Fraction, max_frames: int = 1) -> Pix
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise UsageError(f"{path}: no video stream in it")
-            kept = deque(
-                _by_time(container.decode(container.streams.video[0]), fps), maxlen=max_frames
-            )
-            aspect = Fraction(container.streams.video[0].sample_aspect_ratio or 1) or Fraction(1)
+            stream = container.streams.video[0]
+            last_frames = deque(_by_time(container.decode(stream), fps), maxlen=max_frames)
+            aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)
     except av.FFmpegError as error:
         raise UsageError(
             f"{path}: neither a picture nor a video that can be read: {error}"
         ) from error
-    if not kept:
+    if not last_frames:
         raise UsageError(f"{path}: no frame in it can be decoded")
-    return np.stack([_square(_upright(frame, aspect), size) for frame in kept])
+    return np.stack([_square(_upright(frame, aspect), size) for frame in last_frames])
 
 
 def _by_time(decoded: Iterable[av.VideoFrame], fps: Fraction) -> Iterator[av.VideoFrame]:
     """What is on the screen `n / fps` seconds after the first frame, for every `n`."""
-    held: av.VideoFrame | None = None
+    current: av.VideoFrame | None = None
     shown, begin, end = 0, 0, Fraction(0)
     for frame in decoded:
         if (
             frame.pts is None
             or frame.time_base is None
-            or (held is not None and frame.pts <= (held.pts or 0))
+            or (current is not None and frame.pts <= (current.pts or 0))
         ):
             continue
-        begin = frame.pts if held is None else begin
+        begin = frame.pts if current is None else begin
         at = (frame.pts - begin) * frame.time_base
-        while held is not None and shown / fps < at:
-            yield held
+        while current is not None and shown / fps < at:
+            yield current
             shown += 1
-        held, end = frame, at + (frame.duration or 0) * frame.time_base
-    while held is not None and (shown == 0 or shown / fps < end):
-        yield held
+        current, end = frame, at + (frame.duration or 0) * frame.time_base
+    while current is not None and (shown == 0 or shown / fps < end):
+        yield current
         shown += 1
 
 
 def _upright(frame: av.VideoFrame, aspect: Fraction) -> Image.Image:
     image = Image.fromarray(frame.to_ndarray(format="rgb24"))
     if aspect != 1:
-        image = image.resize(
-            (max(1, round(image.width * aspect)), image.height), Image.Resampling.BICUBIC
-        )
+        width = max(1, round(image.width * aspect))
+        image = image.resize((width, image.height), Image.Resampling.BICUBIC)
     return image.rotate(frame.rotation, expand=True) if frame.rotation else image
 
 
 def _square(image: Image.Image, size: int) -> Pixels:
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip
-        image = Image.fromarray(
-            (np.asarray(image).astype(np.float64) / 257).clip(0, 255).astype(np.uint8)
-        )
+        levels = np.asarray(image).astype(np.float64) / 257
+        image = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
     return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS))
 
 
@@ -121,49 +113,22 @@ def read_frames(path: Path, indices: Sequence[int]) -> Pixels:
         pixels: Pixels = reader.get_batch(list(indices)).asnumpy()
     except (RuntimeError, IndexError, decord.DECORDError) as error:
         raise ShardError(
-            f"{path}: frames {indices[0]} to {indices[-1]} cannot be read ({type(error).__name__}); build it again"
+            f"{path}: frames {indices[0]} to {indices[-1]} cannot be read "
+            f"({type(error).__name__}); build it again"
         ) from error
     return pixels
 
 
-@contextlib.contextmanager
-def beside(path: Path) -> Iterator[Path]:
-    """A path in the same folder, renamed to `path` if all goes well and removed if not. Stopped if
-    it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            prefix=f".{path.stem}-", suffix=f"{path.suffix}.tmp", dir=path.parent
-        )
-        os.close(handle)
-        made = Path(name)
-        try:
-            yield made
-            made.chmod(0o644)
-            made.replace(path)
-        finally:
-            made.unlink(missing_ok=True)
-    except OSError as error:
-        raise Stopped(f"{path}: cannot be written: {error}") from error
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Indented JSON, for people and programs."""
-    with beside(path) as made:
-        made.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
-
-
 def write_image(path: Path, image: Image.Image) -> None:
-    with beside(path) as made:
-        image.save(made, format=path.suffix.removeprefix(".").upper() or "PNG")
+    with beside(path) as partial:
+        image.save(partial, format=path.suffix.removeprefix(".").upper() or "PNG")
 
 
 def write_mp4(path: Path, frames: Pixels, fps: Fraction) -> None:
     """h264; height and width must be even."""
     with (
-        beside(path) as made,
-        av.open(str(made), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+        beside(path) as partial,
+        av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container,
     ):
         stream: Any = container.add_stream("libx264", rate=fps, options={"crf": str(CRF)})
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
@@ -180,8 +145,8 @@ def write_mp4(path: Path, frames: Pixels, fps: Fraction) -> None:
 
 
 def write_gif(path: Path, frames: Pixels, fps: Fraction) -> None:
-    """At most 256 pixels wide, one palette for all frames, for ever; a GIF's clock ticks in
-    hundredths of a second.
+    """A GIF that repeats for ever: at most 256 pixels wide, one palette for all frames. Its clock
+    ticks in hundredths of a second.
     """
     side = min(GIF_SIDE, frames.shape[2])
     height = max(1, round(frames.shape[1] * side / frames.shape[2]))
@@ -193,9 +158,9 @@ def write_gif(path: Path, frames: Pixels, fps: Fraction) -> None:
     shown = [image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for image in small]
     edges = [round(index * 100 / fps) for index in range(len(shown) + 1)]
     durations = [max(2, after - before) * 10 for before, after in itertools.pairwise(edges)]
-    with beside(path) as made:
+    with beside(path) as partial:
         shown[0].save(
-            made,
+            partial,
             format="GIF",
             save_all=True,
             append_images=shown[1:],
@@ -207,13 +172,11 @@ def write_gif(path: Path, frames: Pixels, fps: Fraction) -> None:
 
 def _palette(images: Sequence[Image.Image]) -> Image.Image:
     """256 colours for all of them, from at most 16."""
-    picked = (
-        [images[round(index * (len(images) - 1) / 15)] for index in range(16)]
-        if len(images) > 16
-        else list(images)
-    )
-    strip = Image.new("RGB", (picked[0].width, picked[0].height * len(picked)))
-    for index, image in enumerate(picked):
+    sampled = list(images)
+    if len(images) > 16:
+        sampled = [images[round(index * (len(images) - 1) / 15)] for index in range(16)]
+    strip = Image.new("RGB", (sampled[0].width, sampled[0].height * len(sampled)))
+    for index, image in enumerate(sampled):
         strip.paste(image, (0, index * image.height))
     return strip.quantize(256, method=Image.Quantize.MEDIANCUT)
 
@@ -221,18 +184,18 @@ def _palette(images: Sequence[Image.Image]) -> Image.Image:
 def contact_sheet(
     frames: Pixels, known: Sequence[bool], caption: str, side: int = 128
 ) -> Image.Image:
-    """All frames in reading order; those that were given have an orange frame."""
+    """All frames in reading order; known ones have an orange border."""
     columns = len(frames) if len(frames) <= 9 else 9 if len(frames) <= 18 else 13
-    rows: list[Row] = [
-        ("", frames[at : at + columns], known[at : at + columns])
-        for at in range(0, len(frames), columns)
-    ]
+    rows: list[Row] = []
+    for start in range(0, len(frames), columns):
+        part = slice(start, start + columns)
+        rows.append(("", frames[part], known[part]))
     return side_by_side(rows, caption, side)
 
 
 def side_by_side(rows: Sequence[Row], caption: str, side: int = 128) -> Image.Image:
-    """One row of frames for each (label, frames, which were given), the label above it; equal times
-    stand in one column.
+    """A picture with a row of frames for each row, its label above it; known frames have an orange
+    border. Equal times stand in one column.
     """
     across = max(len(frames) for _, frames, _ in rows)
     tops, y = [], LINE + 2 * GAP
@@ -246,11 +209,10 @@ def side_by_side(rows: Sequence[Row], caption: str, side: int = 128) -> Image.Im
     for top, (label, frames, known) in zip(tops, rows, strict=True):
         if label:
             draw.text((GAP, top - LINE), label, INK, font)
-        for column, (pixels, given) in enumerate(zip(frames, known, strict=True)):
+        for column, (pixels, is_known) in enumerate(zip(frames, known, strict=True)):
             x = GAP + column * (side + GAP)
-            sheet.paste(
-                Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS), (x, top)
-            )
-            if given:
+            tile = Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS)
+            sheet.paste(tile, (x, top))
+            if is_known:
                 draw.rectangle((x - 1, top - 1, x + side, top + side), outline=MARK, width=3)
     return sheet

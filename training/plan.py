@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -30,9 +30,6 @@ from training import presets
 from training.attention import TemporalAttention
 from training.presets import Preset
 from training.unet import (
-    SD15_UNET,
-    SD21_UNET,
-    TINY_UNET,
     Placement,
     TemporalConv,
     Trainable,
@@ -42,12 +39,6 @@ from training.unet import (
 
 PIXELS = 8  # a latent's side, in pixels
 CLIP_FRAMES = 100
-FLAT = {  # the configs of the 2-D models that presets name
-    "tiny": TINY_UNET,
-    presets.SD15: SD15_UNET,
-    presets.SD15_INPAINTING: {**SD15_UNET, "in_channels": 9},
-    presets.SD21: SD21_UNET,
-}
 GIB = 2**30
 Part = Literal[
     "spatial convolutions", "spatial attention", "temporal convolutions", "temporal attention"
@@ -60,14 +51,14 @@ KINDS: dict[Part, type[nn.Module]] = {
 REST: Part = "spatial convolutions"  # and what little is neither
 
 _ATEN = torch.ops.aten
-for _ours, _known in (
+for _operation, _twin in (
     (_ATEN._scaled_dot_product_flash_attention_for_cpu, _ATEN._scaled_dot_product_flash_attention),
     (
         _ATEN._scaled_dot_product_flash_attention_for_cpu_backward,
         _ATEN._scaled_dot_product_flash_attention_backward,
     ),
 ):  # older versions of torch do not count these
-    flop_registry.setdefault(_ours, flop_registry[_known])
+    flop_registry.setdefault(_operation, flop_registry[_twin])
 
 
 @dataclass(frozen=True)
@@ -116,7 +107,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `plan` found. `clip_bytes` are a clip's latents and text in a shard, float16."""
+    """What a step costs at each length. `clip_bytes`: a clip's latents and text in a shard."""
 
     subject: Subject
     parameters: dict[Part, int]
@@ -124,12 +115,17 @@ class Plan:
     steps: tuple[Step, ...]
     clip_bytes: int
 
+    def plain(self) -> dict[str, Any]:
+        """As JSON types; bytes are bytes, FLOPs are FLOPs."""
+        steps = [{**asdict(step), "memory": step.memory} for step in self.steps]
+        return {**asdict(self), "steps": steps}
+
 
 def subject_of(row: Preset, pixels: int | None = None) -> Subject:
     """What a preset trains, on pictures of that side; by default of the side its 2-D model was made
     for.
     """
-    config = FLAT[row.unet]
+    config = presets.UNETS[row.unet]
     return Subject(
         name=row.name,
         flat_config=config,
@@ -147,10 +143,8 @@ def plan(subject: Subject) -> Plan:
     """Measure every length of `subject.frames`. Raises UsageError as `VideoUNet` does."""
     with torch.device("meta"), _Fused():
         model = _model(subject)
-        parameters, trainable = (
-            _sizes(model, only_trainable=False),
-            _sizes(model, only_trainable=True),
-        )
+        parameters = _sizes(model, only_trainable=False)
+        trainable = _sizes(model, only_trainable=True)
         steps = tuple(_step(model, subject, num_frames) for num_frames in subject.frames)
     latents = CLIP_FRAMES * int(subject.flat_config.get("out_channels", 4)) * subject.size**2
     text = subject.text_tokens * int(subject.flat_config["cross_attention_dim"])
@@ -215,7 +209,7 @@ def _step(model: VideoUNet, subject: Subject, num_frames: int) -> Step:
         loss.backward()  # type: ignore[no-untyped-call]
         both = _by_part(model, counter)
     model.zero_grad()
-    again = 1 if subject.checkpointing else 0
+    num_repeats = 1 if subject.checkpointing else 0  # forward passes made again
     total = sum(p.numel() for p in model.parameters())
     learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return Step(
@@ -225,7 +219,7 @@ def _step(model: VideoUNet, subject: Subject, num_frames: int) -> Step:
         optimizer=(2 if subject.optimizer == "adamw8bit" else 8) * learned,
         average=4 * learned,
         activations=kept.checkpointed() if subject.checkpointing else kept.everything(),
-        flops={part: both[part] + again * forward[part] for part in both},
+        flops={part: both[part] + num_repeats * forward[part] for part in both},
     )
 
 
@@ -234,14 +228,14 @@ def _loss(model: VideoUNet, subject: Subject, num_frames: int, kept: _Kept) -> T
     noisy = torch.empty(b, num_frames, subject.in_channels, size, size)
     text = torch.empty(b, subject.text_tokens, int(subject.flat_config["cross_attention_dim"]))
     with kept.watch():
-        made: Tensor = model(noisy, torch.zeros(b, dtype=torch.long), text, torch.ones(b))
-    return made.float().square().mean()
+        t, fps = torch.zeros(b, dtype=torch.long), torch.ones(b)
+        predicted: Tensor = model(noisy, t, text, fps)
+    return predicted.float().square().mean()
 
 
 def _by_part(model: VideoUNet, counter: FlopCounterMode) -> dict[Part, int]:
-    counts = {
-        name: sum(by_operation.values()) for name, by_operation in counter.get_flop_counts().items()
-    }
+    by_module = counter.get_flop_counts()
+    counts = {name: sum(by_operation.values()) for name, by_operation in by_module.items()}
     flops: dict[Part, int] = dict.fromkeys((REST, *KINDS), 0)
     for name, part in _parts(model).items():
         flops[part] += counts.get(f"{type(model).__name__}.{name}", 0)
@@ -259,16 +253,13 @@ class _Fused(TorchFunctionMode):
     ) -> Any:
         if func is not F.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
-        options = {"is_causal": False, **(kwargs or {})}
-        q, k, v = [
-            *args,
-            *(options.pop(name) for name in ("query", "key", "value") if name in options),
-        ]
-        mask = options.pop("attn_mask", None)
+        options = kwargs or {}
+        named = [options[name] for name in ("query", "key", "value") if name in options]
+        q, k, v = [*args, *named]
+        mask = options.get("attn_mask")
         bias = None if mask is None else mask.to(q.dtype)
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias)[
-            0
-        ]
+        attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        return attend(q, k, v, attn_mask=bias)[0]
 
 
 class _Kept:
@@ -278,7 +269,7 @@ class _Kept:
         self.model = model
         self.weights = {
             _identity(p) for p in model.parameters() if p.dtype == torch.float32
-        }  # of bf16 there would be copies
+        }  # autocast keeps copies of the others
         self.within: dict[nn.Module | None, dict[int, Tensor]] = defaultdict(dict)
         self.inputs: dict[int, Tensor] = {}
         self.unit: nn.Module | None = None
@@ -305,12 +296,11 @@ class _Kept:
         runs.
         """
         lasting = {**self.inputs, **self.within[None]}
-        own = [
-            _bytes({key: x for key, x in mine.items() if key not in lasting})
-            for unit, mine in self.within.items()
-            if unit
-        ]
-        return _bytes(lasting) + max(own, default=0)
+        passing = [0]  # bytes of each unit that are freed when its backward is done
+        for unit, tensors in self.within.items():
+            if unit is not None:
+                passing.append(_bytes({key: x for key, x in tensors.items() if key not in lasting}))
+        return _bytes(lasting) + max(passing)
 
     def _enter(self, unit: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         self.unit = unit
@@ -332,55 +322,50 @@ def _identity(x: Tensor) -> int:
 
 
 def _bytes(*stores: Mapping[int, Tensor]) -> int:
-    return sum(
-        {key: x.untyped_storage().nbytes() for store in stores for key, x in store.items()}.values()
-    )
+    """Bytes of all storages, each counted once."""
+    storages: dict[int, Tensor] = {}
+    for store in stores:
+        storages.update(store)
+    return sum(x.untyped_storage().nbytes() for x in storages.values())
 
 
-def render(found: Plan) -> Group:
+def render(plan: Plan) -> Group:
     """Three tables for a terminal: parameters, memory, arithmetic."""
-    subject = found.subject
+    subject = plan.subject
     side = f"{subject.size * PIXELS} x {subject.size * PIXELS} pixels"
-    how = f"{subject.precision}, {'checkpointing' if subject.checkpointing else 'no checkpointing'}, {subject.optimizer}"
+    checkpointing = "checkpointing" if subject.checkpointing else "no checkpointing"
+    how = f"{subject.precision}, {checkpointing}, {subject.optimizer}"
+    lengths = [f"{step.num_frames} frames" for step in plan.steps]
     parameters = Table(
         "part",
         "parameters",
         "trained",
         title=f"{subject.name}: parameters, training {subject.trainable}",
     )
-    for part, size in found.parameters.items():
-        parameters.add_row(part, f"{size:,}", f"{found.trainable[part]:,}")
+    for part, size in plan.parameters.items():
+        parameters.add_row(part, f"{size:,}", f"{plan.trainable[part]:,}")
     parameters.add_section()
-    parameters.add_row(
-        "total", f"{sum(found.parameters.values()):,}", f"{sum(found.trainable.values()):,}"
-    )
-    lengths = [f"{step.num_frames} frames" for step in found.steps]
+    total, trained = sum(plan.parameters.values()), sum(plan.trainable.values())
+    parameters.add_row("total", f"{total:,}", f"{trained:,}")
     memory = Table(
         "GiB, estimated", *lengths, title=f"Memory of a step: {subject.batch} x {side}, {how}"
     )
     for name in ("weights", "gradients", "optimizer", "average", "activations"):
-        memory.add_row(
-            "EMA" if name == "average" else name,
-            *(f"{getattr(step, name) / GIB:.2f}" for step in found.steps),
-        )
+        label = "EMA" if name == "average" else name
+        memory.add_row(label, *(f"{getattr(step, name) / GIB:.2f}" for step in plan.steps))
     memory.add_section()
-    memory.add_row("total", *(f"{step.memory / GIB:.2f}" for step in found.steps))
-    flops = Table(
-        "TFLOP",
-        *lengths,
-        title="Arithmetic of a step: forward, backward"
-        + (", forward again" if subject.checkpointing else ""),
-    )
-    for part in found.parameters:
-        flops.add_row(part, *(f"{step.flops[part] / 1e12:.3g}" for step in found.steps))
+    memory.add_row("total", *(f"{step.memory / GIB:.2f}" for step in plan.steps))
+    passes = "forward, backward" + (", forward again" if subject.checkpointing else "")
+    flops = Table("TFLOP", *lengths, title=f"Arithmetic of a step: {passes}")
+    for part in plan.parameters:
+        flops.add_row(part, *(f"{step.flops[part] / 1e12:.3g}" for step in plan.steps))
     flops.add_section()
-    flops.add_row("total", *(f"{sum(step.flops.values()) / 1e12:.3g}" for step in found.steps))
+    flops.add_row("total", *(f"{sum(step.flops.values()) / 1e12:.3g}" for step in plan.steps))
     for table in (parameters, memory, flops):
         for column in table.columns[1:]:
             column.justify = "right"
-    return Group(
-        parameters,
-        memory,
-        flops,
-        f"A clip of {CLIP_FRAMES} frames takes {found.clip_bytes / 1e6:.2f} MB in a shard: latents and text.",
+    storage = (
+        f"A clip of {CLIP_FRAMES} frames takes {plan.clip_bytes / 1e6:.2f} MB in a shard: "
+        "latents and text."
     )
+    return Group(parameters, memory, flops, storage)

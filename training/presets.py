@@ -49,11 +49,12 @@ class Objective:
     def __post_init__(self) -> None:
         if self.zero_snr and self.prediction != "v_prediction":
             raise UsageError(
-                "zero_snr needs prediction = v_prediction: at an SNR of zero, epsilon says nothing about the latents"
+                "zero_snr needs prediction = v_prediction: at an SNR of zero, epsilon says nothing "
+                "about the latents"
             )
 
 
-Tasks = tuple[tuple[Task, float], ...]  # what is asked, and how often
+Tasks = tuple[tuple[Task, float], ...]  # each task, and how often it is drawn
 KEYFRAME_TASKS: Tasks = (("unconditional", 0.6), ("first", 0.2), ("prefix", 0.2))
 TINY_TASKS: Tasks = (("unconditional", 0.7), ("first", 0.15), ("prefix", 0.15))
 INTERP_TASKS: Tasks = (("every", 1.0),)
@@ -92,9 +93,8 @@ class Preset:
     ema_decay: float = 0.9999
     text_dropout: float = 0.1
     stride_jitter: int = 0
-    terminal: float = (
-        0.0  # share of samples at the noisiest timestep, where one step of sampling begins and ends
-    )
+    # share of samples at the noisiest timestep, where one step of sampling begins and ends
+    terminal: float = 0.0
     precision: Precision = "bf16"
     optimizer: Optimizer = "adamw"
     checkpointing: bool = True
@@ -128,13 +128,15 @@ def from_plain(values: dict[str, Any]) -> Preset:
     unknown = sorted(set(values) ^ {field.name for field in fields(Preset)})
     if unknown:
         raise UsageError(
-            f"this run was made by another version of longtake: its preset differs in {', '.join(unknown)}"
+            "this run was made by another version of longtake: its preset differs in "
+            f"{', '.join(unknown)}"
         )
-    made = dict(values)
-    made["windows"] = tuple(Window(**window) for window in values["windows"])
-    made["tasks"] = tuple((task, weight) for task, weight in values["tasks"])
-    made["objective"] = Objective(**values["objective"])
-    return Preset(**made)
+    rebuilt = {
+        "windows": tuple(Window(**window) for window in values["windows"]),
+        "tasks": tuple((task, weight) for task, weight in values["tasks"]),
+        "objective": Objective(**values["objective"]),
+    }
+    return Preset(**{**values, **rebuilt})
 
 
 def find(name: str) -> Preset:
@@ -142,17 +144,53 @@ def find(name: str) -> Preset:
     if name in PRESETS:
         return PRESETS[name]
     near = difflib.get_close_matches(name, PRESETS, 1)
-    raise UsageError(
-        f"no preset is called '{name}'"
-        + (f"; did you mean {near[0]}?" if near else "")
-        + f" There are {', '.join(PRESETS)}"
-    )
+    guess = f"; did you mean {near[0]}?" if near else ""
+    raise UsageError(f"no preset is called '{name}'{guess} There are {', '.join(PRESETS)}")
 
+
+# Configs of the 2-D UNets that are inflated: Stable Diffusion's, as published with their weights,
+# and our own tiny one.
+_SD = {
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "layers_per_block": 2,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+}
+SD15_UNET: dict[str, Any] = {**_SD, "cross_attention_dim": 768, "attention_head_dim": 8}
+SD21_UNET: dict[str, Any] = {
+    **_SD,
+    "cross_attention_dim": 1024,
+    "attention_head_dim": [5, 10, 20, 20],
+    "use_linear_projection": True,
+}
+TINY_UNET: dict[str, Any] = {
+    "sample_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "layers_per_block": 1,
+    "block_out_channels": [32, 48, 64],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "norm_num_groups": 8,
+    # how large the output is depends on the noise, which a scale learns sooner than a shift
+    "resnet_time_scale_shift": "scale_shift",
+    "cross_attention_dim": 32,
+    "attention_head_dim": 4,
+}
 
 K5, I17, I17_1, I65 = Window(5, 16), Window(17, 4), Window(17, 1), Window(65, 1)
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-SD15_INPAINTING = "stable-diffusion-v1-5/stable-diffusion-inpainting"
+SD15_FILL = "stable-diffusion-v1-5/stable-diffusion-inpainting"
 SD21 = "stabilityai/stable-diffusion-2-1"
+UNETS: dict[str, dict[str, Any]] = {  # the 2-D models that presets name
+    "tiny": TINY_UNET,
+    SD15: SD15_UNET,
+    SD15_FILL: {**SD15_UNET, "in_channels": 9},
+    SD21: SD21_UNET,
+}
 
 KEYFRAME = Objective("epsilon", "left", min_snr=5.0)
 INTERP = Objective("epsilon", "blend", min_snr=5.0)
@@ -164,12 +202,14 @@ TINY_INTERP = Objective(
     "v_prediction", "blend", target="residual", residual_std=0.15, zero_snr=True
 )
 TINY: dict[str, Any] = {
-    "trainable": "all", "precision": "float32", "checkpointing": False, "schedule": "cosine", "warmup": 30, "ema_decay": 0.99,
-    "learning_rate": 1e-3, "validate_every": 100, "checkpoint_every": 100, "micro_batch": 4,
+    "trainable": "all", "precision": "float32", "checkpointing": False, "micro_batch": 4,
+    "learning_rate": 1e-3, "schedule": "cosine", "warmup": 30, "ema_decay": 0.99,
+    "validate_every": 100, "checkpoint_every": 100,
 }  # fmt: skip
 SD: dict[str, Any] = {
-    "trainable": "temporal", "precision": "bf16", "checkpointing": True, "schedule": "constant", "warmup": 500, "ema_decay": 0.9999,
-    "learning_rate": 1e-4, "validate_every": 1000, "checkpoint_every": 1000, "stride_jitter": 4, "micro_batch": 1,
+    "trainable": "temporal", "precision": "bf16", "checkpointing": True, "micro_batch": 1,
+    "learning_rate": 1e-4, "schedule": "constant", "warmup": 500, "ema_decay": 0.9999,
+    "validate_every": 1000, "checkpoint_every": 1000, "stride_jitter": 4,
 }  # fmt: skip
 TINY_KEYS = {
     **TINY,
@@ -181,38 +221,15 @@ TINY_KEYS = {
 TINY_FILL = {**TINY, "sampler_steps": 1, "terminal": 0.4, "kernel": 9}
 FILL = {**SD, "frame_window": 9}
 SEEDS = {**SD, "frame_window": 5, "placement": "convolutions", "fps_conditioning": False}
+KEYS, GAPS, ALL_GAPS = (K5,), (I17, I17, I17_1), (I17, I17, I17, I65)  # how often each is drawn
 TABLE = (
-    # name, 2-D model, windows, tasks, objective, batch size, steps, guidance
-    Preset("tiny-keyframe", "tiny", (K5,), TINY_TASKS, TINY_KEYFRAME, 4, 500, 1.0, **TINY_KEYS),
-    Preset(
-        "tiny-interp",
-        "tiny",
-        (I17, I17, I17_1),
-        INTERP_TASKS,
-        TINY_INTERP,
-        1,
-        350,
-        1.0,
-        **TINY_FILL,
-    ),
-    Preset("sd15-keyframe", SD15, (K5,), KEYFRAME_TASKS, KEYFRAME, 8, 100_000, 7.5, **SD),
-    Preset(
-        "sd15-interp",
-        SD15_INPAINTING,
-        (I17, I17, I17, I65),
-        INTERP_TASKS,
-        INTERP,
-        8,
-        50_000,
-        3.0,
-        **FILL,
-    ),
-    Preset("sd21-keyframe", SD21, (K5,), KEYFRAME_TASKS, V_KEYFRAME, 8, 100_000, 7.5, **SD),
-    Preset(
-        "sd21-interp", SD21, (I17, I17, I17, I65), INTERP_TASKS, V_INTERP, 8, 50_000, 3.0, **FILL
-    ),
-    Preset(
-        "seeds-interp", SD15_INPAINTING, (I65,), INTERP_TASKS, SEEDS_INTERP, 2, 50_000, 7.5, **SEEDS
-    ),
+    # name, 2-D model, windows, tasks, objective, batch size, steps, guidance, and its family's
+    Preset("tiny-keyframe", "tiny", KEYS, TINY_TASKS, TINY_KEYFRAME, 4, 500, 1.0, **TINY_KEYS),
+    Preset("tiny-interp", "tiny", GAPS, INTERP_TASKS, TINY_INTERP, 1, 350, 1.0, **TINY_FILL),
+    Preset("sd15-keyframe", SD15, KEYS, KEYFRAME_TASKS, KEYFRAME, 8, 100_000, 7.5, **SD),
+    Preset("sd15-interp", SD15_FILL, ALL_GAPS, INTERP_TASKS, INTERP, 8, 50_000, 3.0, **FILL),
+    Preset("sd21-keyframe", SD21, KEYS, KEYFRAME_TASKS, V_KEYFRAME, 8, 100_000, 7.5, **SD),
+    Preset("sd21-interp", SD21, ALL_GAPS, INTERP_TASKS, V_INTERP, 8, 50_000, 3.0, **FILL),
+    Preset("seeds-interp", SD15_FILL, (I65,), INTERP_TASKS, SEEDS_INTERP, 2, 50_000, 7.5, **SEEDS),
 )
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in TABLE}

@@ -31,31 +31,30 @@ class Files:
     """
 
     def __init__(self, url: str, num_bytes: Mapping[str, int] | None = None) -> None:
-        self._url = url
+        self.url = url
         self._num_bytes = dict(num_bytes or {})
         self._open: dict[str, int] = {}
         weakref.finalize(self, _close, self._open)
         try:
-            found, self._root = fsspec.core.url_to_fs(url)
+            file_system, self._root = fsspec.core.url_to_fs(url)
         except (ValueError, ImportError) as error:
             raise UsageError(f"{url}: not a folder or URL that can be read: {error}") from None
-        self._is_local = "file" in (
-            [found.protocol] if isinstance(found.protocol, str) else found.protocol
-        )
+        protocol = file_system.protocol
+        self._is_local = "file" in ([protocol] if isinstance(protocol, str) else protocol)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Files, (self._url, self._num_bytes)
+        return Files, (self.url, self._num_bytes)
 
     def _remote(self, names: Sequence[str]) -> tuple[Any, list[str]]:
         """The file system, which is another one in another process, and the files' paths in it."""
-        return fsspec.core.url_to_fs(self._url)[0], [
-            f"{self._root.rstrip('/')}/{name}" for name in names
-        ]
+        file_system, _ = fsspec.core.url_to_fs(self.url)
+        folder = self._root.rstrip("/")
+        return file_system, [f"{folder}/{name}" for name in names]
 
     def whole(self, name: str) -> bytes:
         """A small file. FileNotFoundError if it is not there."""
         if self._is_local:
-            return _tried(self._url, Path(self._root, name).read_bytes)
+            return _tried(self.url, Path(self._root, name).read_bytes)
         fs, (path,) = self._remote([name])
         return _tried(path, lambda: bytes(fs.cat_file(path)))
 
@@ -68,9 +67,9 @@ class Files:
             return
         fs, paths = self._remote(names)
         with self._missing():
-            sizes = _tried(self._url, lambda: fs.sizes(paths))
-        for name, found in zip(names, sizes, strict=True):
-            self._check_length(name, found)
+            sizes = _tried(self.url, lambda: fs.sizes(paths))
+        for name, size in zip(names, sizes, strict=True):
+            self._check_length(name, size)
 
     @contextlib.contextmanager
     def _missing(self) -> Iterator[None]:
@@ -79,18 +78,21 @@ class Files:
         except FileNotFoundError as error:
             name = str(error.filename or error.args[0]).rpartition("/")[2]
             raise ShardError(
-                f"{self._url}: {name} is in the index, but not there; copy it, or build again"
+                f"{self.url}: {name} is in the index, but not there; copy it, or build again"
             ) from error
 
-    def _check_length(self, name: str, found: int | None) -> None:
-        if found is None:
+    def _check_length(self, name: str, size: int | None) -> None:
+        if size is None:
             raise Stopped(
-                f"{self._url}: the server does not say how long {name} is, so it cannot be read by ranges; copy the shards"
+                f"{self.url}: the server does not say how long {name} is, so it cannot be read by "
+                "ranges; copy the shards"
             )
-        if found != (wanted := self._num_bytes.get(name, found)):
-            found_is = "truncated" if found < wanted else "of another build"
+        promised = self._num_bytes.get(name, size)
+        if size != promised:
+            reason = "truncated" if size < promised else "of another build"
             raise ShardError(
-                f"{self._url}: {name} has {found} bytes, {wanted} in the index: {found_is}; copy it or build again"
+                f"{self.url}: {name} has {size} bytes, {promised} in the index: {reason}; "
+                "copy it or build again"
             )
 
     def _descriptor(self, name: str) -> int:
@@ -106,33 +108,33 @@ class Files:
         """Read each range into its buffer, from afar all at the same time."""
         if self._is_local:
             try:
-                got = [
+                counts = [
                     os.preadv(self._descriptor(name), [buffer], start)
                     for name, start, buffer in ranges
                 ]
             except OSError as error:
-                raise Stopped(f"{self._url}: cannot be read: {error}") from error
+                raise Stopped(f"{self.url}: cannot be read: {error}") from error
         else:
             fs, paths = self._remote([name for name, _, _ in ranges])
-            starts, ends = (
-                [start for _, start, _ in ranges],
-                [start + buffer.nbytes for _, start, buffer in ranges],
-            )
+            starts = [start for _, start, _ in ranges]
+            ends = [start + buffer.nbytes for _, start, buffer in ranges]
             with self._missing():
                 parts = _tried(
-                    self._url, lambda: fs.cat_ranges(paths, starts, ends, on_error="raise")
+                    self.url, lambda: fs.cat_ranges(paths, starts, ends, on_error="raise")
                 )
-            got = [len(part) for part in parts]
+            counts = [len(part) for part in parts]
             for (_, _, buffer), part in zip(ranges, parts, strict=True):
                 buffer[: len(part)] = part[: buffer.nbytes]
-        for (name, start, buffer), num_bytes in zip(ranges, got, strict=True):
+        for (name, start, buffer), num_bytes in zip(ranges, counts, strict=True):
             if num_bytes > buffer.nbytes:
                 raise Stopped(
-                    f"{self._url}: the server sends all of {name} when asked for a range; copy the shards"
+                    f"{self.url}: the server sends all of {name} when asked for a range; copy the "
+                    "shards"
                 )
             if num_bytes < buffer.nbytes:
                 raise ShardError(
-                    f"{self._url}: {name} ends at byte {start + num_bytes}: truncated; copy it or build again"
+                    f"{self.url}: {name} ends at byte {start + num_bytes}: truncated; copy it or "
+                    "build again"
                 )
 
 
@@ -176,16 +178,10 @@ def _tried(what: str, act: Callable[[], T]) -> T:
         return retry(act)
     except Exception as error:
         cause = error.__cause__ or error
-        is_of_the_world = (
-            isinstance(cause, OSError)
-            or isinstance(getattr(cause, "status", None), int)
-            or _passes(error)
-        )
-        if (
-            isinstance(cause, FileNotFoundError | NotADirectoryError)
-            or getattr(cause, "status", None) == 404
-            or not is_of_the_world
-        ):
+        status = getattr(cause, "status", None)
+        is_missing = isinstance(cause, FileNotFoundError | NotADirectoryError) or status == 404
+        is_of_the_world = isinstance(cause, OSError) or isinstance(status, int) or _passes(error)
+        if is_missing or not is_of_the_world:
             raise
         raise Stopped(
             f"{what}: cannot be read: {type(cause).__name__}: {cause}; type the same command again"

@@ -11,7 +11,7 @@ grow with the video, but for the video itself.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -22,9 +22,10 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from training import diffusion, media
+from pipeline.media.encoders import Pixels
+from training import diffusion, media, writing
 from training.checkpoint import Run, load_model
-from training.codec import Codec, Pixels
+from training.codec import Codec
 from training.errors import UsageError
 from training.frames import frames_between, interpolated, known_frames, window_plan
 from training.presets import Objective, Preset
@@ -33,11 +34,11 @@ from training.stream import draw
 Scheduler = Literal["ddim", "dpm"]
 SCHEDULERS: tuple[Scheduler, ...] = ("ddim", "dpm")
 Progress = Callable[[str, int, int], object]  # what is made, model calls done, and of how many
-MAX_START_FRAMES = 17  # of a clip that is gone on from: two keyframes tell which way things move
+MAX_START_FRAMES = 17  # of a clip that a video continues: two keyframes say which way things move
 
 
-def nothing(what: str, done: int, total: int) -> None:
-    """A progress that tells nobody."""
+def no_progress(what: str, done: int, total: int) -> None:
+    """A progress that nobody sees."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,14 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Film:
-    """What was made. `latents` `f c h w` scaled, `frames` `f h w c` uint8; `given` are the frames
-    that were not made but given.
+    """A video, and what it was made with. `latents` `f c h w` scaled, `frames` `f h w c` uint8;
+    `known` says which frames are those of the start, not made by a model.
     """
 
     latents: Tensor
     frames: Pixels
     fps: Fraction
-    given: tuple[bool, ...]
+    known: tuple[bool, ...]
     facts: dict[str, Any]
 
 
@@ -99,32 +100,39 @@ def sample_window(
     batch).
     """
     device = next(model.parameters()).device
-    known = (known if known.ndim == 2 else repeat(known, "f -> b f", b=len(latents))).to(device)
-    given = latents.to(device, torch.float32)
-    held = rearrange(known, "b f -> b f 1 1 1")
-    hint = diffusion.hints(given, known, objective.hint)
-    clean = diffusion.to_target(given, hint, objective)
+    if known.ndim == 1:
+        known = repeat(known, "f -> b f", b=len(latents))
+    known = known.to(device)
+    is_known = rearrange(known, "b f -> b f 1 1 1")
+    exact = latents.to(device, torch.float32)
+    hint = diffusion.hints(exact, known, objective.hint)
+    clean = diffusion.to_target(exact, hint, objective)
     noise = starting_noise(latents.shape, seed).to(device)
-    fps, texts = fps.to(device), [text.to(device)]
+    fps = fps.to(device)
+    texts = [text.to(device)]
     if guidance != 1:
         texts.append(repeat(null_text.to(device), "n d -> b n d", b=len(latents)))
-    levels, schedule = diffusion.scheduler(objective), _spaced(objective, scheduler, steps)
+    levels = diffusion.scheduler(objective)
+    schedule = _spaced(objective, scheduler, steps)
     noisy = noise
     for done, t in enumerate(schedule.timesteps):
         batch_t = t.to(device).expand(len(latents))
-        noisy = torch.where(held, levels.add_noise(clean, noise, batch_t), noisy)
-        shown = diffusion.model_input(noisy, known, hint, objective, model.config.in_channels)
+        noisy = torch.where(is_known, levels.add_noise(clean, noise, batch_t), noisy)
+        inputs = diffusion.model_input(noisy, known, hint, objective, model.config.in_channels)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16 and device.type == "cuda"):
-            said = [
-                model(shown.to(model.dtype), batch_t, words.to(model.dtype), fps).float()
+            outputs = [
+                model(inputs.to(model.dtype), batch_t, words.to(model.dtype), fps).float()
                 for words in texts
             ]
-        output = said[0] if guidance == 1 else said[1] + guidance * (said[0] - said[1])
+        output = outputs[0]
+        if guidance != 1:  # Ho and Salimans 2022, equation 6, w = guidance - 1
+            conditional, unconditional = outputs
+            output = unconditional + guidance * (conditional - unconditional)
         noisy = schedule.step(output, t, noisy, return_dict=False)[0]
         if progress is not None:
             progress(done + 1, steps)
-    made = diffusion.from_target(noisy, hint, objective)
-    return torch.where(held, given, made).to(latents.device, latents.dtype)
+    sampled = diffusion.from_target(noisy, hint, objective)
+    return torch.where(is_known, exact, sampled).to(latents.device, latents.dtype)
 
 
 def starting_noise(shape: tuple[int, ...], seed: int) -> Tensor:
@@ -142,9 +150,8 @@ def _spaced(objective: Objective, kind: Scheduler, steps: int) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # DPM-Solver's way from torch to numpy
         schedule.set_timesteps(steps)
-    if (
-        len(schedule.timesteps) != steps
-    ):  # diffusers rounds 1000 / 61 so that a step of no noise is left over
+    # diffusers rounds 1000 / 61 so that a step of no noise is left over
+    if len(schedule.timesteps) != steps:
         raise UsageError(
             f"{steps} steps cannot be spread over 1000 levels of noise; take {steps - 1}"
         )
@@ -153,8 +160,8 @@ def _spaced(objective: Objective, kind: Scheduler, steps: int) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Script:
-    """What one model is told: its words, and how to sample. `text` and `null_text` `n d`;
-    `clip_fps` is the dataset's.
+    """How one model is sampled. `text` and `null_text` are embeddings, `n d`; `clip_fps` is the
+    dataset's.
     """
 
     preset: Preset
@@ -162,7 +169,7 @@ class Script:
     null_text: Tensor
     clip_fps: Fraction
     settings: Settings
-    progress: Progress = nothing
+    progress: Progress = no_progress
 
     @property
     def steps(self) -> int:
@@ -173,10 +180,21 @@ class Script:
         return self.preset.guidance if self.settings.guidance is None else self.settings.guidance
 
     def window(
-        self, model: Any, latents: Tensor, known: Tensor, stride: Fraction, number: int, of: int
+        self,
+        model: Any,
+        latents: Tensor,
+        known: Tensor,
+        stride: Fraction,
+        number: int,
+        num_windows: int,
     ) -> Tensor:
-        """Window `number` of `of` at a stride: `f c h w` to the same."""
-        made = sample_window(
+        """Window `number` of `num_windows` at a stride: `f c h w` to the same."""
+        name = _name(stride)
+
+        def advance(done: int, steps: int) -> None:
+            self.progress(name, number * steps + done, num_windows * steps)
+
+        sampled = sample_window(
             model,
             self.preset.objective,
             latents[None],
@@ -189,21 +207,15 @@ class Script:
             guidance=self.guidance,
             seed=draw(self.settings.seed, "stride", stride, "window", number),
             bf16=self.preset.precision == "bf16",
-            progress=lambda done, steps: self.progress(
-                _name(stride), number * steps + done, of * steps
-            ),
+            progress=advance,
         )
-        return made[0]
+        return sampled[0]
 
 
 def _name(stride: Fraction) -> str:
-    return (
-        f"every {stride.numerator} frames"
-        if stride > 1
-        else "every frame"
-        if stride == 1
-        else f"{1 / stride} a frame"
-    )
+    if stride > 1:
+        return f"every {stride.numerator} frames"
+    return "every frame" if stride == 1 else f"{1 / stride} a frame"
 
 
 def keyframes(
@@ -212,48 +224,55 @@ def keyframes(
     """The first frames of all, `f c h w` scaled, as many and as far apart as in the preset's
     window.
 
-    `start` `f c h w` are those that come first, if some are given: they are kept.
+    `start` `f c h w` are the first of them, which are kept, if the video has a start.
     """
     window = script.preset.windows[0]
-    latents, known = (
-        torch.zeros(window.num_frames, *frame_shape),
-        torch.zeros(window.num_frames, dtype=torch.bool),
-    )
+    latents = torch.zeros(window.num_frames, *frame_shape)
+    known = torch.zeros(window.num_frames, dtype=torch.bool)
     if start is not None:
-        latents[: len(start)], known[: len(start)] = start, True
-    return (
-        latents
-        if known.all()
-        else script.window(model, latents, known, Fraction(window.stride), 0, 1)
-    )
+        latents[: len(start)] = start
+        known[: len(start)] = True
+    if known.all():
+        return latents
+    return script.window(model, latents, known, Fraction(window.stride), 0, 1)
 
 
 def interpolate(
-    model: Any, script: Script, latents: Tensor, stride: Fraction, given: Tensor | None = None
+    model: Any, script: Script, latents: Tensor, stride: Fraction, start: Tensor | None = None
 ) -> Tensor:
     """Keyframes `n c h w` to `(n - 1) * 4 + 1` frames, `stride` (of the result, in frames of a
     clip) apart.
 
-    `given` `f c h w` are a clip's own first frames, which are kept where one falls on a frame of
+    `start` `f c h w` are a clip's own first frames, which are kept where one falls on a frame of
     the result. Windows hold at most as many keyframes as the model was trained on at that stride,
     one window at a time, and share a keyframe.
     """
     every = script.preset.every
-    made = latents.new_zeros(interpolated(len(latents), every), *latents.shape[1:])
-    made[::every] = latents
-    known = torch.zeros(len(made), dtype=torch.bool)
+    filled = latents.new_zeros(interpolated(len(latents), every), *latents.shape[1:])
+    filled[::every] = latents
+    known = torch.zeros(len(filled), dtype=torch.bool)
     known[::every] = True
-    for index in range(len(made)):
-        at = index * stride
-        if given is not None and at.denominator == 1 and at < len(given):
-            made[index], known[index] = given[int(at)], True
+    if start is not None:
+        for index, at in _on_frames(len(filled), stride, len(start)):
+            filled[index] = start[at]
+            known[index] = True
     plan = window_plan(len(latents), max_keyframes(script.preset, stride))
     for number, keys in enumerate(plan):
         between = frames_between(keys, every)
         part = slice(between.start, between.stop)
         if not known[part].all():
-            made[part] = script.window(model, made[part], known[part], stride, number, len(plan))
-    return made
+            filled[part] = script.window(
+                model, filled[part], known[part], stride, number, len(plan)
+            )
+    return filled
+
+
+def _on_frames(num_frames: int, stride: Fraction, length: int) -> Iterator[tuple[int, int]]:
+    """Frames of a video that fall on one of a clip's first `length` frames: both indices."""
+    for index in range(num_frames):
+        at = index * stride
+        if at.denominator == 1 and at < length:
+            yield index, int(at)
 
 
 def max_keyframes(preset: Preset, stride: Fraction) -> int:
@@ -264,17 +283,18 @@ def max_keyframes(preset: Preset, stride: Fraction) -> int:
 
 def lengths(keyframe: Preset, interp: Preset, count: int = 5) -> list[int]:
     """How many frames a video can have: 5, 17, 65, ..."""
-    found = [keyframe.windows[0].num_frames]
-    while len(found) < count:
-        found.append(interpolated(found[-1], interp.every))
-    return found
+    numbers = [keyframe.windows[0].num_frames]
+    while len(numbers) < count:
+        numbers.append(interpolated(numbers[-1], interp.every))
+    return numbers
 
 
 def check(keyframe: Run, interp: Run, num_frames: int, out: Path | None = None) -> None:
     """Raise UsageError, before any work, if these runs cannot make such a video together."""
     if keyframe.preset.tasks[0][0] == "every" or interp.preset.tasks[0][0] != "every":
         raise UsageError(
-            f"{keyframe.folder} is a run of {keyframe.preset.name} and {interp.folder} of {interp.preset.name}: "
+            f"{keyframe.folder} is a run of {keyframe.preset.name} and {interp.folder} of "
+            f"{interp.preset.name}: "
             "--keyframe wants a keyframe run, --interp an interpolation run"
         )
     pairs = {
@@ -283,26 +303,29 @@ def check(keyframe: Run, interp: Run, num_frames: int, out: Path | None = None) 
     }
     a, b = keyframe.dataset["identity"], interp.dataset["identity"]
     pairs |= {field: (a.get(field), b.get(field)) for field in sorted({*a, *b})}
-    differ = [
-        f"  {field}: {one} in {keyframe.folder}, {other} in {interp.folder}"
-        for field, (one, other) in pairs.items()
-        if one != other
+    differences = [
+        f"  {field}: {left} in {keyframe.folder}, {right} in {interp.folder}"
+        for field, (left, right) in pairs.items()
+        if left != right
     ]
-    if differ:
-        lines = "\n".join(differ)
+    if differences:
+        lines = "\n".join(differences)
         raise UsageError(
-            f"the two runs were trained on shards of different kinds:\n{lines}\nTrain both on the same shards."
+            f"the two runs were trained on shards of different kinds:\n{lines}\nTrain both on the "
+            "same shards."
         )
     possible = lengths(keyframe.preset, interp.preset)
     while possible[-1] < num_frames:
         possible.append(interpolated(possible[-1], interp.preset.every))
     if num_frames not in possible:
         raise UsageError(
-            f"no video of {num_frames} frames: the number can be {', '.join(map(str, possible))}, and so on"
+            f"no video of {num_frames} frames: the number can be {', '.join(map(str, possible))}, "
+            "and so on"
         )
     if out is not None and out.suffix != ".mp4":
         raise UsageError(
-            f"--out {out}: give a name that ends in .mp4; the GIF, the contact sheet and the facts get the same name"
+            f"--out {out}: give a name that ends in .mp4; the GIF, the contact sheet and the facts "
+            "get the same name"
         )
 
 
@@ -316,7 +339,7 @@ def generate(
     start: Path | None = None,
     settings: Settings | None = None,
     device: torch.device | str = "cpu",
-    progress: Progress = nothing,
+    progress: Progress = no_progress,
 ) -> Film:
     """A video of `num_frames` frames from a prompt, and from a picture or the end of a clip if
     there is a `start`.
@@ -329,51 +352,46 @@ def generate(
     settings = settings or Settings()
     clip_fps, size = Fraction(keyframe.dataset["fps"]), int(keyframe.dataset["size"])
     stride = Fraction(keyframe.preset.windows[0].stride)
-    pictures = (
-        None
-        if start is None
-        else _whole_keyframes(
-            media.read_start(start, size, clip_fps, MAX_START_FRAMES), int(stride)
-        )
-    )
-    given = None if pictures is None else codec.encode(pictures)
+    pictures = start_latents = start_keyframes = None
+    if start is not None:
+        pictures = media.read_start(start, size, clip_fps, MAX_START_FRAMES)
+        pictures = _whole_keyframes(pictures, int(stride))
+        start_latents = codec.encode(pictures)
+        start_keyframes = start_latents[:: int(stride)]
     model = load_model(keyframe, device)
     scripts = [
         Script(run.preset, codec.embed(prompt), codec.embed(""), clip_fps, settings, progress)
         for run in (keyframe, interp)
     ]
-    latents = keyframes(
-        model,
-        scripts[0],
-        tuple(keyframe.dataset["identity"]["latents.shape"]),
-        None if given is None else given[:: int(stride)],
-    )
+    frame_shape = tuple(keyframe.dataset["identity"]["latents.shape"])
+    latents = keyframes(model, scripts[0], frame_shape, start_keyframes)
     if len(latents) < num_frames:
         del model
         model = load_model(interp, device)
     while len(latents) < num_frames:
         stride /= interp.preset.every
-        latents = interpolate(model, scripts[1], latents, stride, given)
+        latents = interpolate(model, scripts[1], latents, stride, start_latents)
     del model
-    frames, is_given = decode(codec, latents, progress), [False] * len(latents)
-    for index in range(len(frames)):
-        at = index * stride
-        if pictures is not None and at.denominator == 1 and at < len(pictures):
-            frames[index], is_given[index] = pictures[int(at)], True
+    frames = decode(codec, latents, progress)
+    known = [False] * len(latents)
+    if pictures is not None:
+        for index, at in _on_frames(len(frames), stride, len(pictures)):
+            frames[index] = pictures[at]
+            known[index] = True
     facts = _facts(keyframe, interp, prompt, start, scripts, num_frames, clip_fps / stride)
-    return Film(latents, frames, clip_fps / stride, tuple(is_given), facts)
+    return Film(latents, frames, clip_fps / stride, tuple(known), facts)
 
 
 def _whole_keyframes(pictures: Pixels, stride: int) -> Pixels:
-    """The last of them, so many that the last is a keyframe."""
+    """As many of the last pictures as make the first and the last of them keyframes."""
     return pictures[(len(pictures) - 1) % stride :]
 
 
-def decode(codec: Codec, latents: Tensor, progress: Progress = nothing) -> Pixels:
-    """Scaled latents `f c h w` to `f h w c` uint8, telling of each frame."""
+def decode(codec: Codec, latents: Tensor, progress: Progress = no_progress) -> Pixels:
+    """Scaled latents `f c h w` to `f h w c` uint8; `progress` is called after each frame."""
     pictures = []
-    for index, one in enumerate(latents):
-        pictures.append(codec.decode(one[None])[0])
+    for index, frame in enumerate(latents):
+        pictures.append(codec.decode(frame[None])[0])
         progress("pictures", index + 1, len(latents))
     return np.stack(pictures)
 
@@ -416,10 +434,15 @@ def save(film: Film, out: Path) -> list[Path]:
     """Write OUT.mp4, and beside it the GIF, the contact sheet (.png) and what it was made with
     (.json). Returns their paths.
     """
-    paths = [out.with_suffix(suffix) for suffix in (".mp4", ".gif", ".png", ".json")]
-    media.write_mp4(paths[0], film.frames, film.fps)
-    media.write_gif(paths[1], film.frames, film.fps)
-    caption = f"{film.facts['prompt'] or 'no prompt'}   {len(film.frames)} frames at {float(film.fps):g} fps, seed {film.facts['seed']}"
-    media.write_image(paths[2], media.contact_sheet(film.frames, film.given, caption))
-    media.write_json(paths[3], film.facts)
-    return paths
+    video, gif, sheet, facts = (
+        out.with_suffix(suffix) for suffix in (".mp4", ".gif", ".png", ".json")
+    )
+    media.write_mp4(video, film.frames, film.fps)
+    media.write_gif(gif, film.frames, film.fps)
+    caption = (
+        f"{film.facts['prompt'] or 'no prompt'}   {len(film.frames)} frames at "
+        f"{float(film.fps):g} fps, seed {film.facts['seed']}"
+    )
+    media.write_image(sheet, media.contact_sheet(film.frames, film.known, caption))
+    writing.write_json(facts, film.facts)
+    return [video, gif, sheet, facts]

@@ -1,7 +1,7 @@
 """What the shards are: index.json and the arrays it names, checked. docs/format.md is the contract.
 
-Whatever does not hold is a ShardError that names the shard and the member, what was found and what
-is wanted. Nothing is ever unpickled. Costs: the index in memory, about 1 kB a sample.
+Whatever does not hold is a ShardError that names the shard and the member, what is there and what
+should be. Nothing is ever unpickled. Costs: the index in memory, about 1 kB a sample.
 """
 
 from __future__ import annotations
@@ -54,9 +54,8 @@ class SampleFields(Fields):
 
 
 class Shard(Fields):
-    file: str = Field(
-        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
-    )  # nothing that could lead out of the folder
+    # nothing that could lead out of the folder
+    file: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
     split: str
     num_bytes: NonNegativeInt
     sha256: Sha256
@@ -144,10 +143,8 @@ class Index:
 
     def files(self, split: str | None = None) -> Files:
         """The tars of a split, or all; their lengths are compared with the index, ShardError."""
-        files = Files(
-            self.url,
-            {shard.file: shard.num_bytes for shard in self.shards if split in (None, shard.split)},
-        )
+        shards = [shard for shard in self.shards if split in (None, shard.split)]
+        files = Files(self.url, {shard.file: shard.num_bytes for shard in shards})
         files.check_lengths()
         return files
 
@@ -164,19 +161,20 @@ class Index:
         }
 
 
-def check_identity(index: Index, wanted: Mapping[str, Any]) -> None:
-    """ShardError, naming each field that differs, unless the shards were made with the encoders
-    `wanted` tells of.
+def check_identity(index: Index, identity: Mapping[str, Any]) -> None:
+    """ShardError, naming each field that differs, unless the shards' encoders have this
+    identity.
     """
-    differ = [
-        f"  {field}: {found} in the shards, {wanted.get(field, 'nothing')} wanted"
-        for field, found in index.identity().items()
-        if wanted.get(field) != found
+    differences = [
+        f"  {field}: {value} in the shards, {identity.get(field, 'nothing')} wanted"
+        for field, value in index.identity().items()
+        if identity.get(field) != value
     ]
-    if differ:
-        lines = "\n".join(differ)
+    if differences:
+        lines = "\n".join(differences)
         raise ShardError(
-            f"{index.url}: not the encoders the model was trained with:\n{lines}\nBuild shards with the model's encoders."
+            f"{index.url}: not the encoders the model was trained with:\n{lines}\nBuild shards "
+            "with the model's encoders."
         )
 
 
@@ -191,26 +189,27 @@ def open_index(url: str | Path) -> Index:
     try:
         content = files.whole("index.json")
     except (FileNotFoundError, NotADirectoryError) as error:
-        name = Path(url).parent.name if Path(url).name == "shards" else ""
-        hint = f"`make shards DATASET={name or 'NAME'}` builds them" + (
-            "" if name else ", into data/NAME/shards"
-        )
+        hint = "`make shards DATASET=NAME` builds them, into data/NAME/shards"
+        name = Path(url).parent.name
+        if Path(url).name == "shards" and name:
+            hint = f"`make shards DATASET={name}` builds them"
         raise UsageError(f"{url}: no shards there (no index.json); {hint}") from error
     where = f"{url}: index.json"
     try:
         plain = json.loads(content)
-        found = plain.get("format") if isinstance(plain, dict) else None
-        if type(found) is not int or found != FORMAT:
+        version = plain.get("format") if isinstance(plain, dict) else None
+        if type(version) is not int or version != FORMAT:
             raise ShardError(
-                f"{where}: format {found!r}, this reader knows {FORMAT}; build the shards again, or update longtake"
+                f"{where}: format {version!r}, this reader knows {FORMAT}; build the shards again, "
+                "or update longtake"
             )
         fields = IndexFields.model_validate(plain)
     except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(map(str, one['loc']))}: {one['msg']}, not {str(one['input'])[:80]!r}"
-            for one in error.errors()[:3]
-        )
-        raise ShardError(f"{where}: {wrong}") from None
+        problems = []
+        for problem in error.errors()[:3]:
+            field = ".".join(map(str, problem["loc"]))
+            problems.append(f"{field}: {problem['msg']}, not {str(problem['input'])[:80]!r}")
+        raise ShardError(f"{where}: {'; '.join(problems)}") from None
     except (ValueError, RecursionError) as error:
         raise ShardError(f"{where}: cannot be parsed, {error}; build the shards again") from None
     _check_whole(fields, where)
@@ -228,7 +227,7 @@ def open_index(url: str | Path) -> Index:
         encoders=fields.encoders.model_dump(),
         null_text=_null_text(fields.null_text, f"{where}: null_text"),
         shards=fields.shards,
-        entries={split: tuple(found) for split, found in entries.items()},
+        entries={split: tuple(members) for split, members in entries.items()},
     )
 
 
@@ -236,12 +235,12 @@ def _check_whole(fields: IndexFields, where: str) -> None:
     """The index against itself: its digest, keys that are there once, members inside their
     shard.
     """
-    digest = hashlib.sha256(
-        "".join(f"{shard.sha256}\n" for shard in fields.shards).encode()
-    ).hexdigest()
+    lines = "".join(f"{shard.sha256}\n" for shard in fields.shards)
+    digest = hashlib.sha256(lines.encode()).hexdigest()
     if digest != fields.root_digest:
         raise ShardError(
-            f"{where}: root_digest {fields.root_digest}, that of its shards is {digest}; build the shards again"
+            f"{where}: root_digest {fields.root_digest}, that of its shards is {digest}; build the "
+            "shards again"
         )
     seen: set[str] = set()
     for shard in fields.shards:
@@ -251,9 +250,9 @@ def _check_whole(fields: IndexFields, where: str) -> None:
             seen.add(sample.key)
             for name, (start, num_bytes, _) in sample.members.items():
                 if start + num_bytes > shard.num_bytes:
-                    found = f"bytes {start} to {start + num_bytes} of {shard.num_bytes}"
                     raise ShardError(
-                        f"{where}: {shard.file}: {sample.key}.{name} is outside its shard, {found}"
+                        f"{where}: {shard.file}: {sample.key}.{name} is outside its shard, "
+                        f"bytes {start} to {start + num_bytes} of {shard.num_bytes}"
                     )
             for name in {"latents.npy", "text.npy"} - sample.members.keys():
                 raise ShardError(f"{where}: {shard.file}: {sample.key} has no {name}")
@@ -287,18 +286,19 @@ def parse(
     """A whole `.npy` file that must have this digest, and `n d` float16 numbers that are finite, or
     the given shape.
     """
-    if (found := hashlib.sha256(content).hexdigest()) != sha256:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != sha256:
         raise ShardError(
-            f"{where}: sha256 {found}, {sha256} in the index: damaged or of another build; build the shards again"
+            f"{where}: sha256 {digest}, {sha256} in the index: damaged or of another build; build "
+            "the shards again"
         )
-    start, has = parse_header(bytes(content[:MAX_HEADER]), where)
-    if (
-        len(has) != 2
-        or (shape is not None and has != shape)
-        or start + math.prod(has) * DTYPE.itemsize != len(content)
-    ):
-        raise ShardError(f"{where}: {len(content)} bytes of shape {has}, wanted {shape or 'n d'}")
-    array = np.frombuffer(content, DTYPE, offset=start).reshape(has)
+    start, own_shape = parse_header(bytes(content[:MAX_HEADER]), where)
+    is_right_shape = len(own_shape) == 2 and shape in (None, own_shape)
+    if not is_right_shape or start + math.prod(own_shape) * DTYPE.itemsize != len(content):
+        raise ShardError(
+            f"{where}: {len(content)} bytes of shape {own_shape}, wanted {shape or 'n d'}"
+        )
+    array = np.frombuffer(content, DTYPE, offset=start).reshape(own_shape)
     if not is_finite(array):
         raise ShardError(f"{where}: not all numbers are finite")
     return array
@@ -315,17 +315,17 @@ def parse_header(content: bytes, where: object) -> tuple[int, tuple[int, ...]]:
     """Where the numbers begin, and the array's shape. ShardError unless it is .npy 1.0, float16 and
     in C order.
     """
+    header_bytes = 10 + int.from_bytes(content[8:10], "little")
     try:
-        version, length, shape, is_fortran, dtype = _read_header(
-            content[: 10 + int.from_bytes(content[8:10], "little")]
-        )
+        version, length, shape, is_fortran, dtype = _read_header(content[:header_bytes])
     except ValueError as error:
         raise ShardError(f"{where}: not a .npy array: {error}") from None
     if version != (1, 0):
         raise ShardError(f"{where}: .npy version {version[0]}.{version[1]}, wanted 1.0")
     if dtype != DTYPE or is_fortran:
+        order = "Fortran" if is_fortran else "C"
         raise ShardError(
-            f"{where}: {dtype} in {'Fortran' if is_fortran else 'C'} order, wanted little-endian float16 in C order"
+            f"{where}: {dtype} in {order} order, wanted little-endian float16 in C order"
         )
     return length, shape
 
@@ -349,14 +349,22 @@ def verify(index: Index, progress: Callable[[int], object] | None = None) -> Non
     """
     files = index.files()
     for shard in index.shards:
-        digest = hashlib.sha256()
-        for start in range(0, shard.num_bytes, PIECE):
-            piece = memoryview(bytearray(min(PIECE, shard.num_bytes - start)))
-            files.fill([(shard.file, start, piece)])
-            digest.update(piece)
-            if progress is not None:
-                progress(piece.nbytes)
-        if digest.hexdigest() != shard.sha256:
-            raise ShardError(
-                f"{index.url}: {shard.file} has sha256 {digest.hexdigest()}, {shard.sha256} in the index: damaged; copy it or build again"
-            )
+        verify_shard(files, shard, progress)
+
+
+def verify_shard(
+    files: Files, shard: Shard, progress: Callable[[int], object] | None = None
+) -> None:
+    """Compare one shard with its sha256, reading all of it. Raises ShardError if it differs."""
+    digest = hashlib.sha256()
+    for start in range(0, shard.num_bytes, PIECE):
+        piece = memoryview(bytearray(min(PIECE, shard.num_bytes - start)))
+        files.fill([(shard.file, start, piece)])
+        digest.update(piece)
+        if progress is not None:
+            progress(piece.nbytes)
+    if digest.hexdigest() != shard.sha256:
+        raise ShardError(
+            f"{files.url}: {shard.file} has sha256 {digest.hexdigest()}, {shard.sha256} in the "
+            "index: damaged; copy it or build again"
+        )

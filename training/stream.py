@@ -33,15 +33,10 @@ from training.shards import (
     Entry,
     Index,
     Member,
-    check_identity,
     is_finite,
-    open_index,
     parse,
     parse_header,
-    verify,
 )
-
-__all__ = ["Batch", "Index", "Stream", "check_identity", "fixed_windows", "open_index", "verify"]
 
 MAX_TEXTS = 256
 
@@ -62,10 +57,12 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same on a device; from pinned memory without waiting."""
-        latents, text, fps = (
-            part.to(device, non_blocking=True) for part in (self.latents, self.text, self.fps)
+        return replace(
+            self,
+            latents=self.latents.to(device, non_blocking=True),
+            text=self.text.to(device, non_blocking=True),
+            fps=self.fps.to(device, non_blocking=True),
         )
-        return replace(self, latents=latents, text=text, fps=fps)
 
     def pin_memory(self) -> Batch:
         return replace(
@@ -78,9 +75,9 @@ class Batch:
 
 def draw(*words: object) -> int:
     """64 bits that depend on all the words and on nothing else."""
-    return int.from_bytes(
-        hashlib.blake2b("\0".join(map(str, words)).encode(), digest_size=8).digest(), "big"
-    )
+    text = "\0".join(map(str, words))
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
 
 
 def eligible(index: Index, split: str, span: int) -> list[Entry]:
@@ -89,12 +86,14 @@ def eligible(index: Index, split: str, span: int) -> list[Entry]:
     """
     if split not in index.entries:
         raise UsageError(
-            f"{index.url}: no split {split!r}, it has {', '.join(sorted(index.entries)) or 'no shards'}"
+            f"{index.url}: no split {split!r}, it has "
+            f"{', '.join(sorted(index.entries)) or 'no shards'}"
         )
     longest = max((entry.num_frames for entry in index.entries[split]), default=0)
     if longest < span:
         raise UsageError(
-            f"{index.url}: no clip of {split!r} is long enough: the longest has {longest} frames, a window spans {span}; "
+            f"{index.url}: no clip of {split!r} is long enough: the longest has {longest} frames, "
+            f"a window spans {span}; "
             "take fewer frames or a smaller stride, or build shards of longer videos"
         )
     return [entry for entry in index.entries[split] if entry.num_frames >= span]
@@ -135,26 +134,25 @@ class Stream:
             or not 0 <= rank < world
         ):
             raise UsageError(
-                f"no stream of windows {list(map(str, windows))}, batch_size {batch_size}, stride_jitter {stride_jitter}, text_dropout "
-                f"{text_dropout}, rank {rank} of {world}: there must be a window, a sample, a jitter of 0 or more, a share of 0 to 1"
+                f"no stream of windows {list(map(str, windows))}, batch_size {batch_size}, "
+                f"stride_jitter {stride_jitter}, text_dropout "
+                f"{text_dropout}, rank {rank} of {world}: there must be a window, a sample, a "
+                "jitter of 0 or more, a share of 0 to 1"
             )
         if batch_size % world:
             raise UsageError(
-                f"a batch of {batch_size} cannot be shared by {world} ranks equally; take a multiple of {world}"
+                f"a batch of {batch_size} cannot be shared by {world} ranks equally; take a "
+                f"multiple of {world}"
             )
-        self.index, self.split, self.windows, self.batch_size, self.seed = (
-            index,
-            split,
-            tuple(windows),
-            batch_size,
-            seed,
-        )
-        self.text_dropout, self.stride_jitter, self.rank, self.world = (
-            text_dropout,
-            stride_jitter,
-            rank,
-            world,
-        )
+        self.index = index
+        self.split = split
+        self.windows = tuple(windows)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.text_dropout = text_dropout
+        self.stride_jitter = stride_jitter
+        self.rank = rank
+        self.world = world
         self._eligible = eligible(index, split, max(window.span for window in windows))
         self.num_samples = len(self._eligible)
         self.num_skipped = len(index.entries[split]) - self.num_samples
@@ -162,43 +160,40 @@ class Stream:
         self._files = index.files(split)
         self._by_key = {entry.key: entry for entry in index.entries[split]}
         self._frame_bytes = math.prod(index.frame_shape) * DTYPE.itemsize
-        self._first_frame: dict[
-            str, int
-        ] = {}  # of each sample whose header was seen, the byte where its numbers begin
+        # of each sample whose header was seen, the byte where its numbers begin
+        self._first_frame: dict[str, int] = {}
         self._texts: dict[Member, Array] = {}
         self._orders: dict[int, Array] = {}
 
     def batch(self, step: int) -> Batch:
         """The part of global batch `step` that is this rank's."""
         window = self.window(step)
-        indices = range(
-            step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world
-        )
-        entries = [self._entry(index) for index in indices]
-        starts = [
-            draw("start", self.seed, index) % (entry.num_frames - window.span + 1)
-            for index, entry in zip(indices, entries, strict=True)
-        ]
-        texts = [self._caption(index, entry) for index, entry in zip(indices, entries, strict=True)]
+        first = step * self.batch_size
+        indices = range(first + self.rank, first + self.batch_size, self.world)
+        entries, starts, texts = [], [], []
+        for index in indices:
+            entry = self._entry(index)
+            num_starts = entry.num_frames - window.span + 1
+            entries.append(entry)
+            starts.append(draw("start", self.seed, index) % num_starts)
+            texts.append(self._caption(index, entry))
         return self._gather(entries, starts, texts, window, tuple(indices))
 
     def window(self, step: int) -> Window:
         """The window of global batch `step`, the same on all ranks."""
         nominal = self.windows[draw("window", self.seed, step) % len(self.windows)]
         least = max(1, nominal.stride - self.stride_jitter)
-        return replace(
-            nominal, stride=least + draw("stride", self.seed, step) % (nominal.stride - least + 1)
-        )
+        num_strides = nominal.stride - least + 1
+        return replace(nominal, stride=least + draw("stride", self.seed, step) % num_strides)
 
     def _entry(self, index: int) -> Entry:
         epoch, position = divmod(index, self.num_samples)
         if epoch not in self._orders:
             # Only a bit generator's raw output is promised to be the same in every numpy.
             bits = np.random.PCG64(draw("order", self.seed, epoch)).random_raw(self.num_samples)
-            self._orders = {
-                **dict(list(self._orders.items())[-1:]),
-                epoch: np.argsort(bits, kind="stable"),
-            }
+            order = np.argsort(bits, kind="stable")
+            # a batch may span two epochs: the one before is kept, older ones are not
+            self._orders = {**dict(list(self._orders.items())[-1:]), epoch: order}
         return self._eligible[int(self._orders[epoch][position])]
 
     def _caption(self, index: int, entry: Entry) -> Member | None:
@@ -210,7 +205,7 @@ class Stream:
         """The windows that begin at these (key, start), with the first caption of each: for
         validation and evaluation.
         """
-        entries = [self._found(key, start, window) for key, start in pairs]
+        entries = [self._entry_of(key, start, window) for key, start in pairs]
         return self._gather(
             entries,
             [start for _, start in pairs],
@@ -219,19 +214,14 @@ class Stream:
             tuple(range(len(pairs))),
         )
 
-    def read(self, key: str, start: int, window: Window) -> torch.Tensor:
-        """Latents of one window of one clip of the split: f c h w float32, scaled."""
-        return self._gather(
-            [self._found(key, start, window)], [start], [None], window, (0,)
-        ).latents[0]
-
-    def _found(self, key: str, start: int, window: Window) -> Entry:
+    def _entry_of(self, key: str, start: int, window: Window) -> Entry:
         entry = self._by_key.get(key)
         if entry is None:
             raise UsageError(f"{self.index.url}: no clip {key!r} in {self.split!r}")
         if not 0 <= start <= entry.num_frames - window.span:
             raise UsageError(
-                f"{key} has {entry.num_frames} frames: a window of {window.span} cannot begin at frame {start}"
+                f"{key} has {entry.num_frames} frames: a window of {window.span} cannot begin at "
+                f"frame {start}"
             )
         return entry
 
@@ -245,10 +235,10 @@ class Stream:
     ) -> Batch:
         latents = np.empty((len(entries), window.num_frames, *self.index.frame_shape), DTYPE)
         buffer = rearrange(latents, "b f c h w -> (b f c h w)").view(np.uint8).data
-        embedded = self._fetch(entries, starts, window, buffer, texts)
+        embeddings = self._fetch(entries, starts, window, buffer, texts)
         return Batch(
             latents=self._scaled(latents, entries, starts, window),
-            text=torch.from_numpy(np.stack(embedded)).float(),
+            text=torch.from_numpy(np.stack(embeddings)).float(),
             fps=torch.full((len(entries),), float(self.index.fps / window.stride)),
             window=window,
             keys=tuple(entry.key for entry in entries),
@@ -290,16 +280,17 @@ class Stream:
             self._fill(self._ranges(entries, starts, window, buffer))
         for text, content in unread.items():
             self._texts[text] = parse(content, text.sha256, text, self.index.null_text.shape)
-        found = [
-            self.index.null_text
-            if text is None
-            else self._texts.setdefault(text, self._texts.pop(text))
-            for text in texts
-        ]
+        embeddings = []
+        for caption in texts:
+            if caption is None:
+                embeddings.append(self.index.null_text)
+            else:
+                self._texts[caption] = self._texts.pop(caption)  # to the end: used last
+                embeddings.append(self._texts[caption])
         while len(self._texts) > MAX_TEXTS:  # the one not used for longest
             del self._texts[next(iter(self._texts))]
         self.bytes_used += buffer.nbytes + sum(map(len, unread.values()))
-        return found
+        return embeddings
 
     def _ranges(
         self, entries: Sequence[Entry], starts: Sequence[int], window: Window, buffer: memoryview
@@ -312,13 +303,8 @@ class Stream:
             first = self._first_frame.get(entry.key, entry.latents.start + HEADER)
             for frame in window.indices(start)[:parts]:
                 at = len(ranges) * num_bytes
-                ranges.append(
-                    (
-                        entry.latents.file,
-                        first + frame * self._frame_bytes,
-                        buffer[at : at + num_bytes],
-                    )
-                )
+                part = buffer[at : at + num_bytes]
+                ranges.append((entry.latents.file, first + frame * self._frame_bytes, part))
         return ranges
 
     def _fill(self, ranges: Sequence[Range]) -> None:
@@ -327,14 +313,17 @@ class Stream:
 
     def _see_header(self, entry: Entry, head: bytearray) -> None:
         member, where = entry.latents, f"{self.index.url}: {entry.latents}"
-        if len(head) < (length := min(10 + int.from_bytes(head[8:10], "little"), member.num_bytes)):
+        header_bytes = 10 + int.from_bytes(head[8:10], "little")
+        length = min(header_bytes, member.num_bytes)
+        if len(head) < length:
             head = bytearray(length)
             self._fill([(member.file, member.start, memoryview(head))])
         length, shape = parse_header(bytes(head), where)
-        wanted = (entry.num_frames, *self.index.frame_shape)
-        if shape != wanted or length + entry.num_frames * self._frame_bytes != member.num_bytes:
+        promised = (entry.num_frames, *self.index.frame_shape)
+        if shape != promised or length + entry.num_frames * self._frame_bytes != member.num_bytes:
             raise ShardError(
-                f"{where}: {member.num_bytes} bytes of shape {shape}, the index says {wanted}; build the shards again"
+                f"{where}: {member.num_bytes} bytes of shape {shape}, the index says {promised}; "
+                "build the shards again"
             )
         self._first_frame[entry.key] = member.start + length
 
@@ -342,8 +331,12 @@ class Stream:
         self, latents: Array, entries: Sequence[Entry], starts: Sequence[int], window: Window
     ) -> torch.Tensor:
         if not is_finite(latents):
-            row = next(row for row, one in enumerate(latents) if not is_finite(one))
-            where = f"{self.index.url}: {entries[row].latents}, frames {starts[row]} to {starts[row] + window.span - 1}"
+            row = next(row for row, part in enumerate(latents) if not is_finite(part))
+            first = starts[row]
+            where = (
+                f"{self.index.url}: {entries[row].latents}, "
+                f"frames {first} to {first + window.span - 1}"
+            )
             raise ShardError(f"{where}: not all numbers are finite; build the shards again")
         return torch.from_numpy(latents).float().mul_(self.index.scaling_factor)
 
@@ -363,10 +356,10 @@ class Stream:
             generator=torch.Generator(),  # else it draws from the global one
             pin_memory=torch.cuda.is_available(),
         )
-        for found in steps:
-            if isinstance(found, LongtakeError):
-                raise found
-            yield found
+        for batch in steps:
+            if isinstance(batch, LongtakeError):
+                raise batch
+            yield batch
 
 
 def _clean_processes() -> BaseContext:

@@ -1,7 +1,7 @@
-"""A 2-D diffusion UNet inflated to video: frames are folded into the batch for every layer
-diffusers made.
+"""A 2-D diffusion UNet inflated to video.
 
-Temporal layers stand behind them, in place: a `TemporalConv` behind resnets (or behind every
+For every layer of diffusers the frames are folded into the batch. Temporal layers stand behind
+these layers, in place: a `TemporalConv` behind resnets (or behind every
 convolution, the seeds' placement), a `TemporalAttention` behind every spatial transformer. Both are
 the identity at first, bit for bit, so the video forward starts as the 2-D forward of each frame.
 Wrapping in place keeps every block type and attention processor of diffusers working; the price is
@@ -32,9 +32,6 @@ from torch.utils.checkpoint import checkpoint
 
 from training.attention import Backend, TemporalAttention, check_window
 from training.errors import Stopped, UsageError
-from training.flat import SD15_UNET as SD15_UNET
-from training.flat import SD21_UNET as SD21_UNET
-from training.flat import TINY_UNET as TINY_UNET
 
 Placement = Literal["resnets", "convolutions"]
 Trainable = Literal["temporal", "temporal+conv", "all"]
@@ -56,8 +53,9 @@ class Folded:
         self.num_frames = 1
 
     @contextmanager
-    def of(self, num_frames: int) -> Iterator[None]:
-        before, self.num_frames = self.num_frames, num_frames
+    def folding(self, num_frames: int) -> Iterator[None]:
+        before = self.num_frames
+        self.num_frames = num_frames
         try:
             yield
         finally:
@@ -90,19 +88,12 @@ class TemporalConv(nn.Module):
         """`(b f) c h w` to the same shape."""
         rows = rearrange(x, "(b f) c h w -> b f (h w) c", f=num_frames).contiguous()
         mixed: Tensor = self.conv(rearrange(rows, "b f p c -> b c f p"))
-        return _laid_out_as(x, rearrange(mixed, "b c f (h w) -> (b f) c h w", h=x.shape[-2]))
-
-
-def _laid_out_as(x: Tensor, made: Tensor) -> Tensor:
-    """In x's memory format: convolutions of diffusers pick their algorithm by it, and each rounds
-    in its own way.
-    """
-    layout = (
-        torch.channels_last
-        if x.is_contiguous(memory_format=torch.channels_last)
-        else torch.contiguous_format
-    )
-    return made.contiguous(memory_format=layout)
+        frames = rearrange(mixed, "b c f (h w) -> (b f) c h w", h=x.shape[-2])
+        # diffusers' convolutions pick their algorithm by the memory format, and each rounds in its
+        # own way: the output has the input's
+        is_channels_last = x.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if is_channels_last else torch.contiguous_format
+        return frames.contiguous(memory_format=layout)
 
 
 class WidenedConv(nn.Module):
@@ -112,21 +103,24 @@ class WidenedConv(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, channels: int) -> None:
         super().__init__()
-        made: dict[str, Any] = {
-            "device": conv.weight.device,
-            "dtype": conv.weight.dtype,
-            "padding": conv.padding,
-            "bias": False,
-        }
-        self.conv, self.split = conv, [conv.in_channels, channels - conv.in_channels]
-        self.added = nn.Conv2d(self.split[1], conv.out_channels, conv.kernel_size, **made)  # type: ignore[arg-type]
+        self.conv = conv
+        self.split = [conv.in_channels, channels - conv.in_channels]
+        self.added = nn.Conv2d(
+            self.split[1],
+            conv.out_channels,
+            conv.kernel_size,  # type: ignore[arg-type]
+            padding=conv.padding,  # type: ignore[arg-type]
+            bias=False,
+            device=conv.weight.device,
+            dtype=conv.weight.dtype,
+        )
         nn.init.zeros_(self.added.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """`n c h w`, the old channels first."""
         old, new = torch.split(x, self.split, dim=1)
-        both: Tensor = self.conv(old) + self.added(new)
-        return both
+        total: Tensor = self.conv(old) + self.added(new)
+        return total
 
 
 class Both(nn.Module):
@@ -137,8 +131,8 @@ class Both(nn.Module):
         self.conv, self.attention = conv, attention
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
-        made: Tensor = self.attention(self.conv(x, num_frames), num_frames)
-        return made
+        mixed: Tensor = self.attention(self.conv(x, num_frames), num_frames)
+        return mixed
 
 
 class FpsEmbedding(nn.Module):
@@ -160,8 +154,8 @@ class FpsEmbedding(nn.Module):
             flip_sin_to_cos=True,
             downscale_freq_shift=0,
         )
-        embedded: Tensor = self.linear(wave.to(self.linear.weight.dtype))
-        return embedded
+        embedding: Tensor = self.linear(wave.to(self.linear.weight.dtype))
+        return embedding
 
 
 class Unit(nn.Module):
@@ -177,12 +171,10 @@ class Unit(nn.Module):
         may_checkpoint: bool = True,
     ) -> None:
         super().__init__()
-        self.spatial, self.temporal, self.folded, self.may_checkpoint = (
-            spatial,
-            temporal,
-            folded,
-            may_checkpoint,
-        )
+        self.spatial = spatial
+        self.temporal = temporal
+        self.folded = folded
+        self.may_checkpoint = may_checkpoint
         self.gradient_checkpointing = False
 
     def forward(self, *args: Any, **options: Any) -> Any:
@@ -193,15 +185,14 @@ class Unit(nn.Module):
         return self._run(self.folded.num_frames, *args, **options)
 
     def _run(self, num_frames: int, *args: Any, **options: Any) -> Any:
-        with self.folded.of(
-            num_frames
-        ):  # a recomputation comes late, when another forward may have been
-            made = self.spatial(*args, **options)
+        # `num_frames` is handed over, as a recomputation may come after another forward
+        with self.folded.folding(num_frames):
+            output = self.spatial(*args, **options)
             if self.temporal is None:
-                return made
-            if isinstance(made, tuple):  # a transformer's
-                return (self.temporal(made[0], num_frames), *made[1:])
-            return self.temporal(made, num_frames)
+                return output
+            if isinstance(output, tuple):  # a transformer's
+                return (self.temporal(output[0], num_frames), *output[1:])
+            return self.temporal(output, num_frames)
 
 
 class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -232,20 +223,18 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         check_window(window)
         if placement not in get_args(Placement):
             raise UsageError(
-                f"No placement of temporal layers is called {placement!r}; there are {', '.join(get_args(Placement))}."
+                f"No placement of temporal layers is called {placement!r}; there are "
+                f"{', '.join(get_args(Placement))}."
             )
         base: Any = UNet2DConditionModel.from_config(dict(flat_config)) if flat is None else flat
         _check_kind(base)
         self.unet = base
         self.folded = Folded()
         like = base.conv_in.weight
-        if (
-            fps_conditioning
-        ):  # diffusers adds what this layer makes of `class_labels` to the time embedding
-            channels, time_channels = (
-                base.time_proj.num_channels,
-                base.time_embedding.linear_2.out_features,
-            )
+        if fps_conditioning:
+            # diffusers adds what this layer makes of `class_labels` to the time embedding
+            channels = base.time_proj.num_channels
+            time_channels = base.time_embedding.linear_2.out_features
             base.class_embedding = FpsEmbedding(channels, time_channels, like)
         if placement == "convolutions":
             self._follow_convolutions(like)
@@ -268,14 +257,13 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         if isinstance(source, Mapping):
             options["flat_config"] = _plain_config(source)
         else:
-            flat = (
-                load_flat(source, revision)
-                if isinstance(source, str | Path)
-                else copy.deepcopy(source)
-            )
+            if isinstance(source, str | Path):
+                flat = load_flat(source, revision)
+            else:
+                flat = copy.deepcopy(source)
             options |= {"flat_config": _plain_config(flat.config), "flat": flat}
-        made: VideoUNet = cls(in_channels=in_channels, **options)
-        return made
+        model: VideoUNet = cls(in_channels=in_channels, **options)
+        return model
 
     def forward(self, noisy: Tensor, t: Tensor, text: Tensor, fps: Tensor) -> Tensor:
         """One denoising step: `b f c h w` noisy latents and conditioning, `b` timesteps, `b n d`
@@ -283,15 +271,15 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """
         f = noisy.shape[1]
         rates = None if self.unet.class_embedding is None else repeat(fps, "b -> (b f)", f=f)
-        with self.folded.of(f):
-            made: Tensor = self.unet(
+        with self.folded.folding(f):
+            predicted: Tensor = self.unet(
                 rearrange(noisy, "b f c h w -> (b f) c h w"),
                 repeat(t, "b -> (b f)", f=f),
                 repeat(text, "b n d -> (b f) n d", f=f),
                 class_labels=rates,
                 return_dict=False,
             )[0]
-        return rearrange(made, "(b f) c h w -> b f c h w", f=f)
+        return rearrange(predicted, "(b f) c h w -> b f c h w", f=f)
 
     def select_trainable(self, which: Trainable = "temporal") -> list[nn.Parameter]:
         """Freeze everything else, and return the parameters to train.
@@ -301,7 +289,8 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """
         if which not in get_args(Trainable):
             raise UsageError(
-                f"No choice of what to train is called {which!r}; there are {', '.join(get_args(Trainable))}."
+                f"No choice of what to train is called {which!r}; there are "
+                f"{', '.join(get_args(Trainable))}."
             )
         self.requires_grad_(which == "all")
         kinds: tuple[type[nn.Module], ...] = (TemporalConv, TemporalAttention, FpsEmbedding)
@@ -320,7 +309,8 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """
         if backend not in get_args(Backend):
             raise UsageError(
-                f"No attention backend is called {backend!r}; there are {', '.join(get_args(Backend))}."
+                f"No attention backend is called {backend!r}; there are "
+                f"{', '.join(get_args(Backend))}."
             )
         for module in self.modules():
             if isinstance(module, TemporalAttention):
@@ -340,7 +330,8 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         old = self.unet.config.in_channels
         if in_channels < old:
             raise UsageError(
-                f"The UNet has {old} input channels, {in_channels} are wanted; channels can be added only."
+                f"The UNet has {old} input channels, {in_channels} are wanted; channels can be "
+                "added only."
             )
         first = self.unet.conv_in
         if isinstance(first, Unit):
@@ -350,20 +341,13 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.unet.register_to_config(in_channels=in_channels)
 
     def _follow_convolutions(self, like: Tensor) -> None:
-        found = [
-            (name, module)
-            for name, module in self.unet.named_modules()
-            if isinstance(module, nn.Conv2d)
-        ]
-        for name, conv in found:
-            if not name.endswith((".proj_in", ".proj_out")):  # a transformer's are its own
-                conv_unit = Unit(
-                    conv,
-                    TemporalConv(conv.out_channels, 3, like),
-                    self.folded,
-                    may_checkpoint=False,
-                )
-                self.unet.set_submodule(name, conv_unit)
+        modules = list(self.unet.named_modules())  # a list, as modules are replaced on the way
+        for name, conv in modules:
+            is_of_transformer = name.endswith((".proj_in", ".proj_out"))
+            if isinstance(conv, nn.Conv2d) and not is_of_transformer:
+                temporal = TemporalConv(conv.out_channels, 3, like)
+                unit = Unit(conv, temporal, self.folded, may_checkpoint=False)
+                self.unet.set_submodule(name, unit)
 
     def _follow_blocks(
         self,
@@ -374,27 +358,22 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         kernel: int,
         everywhere: bool,
     ) -> None:
-        found = [
-            (name, module)
-            for name, module in self.unet.named_modules()
-            if isinstance(module, ResnetBlock2D | Transformer2DModel)
-        ]
-        for name, block in found:
+        modules = list(self.unet.named_modules())  # a list, as modules are replaced on the way
+        for name, block in modules:
             temporal: nn.Module | None = None
             if isinstance(block, Transformer2DModel):
-                temporal = TemporalAttention(
-                    block.in_channels, block.config.num_attention_heads, window, first_frame, like
-                )
+                heads = block.config.num_attention_heads
+                temporal = TemporalAttention(block.in_channels, heads, window, first_frame, like)
+            elif not isinstance(block, ResnetBlock2D):
+                continue
             elif placement == "resnets":
-                temporal = TemporalConv(block.out_channels, kernel, like)
-                if everywhere and not hasattr(
-                    self.unet.get_submodule(name.rpartition(".resnets.")[0]), "attentions"
-                ):
-                    heads = max(1, block.out_channels // HEAD_WIDTH)
-                    temporal = Both(
-                        temporal,
-                        TemporalAttention(block.out_channels, heads, window, first_frame, like),
-                    )
+                channels = block.out_channels
+                temporal = TemporalConv(channels, kernel, like)
+                parent = self.unet.get_submodule(name.rpartition(".resnets.")[0])
+                if everywhere and not hasattr(parent, "attentions"):
+                    heads = max(1, channels // HEAD_WIDTH)
+                    attention = TemporalAttention(channels, heads, window, first_frame, like)
+                    temporal = Both(temporal, attention)
             self.unet.set_submodule(name, Unit(block, temporal, self.folded))
 
 
@@ -405,13 +384,12 @@ def load_flat(source: str | Path, revision: str | None = None) -> UNet2DConditio
     folder = Path(source)
     if not folder.is_dir() and (isinstance(source, Path) or not HUB_ID.fullmatch(source)):
         raise UsageError(
-            f"{source} is no folder, and no hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5."
+            f"{source} is no folder, and no hub id such as "
+            "stable-diffusion-v1-5/stable-diffusion-v1-5."
         )
-    options: dict[str, Any] = (
-        {"subfolder": _subfolder(folder)}
-        if folder.is_dir()
-        else {"subfolder": "unet", "revision": revision}
-    )
+    options: dict[str, Any] = {"subfolder": "unet", "revision": revision}
+    if folder.is_dir():
+        options = {"subfolder": _subfolder(folder)}
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers' own
@@ -424,11 +402,9 @@ def load_flat(source: str | Path, revision: str | None = None) -> UNet2DConditio
             raise UsageError(
                 f"{folder}: no UNet can be read from its safetensors: {first}"
             ) from error
-        advice = (
-            "Check the id and the connection; or download the model elsewhere and give its folder."
-        )
         raise Stopped(
-            f"{source} is no folder here, and could not be had from the hub: {first}\n{advice}"
+            f"{source} is no folder here, and could not be had from the hub: {first}\n"
+            "Check the id and the connection; or download the model elsewhere and give its folder."
         ) from error
     return flat
 
@@ -442,7 +418,8 @@ def _subfolder(folder: Path) -> str | None:
             if kind == UNet2DConditionModel.__name__:
                 return name
             raise UsageError(
-                f"{config} describes a {kind}; only a {UNet2DConditionModel.__name__} can be inflated."
+                f"{config} describes a {kind}; only a {UNet2DConditionModel.__name__} can be "
+                "inflated."
             )
     raise UsageError(f"{folder} is not a model: neither config.json nor unet/config.json is in it.")
 
@@ -461,5 +438,6 @@ def _plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def _check_kind(unet: UNet2DConditionModel) -> None:
     if unet.class_embedding is not None or unet.config.addition_embed_type is not None:
         raise UsageError(
-            "Only UNets conditioned on time and text alone can be inflated (Stable Diffusion 1 and 2), not on classes or sizes."
+            "Only UNets conditioned on time and text alone can be inflated (Stable Diffusion 1 and "
+            "2), not on classes or sizes."
         )

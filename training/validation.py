@@ -16,10 +16,11 @@ from torch import Tensor
 
 from training import diffusion, media, sampling
 from training.checkpoint import Run
-from training.codec import Codec, find
+from training.codec import Codec, find_folder
 from training.errors import LongtakeError, UsageError
 from training.frames import Window, known_frames
-from training.stream import Batch, Index, Stream, draw, fixed_windows
+from training.shards import Index
+from training.stream import Batch, Stream, draw, fixed_windows
 from training.unet import VideoUNet
 
 NUM_WINDOWS = 2  # of each shape
@@ -46,7 +47,7 @@ class Validation:
         self.null_text = torch.tensor(index.null_text, dtype=torch.float32)
         self.shows = pictures and bool(self.batches)
         try:
-            find("vae", index.encoders["vae"], vae)
+            find_folder("vae", index.encoders["vae"], vae)
         except LongtakeError as error:
             self.shows = False
             say(f"no sample pictures: {error}")
@@ -57,14 +58,13 @@ class Validation:
         held-out clips.
         """
         preset, num = self.run.preset, schedule.config.num_train_timesteps
-        found: dict[str, list[float]] = {}
+        by_bucket: dict[str, list[float]] = {}
         for number, batch in enumerate(self.batches):
             known = self._known(batch.window)[None].expand(len(batch.latents), -1)
             for bucket in range(BUCKETS):
                 low, high = bucket * num // BUCKETS, (bucket + 1) * num // BUCKETS
-                generator = torch.Generator().manual_seed(
-                    draw("validation", self.run.seed, number, bucket) % 2**63
-                )
+                seed = draw("validation", self.run.seed, number, bucket) % 2**63
+                generator = torch.Generator().manual_seed(seed)
                 noise = torch.randn(batch.latents.shape, generator=generator)
                 t = torch.randint(low, high, (len(batch.latents),), generator=generator)
                 parts = (batch.latents, known, batch.text, batch.fps, noise, t)
@@ -72,9 +72,11 @@ class Validation:
                 each = diffusion.losses(
                     model, schedule, preset.objective, preset.in_channels, *args
                 )
-                found.setdefault(f"{low}-{high - 1}", []).extend(each.tolist())
-        means = {name: float(np.mean(values)) for name, values in found.items()}
-        return {**means, "mean": float(np.mean(list(means.values())))} if means else {}
+                by_bucket.setdefault(f"{low}-{high - 1}", []).extend(each.tolist())
+        if not by_bucket:
+            return {}
+        means = {name: float(np.mean(values)) for name, values in by_bucket.items()}
+        return {**means, "mean": float(np.mean(list(means.values())))}
 
     def _known(self, window: Window) -> Tensor:
         task = self.run.preset.tasks[0][0]
@@ -86,9 +88,10 @@ class Validation:
         """
         if not self.shows:
             return
-        batch, preset = min(self.batches, key=lambda one: one.window.num_frames), self.run.preset
+        preset = self.run.preset
+        batch = min(self.batches, key=lambda batch: batch.window.num_frames)
         flags = self._known(batch.window)
-        made = sampling.sample_window(
+        sampled = sampling.sample_window(
             model,
             preset.objective,
             batch.latents[:1],
@@ -100,15 +103,17 @@ class Validation:
             guidance=preset.guidance,
             seed=self.run.seed,
         )
-        rows = [("held out", batch.latents[0]), (f"step {step}", made[0])]
-        drawn = [
-            (name, self.codec.decode(latents), tuple(flags.tolist())) for name, latents in rows
+        known = tuple(flags.tolist())
+        rows = [
+            ("held out", self.codec.decode(batch.latents[0]), known),
+            (f"step {step}", self.codec.decode(sampled[0]), known),
         ]
-        caption = f"{self.run.folder.name}: {batch.keys[0]}, frame {batch.starts[0]} on, {batch.window}; given frames are framed"
-        media.write_image(
-            self.run.folder / "samples" / f"step-{step:06d}.png",
-            media.side_by_side(drawn, caption, side=96),
+        caption = (
+            f"{self.run.folder.name}: {batch.keys[0]}, frame {batch.starts[0]} on, "
+            f"{batch.window}; known frames have a border"
         )
+        path = self.run.folder / "samples" / f"step-{step:06d}.png"
+        media.write_image(path, media.side_by_side(rows, caption, side=96))
 
 
 def _batches(run: Run, index: Index, say: Callable[[str], None]) -> Iterator[Batch]:

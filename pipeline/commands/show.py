@@ -16,7 +16,7 @@ from pipeline.dataset.recipe import Loaded
 from pipeline.media import encoders, video
 from pipeline.stages import encode
 
-TEXT, GAP = 28, 4
+TEXT, GAP = 28, 4  # pixels: height of the line of text, space between pictures
 
 
 def find(folder: Path, key: str) -> Sample | Clip:
@@ -64,14 +64,13 @@ def contact_sheet(
 
 
 def _draw(rows: list[np.ndarray], line: str) -> Image.Image:
+    """A picture of rows of frames (`f h w c`, uint8), all of one size, under a line of text."""
     count, height, width = rows[0].shape[:3]
-    sheet = Image.new(
-        "RGB", (count * (width + GAP) + GAP, TEXT + len(rows) * (height + GAP)), "white"
-    )
+    column, row = width + GAP, height + GAP
+    sheet = Image.new("RGB", (count * column + GAP, TEXT + len(rows) * row), "white")
     ImageDraw.Draw(sheet).text((GAP, 6), line, fill="black", font_size=16)
-    for r, row in enumerate(rows):
-        for c, picture in enumerate(row):
-            sheet.paste(
-                Image.fromarray(picture), (GAP + c * (width + GAP), TEXT + r * (height + GAP))
-            )
+    for r, pictures in enumerate(rows):
+        for c, picture in enumerate(pictures):
+            place = (GAP + c * column, TEXT + r * row)
+            sheet.paste(Image.fromarray(picture), place)
     return sheet

@@ -59,6 +59,8 @@ class BadData(LongtakeError):
     """A property of the bytes; becomes a remembered Rejection."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
+        if reason not in REASONS:
+            raise ValueError(f"no reason is called '{reason}': add it to Reason in core/errors.py")
         super().__init__(reason, detail)
         self.reason: Reason = reason
         self.detail = detail

@@ -68,12 +68,12 @@ class Stage:
     in a thread; its result becomes the third argument of `process`.
     A `pure` record is computed anew each time and never remembered: its outputs follow from the
     record, and from names of files, in less time than a memo takes to read.
-    A task is `light` if all that is costly in it is remembered already: it counts as no work.
+    A task is `light` if all that is costly in it is remembered: it counts as no work.
     Records of one `group` go to one worker, in order. Groups are joined up to `join_s` of cost
     where `prepare` gains by it.
     `cost` is in seconds of video, `reach` is what a record may have to decode besides, and
-    `timeout` turns the sum of both into seconds. A time-out is unavailable, not bad, in a stage that
-    `waits_on_world`. A `local` stage runs in this process and never on a cluster.
+    `timeout` turns the sum of both into seconds. In a stage that `waits_on_world` a time-out is
+    unavailable, not bad. A `local` stage runs in this process and never on a cluster.
     `num_gpus` (on this machine; 0 to run without) is asked only when there is work, because the
     answer takes an import of torch.
     `opens` is the raw video that a task has to read, if any: it must be in the store.
@@ -149,6 +149,7 @@ class Work:
     """The job of a stage: what it does to a record, and the store."""
 
     name: str
+    makes: type[Record]
     process: Callable[..., Iterable[Outcome]]
     prepare: Callable[[Any, Store], Any] | None
     store: Store
@@ -184,11 +185,15 @@ class Work:
         def process(record: Record, store: Store) -> Iterable[Outcome]:
             return self.process(record, store, *(future.result() for future in extra))
 
-        return entries_of(self.name, process, record, self.store)
+        return entries_of(self.name, self.makes, process, record, self.store)
 
 
 def entries_of(
-    name: str, process: Callable[..., Iterable[Outcome]], record: Record, store: Store
+    name: str,
+    makes: type[Record],
+    process: Callable[..., Iterable[Outcome]],
+    record: Record,
+    store: Store,
 ) -> list[dict[str, Any]]:
     """What a memo holds of one task: an entry for each output, with the facts it adds, and for each
     part that is bad. Raises Unavailable, Stopped, or Bug with the record's key.
@@ -198,10 +203,8 @@ def entries_of(
         for outcome in process(record, store):
             if isinstance(outcome, BadData):
                 entries.append(bad(outcome.reason, outcome.detail))
-                continue
-            same_type = type(outcome) is type(record)
-            news = changes(record, outcome) if same_type else facts(outcome)
-            entries.append({"suffix": outcome.key.removeprefix(record.key), "facts": news})
+            else:
+                entries.append(_entry(makes, record, outcome))
     except BadData as error:
         return [bad(error.reason, error.detail)]
     except LongtakeError:
@@ -212,6 +215,24 @@ def entries_of(
         detail = f"stage '{name}' gave nothing for '{record.key}', not even a rejection"
         raise Bug(name, record.key, detail)
     return entries
+
+
+def _entry(makes: type[Record], record: Record, output: Record) -> dict[str, Any]:
+    """An output as a memo holds it. Raises TypeError or ValueError for one that the memo would not
+    give back: a wrong one must not be remembered.
+    """
+    if type(output) is not makes:
+        raise TypeError(f"got a {type(output).__name__}, the stage makes {makes.__name__}s")
+    if not output.key.startswith(record.key):
+        raise ValueError(f"the key '{output.key}' does not begin with that of its record")
+    same_type = type(output) is type(record)
+    news = changes(record, output) if same_type else facts(output)
+    entry = {"suffix": output.key.removeprefix(record.key), "facts": news}
+    if _output(makes, record, entry) != output:
+        raise ValueError(
+            "the output holds something that is neither a fact of its own nor the record"
+        )
+    return entry
 
 
 def _diagnosed(error: Exception, name: str, record: Record, store: Store) -> Exception:
@@ -286,7 +307,9 @@ def survey(stage: Stage, records: Sequence[Record], store: Store) -> Survey:
         result.num_pure += 1
         result.memos[record.key] = None
         try:
-            result.memos[record.key] = entries_of(stage.name, stage.process, record, store)
+            result.memos[record.key] = entries_of(
+                stage.name, stage.makes, stage.process, record, store
+            )
         except Unavailable as error:
             result.troubles.append(unavailable(stage.name, record, error))
     return result
@@ -346,7 +369,8 @@ def complete(
         for task_key, record in distinct.items()
     }
     failures = _run(stage, distinct, store, executor, progress) if distinct else {}
-    for trouble in before.troubles:
+    refused = [trouble for trouble in before.troubles if trouble.key not in skipped]
+    for trouble in refused:
         store.note_failure(before.keys[trouble.key], trouble.reason, trouble.detail, 1)
     memos = dict(before.memos)
     memos |= {record.key: store.recall(before.keys[record.key]) for record in missing}
@@ -355,8 +379,7 @@ def complete(
         for record in missing
         if before.keys[record.key] in failures
     ]
-    troubles += [trouble for trouble in before.troubles if trouble.key not in skipped]
-    manifest = collect(stage, before.records, memos, [*troubles, *standing])
+    manifest = collect(stage, before.records, memos, [*troubles, *refused, *standing])
     cost = sum(cost for task_key, cost in costs.items() if task_key not in failures)
     return Completion(manifest, len(missing), cost)
 
@@ -371,7 +394,7 @@ def _run(
     """Run each task once, however many records share it; returns those that are unavailable, by
     task key.
     """
-    work = Work(stage.name, stage.process, stage.prepare, store, stage.num_gpus())
+    work = Work(stage.name, stage.makes, stage.process, stage.prepare, store, stage.num_gpus())
     batches = _batches(stage, list(tasks.items()))
     progress.start(stage.name, len(tasks), sum(batch.cost for batch in batches))
     failures: dict[str, Rejection] = {}
@@ -449,7 +472,7 @@ def collect(
                 reason, detail = entry["bad"], entry["detail"]
                 rejections.append(Rejection(record.key, stage.name, "bad", reason, detail))
             else:
-                outputs.append(_output(stage, record, entry))
+                outputs.append(_output(stage.makes, record, entry))
     outputs.sort(key=lambda record: record.key)
     return Manifest(
         stage.name,
@@ -462,11 +485,11 @@ def collect(
     )
 
 
-def _output(stage: Stage, record: Record, entry: Mapping[str, Any]) -> Record:
+def _output(makes: type[Record], record: Record, entry: Mapping[str, Any]) -> Record:
     """One output of a task. Where a stage keeps the type, an entry holds only what it changed."""
     key = record.key + entry["suffix"]
-    if type(record) is not stage.makes:
-        return restore(stage.makes, entry["facts"], key, record)
+    if type(record) is not makes:
+        return restore(makes, entry["facts"], key, record)
     values = {**facts(record), **entry["facts"]}
     parent = record if record.parent is None else getattr(record, record.parent)
-    return restore(stage.makes, values, key, parent)
+    return restore(makes, values, key, parent)

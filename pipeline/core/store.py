@@ -21,6 +21,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -30,8 +31,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core import canonical
-from pipeline.core.errors import Stopped, Unavailable
+from pipeline.core.errors import Damaged, Stopped, Unavailable
 from pipeline.core.records import Blob
+
+DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,11 @@ class Store:
         return path
 
     def path(self, sha256: str) -> Path:
+        """Where a blob lies. Raises Damaged for what is no digest: it may come from a file that
+        somebody else wrote, and must not lead out of the store.
+        """
+        if not DIGEST.fullmatch(sha256):
+            raise Damaged(f"{sha256!r} is no sha256 digest: 64 hexadecimal digits are wanted")
         return self.root / "blobs" / sha256[:2] / sha256
 
     def has(self, blob: Blob) -> bool:

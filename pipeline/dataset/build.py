@@ -12,20 +12,21 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import filelock
 
 from pipeline.core.errors import LongtakeError, Stopped
+from pipeline.core.params import Setup
 from pipeline.core.stage import Executor, Progress
 from pipeline.core.store import Store
 from pipeline.dataset import passage
 from pipeline.dataset.chain import (
-    CHAIN,
     Step,
     runner,
+    stage_of,
     surveyor,
     until,
     walk,
@@ -35,7 +36,7 @@ from pipeline.dataset.passage import RawVideos
 from pipeline.dataset.recipe import Loaded
 from pipeline.dataset.relock import write_lock
 from pipeline.media import encoders
-from pipeline.stages import NAMES, encode
+from pipeline.stages import NAMES
 
 
 @contextlib.contextmanager
@@ -80,16 +81,15 @@ def build(
             f"cannot write a lock beside {loaded.path}: "
             "copy the recipe to a folder you may write to"
         )
-    if "encode" in names:
-        ready(loaded, device)
+    setup = loaded.setup(device)
+    ready(setup, names)
     with opened(data) as store, store.unfinished(loaded.recipe.name):
-        setup = loaded.setup(device)
-        visit = runner(store, executor, progress, CHAIN["download"].stage(setup), classes)
+        visit = runner(store, executor, progress, stage_of("download", setup), classes)
         start_ns = time.time_ns()
         if raws is not None and passage.LAST in names:
             _pass_raw_videos(loaded, data, executor, device, progress, store, raws)
             # What failed a moment ago is not tried again.
-            visit = runner(store, executor, progress, CHAIN["download"].stage(setup), ())
+            visit = runner(store, executor, progress, stage_of("download", setup), ())
         steps: list[Step] = []
         walked = walk(setup, visit, loaded.sources, names, loaded.removed)
         for step in write_outputs(loaded, walked, data, store, device):
@@ -116,7 +116,7 @@ def _pass_raw_videos(
 ) -> None:
     """Take every source as far as clips, a few raw videos at a time."""
     setup = loaded.setup(device)
-    visit = runner(store, executor, progress, CHAIN["download"].stage(setup))
+    visit = runner(store, executor, progress, stage_of("download", setup))
     raws.kept = passage.videos_of_others(data, loaded.recipe.name, store)
     [expand] = walk(setup, visit, loaded.sources, NAMES[:1], loaded.removed)
     passage.take_through(setup, expand.manifest.records, store, executor, progress, raws.kept)
@@ -132,11 +132,12 @@ def _credit(step: Step, start_ns: int, store: Store) -> Step:
     return replace(step, num_cached=step.num_cached - num_fresh, num_run=step.num_run + num_fresh)
 
 
-def ready(loaded: Loaded, device: str) -> None:
-    """Stop now, not after hours of decoding, if a model or the device is not there."""
-    encode.find_encoders(loaded.recipe.encode, loaded.folder)
-    if device != "auto":
-        encoders.choose_device(device)
+def ready(setup: Setup, names: Sequence[str]) -> None:
+    """Stop now, not after hours of decoding, if a stage, a model or the device is not there."""
+    for name in names:
+        stage_of(name, setup)
+    if "encode" in names and setup.device != "auto":
+        encoders.choose_device(setup.device)
 
 
 def look(loaded: Loaded, data: Path, device: str) -> Iterator[Step]:

@@ -14,8 +14,9 @@ from pathlib import Path
 from types import ModuleType
 
 from pipeline.core import ledger
+from pipeline.core.errors import RecipeError
 from pipeline.core.executors import Inline
-from pipeline.core.manifest import Manifest
+from pipeline.core.manifest import Manifest, read
 from pipeline.core.params import Setup
 from pipeline.core.records import Blob, Clip, Record, Rejection, Sample, Shard, Video
 from pipeline.core.stage import Executor, Progress, Stage, Survey, collect, complete, survey
@@ -67,6 +68,14 @@ def blobs_of(record: Record) -> list[Blob]:
     return [record.blob] if isinstance(record, Video | Clip | Shard) else []
 
 
+def stage_of(name: str, setup: Setup) -> Stage:
+    """The stage of that name. Raises Stopped or RecipeError where its models cannot be had."""
+    stage: Stage = CHAIN[name].stage(setup)
+    if stage.name != name:
+        raise AssertionError(f"pipeline/stages/{name}.py makes a stage called '{stage.name}'")
+    return stage
+
+
 def until(name: str) -> tuple[str, ...]:
     """The stages of the chain up to and with this one."""
     return NAMES[: NAMES.index(name) + 1]
@@ -86,8 +95,11 @@ def walk(
     stage's records come from the outputs of the one before.
     """
     for name in names:
-        stage = CHAIN[name].stage(setup)
-        gathered = (gather or {}).get(name, stage.gather)(records)
+        stage = stage_of(name, setup)
+        gather_records: Gather = stage.gather
+        if gather is not None and name in gather:
+            gather_records = gather[name]
+        gathered = gather_records(records)
         if name == "expand" and removed:
             step = _expand_without(removed, stage, gathered, visit)
         else:
@@ -189,6 +201,14 @@ def surveyor(store: Store) -> Visit:
 def manifest_path(folder: Path, name: str) -> Path:
     """Where a dataset's folder holds the manifest of a stage."""
     return folder / f"{NAMES.index(name)}-{name}.jsonl"
+
+
+def read_manifest(folder: Path, name: str) -> Manifest:
+    """The manifest of a stage in a dataset's folder. Raises RecipeError where there is none."""
+    path = manifest_path(folder, name)
+    if not path.is_file():
+        raise RecipeError(f"there is no {path}: build the dataset first, as far as '{name}'")
+    return read(path, KINDS[name])
 
 
 def manifest_paths(folder: Path) -> list[Path]:

@@ -22,7 +22,7 @@ from pipeline.core.params import Setup
 from pipeline.core.records import Blob, Clip, Record, Video, source_of
 from pipeline.core.stage import Batch, Executor, Progress, Troubles
 from pipeline.core.store import Store, blobs_in
-from pipeline.dataset.chain import CHAIN, Step, manifest_path, runner, surveyor, until, walk
+from pipeline.dataset.chain import Step, manifest_path, runner, stage_of, surveyor, until, walk
 from pipeline.media import fetch, video
 from pipeline.media.addresses import scheme
 
@@ -56,7 +56,7 @@ class Passage:
 
     def _take(self, sources: Sequence[Record]) -> None:
         """Take the sources of one address as far as clips, verify these, release the video."""
-        visit = runner(self.store, Inline(), Progress(), CHAIN["download"].stage(self.setup))
+        visit = runner(self.store, Inline(), Progress(), stage_of("download", self.setup))
         first, *others = NAMES_TO_CLIPS
         [download] = walk(self.setup, visit, sources, [first])
         videos = [record for record in download.manifest.records if isinstance(record, Video)]
@@ -112,7 +112,7 @@ def take_through(
     """Take sources, each of one video, as far as clips and release their raw videos. Raises
     Stopped for a bad clip.
     """
-    fetching = CHAIN["download"].stage(setup)
+    fetching = stage_of("download", setup)
     look = surveyor(store)
     groups: dict[str, list[tuple[str, Record]]] = {}
     for source in sources:

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.core.errors import RecipeError
 from pipeline.core.records import Source
 from pipeline.dataset.build import opened
-from pipeline.dataset.chain import CHAIN
+from pipeline.dataset.chain import stage_of
 from pipeline.dataset.recipe import Loaded
 from pipeline.media.addresses import scheme
 
@@ -24,7 +24,7 @@ def refresh(loaded: Loaded, data: Path, key: str | None = None) -> list[str]:
     whose list was remembered. Raises RecipeError for a source that is none, Stopped.
     """
     sources = _chosen(loaded, key)
-    expand = CHAIN["expand"].stage(loaded.setup("auto", offline=True))
+    expand = stage_of("expand", loaded.setup("auto", offline=True))
     forgotten = []
     with opened(data) as store:
         for source in sources:

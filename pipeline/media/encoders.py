@@ -1,20 +1,20 @@
-"""The only module that touches models: a diffusers VAE and an open_clip CLIP, found, loaded, run.
+"""The VAE and the CLIP around a video model: finds them, loads them, runs them.
 
-A model is a folder or a hub id with a revision; only safetensors are read. What a model *is*, for
-task keys and for the shards' index, is the digest of its config and weights, never its name or
-place. On a CPU everything runs on one thread, so numbers do not depend on the machine's number of
-cores.
+The pipeline encodes with them, and the trainer decodes and embeds with the same code. A model is a
+folder, or a hub id with a revision; only safetensors are read. What a model *is*, for task keys and
+for the shards' index, is the digest of its config and weights, never its name or place. In a build
+a CPU uses one thread, so that numbers do not depend on how many cores the machine has.
 """
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
 import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,13 +24,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.core import canonical
-from pipeline.core.errors import BadData, RecipeError, Stopped
+
+# named again, for the trainer, which may import nothing else of the pipeline, catches them
+from pipeline.core.errors import BadData as BadData
+from pipeline.core.errors import RecipeError as RecipeError
+from pipeline.core.errors import Stopped as Stopped
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Layer = Literal["last", "penultimate"]
 TINY = Path(__file__).parent / "tiny"
 VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 CLIP_FILES = ("open_clip_config.json", "open_clip_model.safetensors")
+MAX_PSNR_DB = 99.0  # of equal pictures
+Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,7 @@ class Encoders:
     pad_token: int
 
 
-def find(
+def find_weights(
     name: str,
     revision: str | None,
     subfolder: str,
@@ -96,39 +102,41 @@ def find(
     beside: Path,
     offline: bool = False,
 ) -> tuple[Path, Weights]:
-    """A model's folder and identity: a folder (a relative one begins at the recipe's), else a hub
-    id.
+    """A model's folder on this machine, and its identity.
 
-    Raises RecipeError for a folder without the files, or with damaged ones, Stopped if the hub
+    `name` is a folder (a relative one begins at `beside`, else at the working folder) or a hub id;
+    the files lie in its `subfolder` or at its top. Raises RecipeError for a folder without the
+    files, for damaged ones, and for a config that would fetch another model; Stopped if the hub
     cannot be reached or has no such model.
     """
     folder = next((path for path in (beside / name, Path(name)) if path.is_dir()), None)
-    found_revision = None
+    commit = None
     if folder is None:
         folder = _from_hub(name, revision, subfolder, files, offline)
-        found_revision = folder.name
-    folder = folder / subfolder if (folder / subfolder).is_dir() else folder
+        commit = folder.name
+    if (folder / subfolder).is_dir():
+        folder = folder / subfolder
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
         raise RecipeError(
-            f"the model '{name}' has no {missing[0]} (longtake reads safetensors only): looked in {folder}"
+            f"the model '{name}' has no {' and '.join(missing)} "
+            f"(longtake reads safetensors only): looked in {folder}"
         )
     for file in files:
         _check(name, folder / file)
-    digest = canonical.digest(
-        [[file, canonical.file_digest_once(folder / file)] for file in sorted(files)]
-    )
-    shown = (
-        "longtake/tiny-" + folder.name
-        if folder.is_relative_to(TINY)
-        else (name if found_revision else folder.name)
-    )
-    return folder, Weights(shown, found_revision, digest)
+    digests = [[file, canonical.file_digest_once(folder / file)] for file in sorted(files)]
+    if folder.is_relative_to(TINY):
+        label = f"longtake/tiny-{folder.name}"
+    else:
+        label = name if commit else folder.name
+    return folder, Weights(label, commit, canonical.digest(digests))
 
 
 def _check(name: str, path: Path) -> None:
-    """Before hours of decoding: whether a model's file can be read at all, and leads to no other
-    model.
+    """Whether a model's file can be read at all, and leads to no other model.
+
+    It is asked before hours of decoding. A CLIP config may name a model of transformers or of timm,
+    which open_clip would then fetch from the hub, code and all.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -136,13 +144,12 @@ def _check(name: str, path: Path) -> None:
         if path.suffix == ".json":
             config = json.loads(path.read_text("utf-8"))
             towers = config.get("model_cfg", {})
-            text, pictures = (
-                towers.get("text_cfg", {}).get("hf_model_name"),
-                towers.get("vision_cfg", {}).get("timm_model_name"),
-            )
-            if text or ":" in (pictures or ""):
+            text_model = towers.get("text_cfg", {}).get("hf_model_name")
+            image_model = towers.get("vision_cfg", {}).get("timm_model_name")
+            if text_model or ":" in (image_model or ""):
                 raise RecipeError(
-                    f"the model '{name}' is made of another one, '{text or pictures}', which longtake does not fetch: {path}"
+                    f"the model '{name}' is made of another one, '{text_model or image_model}', "
+                    f"which longtake does not fetch: {path}"
                 )
         else:
             with safe_open(path, "np"):
@@ -158,17 +165,15 @@ def _check(name: str, path: Path) -> None:
         raise RecipeError(f"the model '{name}' is damaged: {path}: {error}") from error
 
 
-@contextlib.contextmanager
+@contextmanager
 def _loading(folder: Path) -> Iterator[None]:
-    """What torch, diffusers and open_clip say of a model they cannot make, and of too little
-    memory, as one line.
-    """
+    """Whatever torch, diffusers or open_clip say of a model they cannot make, as one line."""
     try:
         yield
     except Exception as error:
-        said = next(iter(str(error).strip().splitlines()), "")
+        reason = next(iter(str(error).strip().splitlines()), "")
         raise Stopped(
-            f"the model in {folder} cannot be loaded: {type(error).__name__}: {said}"
+            f"the model in {folder} cannot be loaded: {type(error).__name__}: {reason}"
         ) from error
 
 
@@ -178,63 +183,58 @@ def _from_hub(
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = [f"{subfolder}/{file}" if subfolder else file for file in files]
+    paths = [f"{subfolder}/{file}" if subfolder else file for file in files]
+    patterns = [*paths, *files] if subfolder else paths  # some keep the model at their top
     try:
-        return Path(
-            snapshot_download(
-                name, revision=revision, allow_patterns=wanted, local_files_only=offline
-            )
+        folder = snapshot_download(
+            name, revision=revision, allow_patterns=patterns, local_files_only=offline
         )
     except HFValidationError as error:
         raise RecipeError(f"'{name}' is neither a folder nor a hub id (OWNER/NAME)") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        said = str(error).strip().splitlines()[0]
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise Stopped(
-            f"cannot get the model '{name}' from the hub: {said} - go online, or name a folder that holds {', '.join(wanted)}"
+            f"cannot get the model '{name}' from the hub: {reason} - go online, "
+            f"or name a folder that holds {', '.join(paths)}"
         ) from error
+    return Path(folder)
 
 
-def choose_device(wanted: str) -> str:
-    """A torch device: "auto" is the GPU if there is one. Several workers share the GPUs out among
-    them.
+def choose_device(name: str) -> str:
+    """A torch device that is there: "auto" is the GPU if there is one.
+
+    Several workers of a build share the GPUs out among them. Raises Stopped if this machine has no
+    such device.
     """
     import torch
 
-    device = wanted
-    if wanted == "auto":
-        device = (
-            "cuda"
-            if torch.cuda.is_available()
-            else "mps"
-            if torch.backends.mps.is_available()
-            else "cpu"
-        )
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise Stopped("this machine has no CUDA device: use --device cpu or auto")
-    if ":" in device and int(device.partition(":")[2]) >= torch.cuda.device_count():
-        raise Stopped(
-            f"this machine has no {device}: it has {torch.cuda.device_count()} CUDA devices"
-        )
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise Stopped("this machine has no MPS device: use --device cpu or auto")
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    device = name
+    if name == "auto":
+        device = next(kind for kind, is_there in there.items() if is_there)
+    kind, _, number = device.partition(":")
+    if not there[kind] or (number and int(number) >= torch.cuda.device_count()):
+        raise Stopped(f"this machine has no {device}: use --device cpu or auto")
     if device == "cuda" and "LONGTAKE_WORKER" in os.environ:
         device = f"cuda:{int(os.environ['LONGTAKE_WORKER']) % torch.cuda.device_count()}"
     return device
 
 
-def num_gpus(wanted: str) -> int:
-    """How many of this machine's GPUs the device means: all for "cuda", one for "cuda:1", none for
-    "cpu".
-    """
+def num_gpus(name: str) -> int:
+    """How many of this machine's GPUs a device name means: all for "cuda", one for "cuda:1"."""
     import torch
 
-    device = choose_device(wanted)
+    device = choose_device(name)
     return torch.cuda.device_count() if device == "cuda" else int(device.startswith("cuda"))
 
 
 def device_name(device: str) -> str:
-    """What is written down: the GPU's name, "mps", or "cpu" with the kind of vector instructions,
-    on which last bits depend.
+    """What a sample says it was encoded on: the GPU's name, "mps", or "cpu" and the kind of vector
+    instructions, on which the last bits depend.
     """
     import torch
 
@@ -243,7 +243,7 @@ def device_name(device: str) -> str:
     return f"cpu {torch.backends.cpu.get_cpu_capability()}" if device == "cpu" else device
 
 
-def _settle(device: str) -> Any:
+def _settle() -> None:
     """Make torch repeat itself: one CPU thread, and no algorithm chosen by a race."""
     import torch
 
@@ -252,16 +252,27 @@ def _settle(device: str) -> Any:
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-    return torch.device(device)
 
 
 @lru_cache(maxsize=1)
 def load_vae(folder: Path, precision: Precision, device: str) -> Any:
-    """The VAE, ready to encode."""
+    """The VAE, kept until another is asked for. Torch is settled: see `_settle`."""
+    _settle()
+    return new_vae(folder, precision, device)
+
+
+@lru_cache(maxsize=1)
+def load_clip(folder: Path, precision: Precision, device: str) -> Any:
+    """The CLIP model, kept until another is asked for. Torch is settled: see `_settle`."""
+    _settle()
+    return new_clip(folder, precision, device)
+
+
+def new_vae(folder: Path, precision: Precision, device: str) -> Any:
+    """A VAE, ready to encode and decode. Raises Stopped if it cannot be made."""
     import torch
     from diffusers import AutoencoderKL
 
-    place = _settle(device)
     with _loading(folder):
         vae: Any = AutoencoderKL.from_pretrained(  # type: ignore[no-untyped-call]
             folder,
@@ -269,49 +280,49 @@ def load_vae(folder: Path, precision: Precision, device: str) -> Any:
             torch_dtype=getattr(torch, precision),
             local_files_only=True,
         )
-    return vae.to(place, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return vae.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
-@lru_cache(maxsize=1)
-def load_clip(folder: Path, precision: Precision, device: str) -> Any:
-    """The CLIP model, both towers."""
+def new_clip(folder: Path, precision: Precision, device: str) -> Any:
+    """A CLIP model, both towers. Raises Stopped if it cannot be made."""
     import open_clip
     import torch
     from safetensors.torch import load_file
 
-    place = _settle(device)
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # that it is created without weights, which follow
     try:
         with _loading(folder):
             clip: Any = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
             clip.load_state_dict(load_file(folder / CLIP_FILES[1]))
     finally:
-        logging.disable(logging.NOTSET)
-    return clip.to(place, getattr(torch, precision)).eval().requires_grad_(False)
+        logging.disable(before)
+    return clip.to(device, getattr(torch, precision)).eval().requires_grad_(False)
 
 
 def vae_facts(folder: Path) -> dict[str, Any]:
     """Scaling factor, latent channels and down-scaling of a VAE, from its config."""
     config = json.loads((folder / VAE_FILES[0]).read_text())
+    num_blocks = len(config.get("block_out_channels", (64,)))
+    # where the config is silent, the defaults of diffusers' AutoencoderKL
     return {
         "scaling_factor": config.get("scaling_factor", 0.18215),
-        "latent_channels": config.get(
-            "latent_channels", 4
-        ),  # as diffusers takes it where it is not said
-        "factor": 2 ** (len(config.get("block_out_channels", (64,))) - 1),
+        "latent_channels": config.get("latent_channels", 4),
+        "factor": 2 ** (num_blocks - 1),
     }
 
 
-def _pixels(frames: NDArray[np.uint8], like: Any) -> Any:
-    """`f h w c` uint8 RGB to `f c h w` in [-1, 1], where and as precise as the model."""
+def _pixels(frames: Pixels, weight: Any) -> Any:
+    """`f h w c` uint8 RGB to `f c h w` in [-1, 1], where and as precise as a model's weight."""
     import torch
 
-    made = torch.from_numpy(np.ascontiguousarray(frames)).to(like.device).permute(0, 3, 1, 2)
-    return made.to(like.dtype).div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
+    levels = torch.from_numpy(np.ascontiguousarray(frames)).to(weight.device).permute(0, 3, 1, 2)
+    scaled = levels.to(weight.dtype).div(127.5).sub(1)
+    return scaled.contiguous(memory_format=torch.channels_last)
 
 
 def latents(
-    vae: Any, frames: NDArray[np.uint8], chunk: int, with_std: bool
+    vae: Any, frames: Pixels, chunk: int, with_std: bool
 ) -> tuple[NDArray[np.float16], NDArray[np.float16] | None]:
     """Posterior mean (and standard deviation) of `f h w c` uint8 frames: `f c h w` float16,
     unscaled.
@@ -325,54 +336,54 @@ def latents(
     with torch.inference_mode():
         for start in range(0, len(frames), chunk):
             part = frames[start : start + chunk]
-            filled = np.concatenate([part, np.repeat(part[-1:], chunk - len(part), axis=0)])
-            posterior = vae.encode(_pixels(filled, vae)).latent_dist
+            filler = np.repeat(part[-1:], chunk - len(part), axis=0)
+            pixels = _pixels(np.concatenate([part, filler]), vae)
+            posterior = vae.encode(pixels).latent_dist
             means.append(posterior.mean[: len(part)].float().cpu().numpy())
             stds.append(posterior.std[: len(part)].float().cpu().numpy())
     mean = _half(np.concatenate(means), "latents")
-    return mean, _half(np.concatenate(stds), "latent deviations") if with_std else None
+    std = _half(np.concatenate(stds), "latent deviations") if with_std else None
+    return mean, std
 
 
-def decode(vae: Any, stored: NDArray[np.float16]) -> NDArray[np.uint8]:
+def decode(vae: Any, latents: NDArray[np.floating[Any]]) -> Pixels:
     """Unscaled latents `f c h w` back to frames `f h w c` uint8."""
     import torch
 
+    stored = torch.from_numpy(latents).to(vae.device, vae.dtype)
     with torch.inference_mode():
-        pictures = (
-            vae.decode(torch.from_numpy(stored).to(vae.device, vae.dtype)).sample.float().cpu()
-        )
-    shown: NDArray[np.uint8] = (
-        pictures.add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-    )
-    return shown
+        pictures = vae.decode(stored).sample.float().cpu()
+    levels = pictures.add(1).mul(127.5).round().clamp(0, 255).byte()
+    frames: Pixels = levels.permute(0, 2, 3, 1).numpy()
+    return frames
 
 
-def psnr_db(shown: NDArray[np.uint8], wanted: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio of 8-bit pictures; 99 for equal ones."""
-    error = float(np.mean((shown.astype(np.float32) - wanted.astype(np.float32)) ** 2))
-    return round(min(99.0, 10 * float(np.log10(255**2 / error))), 2) if error else 99.0
+def psnr_db(frames: Pixels, truth: Pixels) -> float:
+    """Peak signal-to-noise ratio of 8-bit pictures of one shape, in dB; 99 for equal ones.
+
+    The mean is taken in float32: samples store the result, and their bytes must not change, which
+    they could with `skimage.metrics`, whose mean is float64 (the two differ by up to 1e-6 dB).
+    """
+    error = float(np.mean((frames.astype(np.float32) - truth.astype(np.float32)) ** 2))
+    return min(MAX_PSNR_DB, 10 * float(np.log10(255**2 / error))) if error else MAX_PSNR_DB
 
 
-def images(clip: Any, frames: NDArray[np.uint8]) -> NDArray[np.float16]:
+def images(clip: Any, frames: Pixels) -> NDArray[np.float16]:
     """CLIP's projected embeddings of `k h w c` uint8 frames: `k d` float16, not normalised."""
     import torch
     from torch.nn import functional as F  # noqa: N812  torch's own name for it
 
-    side = (
-        clip.visual.image_size[0]
-        if isinstance(clip.visual.image_size, tuple)
-        else clip.visual.image_size
-    )
+    size = clip.visual.image_size
+    side = size[0] if isinstance(size, tuple) else size
     weight = next(clip.parameters())
+    mean = torch.tensor(clip.visual.image_mean, device=weight.device).view(3, 1, 1)
+    std = torch.tensor(clip.visual.image_std, device=weight.device).view(3, 1, 1)
     with torch.inference_mode():
         pixels = _pixels(frames, weight).float().add(1).div(2)
         small = F.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
-        mean, std = (
-            torch.tensor(values, device=weight.device).view(3, 1, 1)
-            for values in (clip.visual.image_mean, clip.visual.image_std)
-        )
-        embedded = clip.encode_image(((small - mean) / std).to(weight.dtype), normalize=False)
-    return _half(embedded.float().cpu().numpy(), "image embeddings")
+        normal = ((small - mean) / std).to(weight.dtype)
+        embeddings = clip.encode_image(normal, normalize=False)
+    return _half(embeddings.float().cpu().numpy(), "image embeddings")
 
 
 @lru_cache(maxsize=1)
@@ -384,8 +395,8 @@ def tokenizer(length: int) -> Any:
 
 
 def text(clip: Any, caption: str, layer: Layer, pad_token: int) -> NDArray[np.float16]:
-    """Hidden states of a caption: `77 d` float16, after the final norm, from the last or last but
-    one block.
+    """Hidden states of a caption, `77 d` float16: of the last block or the last but one, after the
+    final norm.
     """
     import torch
 
@@ -395,10 +406,8 @@ def text(clip: Any, caption: str, layer: Layer, pad_token: int) -> NDArray[np.fl
     end = int(tokens[0].argmax())  # the end token has the highest number
     tokens[0, end + 1 :] = pad_token
     with torch.inference_mode():
-        x = (
-            tower.token_embedding(tokens.to(tower.positional_embedding.device))
-            + tower.positional_embedding
-        )
+        tokens = tokens.to(tower.positional_embedding.device)
+        x = tower.token_embedding(tokens) + tower.positional_embedding
         blocks = tower.transformer.resblocks
         for block in blocks if layer == "last" else blocks[:-1]:
             x = block(x, attn_mask=tower.attn_mask.to(x.dtype))

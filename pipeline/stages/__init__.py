@@ -5,4 +5,12 @@ A stage's module holds VERSION, MAKES (the type of record it makes), `stage(setu
 may set something, Params: the recipe's table of the stage's name. docs/extending.md shows one.
 """
 
-NAMES = ("expand", "download", "cut", "filter", "extract", "encode", "shard")
+NAMES = (
+    "expand",
+    "download",
+    "cut",
+    "filter",
+    "extract",
+    "encode",
+    "shard",
+)

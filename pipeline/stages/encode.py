@@ -98,7 +98,7 @@ def find_encoders(params: Params, folder: Path, offline: bool = False) -> encode
     subfolder = params.vae_subfolder
     if subfolder is None:
         subfolder = "" if params.vae else preset.vae_subfolder
-    vae_folder, vae = encoders.find(
+    vae_folder, vae = encoders.find_weights(
         params.vae or preset.vae,
         params.vae_revision,
         subfolder,
@@ -106,7 +106,7 @@ def find_encoders(params: Params, folder: Path, offline: bool = False) -> encode
         folder,
         offline,
     )
-    clip_folder, clip = encoders.find(
+    clip_folder, clip = encoders.find_weights(
         params.clip or preset.clip, params.clip_revision, "", encoders.CLIP_FILES, folder, offline
     )
     layer = params.text_layer or preset.text_layer
@@ -346,7 +346,7 @@ def round_trip(vae: Any, stored: NDArray[np.float16], frames: Pixels) -> float:
     c`).
     """
     picks = np.unique(np.linspace(0, len(frames) - 1, PSNR_FRAMES).round().astype(int))
-    return encoders.psnr_db(encoders.decode(vae, stored[picks]), frames[picks])
+    return round(encoders.psnr_db(encoders.decode(vae, stored[picks]), frames[picks]), 2)
 
 
 def text(

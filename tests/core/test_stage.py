@@ -383,3 +383,35 @@ def test_small_groups_travel_together_but_leave_enough_batches_to_share_out(
     assert sorted(record.key for batch in seen for _, record in batch.tasks) == [
         source.key for source in sources
     ]
+
+
+def wrong(source: Source, store: Store) -> Iterator[Outcome]:
+    """Gives what no memo must hold."""
+    match source.uri.partition(":")[0]:
+        case "type":
+            yield Scene(source.key, None, 0, 1)  # type: ignore[arg-type]
+        case "key":
+            yield replace(source, key="x")
+        case "value":
+            yield replace(source, license=3)  # type: ignore[arg-type]
+        case "reason":
+            raise BadData("too-blurry", "no such class")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("does", "problem"),
+    [
+        ("type", "got a Scene, the stage makes Sources"),
+        ("key", "the key 'x' does not begin with that of its record"),
+        ("value", "license\n"),
+        ("reason", "no reason is called 'too-blurry'"),
+    ],
+)
+def test_a_wrong_output_is_a_bug_and_is_not_remembered(
+    store: Store, does: str, problem: str
+) -> None:
+    stage = Stage("license", 1, {}, Source, wrong)
+    with pytest.raises(Bug, match="on record 'a'") as caught:
+        run(stage, [source("a", does)], store)
+    assert problem in caught.value.trace
+    assert survey(stage, [source("a", does)], store).num_cached == 0

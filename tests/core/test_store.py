@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.core.errors import Stopped
+from pipeline.core.errors import Damaged, Stopped
 from pipeline.core.records import Blob
 from pipeline.core.store import Store, blobs_in
 
@@ -204,3 +204,11 @@ def test_a_link_is_taken_in_as_the_file_it_leads_to(store: Store, tmp_path: Path
     (tmp_path / "link.mp4").symlink_to("film.mp4")
     found = store.path(store.link(tmp_path / "link.mp4").sha256)
     assert (found.read_bytes(), found.is_symlink()) == (b"film", False)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../../outside", "0" * 63, "G" * 64, "A" * 64, ""])
+def test_what_is_no_digest_leads_nowhere(store: Store, name: str) -> None:
+    with pytest.raises(Damaged, match="is no sha256 digest"):
+        store.path(name)
+    with pytest.raises(Damaged):
+        store.has(Blob(name, 1))

@@ -26,9 +26,10 @@ from pipeline.core.records import Source
 from pipeline.core.stage import Progress, run_stage
 from pipeline.core.store import Store
 from pipeline.dataset import recipe
-from pipeline.dataset.recipe import Columns, Recipe, SourceEntry
+from pipeline.dataset.recipe import Columns, SourceEntry
+from pipeline.dataset.recipe import FullRecipe as Recipe
 from pipeline.media import detectors, fetch
-from pipeline.stages import download, expand
+from pipeline.stages import NAMES, download, expand
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 TEMPLATE = MANIFESTS / "template.toml"
@@ -38,7 +39,8 @@ TABLES: dict[str, type[Table]] = {
     "columns": Columns,
     **{
         name: type(Recipe.model_fields[name].default)
-        for name in ("download", "filter", "extract", "encode", "shard")
+        for name in NAMES
+        if name in Recipe.model_fields
     },
 }
 
@@ -159,13 +161,12 @@ def model_of(table: str, shown: dict[str, Any]) -> type[Table]:
 
 def test_the_template_has_every_option_and_no_other() -> None:
     blocks = [(model_of(table, shown), set(shown)) for table, shown, _ in template_blocks()]
-    tables = {"source", "columns", "download", "cut", "filter", "extract", "encode", "shard"}
-    assert blocks[0] == (Recipe, set(Recipe.model_fields) - tables)
-    assert [model for model, _ in blocks[1:]] == [
-        SourceEntry,
-        TABLES["download"],
-        *detectors.ALL,
-    ] + [TABLES[name] for name in ("filter", "extract", "encode", "shard", "columns")]
+    assert blocks[0] == (Recipe, set(Recipe.model_fields) - TABLES.keys())
+    models: list[type[Table]] = [SourceEntry]
+    for name in NAMES:
+        if name in TABLES:
+            models += detectors.ALL if name == "cut" else [TABLES[name]]
+    assert [model for model, _ in blocks[1:]] == [*models, Columns]
     for model, keys in blocks[1:]:
         assert keys == set(model.model_fields), model
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.media import encoders
-from training import codec
-from training.presets import Objective
-from training.unet import TINY_UNET, VideoUNet
+from training.presets import TINY_UNET, Objective
+from training.unet import VideoUNet
 
 SHAPE = (4, 8, 8)  # of a frame of latents: channels, height, width
 # A small 2-D model: text of 32 numbers a token, as the tiny encoders give it.
@@ -58,12 +58,16 @@ def small_model(seed: int = 0) -> VideoUNet:
     return model.eval().requires_grad_(False)
 
 
+def weights_digest(folder: str, files: Sequence[str]) -> str:
+    return encoders.find_weights(folder, None, "", files, Path())[1].sha256
+
+
 def encoder_identity() -> dict[str, Any]:
     """What a run remembers of the encoders of its shards: those of the tiny preset."""
     tiny = encoders.PRESETS["tiny"]
     return {
-        "encoders.vae.sha256": codec.identity(Path(tiny.vae), codec.VAE_FILES),
-        "encoders.clip.sha256": codec.identity(Path(tiny.clip), codec.CLIP_FILES),
+        "encoders.vae.sha256": weights_digest(tiny.vae, encoders.VAE_FILES),
+        "encoders.clip.sha256": weights_digest(tiny.clip, encoders.CLIP_FILES),
         "encoders.clip.text_layer": tiny.text_layer,
         "encoders.clip.pad_token": tiny.pad_token,
         "latents.shape": list(SHAPE),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from training import loop, presets
 from training.checkpoint import Run
 from training.frames import Window
 from training.presets import Preset
-from training.stream import Index
+from training.shards import Index, open_index
 
 TEXT = (7, 8)  # tokens of a caption, numbers a token
 UNET = {**SMALL_UNET, "cross_attention_dim": TEXT[1]}
@@ -47,6 +48,15 @@ def wave_shards(folder: Path, num_clips: int, num_frames: int) -> Index:
     )
     (folder / "small.json").write_text(json.dumps(UNET))
     return index
+
+
+def damaged_shards(shards: Path, copy: Path) -> Index:
+    """A copy of the shards in which one bit is another."""
+    shutil.copytree(shards, copy)
+    content = bytearray((copy / "00000.tar").read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / "00000.tar").write_bytes(content)
+    return open_index(copy)
 
 
 def short_preset(**changes: Any) -> Preset:

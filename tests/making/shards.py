@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from training.stream import Index, open_index
+from training.shards import Index, open_index
 
 SHAPE = (4, 2, 2)
 TEXT = (7, 3)

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.core import canonical
+from pipeline.core.params import Setup
 from pipeline.core.records import Crop, Scene, Video, grid_index
 from pipeline.core.store import Store
 from pipeline.media import reel, video
@@ -318,6 +319,6 @@ def test_a_reel_s_memo_is_found_by_what_manifests_say_of_the_extract_stage(
 ) -> None:
     record = video_of(film(footage.plain, 2))
     whole = reel.reel_of(record, SMALL, store)
-    memo = store.memo(reel.memo_key(record.identity(), extract.stage(SMALL).params))
+    memo = store.memo(reel.memo_key(record.identity(), extract.stage(Setup((SMALL,))).params))
     assert memo is not None
     assert memo.outputs == whole

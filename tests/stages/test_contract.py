@@ -23,7 +23,8 @@ from tests.making.samples import SIZE, WIDTH, NewScene, arrays_of, publish, samp
 from training import shards
 from training.errors import ShardError
 from training.frames import Window
-from training.stream import Index, Stream, check_identity, open_index, verify
+from training.shards import Index, check_identity, open_index, verify
+from training.stream import Stream
 
 DOCS = Path(__file__).parents[2] / "docs"
 SCALE = 0.18215
@@ -73,7 +74,7 @@ def test_every_window_training_reads_is_what_the_pipeline_wrote(
             assert entry.num_frames == len(latents)
             for window in (Window(1), Window(3), Window(2, 3), Window(5), Window(len(latents))):
                 for start in range(len(latents) - window.span + 1):
-                    tensor = stream.read(entry.key, start, window)
+                    tensor = stream.gather([(entry.key, start)], window).latents[0]
                     assert torch.equal(
                         tensor, scaled(latents[start : start + window.span : window.stride])
                     )
@@ -158,7 +159,7 @@ def test_headers_are_as_long_as_training_guesses(index: Index) -> None:
     for split in index.entries:
         stream = Stream(index, split, windows=[Window(1)], batch_size=1)
         for entry in index.entries[split]:
-            stream.read(entry.key, 0, Window(1))
+            stream.gather([(entry.key, 0)], Window(1)).latents[0]
             assert stream._first_frame[entry.key] == entry.latents.start + shards.HEADER, (
                 "no sample costs a second read"
             )

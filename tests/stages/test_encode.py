@@ -63,7 +63,7 @@ def test_the_round_trip_is_measured_on_the_latents_that_are_stored(
     vae = encoders.load_vae(encoders.TINY / "vae", "float32", "cpu")
     frames = video.read_clip(store.path(clip.blob.sha256))
     psnr_db = encoders.psnr_db(encoders.decode(vae, latents[picks]), frames[picks])
-    assert sample.round_trip_psnr_db == psnr_db
+    assert sample.round_trip_psnr_db == round(psnr_db, 2)
 
 
 def test_a_measured_round_trip_is_not_measured_again(

@@ -20,8 +20,8 @@ def new_qkv(
     num_frames: int, device: str = "cpu", width: int = 16, sequences: int = 12
 ) -> list[Tensor]:
     random = torch.Generator().manual_seed(num_frames)
-    made = [torch.randn(sequences, 3, num_frames, width, generator=random) for _ in range(3)]
-    return [x.to(device).requires_grad_() for x in made]
+    tensors = [torch.randn(sequences, 3, num_frames, width, generator=random) for _ in range(3)]
+    return [x.to(device).requires_grad_() for x in tensors]
 
 
 def with_gradients(

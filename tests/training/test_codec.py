@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.core import canonical
 from pipeline.media import encoders
 from training import codec
 from training.codec import Codec
@@ -24,7 +26,7 @@ def said(kind: str) -> dict[str, Any]:
     name, files = (
         (TINY.vae, encoders.VAE_FILES) if kind == "vae" else (TINY.clip, encoders.CLIP_FILES)
     )
-    _, weights = encoders.find(name, None, "", files, Path())
+    _, weights = encoders.find_weights(name, None, "", files, Path())
     return {"name": weights.name, "revision": weights.revision, "sha256": weights.sha256}
 
 
@@ -117,11 +119,11 @@ def test_another_vae_is_refused_with_both_digests(
     other = tmp_path / "other"
     shutil.copytree(TINY.vae, other)
     (other / "config.json").write_text((other / "config.json").read_text() + "\n")
-    found = codec.identity(other, codec.VAE_FILES)
-    with pytest.raises(UsageError, match=rf"{found}, {described['vae']['sha256']}.*--vae"):
+    _, weights = encoders.find_weights(str(other), None, "", encoders.VAE_FILES, Path())
+    with pytest.raises(UsageError, match=rf"{weights.sha256}, {described['vae']['sha256']}.*--vae"):
         Codec(described, SCALE, vae=other).check()
     with pytest.raises(ShardError, match=rf"{described['vae']['sha256']}, {'0' * 64}"):
-        codec.find("vae", {**described["vae"], "sha256": "0" * 64})
+        codec.find_folder("vae", {**described["vae"], "sha256": "0" * 64})
 
 
 def test_the_same_weights_elsewhere_are_the_same_model(
@@ -129,14 +131,14 @@ def test_the_same_weights_elsewhere_are_the_same_model(
 ) -> None:
     shutil.copytree(TINY.clip, tmp_path / "models" / "clip")
     assert (
-        codec.find("clip", {**described["clip"], "name": "mine"}, tmp_path / "models").folder
+        codec.find_folder("clip", {**described["clip"], "name": "mine"}, tmp_path / "models")
         == tmp_path / "models" / "clip"
     )
 
 
 def test_a_folder_without_safetensors_is_said_so(tmp_path: Path, described: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"diffusion_pytorch_model\.safetensors"):
-        codec.find("vae", described["vae"], tmp_path)
+        codec.find_folder("vae", described["vae"], tmp_path)
 
 
 def test_a_model_known_by_its_folder_s_name_alone_is_asked_for(described: dict[str, Any]) -> None:
@@ -144,7 +146,7 @@ def test_a_model_known_by_its_folder_s_name_alone_is_asked_for(described: dict[s
         UsageError,
         match=r"'my-vae', a folder of the machine that built them; give a folder .* with --vae",
     ):
-        codec.find("vae", {**described["vae"], "name": "my-vae"})
+        codec.find_folder("vae", {**described["vae"], "name": "my-vae"})
 
 
 def test_a_hub_that_cannot_be_reached_is_no_fault_of_the_user(
@@ -157,6 +159,46 @@ def test_a_hub_that_cannot_be_reached_is_no_fault_of_the_user(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     with pytest.raises(
-        Stopped, match=r"no route to host; go online, or give a folder .* with --clip"
+        Stopped, match=r"no route to host - go online, .*give the folder of the CLIP with --clip"
     ):
-        codec.find("clip", {**described["clip"], "name": "owner/name"})
+        codec.find_folder("clip", {**described["clip"], "name": "owner/name"})
+
+
+@pytest.mark.parametrize(
+    ("tower", "key", "other"),
+    [("text_cfg", "hf_model_name", "a/b"), ("vision_cfg", "timm_model_name", "hf-hub:a/b")],
+)
+def test_a_clip_that_leads_to_another_model_is_refused_as_the_pipeline_refuses_it(
+    tmp_path: Path, described: dict[str, Any], tower: str, key: str, other: str
+) -> None:
+    folder = tmp_path / "clip"
+    shutil.copytree(TINY.clip, folder)
+    path = folder / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    config["model_cfg"].setdefault(tower, {})[key] = other
+    path.write_text(json.dumps(config))
+    digest = canonical.digest(
+        [[name, canonical.file_digest(folder / name)] for name in encoders.CLIP_FILES]
+    )
+    clip = {**described["clip"], "sha256": digest}  # even where the shards were made with it
+    with pytest.raises(UsageError, match=f"is made of another one, '{other}'"):
+        Codec({**described, "clip": clip}, SCALE, clip=folder).embed("a fish")
+
+
+def test_a_damaged_model_is_refused_before_any_work(
+    tmp_path: Path, described: dict[str, Any]
+) -> None:
+    shutil.copytree(TINY.vae, tmp_path / "vae")
+    (tmp_path / "vae" / encoders.VAE_FILES[1]).write_bytes(b"\x80\x04cos\nsystem\n")  # a pickle
+    with pytest.raises(UsageError, match="is damaged"):
+        Codec(described, SCALE, vae=tmp_path / "vae").check()
+
+
+def test_a_folder_that_is_not_there_is_never_looked_for_on_the_hub(
+    monkeypatch: pytest.MonkeyPatch, described: dict[str, Any]
+) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", pytest.fail)
+    with pytest.raises(UsageError, match="--vae my/vae: there is no such folder"):
+        codec.find_folder("vae", described["vae"], Path("my/vae"))

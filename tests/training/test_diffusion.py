@@ -145,8 +145,8 @@ def test_min_snr_caps_the_weight_of_easy_timesteps() -> None:
         schedule = diffusion.scheduler(objective)
         snr = schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)
         t = torch.tensor([0, 300, 999])
-        wanted = snr[t].clamp(max=5) / (snr[t] + (prediction == "v_prediction"))
-        torch.testing.assert_close(diffusion.loss_weight(schedule, t, objective), wanted)
+        weight = snr[t].clamp(max=5) / (snr[t] + (prediction == "v_prediction"))
+        torch.testing.assert_close(diffusion.loss_weight(schedule, t, objective), weight)
     assert torch.equal(
         diffusion.loss_weight(diffusion.scheduler(EPSILON), t, EPSILON), torch.ones(3)
     )

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from pipeline.media.encoders import MAX_PSNR_DB, psnr_db
 from tests.making import footage
 from tests.making.models import OBJECTIVES, SHAPE, encoder_identity, small_model
 from tests.making.shards import new_shards, npy
@@ -26,7 +27,7 @@ from training.codec import Codec
 from training.errors import ShardError, UsageError
 from training.evaluate import LATENT_BLEND, MODEL, NEAREST, ONE_STEP, PIXEL_BLEND, TRUTH
 from training.frames import Window, known_frames
-from training.stream import Index
+from training.shards import Index
 
 KNOWN = known_frames("every", 9)
 SHORT = (Window(9, 2), Window(9, 1))
@@ -50,9 +51,9 @@ def ramp(num_frames: int, step: int = 8) -> Any:
 
 def test_psnr_is_that_of_the_mean_squared_error() -> None:
     black = np.zeros((2, 8, 8, 3), np.uint8)
-    assert quality.psnr_db(black, black + 255) == 0
-    assert quality.psnr_db(black, black + 1) == pytest.approx(48.1308, abs=1e-3)
-    assert quality.psnr_db(black, black) == quality.MAX_PSNR_DB
+    assert psnr_db(black, black + 255) == 0
+    assert psnr_db(black, black + 1) == pytest.approx(48.1308, abs=1e-3)
+    assert psnr_db(black, black) == MAX_PSNR_DB
 
 
 def test_ssim_is_one_for_equal_pictures_symmetric_and_falls_with_noise(picture: Any) -> None:
@@ -66,9 +67,9 @@ def test_ssim_is_one_for_equal_pictures_symmetric_and_falls_with_noise(picture: 
 
 
 def test_ssim_of_flat_pictures_is_its_luminance_term() -> None:
-    one, other = np.full((1, 16, 16, 3), 100, np.uint8), np.full((1, 16, 16, 3), 150, np.uint8)
+    dark, bright = np.full((1, 16, 16, 3), 100, np.uint8), np.full((1, 16, 16, 3), 150, np.uint8)
     c1 = (0.01 * 255) ** 2
-    assert quality.ssim(one, other) == pytest.approx(
+    assert quality.ssim(dark, bright) == pytest.approx(
         (2 * 100 * 150 + c1) / (100**2 + 150**2 + c1), abs=1e-9
     )
 
@@ -88,8 +89,8 @@ def test_ssim_is_its_definition_window_by_window(picture: Any) -> None:
         (weights * (x - mx) * (y - my)).sum(),
     )
     c1, c2 = 2.55**2, 7.65**2
-    wanted = (2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
-    assert quality.ssim(picture[:, :11, :11], other[:, :11, :11]) == pytest.approx(wanted, abs=1e-9)
+    score = (2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
+    assert quality.ssim(picture[:, :11, :11], other[:, :11, :11]) == pytest.approx(score, abs=1e-9)
 
 
 def test_on_a_ramp_the_blend_is_perfect_and_the_copy_is_not() -> None:
@@ -116,16 +117,16 @@ def test_motion_and_seam_tell_frozen_stuttering_and_even_motion_apart() -> None:
     assert quality.change(frozen).max() == 0
     assert quality.seam(frames, KNOWN) == pytest.approx(1)
     assert quality.seam(frozen, KNOWN) is None
-    held = frames.copy()
+    stuttering = frames.copy()
     for key in (0, 4):
-        held[key + 1 : key + 4] = (
+        stuttering[key + 1 : key + 4] = (
             frames[key + 2].astype(int) + np.array([-1, 0, 1])[:, None, None, None]
         )
-    assert quality.seam(held, KNOWN) == pytest.approx(15)
+    assert quality.seam(stuttering, KNOWN) == pytest.approx(15)
 
 
 def measured(video: Any, truth: Any) -> dict[str, float | None]:
-    return evaluate._measured(video, truth, None, KNOWN, MODEL)
+    return evaluate._metrics(video, truth, None, KNOWN, MODEL)
 
 
 def test_the_motion_ratio_is_one_for_the_truth_and_nought_for_a_frozen_video() -> None:
@@ -139,7 +140,7 @@ def test_known_frames_do_not_count_for_likeness() -> None:
     frames = ramp(9)
     other = frames.copy()
     other[list(KNOWN)] = 0
-    assert measured(other, frames)["psnr_db"] == quality.MAX_PSNR_DB
+    assert measured(other, frames)["psnr_db"] == MAX_PSNR_DB
 
 
 def test_the_spread_is_over_windows_that_have_a_value() -> None:
@@ -160,7 +161,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, Codec]:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("dataset")
     known = Codec.of_run({"identity": encoder_identity()})
-    codec = Codec(known.encoders, 0.5)
+    codec = Codec(known.models, 0.5)
     film = footage.plain(folder / "film.mp4", 3, size="64x64")
     moving = media.read_start(film, 64, Fraction(10), 30)
     (folder / "clips").mkdir()
@@ -236,7 +237,7 @@ def test_a_model_that_moves_a_given_frame_is_found_out(
     report = evaluate.evaluate(run, *dataset, num_windows=1, windows=SHORT[:1]).reports[0]
     assert report.known_error_latents > 0.1
     assert report.known_error_levels > 1
-    assert report.of(MODEL, "motion").mean == 0
+    assert report.spread(MODEL, "motion").mean == 0
 
 
 def test_where_latents_move_along_a_line_the_latent_blend_is_perfect(
@@ -245,13 +246,13 @@ def test_where_latents_move_along_a_line_the_latent_blend_is_perfect(
     for report in evaluation.reports:
         row = [key for key, _ in report.windows].index("straight")
         likeness = {
-            method: report.of(method, "psnr_db").values[row] or 0
+            method: report.spread(method, "psnr_db").values[row] or 0
             for method in (NEAREST, LATENT_BLEND, MODEL)
         }
         assert likeness[LATENT_BLEND] > 55
         assert max(likeness[NEAREST], likeness[MODEL]) < likeness[LATENT_BLEND] - 3
         made_up = [
-            report.of(method, "psnr_db").values[1 - row] or 99
+            report.spread(method, "psnr_db").values[1 - row] or 99
             for method in (MODEL, ONE_STEP, NEAREST, LATENT_BLEND, PIXEL_BLEND)
         ]
         assert max(made_up) < 45  # where they do not
@@ -267,13 +268,17 @@ def test_the_truth_s_row_is_the_vae_s_ceiling(
     clip = media.read_frames(
         Path(index.url).parent / "clips" / "moving.mp4", range(start, start + 9)
     )
-    latents = evaluate.Stream(index, "validation", SHORT).read("moving", start, Window(9, 1))
-    between = ~np.array(KNOWN)
-    assert report.of(TRUTH, "psnr_original_db").values[row] == pytest.approx(
-        quality.psnr_db(codec.decode(latents)[between], clip[between])
+    latents = (
+        evaluate.Stream(index, "validation", SHORT)
+        .gather([("moving", start)], Window(9, 1))
+        .latents[0]
     )
-    assert report.of(TRUTH, "motion").mean == 1
-    assert report.of(TRUTH, "psnr_db").mean is None
+    between = ~np.array(KNOWN)
+    assert report.spread(TRUTH, "psnr_original_db").values[row] == pytest.approx(
+        psnr_db(codec.decode(latents)[between], clip[between])
+    )
+    assert report.spread(TRUTH, "motion").mean == 1
+    assert report.spread(TRUTH, "psnr_db").mean is None
 
 
 def test_all_is_saved_as_json_and_sheets_and_fits_a_terminal(
@@ -287,7 +292,7 @@ def test_all_is_saved_as_json_and_sheets_and_fits_a_terminal(
     ]
     plain = json.loads(paths[0].read_text())
     assert plain["reports"][0]["scores"][MODEL]["psnr_db"]["values"] == list(
-        evaluation.reports[0].of(MODEL, "psnr_db").values
+        evaluation.reports[0].spread(MODEL, "psnr_db").values
     )
     assert (plain["steps"], plain["guidance"], plain["split"]) == (2, 1.0, "validation")
     with Image.open(paths[1]) as sheet:
@@ -298,7 +303,7 @@ def test_all_is_saved_as_json_and_sheets_and_fits_a_terminal(
     console.file.close()
     assert "…" not in shown
     assert sum(line.split()[:1] == ["truth"] for line in shown.splitlines()) == 1
-    assert f"{evaluation.reports[0].of(MODEL, 'psnr_db').mean:.2f} ±" in shown
+    assert f"{evaluation.reports[0].spread(MODEL, 'psnr_db').mean:.2f} ±" in shown
 
 
 def test_without_the_clips_their_half_is_left_out_and_said_so(
@@ -307,10 +312,10 @@ def test_without_the_clips_their_half_is_left_out_and_said_so(
     index, codec = dataset
     (tmp_path / "shards").symlink_to(index.url)
     alone = replace(index, url=str(tmp_path / "shards"))
-    found = evaluate.evaluate(run, alone, codec, num_windows=1, windows=SHORT[:1])
-    assert "clips has no " in found.notes[0]
-    assert found.reports[0].of(MODEL, "psnr_original_db").mean is None
-    assert found.reports[0].of(MODEL, "psnr_db").mean is not None
+    result = evaluate.evaluate(run, alone, codec, num_windows=1, windows=SHORT[:1])
+    assert "clips has no " in result.notes[0]
+    assert result.reports[0].spread(MODEL, "psnr_original_db").mean is None
+    assert result.reports[0].spread(MODEL, "psnr_db").mean is not None
 
 
 Change = Callable[[Run, Index], tuple[Run, Index]]
@@ -359,9 +364,9 @@ def test_what_cannot_be_evaluated_says_what_to_do(
 def test_windows_too_long_are_noted_and_it_is_an_error_only_if_none_is_left(
     run: Run, dataset: tuple[Index, Codec]
 ) -> None:
-    found = evaluate.evaluate(run, *dataset, num_windows=1, windows=(Window(5, 1), Window(65, 1)))
-    assert [str(report.window) for report in found.reports] == ["5@1"]
-    assert "65@1 is left out" in found.notes[0]
+    result = evaluate.evaluate(run, *dataset, num_windows=1, windows=(Window(5, 1), Window(65, 1)))
+    assert [str(report.window) for report in result.reports] == ["5@1"]
+    assert "65@1 is left out" in result.notes[0]
     with pytest.raises(UsageError, match="a window spans 65"):
         evaluate.evaluate(run, *dataset, windows=(Window(65, 1),))
     with pytest.raises(UsageError, match=r"take 5, 9, 13, 17"):

@@ -64,7 +64,7 @@ def test_the_three_models_windows_cover_the_same_span(stride: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "wanted"),
+    ("task", "pattern"),
     [
         ("unconditional", "........."),
         ("first", "X........"),
@@ -73,9 +73,9 @@ def test_the_three_models_windows_cover_the_same_span(stride: int) -> None:
         ("prefix", "XXX......"),
     ],
 )
-def test_each_task_gives_the_frames_it_says(task: str, wanted: str) -> None:
+def test_each_task_gives_the_frames_it_says(task: str, pattern: str) -> None:
     known = known_frames(task, 9, every=4, prefix=3)  # type: ignore[arg-type]
-    assert "".join("X" if is_known else "." for is_known in known) == wanted
+    assert "".join("X" if is_known else "." for is_known in known) == pattern
 
 
 def test_there_are_no_other_tasks() -> None:

@@ -5,9 +5,11 @@ learning.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,11 +25,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from tests.making.runs import UNET, run_of, short_preset, train, wave_shards
-from training import ablate, checkpoint, journal, loop, presets
-from training.errors import NonFinite, UsageError
+from tests.making.runs import UNET, damaged_shards, run_of, short_preset, train, wave_shards
+from training import ablate, checkpoint, journal, loop, presets, shards
+from training.errors import NonFinite, ShardError, UsageError
 from training.frames import Window
-from training.stream import Index, Stream, open_index
+from training.shards import Index, open_index
+from training.stream import Stream
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,16 +49,16 @@ def index(folder: Path) -> Index:
 
 def newest(folder: Path) -> dict[str, bytes]:
     """Every file of the newest checkpoint."""
-    found = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    newest_folder = sorted((folder / "checkpoints").glob("step-*"))[-1]
     return {
-        str(path.relative_to(found)): path.read_bytes()
-        for path in sorted(found.rglob("*"))
+        str(path.relative_to(newest_folder)): path.read_bytes()
+        for path in sorted(newest_folder.rglob("*"))
         if path.is_file()
     }
 
 
 def losses(folder: Path) -> list[float]:
-    return [one["loss"] for one in journal.read_history(folder) if "loss" in one]
+    return [line["loss"] for line in journal.read_history(folder) if "loss" in line]
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +99,8 @@ import sys, time
 from pathlib import Path
 import torch
 from tests.making.runs import run_of, train
-from training.stream import Stream, open_index
+from training.shards import open_index
+from training.stream import Stream
 torch.set_num_threads(1)
 shards = Path(sys.argv[2])
 index = open_index(shards)
@@ -159,9 +163,13 @@ def test_two_ranks_give_the_loss_curve_of_one_with_the_doubled_batch(
     ]
     assert [rank.wait(300) for rank in ranks] == [0, 0]
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "alone"), rel=1e-4)
-    keys = [json.loads((tmp_path / f"two-rank-{rank}.json").read_text()) for rank in range(2)]
-    assert not set(keys[0]) & set(keys[1])
-    assert sorted(keys[0] + keys[1]) == list(range(8 * 4))
+    reports = [json.loads((tmp_path / f"two-rank-{rank}.json").read_text()) for rank in range(2)]
+    samples = [report["samples"] for report in reports]
+    assert not set(samples[0]) & set(samples[1])
+    assert sorted(samples[0] + samples[1]) == list(range(8 * 4))
+    # the first rank reads the shards, and the other learns of it what is wrong with them
+    assert [report["verified"] for report in reports] == [["00000.tar", "00001.tar"], []]
+    assert [report["damaged"] for report in reports] == ["ShardError", "Stopped"]
 
 
 RANK = """
@@ -169,18 +177,33 @@ import io, json, os, sys
 from pathlib import Path
 import torch
 from rich.console import Console
-from tests.making.runs import run_of
+from tests.making.runs import damaged_shards, run_of
 from training import loop
-from training.stream import open_index
+from training.shards import open_index
+from training.errors import LongtakeError
 torch.set_num_threads(1)
 shards, out = Path(sys.argv[2]), Path(sys.argv[1])
 index = open_index(shards)
 run = run_of(out, index, shards, batch_size=4, micro_batch=2)
-trainer = loop.Trainer(run, index, "cpu", console=Console(file=io.StringIO()), pictures=False)
+verified, verify_shard = [], loop.shards.verify_shard
+def verify_and_tell(files, shard, progress):
+    verified.append(shard.file)
+    verify_shard(files, shard, progress)
+loop.shards.verify_shard = verify_and_tell
+def trainer_of(index):
+    console = Console(file=io.StringIO())
+    return loop.Trainer(run, index, "cpu", console=console, pictures=False, verify=print)
+trainer = trainer_of(index)
 assert trainer.accelerator.num_processes == 2
 trainer.train()
-seen = [i for step in range(8) for i in trainer.stream.batch(step).sample_indices]
-out.with_name(f"two-rank-{os.environ['RANK']}.json").write_text(json.dumps(seen))
+samples = [i for step in range(8) for i in trainer.stream.batch(step).sample_indices]
+report = {"samples": samples, "verified": list(verified)}
+rank = os.environ["RANK"]
+try:
+    trainer_of(damaged_shards(shards, out.with_name(f"damaged-{rank}")))
+except LongtakeError as error:
+    report["damaged"] = type(error).__name__
+out.with_name(f"two-rank-{rank}.json").write_text(json.dumps(report))
 torch.distributed.destroy_process_group()
 """
 
@@ -207,8 +230,8 @@ def test_a_loss_that_is_no_number_stops_with_the_samples(
     batch = Stream.batch
 
     def poisoned(self: Stream, step: int) -> Any:
-        found = batch(self, step)
-        return replace(found, latents=found.latents * (math.nan if step == 2 else 1))
+        clean = batch(self, step)
+        return replace(clean, latents=clean.latents * (math.nan if step == 2 else 1))
 
     monkeypatch.setattr(Stream, "batch", poisoned)
     with pytest.raises(NonFinite, match=r"step 3: the loss is nan.*k\d at frame \d"):
@@ -226,8 +249,8 @@ def test_one_clip_is_learnt_by_heart(tmp_path: Path) -> None:
         "terminal": 0.0,
     }
     train(run_of(tmp_path / "run", index, tmp_path, **changes), index)
-    found = losses(tmp_path / "run")
-    assert np.mean(found[-20:]) < np.mean(found[:5]) / 3
+    curve = losses(tmp_path / "run")
+    assert np.mean(curve[-20:]) < np.mean(curve[:5]) / 3
 
 
 def test_micro_batches_add_up_to_the_batch(tmp_path: Path, index: Index, folder: Path) -> None:
@@ -238,6 +261,126 @@ def test_micro_batches_add_up_to_the_batch(tmp_path: Path, index: Index, folder:
         )
     assert losses(tmp_path / "1") == pytest.approx(losses(tmp_path / "4"), rel=1e-4)
     assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "4"), rel=1e-4)
+
+
+def rates(folder: Path) -> list[float]:
+    return [line["lr"] for line in journal.read_history(folder) if "lr" in line]
+
+
+def test_a_cosine_that_is_given_more_steps_goes_over_to_the_new_plan_and_says_so(
+    tmp_path: Path, index: Index, folder: Path
+) -> None:
+    changes = {"schedule": "cosine", "warmup": 4, "learning_rate": 1e-3, "checkpoint_every": 10}
+    train(run_of(tmp_path / "run", index, folder, steps=10, **changes), index)
+    console = Console(file=io.StringIO(), width=500)
+    longer = run_of(tmp_path / "run", index, folder, steps=20, **changes)
+    loop.Trainer(longer, index, "cpu", console=console, pictures=False).train()
+    assert "was planned for 10 steps and is planned anew for 20" in console.file.getvalue()  # type: ignore[attr-defined]
+    train(run_of(tmp_path / "long", index, folder, steps=20, **changes), index)
+    changed, planned = rates(tmp_path / "run"), rates(tmp_path / "long")
+    assert changed[9] == 0
+    jumps = [abs(after - before) for before, after in itertools.pairwise(changed)]
+    assert max(jumps[9:]) <= 1e-3 / 4  # never steeper than a warm-up
+    assert changed[14:] == pytest.approx(planned[14:])
+    assert changed[10] < planned[10]
+
+
+def test_a_changed_plan_is_kept_to_the_bit_by_the_next_resume(
+    tmp_path: Path, index: Index, folder: Path
+) -> None:
+    changes = {"schedule": "cosine", "warmup": 4, "checkpoint_every": 3}
+    train(run_of(tmp_path / "straight", index, folder, steps=3, **changes), index)
+    shutil.copytree(tmp_path / "straight", tmp_path / "stopped")
+    longer = run_of(tmp_path / "straight", index, folder, steps=9, **changes)
+    train(longer, index)
+    stopped = replace(longer, folder=tmp_path / "stopped")
+    trainer = loop.Trainer(stopped, index, "cpu", console=Console(file=io.StringIO()))
+    save = trainer._save
+
+    def save_and_die() -> None:
+        save()
+        raise KeyboardInterrupt
+
+    trainer._save = save_and_die  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert [step for step, _ in checkpoint.checkpoints(stopped)] == [3, 6]
+    train(stopped, index)
+    assert rates(tmp_path / "stopped") == rates(tmp_path / "straight")
+    assert newest(tmp_path / "stopped") == newest(tmp_path / "straight")
+
+
+def test_the_history_is_never_rewritten_in_place(
+    tmp_path: Path, index: Index, folder: Path
+) -> None:
+    run = run_of(tmp_path / "run", index, folder, steps=2)
+    train(run, index)
+    history = tmp_path / "run" / "history.jsonl"
+    before = history.read_bytes()
+    (tmp_path / "witness").hardlink_to(history)  # sees what is written into the same file
+    journal.Journal(run, 1, Console(file=io.StringIO())).end()
+    assert [line["step"] for line in journal.read_history(tmp_path / "run")] == [1]
+    assert (tmp_path / "witness").read_bytes() == before
+
+
+def test_what_a_killed_process_left_half_written_is_gone_at_the_next_start(
+    tmp_path: Path, index: Index, folder: Path
+) -> None:
+    run = run_of(tmp_path / "run", index, folder, steps=1)
+    train(run, index)
+    leftovers = [
+        tmp_path / "run" / "checkpoints" / "partial-000002" / "model" / "config.json",
+        tmp_path / "run" / "partial-1234-history.jsonl",
+        tmp_path / "run" / "samples" / "partial-1234-step-000001.png",
+    ]
+    for path in leftovers:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
+    checkpoint.open_run(run)
+    assert list((tmp_path / "run").rglob("partial-*")) == []
+    assert [step for step, _ in checkpoint.checkpoints(run)] == [1]
+
+
+def test_shards_are_verified_once_for_a_run_and_again_where_they_lie_elsewhere(
+    tmp_path: Path, index: Index, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verified = []
+    verify_shard = shards.verify_shard
+
+    def verify_and_count(files: Any, shard: Any, progress: Any) -> None:
+        verified.append(shard.file)
+        verify_shard(files, shard, progress)
+
+    monkeypatch.setattr(shards, "verify_shard", verify_and_count)
+    run = run_of(tmp_path / "run", index, folder, steps=1)
+
+    def start(index: Index) -> None:
+        loop.Trainer(run, index, "cpu", verify=lambda num_bytes: None)
+
+    start(index)
+    start(index)
+    assert verified == ["00000.tar", "00001.tar"]
+    with pytest.raises(ShardError, match=r"00000\.tar has sha256"):
+        start(damaged_shards(folder, tmp_path / "copy"))
+    shutil.rmtree(tmp_path / "copy")
+    shutil.copytree(folder, tmp_path / "copy")
+    start(open_index(tmp_path / "copy"))
+    assert verified == ["00000.tar", "00001.tar", "00000.tar", "00000.tar", "00001.tar"]
+
+
+def test_the_gpu_that_is_asked_for_is_torch_s_current_one_when_accelerate_takes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(("device", device)))
+    monkeypatch.setattr(loop, "Accelerator", lambda **options: calls.append(("new", options)))
+    loop.new_accelerator(short_preset(), "cuda:1")
+    loop.new_accelerator(short_preset(), "cpu")
+    assert calls == [
+        ("device", "cuda:1"),
+        ("new", {"mixed_precision": "no", "cpu": False}),
+        ("new", {"mixed_precision": "no", "cpu": True}),
+    ]
 
 
 def test_what_is_drawn_depends_on_the_sample_alone(index: Index) -> None:
@@ -267,7 +410,7 @@ def test_a_run_folder_holds_a_curve_a_history_and_scalars(
     train(run_of(tmp_path / "run", index, folder), index)
     assert (tmp_path / "run" / "loss.png").stat().st_size > 5000
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
-    assert [one["step"] for one in journal.read_history(tmp_path / "run")] == list(range(1, 9))
+    assert [line["step"] for line in journal.read_history(tmp_path / "run")] == list(range(1, 9))
 
 
 def test_only_the_newest_checkpoints_are_kept_and_each_is_whole(
@@ -328,23 +471,23 @@ def test_variants_are_trained_once_measured_and_tabulated(tmp_path: Path) -> Non
         shards=(*opened.shards, *held_out(opened)),
     )
     base = short_preset(unet=str(tmp_path / "small.json"))
-    told = Console(file=io.StringIO(), width=120)
+    console = Console(file=io.StringIO(), width=120)
     asked: dict[str, Any] = {
         "questions": ["mask"],
         "steps": 2,
         "num_seeds": 2,
         "device": "cpu",
-        "console": told,
+        "console": console,
     }
     results = ablate.ablate(base, index, tmp_path / "runs", **asked)
-    assert [one.variant.answer for one in results] == ["1 = unknown", "0 everywhere"]
+    assert [result.variant.answer for result in results] == ["1 = unknown", "0 everywhere"]
     assert all(
         len(gains) == 2 and all(map(math.isfinite, gains))
-        for one in results
-        for gains in one.gains.values()
+        for result in results
+        for gains in result.gains.values()
     )
-    told.print(ablate.table(results, 2))
-    assert "0 everywhere" in told.file.getvalue()  # type: ignore[attr-defined]
+    console.print(ablate.table(results, 2))
+    assert "0 everywhere" in console.file.getvalue()  # type: ignore[attr-defined]
     before = {
         path: path.stat().st_mtime_ns
         for path in (tmp_path / "runs").glob("*/checkpoints/*/state.json")
@@ -364,7 +507,7 @@ def test_a_question_that_is_none_is_refused() -> None:
     with pytest.raises(UsageError, match="makes keyframes"):
         ablate.variants(presets.find("tiny-keyframe"), ["mask"])
     answers = [
-        (one.question, one.answer)
-        for one in ablate.variants(presets.find("tiny-interp"), ablate.QUESTIONS)
+        (variant.question, variant.answer)
+        for variant in ablate.variants(presets.find("tiny-interp"), ablate.QUESTIONS)
     ]
     assert len(set(answers)) == 5 + 2 + 3 + 2

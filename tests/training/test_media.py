@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.making import footage
-from training import media
+from training import media, writing
 from training.errors import ShardError, Stopped, UsageError
 
 Film = Callable[..., Path]
@@ -24,10 +24,12 @@ Film = Callable[..., Path]
 @pytest.fixture
 def frames() -> Any:
     """12 frames of a bright square that walks over a gradient."""
-    made = np.tile(np.linspace(40, 160, 64, dtype=np.uint8)[None, None, :, None], (12, 64, 1, 3))
+    pictures = np.tile(
+        np.linspace(40, 160, 64, dtype=np.uint8)[None, None, :, None], (12, 64, 1, 3)
+    )
     for index in range(12):
-        made[index, 20:40, 4 * index : 4 * index + 16] = (220, 60, 30)
-    return made
+        pictures[index, 20:40, 4 * index : 4 * index + 16] = (220, 60, 30)
+    return pictures
 
 
 def test_a_picture_becomes_its_centre_square(tmp_path: Path) -> None:
@@ -181,8 +183,8 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, frames:
     before = path.read_bytes()
 
     def fail(frames: Any) -> None:
-        with media.beside(path) as made:
-            made.write_bytes(b"half")
+        with writing.beside(path) as partial:
+            partial.write_bytes(b"half")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):

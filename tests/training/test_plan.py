@@ -16,7 +16,8 @@ from benchmarks import gpu
 from tests.making.models import NARROW_UNET
 from training.errors import UsageError
 from training.plan import GIB, Plan, Subject, plan, render
-from training.unet import SD15_UNET, VideoUNet
+from training.presets import SD15_UNET
+from training.unet import VideoUNet
 
 PLAIN = Subject(
     "small",
@@ -32,7 +33,7 @@ PLAIN = Subject(
 
 
 @pytest.fixture(scope="module")
-def found() -> Plan:
+def small_plan() -> Plan:
     return plan(replace(PLAIN, frames=(3, 6)))
 
 
@@ -53,13 +54,13 @@ def run_for_real(subject: Subject) -> tuple[int, int, int]:
             noisy = torch.randn(
                 subject.batch, subject.frames[0], subject.in_channels, subject.size, subject.size
             )
-            made = model(
+            predicted = model(
                 noisy,
                 torch.tensor([1, 2]),
                 torch.randn(subject.batch, subject.text_tokens, 8),
                 torch.ones(2),
             )
-        made.square().mean().backward()
+        predicted.square().mean().backward()
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = sum(x.untyped_storage().nbytes() for key, x in storages.items() if key not in weights)
     return sum(p.numel() for p in model.parameters()), kept, counter.get_total_flops()
@@ -74,13 +75,13 @@ def test_the_plan_is_what_a_real_step_keeps_and_computes(trainable: Any) -> None
     assert sum(step.flops.values()) == flops
 
 
-def test_parts_add_up(found: Plan) -> None:
+def test_parts_add_up(small_plan: Plan) -> None:
     assert (
-        sum(found.parameters.values())
-        == sum(found.trainable.values())
-        == found.steps[0].weights // 4
+        sum(small_plan.parameters.values())
+        == sum(small_plan.trainable.values())
+        == small_plan.steps[0].weights // 4
     )
-    step = found.steps[0]
+    step = small_plan.steps[0]
     assert (
         step.memory
         == step.weights + step.gradients + step.optimizer + step.average + step.activations
@@ -90,55 +91,59 @@ def test_parts_add_up(found: Plan) -> None:
         2 * step.weights,
         step.weights,
     )
-    assert all(found.parameters.values())
+    assert all(small_plan.parameters.values())
     assert all(step.flops.values())
 
 
 def test_twice_the_frames_are_twice_the_work_and_more_than_twice_the_temporal_attention(
-    found: Plan,
+    small_plan: Plan,
 ) -> None:
-    short, long = (step.flops for step in found.steps)
+    short, long = (step.flops for step in small_plan.steps)
     for part in ("spatial convolutions", "spatial attention", "temporal convolutions"):
         assert long[part] == 2 * short[part]  # type: ignore[index]
     assert long["temporal attention"] > 2 * short["temporal attention"]
 
 
-def test_checkpointing_keeps_less_and_computes_more(found: Plan) -> None:
+def test_checkpointing_keeps_less_and_computes_more(small_plan: Plan) -> None:
     (saving,) = plan(replace(PLAIN, checkpointing=True)).steps
-    assert saving.activations < found.steps[0].activations / 2
-    for part, flops in found.steps[0].flops.items():
+    assert saving.activations < small_plan.steps[0].activations / 2
+    for part, flops in small_plan.steps[0].flops.items():
         assert (
             1.2 * flops < saving.flops[part] < 1.4 * flops
         )  # four passes in place of three, more or less
 
 
-def test_half_precision_keeps_less_than_single_and_eight_bits_less_still(found: Plan) -> None:
+def test_half_precision_keeps_less_than_single_and_eight_bits_less_still(small_plan: Plan) -> None:
     (half,) = plan(replace(PLAIN, precision="bf16", optimizer="adamw8bit")).steps
-    assert 0.4 * found.steps[0].activations < half.activations < 0.9 * found.steps[0].activations
-    assert half.flops == found.steps[0].flops
-    assert half.optimizer * 4 == found.steps[0].optimizer
+    assert (
+        0.4 * small_plan.steps[0].activations
+        < half.activations
+        < 0.9 * small_plan.steps[0].activations
+    )
+    assert half.flops == small_plan.steps[0].flops
+    assert half.optimizer * 4 == small_plan.steps[0].optimizer
 
 
-def test_a_clip_in_a_shard_is_its_latents_and_its_text(found: Plan) -> None:
-    assert found.clip_bytes == 2 * (100 * 4 * 8 * 8 + 7 * 8)
+def test_a_clip_in_a_shard_is_its_latents_and_its_text(small_plan: Plan) -> None:
+    assert small_plan.clip_bytes == 2 * (100 * 4 * 8 * 8 + 7 * 8)
 
 
 def test_sixty_five_frames_of_stable_diffusion_fit_at_home() -> None:
-    found = plan(Subject("sd15-interp", SD15_UNET, (65,)))
-    assert sum(found.parameters.values()) == 976_227_844
-    assert sum(found.trainable.values()) == 116_718_720
-    assert 12 * GIB < found.steps[0].memory < 22 * GIB
+    small_plan = plan(Subject("sd15-interp", SD15_UNET, (65,)))
+    assert sum(small_plan.parameters.values()) == 976_227_844
+    assert sum(small_plan.trainable.values()) == 116_718_720
+    assert 12 * GIB < small_plan.steps[0].memory < 22 * GIB
 
 
-def test_the_tables_say_totals_and_lengths(found: Plan) -> None:
-    written = StringIO()
-    Console(width=120, file=written).print(render(found))
-    text = written.getvalue()
+def test_the_tables_say_totals_and_lengths(small_plan: Plan) -> None:
+    output = StringIO()
+    Console(width=120, file=output).print(render(small_plan))
+    text = output.getvalue()
     for said in (
         "small: parameters, training all",
         "3 frames",
         "6 frames",
-        f"{sum(found.parameters.values()):,}",
+        f"{sum(small_plan.parameters.values()):,}",
         "64 x 64 pixels",
         "0.05 MB",
     ):

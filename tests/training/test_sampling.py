@@ -48,8 +48,8 @@ class Watched:
     ) -> torch.Tensor:
         self.calls.append((noisy.shape[0], noisy.shape[1]))
         self.fps.append(float(fps[0]))
-        made: torch.Tensor = self.model(noisy, t, text, fps)
-        return made
+        predicted: torch.Tensor = self.model(noisy, t, text, fps)
+        return predicted
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +83,11 @@ def asked(words: tuple[torch.Tensor, torch.Tensor]) -> dict[str, Any]:
 def test_known_frames_come_back_bit_equal(
     model: VideoUNet, asked: dict[str, Any], objective: Objective, scheduler: Scheduler
 ) -> None:
-    made = sample_window(model, objective, **asked, scheduler=scheduler, guidance=2.0)
+    sampled = sample_window(model, objective, **asked, scheduler=scheduler, guidance=2.0)
     known = asked["known"]
-    assert torch.equal(made[:, known], asked["latents"][:, known])
-    assert made.isfinite().all()
-    assert ((made - asked["latents"])[:, ~known].abs() > 0).float().mean() > 0.99
+    assert torch.equal(sampled[:, known], asked["latents"][:, known])
+    assert sampled.isfinite().all()
+    assert ((sampled - asked["latents"])[:, ~known].abs() > 0).float().mean() > 0.99
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
@@ -104,14 +104,14 @@ def test_unknown_frames_are_never_read(
 
 def test_known_frames_may_differ_within_a_batch(model: VideoUNet, asked: dict[str, Any]) -> None:
     known = torch.stack([asked["known"], torch.tensor(known_frames("ends", 17))])
-    made = sample_window(model, OBJECTIVES["residual"], **{**asked, "known": known})
-    assert torch.equal(made[known], asked["latents"][known])
+    sampled = sample_window(model, OBJECTIVES["residual"], **{**asked, "known": known})
+    assert torch.equal(sampled[known], asked["latents"][known])
     alone = sample_window(
         model,
         OBJECTIVES["residual"],
         **{**asked, **{key: asked[key][:1] for key in ("latents", "text", "fps")}},
     )
-    torch.testing.assert_close(made[:1], alone, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(sampled[:1], alone, atol=1e-5, rtol=1e-5)
 
 
 def test_known_frames_are_shown_at_each_step_s_noise(asked: dict[str, Any]) -> None:
@@ -131,10 +131,10 @@ def test_known_frames_are_shown_at_each_step_s_noise(asked: dict[str, Any]) -> N
     )
     assert len(seen) == 3
     for shown, t in seen:
-        wanted = schedule.add_noise(asked["latents"], noise, torch.tensor([t, t]))[
+        expected = schedule.add_noise(asked["latents"], noise, torch.tensor([t, t]))[
             :, asked["known"]
         ]
-        assert torch.equal(shown, wanted)
+        assert torch.equal(shown, expected)
 
 
 def test_guidance_of_one_asks_once_and_more_asks_twice_and_changes_what_is_made(
@@ -159,13 +159,13 @@ def test_one_step_of_zero_snr_is_the_model_s_guess_from_nothing_but_the_hint(
     model: VideoUNet, asked: dict[str, Any]
 ) -> None:
     objective = OBJECTIVES["residual"]
-    made = sample_window(model, objective, **{**asked, "steps": 1})
-    held = asked["known"][None, :, None, None, None]
+    sampled = sample_window(model, objective, **{**asked, "steps": 1})
+    is_known = asked["known"][None, :, None, None, None]
     hint = sampling.diffusion.hints(asked["latents"], asked["known"].expand(2, -1), objective.hint)
-    noise = sampling.starting_noise(made.shape, 0)
+    noise = sampling.starting_noise(sampled.shape, 0)
     shown = sampling.diffusion.model_input(noise, asked["known"].expand(2, -1), hint, objective, 9)
     guess = -model(shown, torch.tensor([999, 999]), asked["text"], asked["fps"])
-    torch.testing.assert_close(made, torch.where(held, asked["latents"], hint + 0.2 * guess))
+    torch.testing.assert_close(sampled, torch.where(is_known, asked["latents"], hint + 0.2 * guess))
 
 
 def test_the_same_seed_makes_the_same_and_another_something_else(
@@ -209,13 +209,13 @@ def test_a_video_is_interpolated_in_windows_no_larger_than_those_trained_on(
     lengths, largest, fps = [len(keys)], [], []
     for stride in (Fraction(4), Fraction(1), Fraction(1, 4)):
         watched = Watched(model)
-        made = sampling.interpolate(watched, script, keys, stride)
-        assert torch.equal(made[::4], keys)
-        lengths.append(len(made))
+        sampled = sampling.interpolate(watched, script, keys, stride)
+        assert torch.equal(sampled[::4], keys)
+        lengths.append(len(sampled))
         largest.append(max(num_frames for _, num_frames in watched.calls))
         fps.append(set(watched.fps))
         assert {num_windows for num_windows, _ in watched.calls} == {1}
-        keys = made
+        keys = sampled
     assert lengths == [5, 17, 65, 257]
     assert largest == [9, 17, 17]
     assert fps == [{2.5}, {10.0}, {40.0}]
@@ -225,31 +225,31 @@ def test_neighbouring_windows_share_a_keyframe_and_nothing_else(
     model: VideoUNet, script: Script
 ) -> None:
     keys = torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(5))
-    made = sampling.interpolate(model, script, keys, Fraction(4))
+    sampled = sampling.interpolate(model, script, keys, Fraction(4))
     other = keys.clone()
     other[4] += 1
     again = sampling.interpolate(model, script, other, Fraction(4))
-    assert torch.equal(made[:9], again[:9])  # the first window: keyframes 0, 1, 2
-    assert not torch.equal(made[9:16], again[9:16])
+    assert torch.equal(sampled[:9], again[:9])  # the first window: keyframes 0, 1, 2
+    assert not torch.equal(sampled[9:16], again[9:16])
 
 
 def test_frames_a_clip_gives_are_kept_between_keyframes_too(
     model: VideoUNet, script: Script
 ) -> None:
     generator = torch.Generator().manual_seed(5)
-    given, keys = (
+    start, keys = (
         torch.randn(17, *SHAPE, generator=generator),
         torch.randn(3, *SHAPE, generator=generator),
     )
-    keys[:2] = given[::16]
-    quarter = sampling.interpolate(model, script, keys, Fraction(4), given)
-    assert torch.equal(quarter[:5], given[::4])
+    keys[:2] = start[::16]
+    quarter = sampling.interpolate(model, script, keys, Fraction(4), start)
+    assert torch.equal(quarter[:5], start[::4])
     watched = Watched(model)
-    full = sampling.interpolate(watched, script, quarter, Fraction(1), given)
-    assert torch.equal(full[:17], given)
+    full = sampling.interpolate(watched, script, quarter, Fraction(1), start)
+    assert torch.equal(full[:17], start)
     assert len(watched.calls) == 2  # the window of frames 0 to 16 asks for nothing
-    double = sampling.interpolate(model, script, full, Fraction(1, 4), given)
-    assert torch.equal(double[:65:4], given)
+    double = sampling.interpolate(model, script, full, Fraction(1, 4), start)
+    assert torch.equal(double[:65:4], start)
 
 
 def test_keyframes_begin_with_those_given(model: VideoUNet, script: Script) -> None:
@@ -257,9 +257,9 @@ def test_keyframes_begin_with_those_given(model: VideoUNet, script: Script) -> N
     first = replace(script, preset=preset)
     start = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(5))
     watched = Watched(model)
-    made = sampling.keyframes(watched, first, SHAPE, start)
-    assert made.shape == (5, *SHAPE)
-    assert torch.equal(made[:2], start)
+    sampled = sampling.keyframes(watched, first, SHAPE, start)
+    assert sampled.shape == (5, *SHAPE)
+    assert torch.equal(sampled[:2], start)
     assert set(watched.fps) == {10 / 16}
     assert sampling.keyframes(model, first, SHAPE).isfinite().all()
 
@@ -315,7 +315,7 @@ def test_words_become_a_video_and_frames_of_a_shorter_one_stay_as_they_were(
     assert (long.frames.shape, long.fps) == ((17, 64, 64, 3), Fraction(10, 4))
     assert torch.equal(long.latents[::4], short.latents)
     assert np.array_equal(long.frames[::4], short.frames)
-    assert not any(long.given)
+    assert not any(long.known)
     assert not np.array_equal(
         generate(num_frames=5, settings=Settings(seed=1)).frames, short.frames
     )
@@ -327,7 +327,7 @@ def test_a_picture_is_the_first_frame_as_it_is(generate: Generate, tmp_path: Pat
     Image.fromarray(picture).save(tmp_path / "a.png")
     film = generate(num_frames=17, start=tmp_path / "a.png")
     assert np.array_equal(film.frames[0], picture)
-    assert film.given == (True, *[False] * 16)
+    assert film.known == (True, *[False] * 16)
 
 
 def test_a_clip_is_gone_on_from(generate: Generate, coded: Codec, tmp_path: Path) -> None:
@@ -340,14 +340,14 @@ def test_a_clip_is_gone_on_from(generate: Generate, coded: Codec, tmp_path: Path
     sampling.media.write_mp4(tmp_path / "a.mp4", frames, Fraction(10))
     read = sampling.media.read_start(tmp_path / "a.mp4", 64, Fraction(10), 17)
     film = generate(num_frames=17, start=tmp_path / "a.mp4")
-    assert film.given == (*[True] * 5, *[False] * 12)
+    assert film.known == (*[True] * 5, *[False] * 12)
     assert np.array_equal(film.frames[:5], read[::4])
     assert torch.equal(film.latents[:5], coded.encode(read)[::4])
 
 
 def test_all_that_is_saved_can_be_opened(generate: Generate, tmp_path: Path) -> None:
-    told: list[tuple[str, int, int]] = []
-    film = generate(num_frames=17, progress=lambda *what: told.append(what))
+    calls: list[tuple[str, int, int]] = []
+    film = generate(num_frames=17, progress=lambda *what: calls.append(what))
     paths = sampling.save(film, tmp_path / "videos" / "out.mp4")
     assert [path.name for path in paths] == ["out.mp4", "out.gif", "out.png", "out.json"]
     with av.open(str(paths[0])) as container:
@@ -367,10 +367,10 @@ def test_all_that_is_saved_can_be_opened(generate: Generate, tmp_path: Path) -> 
         facts["interp"]["guidance"],
         facts["interp"]["root_digest"],
     ) == (2, 1.0, "0" * 64)
-    for what, of in itertools.groupby(told, key=lambda one: one[0]):
-        steps = list(of)
+    for what, group in itertools.groupby(calls, key=lambda call: call[0]):
+        steps = list(group)
         assert [done for _, done, _ in steps] == list(range(1, steps[0][2] + 1)), what
-    assert [what for what, _ in itertools.groupby(told, key=lambda one: one[0])] == [
+    assert [what for what, _ in itertools.groupby(calls, key=lambda call: call[0])] == [
         "every 16 frames",
         "every 4 frames",
         "pictures",

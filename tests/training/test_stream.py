@@ -36,7 +36,8 @@ from training import ranges, shards
 from training import stream as streams
 from training.errors import ShardError, Stopped, UsageError
 from training.frames import Window
-from training.stream import Batch, Index, Stream, check_identity, fixed_windows, open_index, verify
+from training.shards import Index, check_identity, open_index, verify
+from training.stream import Batch, Stream, fixed_windows
 
 BIG = (4, 32, 32)  # large enough for headers not to matter
 
@@ -101,18 +102,18 @@ def test_windows_begin_everywhere_a_window_fits(ten: Index) -> None:
 
 def test_one_window_can_be_read_by_its_key(ten: Index) -> None:
     stream = Stream(ten, windows=[Window(5, 2)], batch_size=2)
-    found = stream.read("clip-4", 7, Window(3, 5))
-    assert torch.equal(found, torch.from_numpy(new_latents(4, 24)[7:20:5]).float() * SCALE)
+    window = stream.gather([("clip-4", 7)], Window(3, 5)).latents[0]
+    assert torch.equal(window, torch.from_numpy(new_latents(4, 24)[7:20:5]).float() * SCALE)
     batch = stream.gather([("clip-4", 7), ("clip-0", 0)], Window(3, 5))
-    assert torch.equal(batch.latents[0], found)
+    assert torch.equal(batch.latents[0], window)
     assert batch.text[:, 0, 0].tolist() == [41, 1]
     assert batch.keys == ("clip-4", "clip-0")
     with pytest.raises(
         UsageError, match="clip-4 has 24 frames: a window of 11 cannot begin at frame 14"
     ):
-        stream.read("clip-4", 14, Window(3, 5))
+        stream.gather([("clip-4", 14)], Window(3, 5)).latents[0]
     with pytest.raises(UsageError, match="no clip 'clip-99' in 'train'"):
-        stream.read("clip-99", 0, Window(3, 5))
+        stream.gather([("clip-99", 0)], Window(3, 5)).latents[0]
 
 
 def test_a_batch_moves_to_a_device_whole(ten: Index) -> None:
@@ -171,9 +172,9 @@ def test_the_order_does_not_depend_on_workers_and_touches_no_global_generator(te
     straight = [stream.batch(step) for step in range(2, 9)]
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]
     for workers in (0, 1, 2):
-        found = list(stream.loader(2, 9, workers))
-        assert len(found) == 7
-        assert all(same(*pair) for pair in zip(found, straight, strict=True))
+        batches = list(stream.loader(2, 9, workers))
+        assert len(batches) == 7
+        assert all(same(*pair) for pair in zip(batches, straight, strict=True))
     after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]
     assert torch.equal(before[0], after[0])
     assert before[1:] == after[1:]
@@ -247,15 +248,15 @@ def test_all_samples_of_a_batch_have_one_window_and_each_window_comes(ten: Index
 
 
 @pytest.mark.parametrize(
-    ("stride", "jitter", "wanted"),
+    ("stride", "jitter", "strides"),
     [(4, 0, {4}), (4, 2, {2, 3, 4}), (4, 9, {1, 2, 3, 4}), (1, 3, {1})],
 )
 def test_jitter_only_shortens_the_stride_and_fps_follows(
-    ten: Index, stride: int, jitter: int, wanted: set[int]
+    ten: Index, stride: int, jitter: int, strides: set[int]
 ) -> None:
     nominal = Window(5, stride)
     stream = Stream(ten, windows=[nominal], batch_size=2, stride_jitter=jitter)
-    assert {stream.window(step).stride for step in range(200)} == wanted
+    assert {stream.window(step).stride for step in range(200)} == strides
     for step in range(20):
         batch = stream.batch(step)
         assert batch.window.span <= nominal.span
@@ -265,7 +266,7 @@ def test_jitter_only_shortens_the_stride_and_fps_follows(
 def test_a_share_of_texts_is_the_null_text_always_the_same_share(ten: Index) -> None:
     def dropped(share: float, seed: int = 0) -> list[bool]:
         stream = Stream(ten, windows=[Window(1)], batch_size=50, seed=seed, text_dropout=share)
-        return [bool(one.eq(0).all()) for step in range(40) for one in stream.batch(step).text]
+        return [bool(text.eq(0).all()) for step in range(40) for text in stream.batch(step).text]
 
     assert not any(dropped(0.0))
     assert all(dropped(1.0))
@@ -281,7 +282,7 @@ def test_a_share_of_texts_is_the_null_text_always_the_same_share(ten: Index) -> 
 def test_every_caption_of_a_clip_comes_about_equally_often(ten: Index) -> None:
     stream = Stream(ten, windows=[Window(1)], batch_size=100)
     counts = Counter(
-        int(one[0, 0] - 1) % 10 for step in range(12) for one in stream.batch(step).text
+        int(text[0, 0] - 1) % 10 for step in range(12) for text in stream.batch(step).text
     )
     assert set(counts) == {0, 1, 2}
     assert min(counts.values()) > 320  # of 1200
@@ -290,20 +291,20 @@ def test_every_caption_of_a_clip_comes_about_equally_often(ten: Index) -> None:
 def test_a_caption_dropped_from_memory_is_read_again(
     ten: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = [Stream(ten, windows=[Window(2)], batch_size=7).batch(step) for step in range(6)]
+    expected = [Stream(ten, windows=[Window(2)], batch_size=7).batch(step) for step in range(6)]
     monkeypatch.setattr(streams, "MAX_TEXTS", 2)
     stream = Stream(ten, windows=[Window(2)], batch_size=7)
-    assert all(same(stream.batch(step), wanted[step]) for step in range(6))
+    assert all(same(stream.batch(step), expected[step]) for step in range(6))
     assert len(stream._texts) == 2
 
 
 def test_more_shards_than_files_may_be_open_are_read_all_the_same(
     ten: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = [Stream(ten, windows=[Window(2)], batch_size=7).batch(step) for step in range(6)]
+    expected = [Stream(ten, windows=[Window(2)], batch_size=7).batch(step) for step in range(6)]
     monkeypatch.setattr(ranges, "MAX_OPEN", 1)
     stream = Stream(ten, windows=[Window(2)], batch_size=7)
-    assert all(same(stream.batch(step), wanted[step]) for step in range(6))
+    assert all(same(stream.batch(step), expected[step]) for step in range(6))
     assert len(stream._files._open) == 1
 
 
@@ -328,7 +329,7 @@ def test_a_clip_shorter_than_the_longest_window_is_skipped_and_counted(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (
             {"batch_size": 3, "world": 2},
@@ -342,9 +343,9 @@ def test_a_clip_shorter_than_the_longest_window_is_skipped_and_counted(tmp_path:
     ],
 )
 def test_options_that_make_no_sense_are_named(
-    ten: Index, options: dict[str, Any], said: str
+    ten: Index, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         Stream(ten, **{"windows": [Window(2)], **options})
 
 
@@ -368,8 +369,8 @@ def test_an_address_nothing_can_read_is_the_users_error(url: str) -> None:
 
 
 def in_first(index: dict[str, Any], member: str = "latents.npy") -> list[Any]:
-    found: list[Any] = index["shards"][0]["samples"][0]["members"][member]
-    return found
+    place: list[Any] = index["shards"][0]["samples"][0]["members"][member]
+    return place
 
 
 def renamed(file: str) -> Change:
@@ -449,10 +450,10 @@ CHANGES: dict[str, tuple[Change, str]] = {
 def test_an_index_that_does_not_hold_is_refused_with_what_and_where(
     tmp_path: Path, what: str
 ) -> None:
-    change, said = CHANGES[what]
+    change, message = CHANGES[what]
     new_shards(tmp_path, {"one": new_clip(1, 9), "two": new_clip(2, 9)})
     change_index(tmp_path, change)
-    with pytest.raises(ShardError, match=rf"{tmp_path}: index\.json: .*{said}"):
+    with pytest.raises(ShardError, match=rf"{tmp_path}: index\.json: .*{message}"):
         open_index(tmp_path)
 
 
@@ -501,18 +502,18 @@ IDENTITY: dict[str, tuple[Any, str]] = {
 def test_shards_of_another_encoder_are_refused_with_the_field_that_differs(
     ten: Index, field: str
 ) -> None:
-    wanted = json.loads(json.dumps(ten.identity()))
-    check_identity(ten, wanted)
-    assert set(wanted) == set(IDENTITY)
-    other, found = IDENTITY[field]
+    identity = json.loads(json.dumps(ten.identity()))
+    check_identity(ten, identity)
+    assert set(identity) == set(IDENTITY)
+    other, value = IDENTITY[field]
     with pytest.raises(
         ShardError,
-        match=f"{field}: {found}.* in the shards, .*{str(other)[:4].replace('[', '.')}.* wanted",
+        match=f"{field}: {value}.* in the shards, .*{str(other)[:4].replace('[', '.')}.* wanted",
     ) as caught:
-        check_identity(ten, {**wanted, field: other})
+        check_identity(ten, {**identity, field: other})
     assert str(caught.value).count("in the shards") == 1
-    with pytest.raises(ShardError, match=f"{field}: {found}.*, nothing wanted"):
-        check_identity(ten, {name: value for name, value in wanted.items() if name != field})
+    with pytest.raises(ShardError, match=f"{field}: {value}.*, nothing wanted"):
+        check_identity(ten, {name: value for name, value in identity.items() if name != field})
 
 
 def test_every_field_that_differs_is_listed(ten: Index) -> None:
@@ -522,7 +523,7 @@ def test_every_field_that_differs_is_listed(ten: Index) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (
             lambda path: os.truncate(path, path.stat().st_size - 512),
@@ -537,12 +538,12 @@ def test_every_field_that_differs_is_listed(ten: Index) -> None:
     ids=["truncated", "longer", "missing"],
 )
 def test_a_shard_of_another_length_is_an_error_never_fewer_samples(
-    tmp_path: Path, spoil: Callable[[Path], object], said: str
+    tmp_path: Path, spoil: Callable[[Path], object], message: str
 ) -> None:
     index = new_shards(tmp_path, {f"clip-{number}": new_clip(number, 9) for number in range(5)})
     spoil(tmp_path / "00000.tar")
     for act in (lambda: Stream(index, windows=[Window(2)]), lambda: verify(index)):
-        with pytest.raises(ShardError, match=said):
+        with pytest.raises(ShardError, match=message):
             act()
 
 
@@ -640,14 +641,16 @@ ARRAYS: dict[str, tuple[bytes, str]] = {
 def test_an_array_that_is_not_what_it_must_be_is_refused_with_its_name(
     tmp_path: Path, what: str
 ) -> None:
-    content, said = ARRAYS[what]
+    content, message = ARRAYS[what]
     index = new_shards(tmp_path, {"one": new_clip(1, 9) | {"latents.npy": content}})
-    with pytest.raises(ShardError, match=rf"{tmp_path}: 00000\.tar: one\.latents\.npy.*: .*{said}"):
+    with pytest.raises(
+        ShardError, match=rf"{tmp_path}: 00000\.tar: one\.latents\.npy.*: .*{message}"
+    ):
         Stream(index, windows=[Window(3)]).batch(0)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (npy(np.array([[Bomb()]], object)), "object in C order"),
         (
@@ -663,10 +666,10 @@ def test_an_array_that_is_not_what_it_must_be_is_refused_with_its_name(
     ids=["objects", "a shape beyond all bounds", "another shape", "an infinity", "a tail"],
 )
 def test_a_text_that_is_not_what_it_must_be_is_refused_with_its_name(
-    tmp_path: Path, content: bytes, said: str
+    tmp_path: Path, content: bytes, message: str
 ) -> None:
     index = new_shards(tmp_path, {"one": new_clip(1, 9) | {"text.npy": content}})
-    with pytest.raises(ShardError, match=rf"00000\.tar: one\.text\.npy: .*{said}"):
+    with pytest.raises(ShardError, match=rf"00000\.tar: one\.text\.npy: .*{message}"):
         Stream(index, windows=[Window(3)]).batch(0)
 
 
@@ -752,7 +755,7 @@ def test_over_http_the_same_batches_come_in_ranges(ten: Index, served: Served) -
     here, there = Stream(ten, **options), Stream(open_index(url), **options)
     assert all(same(here.batch(step), there.batch(step)) for step in range(5))
     assert (here.bytes_read, here.bytes_used) == (there.bytes_read, there.bytes_used)
-    tars = [wanted for path, wanted in asked if path.endswith(".tar")]
+    tars = [range_header for path, range_header in asked if path.endswith(".tar")]
     assert tars.count(None) == 4, "the lengths of four shards; no shard is fetched whole"
     verify(there.index)
 
@@ -761,8 +764,10 @@ def test_workers_read_over_http_too(ten: Index, served: Served) -> None:
     options: dict[str, Any] = {"windows": [Window(5)], "batch_size": 4}
     there = Stream(open_index(served[0]), **options)
     there.batch(0)
-    found = list(there.loader(0, 3, workers=2))
-    assert all(same(*pair) for pair in zip(found, Stream(ten, **options).loader(0, 3), strict=True))
+    batches = list(there.loader(0, 3, workers=2))
+    assert all(
+        same(*pair) for pair in zip(batches, Stream(ten, **options).loader(0, 3), strict=True)
+    )
 
 
 def test_a_server_that_fails_now_and_then_is_asked_again(ten: Index, served: Served) -> None:
@@ -853,11 +858,11 @@ def test_any_file_system_of_fsspec_will_do(ten: Index) -> None:
 # The same windows every time
 
 
-def overlaps(found: list[tuple[str, int]], span: int) -> int:
+def overlaps(places: list[tuple[str, int]], span: int) -> int:
     return sum(
         a_key == b_key and abs(a - b) < span
-        for at, (a_key, a) in enumerate(found)
-        for b_key, b in found[:at]
+        for at, (a_key, a) in enumerate(places)
+        for b_key, b in places[:at]
     )
 
 
@@ -878,9 +883,9 @@ def test_fixed_windows_are_evenly_spaced_and_do_not_overlap_while_there_is_room(
         ("short", 2),
     ]
     for count in range(1, 11):  # 8 fit into the long one, 2 into the short
-        found = fixed_windows(index, "validation", Window(3, 2), count)
-        assert len(set(found)) == count
-        assert overlaps(found, 5) == 0
+        places = fixed_windows(index, "validation", Window(3, 2), count)
+        assert len(set(places)) == count
+        assert overlaps(places, 5) == 0
     assert overlaps(fixed_windows(index, "validation", Window(5), 11), 5) > 0
     everything = fixed_windows(index, "validation", Window(5), 1000)
     assert everything == sorted(

@@ -5,6 +5,7 @@ command line.
 from __future__ import annotations
 
 import inspect
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -55,14 +56,15 @@ OPTIONS = {  # frozen: an option is a promise
         "--vae",
         "--clip",
         "--device",
+        "--as_json",  # --json
     },
-    "plan": {"--preset", "--size"},
+    "plan": {"--preset", "--size", "--as_json"},
     "ablate": {"--shards", "--out", "--preset", "--question", "--steps", "--seeds", "--device"},
 }
 
 
 def call(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(one) for one in arguments])
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -85,27 +87,27 @@ def test_help_loads_nothing_heavy() -> None:
         "import sys, training.__main__ as m; print(sorted({'torch', 'numpy', 'diffusers', "
         "'rich.progress', 'av'} & set(sys.modules)))"
     )
-    found = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert found.stdout.strip() == "[]"
+    assert result.stdout.strip() == "[]"
 
 
 def test_the_options_are_those_promised() -> None:
-    for name, wanted in OPTIONS.items():
+    for name, options in OPTIONS.items():
         command = next(
-            one
-            for one in app.registered_commands
-            if one.callback is not None and one.callback.__name__ == name
+            command
+            for command in app.registered_commands
+            if command.callback is not None and command.callback.__name__ == name
         )
         assert command.callback is not None
         names = {f"--{parameter}" for parameter in inspect.signature(command.callback).parameters}
-        assert names == wanted, name
+        assert names == options, name
     assert len(app.registered_commands) == len(OPTIONS)
 
 
 def test_a_wrong_preset_names_the_nearest(shards: Path, tmp_path: Path) -> None:
-    found = call(
+    result = call(
         "train",
         "--preset",
         "tiny-interpolation",
@@ -116,18 +118,18 @@ def test_a_wrong_preset_names_the_nearest(shards: Path, tmp_path: Path) -> None:
         "--device",
         "cpu",
     )
-    assert found.exit_code == 2
-    assert "did you mean tiny-interp?" in found.stderr
+    assert result.exit_code == 2
+    assert "did you mean tiny-interp?" in result.stderr
     assert not (tmp_path / "run").exists()
 
 
 def test_shards_that_are_not_there_say_how_to_build_them(tmp_path: Path) -> None:
-    found = call(
+    result = call(
         "train", "--preset", "tiny-interp", "--shards", tmp_path / "none", "--run", tmp_path / "run"
     )
-    assert found.exit_code == 2
-    assert "make shards" in found.stderr
-    assert str(tmp_path / "none") in found.stderr
+    assert result.exit_code == 2
+    assert "make shards" in result.stderr
+    assert str(tmp_path / "none") in result.stderr
 
 
 def test_a_damaged_shard_stops_before_the_first_step(shards: Path, tmp_path: Path) -> None:
@@ -139,7 +141,7 @@ def test_a_damaged_shard_stops_before_the_first_step(shards: Path, tmp_path: Pat
     content = bytearray(tar.read_bytes())
     content[len(content) // 2] ^= 1
     tar.write_bytes(content)
-    found = call(
+    result = call(
         "train",
         "--preset",
         "tiny-interp",
@@ -150,13 +152,13 @@ def test_a_damaged_shard_stops_before_the_first_step(shards: Path, tmp_path: Pat
         "--device",
         "cpu",
     )
-    assert found.exit_code == 4
-    assert "00000.tar" in found.stderr
+    assert result.exit_code == 4
+    assert "00000.tar" in result.stderr
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_that_is_none_names_the_command_that_makes_one(tmp_path: Path) -> None:
-    found = call(
+    result = call(
         "sample",
         "--keyframe",
         tmp_path / "a",
@@ -167,12 +169,12 @@ def test_a_run_that_is_none_names_the_command_that_makes_one(tmp_path: Path) -> 
         "--out",
         tmp_path / "out.mp4",
     )
-    assert found.exit_code == 2
-    assert "make train-keyframe" in found.stderr
+    assert result.exit_code == 2
+    assert "make train-keyframe" in result.stderr
 
 
 def test_nothing_to_make_is_said_so(tmp_path: Path) -> None:
-    found = call(
+    result = call(
         "sample",
         "--keyframe",
         tmp_path / "a",
@@ -181,15 +183,15 @@ def test_nothing_to_make_is_said_so(tmp_path: Path) -> None:
         "--out",
         tmp_path / "out.mp4",
     )
-    assert found.exit_code == 2
-    assert "--prompt" in found.stderr
+    assert result.exit_code == 2
+    assert "--prompt" in result.stderr
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "tpu", "cpu:1"])
 def test_a_device_that_is_not_there_is_refused(shards: Path, tmp_path: Path, device: str) -> None:
     if device.startswith("cuda") and torch.cuda.is_available() and torch.cuda.device_count() > 99:
         pytest.skip("there are that many")
-    found = call(
+    result = call(
         "train",
         "--preset",
         "tiny-interp",
@@ -200,8 +202,8 @@ def test_a_device_that_is_not_there_is_refused(shards: Path, tmp_path: Path, dev
         "--device",
         device,
     )
-    assert found.exit_code == (4 if device.startswith("cuda") else 2)
-    assert device in found.stderr
+    assert result.exit_code == (4 if device.startswith("cuda") else 2)
+    assert device in result.stderr
 
 
 def test_a_model_is_trained_and_gone_on_with_and_refused_as_another(
@@ -235,9 +237,35 @@ def test_a_model_is_trained_and_gone_on_with_and_refused_as_another(
 
 
 def test_the_plan_of_a_preset_prints_its_totals() -> None:
-    found = call("plan", "--preset", "seeds-interp")
-    assert found.exit_code == 0
-    assert "1,100,578,616" in found.output
+    result = call("plan", "--preset", "seeds-interp")
+    assert result.exit_code == 0
+    assert "1,100,578,616" in result.output
+
+
+def test_the_plan_can_be_read_by_a_program() -> None:
+    result = call("plan", "--preset", "tiny-interp", "--json")
+    assert result.exit_code == 0
+    plan = json.loads(result.stdout)
+    assert plan["subject"]["name"] == "tiny-interp"
+    assert [step["num_frames"] for step in plan["steps"]] == [5, 17, 65]
+    step = plan["steps"][0]
+    parts = ("weights", "gradients", "optimizer", "average", "activations")
+    assert step["memory"] == sum(step[part] for part in parts)
+    assert sum(plan["parameters"].values()) * 4 == step["weights"]
+
+
+def test_what_evaluate_prints_for_programs_is_what_it_writes(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training import checkpoint, evaluate
+
+    result = evaluate.Evaluation({"run": "a run", "steps": 1}, (), ("65@1 is left out",))
+    monkeypatch.setattr(evaluate, "evaluate", lambda *arguments, **options: result)
+    monkeypatch.setattr(checkpoint, "load_run", lambda folder: None)
+    printed = call("evaluate", "--run", tmp_path, "--shards", shards, "--json")
+    assert printed.exit_code == 0
+    assert json.loads(printed.stdout)["notes"] == ["65@1 is left out"]
+    assert printed.stdout == (tmp_path / "evaluation.json").read_text()
 
 
 def test_every_preset_can_be_planned() -> None:

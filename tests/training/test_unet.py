@@ -18,15 +18,8 @@ from torch import Tensor
 from tests.making.models import NARROW_UNET
 from training.attention import TemporalAttention
 from training.errors import Stopped, UsageError
-from training.unet import (
-    SD15_UNET,
-    SD21_UNET,
-    TINY_UNET,
-    FpsEmbedding,
-    TemporalConv,
-    Unit,
-    VideoUNet,
-)
+from training.presets import SD15_UNET, SD21_UNET, TINY_UNET
+from training.unet import FpsEmbedding, TemporalConv, Unit, VideoUNet
 
 FAMILIES = {
     "sd1": NARROW_UNET,
@@ -61,8 +54,8 @@ def by_frame(flat: Any, inputs: Inputs, channels: int) -> Tensor:
     noisy, t, text, _ = inputs
     f = noisy.shape[1]
     folded = rearrange(noisy[:, :, :channels], "b f c h w -> (b f) c h w")
-    made: Tensor = flat(folded, t.repeat_interleave(f), text.repeat_interleave(f, 0)).sample
-    return rearrange(made, "(b f) c h w -> b f c h w", f=f)
+    output: Tensor = flat(folded, t.repeat_interleave(f), text.repeat_interleave(f, 0)).sample
+    return rearrange(output, "(b f) c h w -> b f c h w", f=f)
 
 
 def shaken(model: VideoUNet) -> VideoUNet:
@@ -89,11 +82,11 @@ def test_at_first_a_video_is_denoised_as_its_frames_are_bit_for_bit(
 ) -> None:
     flat = new_flat(FAMILIES[family]).to(memory_format=layout)
     channels = flat.config.in_channels
-    for wanted in {channels, 9}:
+    for num_channels in {channels, 9}:
         model = VideoUNet.inflate(
-            flat, in_channels=wanted, placement=placement, window=5, first_frame=True
+            flat, in_channels=num_channels, placement=placement, window=5, first_frame=True
         )
-        inputs = new_inputs(channels=wanted, width=flat.config.cross_attention_dim)
+        inputs = new_inputs(channels=num_channels, width=flat.config.cross_attention_dim)
         assert torch.equal(model(*inputs), by_frame(flat, inputs, channels))
 
 
@@ -352,9 +345,9 @@ def test_the_temporal_backend_can_be_chosen(trained: VideoUNet) -> None:
 def test_bfloat16_trains(trained: VideoUNet) -> None:
     trained.enable_gradient_checkpointing()
     with torch.autocast("cpu", torch.bfloat16):
-        made = trained(*new_inputs())
-    made.float().square().mean().backward()
-    assert made.dtype == torch.bfloat16
+        output = trained(*new_inputs())
+    output.float().square().mean().backward()
+    assert output.dtype == torch.bfloat16
     assert all(torch.isfinite(p.grad).all() for p in trained.parameters() if p.grad is not None)
     flat = new_flat().to(torch.bfloat16)
     assert {p.dtype for p in VideoUNet.inflate(flat).parameters()} == {torch.bfloat16}

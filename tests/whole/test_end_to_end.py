@@ -312,11 +312,10 @@ def test_a_new_source_leaves_the_latents_of_all_others_alone(
         + built.recipe.read_text()
     )
     steps = {step.manifest.stage: step for step in built.build()}
-    assert {
-        stage: step.num_run for stage, step in steps.items() if stage != "shard"
-    } == dict.fromkeys(("download", "cut", "filter", "extract", "encode"), 1) | {
-        "download": 2
-    }  # expanded, and fetched
+    num_run = {stage: step.num_run for stage, step in steps.items() if stage != "shard"}
+    ran = dict.fromkeys(("download", "cut", "extract", "encode"), 1)
+    assert num_run == {"expand": 0, "filter": 0} | ran  # these two are computed each time
+    assert steps["shard"].num_run in (1, 2)  # one that is larger now, or two halves of it
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in {**memos, **blobs}.items())
     fresh = [
         json.loads(path.read_text())["outputs"]

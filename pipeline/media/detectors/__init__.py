@@ -14,7 +14,11 @@ from pipeline.media.detectors.detector import Detector as Detector
 from pipeline.media.detectors.detector import Options as Options
 from pipeline.media.detectors.pyscenedetect import Adaptive
 
-MODULES = ("pyscenedetect", "scdet", "whole")
+MODULES = (
+    "pyscenedetect",
+    "scdet",
+    "whole",
+)
 ALL: tuple[type[Options], ...] = tuple(
     options for name in MODULES for options in import_module(f"{__name__}.{name}").DETECTORS
 )

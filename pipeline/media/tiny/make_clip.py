@@ -36,7 +36,9 @@ CONFIG = {
         "mean": [0.48145466, 0.4578275, 0.40821073],
         "std": [0.26862954, 0.26130258, 0.27577711],
     },
-    "longtake": "random weights, seed 0: tells captions and pictures apart, knows nothing about them",
+    "longtake": (
+        "random weights, seed 0: tells captions and pictures apart, knows nothing about them"
+    ),
 }
 
 
