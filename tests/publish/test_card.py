@@ -133,6 +133,7 @@ def test_the_counts_are_those_of_the_demo_s_lock(demo: Path) -> None:
         ["`none stated`", "4", "0.02", "3"],
     ]
     assert rows(text, "What became of every record") == [
+        ["`expand`", "5", "5", "0", ""],
         ["`download`", "5", "5", "0", ""],
         ["`cut`", "5", "10", "0", ""],
         ["`filter`", "10", "3", "7", "7 `too-few-frames`"],
