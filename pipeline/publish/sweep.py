@@ -281,12 +281,8 @@ def source_identity(source: dict[str, Any]) -> dict[str, Any]:
     return {name: source.get(name) for name in names}
 
 
-def kinds_of(memos: Iterable[Memo]) -> dict[str, str]:
-    """What each blob is, by digest, as the memos know it."""
-    return {sha256: kind for memo in memos for sha256, kind in kinds_in(memo)}
-
-
 def kinds_in(memo: Memo) -> Iterator[tuple[str, str]]:
+    """Digest and kind of each blob that a memo names."""
     task = LEFT_OVER
     if isinstance(memo.of, list) and memo.of:
         task = TASKS.get(str(memo.of[0]), LEFT_OVER)

@@ -273,7 +273,26 @@ def _delete(loaded: Loaded, target: Target, kept: References, store: Store, done
     others = [source for source in loaded.sources if source.key not in loaded.removed]
     kept.sources |= {canonical.encode(source.identity()) for source in others}
     kept.uris |= {source.uri for source in others}
+    footage, left_over = _footage(target, kept, store)
+    kinds, keys = _condemned(target, footage, left_over, kept, store)
+    for sha256, kind in sorted(kinds.items()):
+        done.bin.drop(kind, [store.path(sha256)])
+        store.reclaim(Blob(sha256, 0))
+    done.bin.drop("memos", map(store.memo_path, keys))
+    done.bin.drop("notes of failures", _failures(target, store))
+    for path in _partials(loaded, target, footage, store):
+        done.bin.drop("partial downloads", [file for file in path.rglob("*") if file.is_file()])
+        shutil.rmtree(path, ignore_errors=True)
+    for sha256 in sorted(footage & kept.users.keys()):
+        users = ", ".join(sorted(kept.users[sha256]))
+        done.notes.append(
+            f"kept: the video {sha256[:12]} and what is made of it are also used by {users}: "
+            "`remove` it there too if all of it is to go"
+        )
 
+
+def _footage(target: Target, kept: References, store: Store) -> tuple[set[str], set[str]]:
+    """The target's raw videos, whoever else has them, and the blobs that no memo names."""
     footage = {str(identity["video"]) for identity in target.videos.values()}
     left_over = set(store.blobs())
     for memo in sweep.memos_of(store):
@@ -283,7 +302,13 @@ def _delete(loaded: Loaded, target: Target, kept: References, store: Store, done
             left_over -= _digests(memo.outputs)
         if _is_of(memo, target, footage, kept):
             footage |= _digests(list(facts_in(memo, "container")))
+    return footage, left_over
 
+
+def _condemned(
+    target: Target, footage: set[str], left_over: set[str], kept: References, store: Store
+) -> tuple[dict[str, str], list[str]]:
+    """The blobs that go, each with what it is, and the keys of the memos that go, in that order."""
     own: set[str] = set()  # keys of memos
     blobs, clips = footage | left_over, set[str]()
     for memo in sweep.memos_of(store):
@@ -291,8 +316,7 @@ def _delete(loaded: Loaded, target: Target, kept: References, store: Store, done
             own.add(memo.key)
             blobs |= _digests(memo.outputs)
             clips |= _digests(list(facts_in(memo, "pictures")))
-    clips -= kept.blobs
-    blobs -= kept.blobs
+    blobs, clips = blobs - kept.blobs, clips - kept.blobs
 
     kinds = dict.fromkeys(blobs, sweep.LEFT_OVER)
     further = []  # keys of memos that are of a clip, or name a blob that goes
@@ -307,22 +331,8 @@ def _delete(loaded: Loaded, target: Target, kept: References, store: Store, done
         if memo.key not in own and (is_of_clip or kinds_here):
             further.append(memo.key)
     kinds |= dict.fromkeys(footage & blobs, "raw videos")
-
-    for sha256, kind in sorted(kinds.items()):
-        done.bin.drop(kind, [store.path(sha256)])
-        store.reclaim(Blob(sha256, 0))
     # last the memos by which a removal that was broken off finds all others again
-    done.bin.drop("memos", map(store.memo_path, [*further, *sorted(own)]))
-    done.bin.drop("notes of failures", _failures(target, store))
-    for path in _partials(loaded, target, footage, store):
-        done.bin.drop("partial downloads", [file for file in path.rglob("*") if file.is_file()])
-        shutil.rmtree(path, ignore_errors=True)
-    for sha256 in sorted(footage & kept.users.keys()):
-        users = ", ".join(sorted(kept.users[sha256]))
-        done.notes.append(
-            f"kept: the video {sha256[:12]} and what is made of it are also used by {users}: "
-            "`remove` it there too if all of it is to go"
-        )
+    return kinds, [*further, *sorted(own)]
 
 
 def _digests(value: object) -> set[str]:

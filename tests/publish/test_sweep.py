@@ -27,6 +27,7 @@ from pipeline.media import encoders, fetch, reel, video
 from pipeline.publish import reproduce, sweep, takedown
 from tests.making import footage
 from tests.making.command import longtake
+from tests.making.dataset import kinds_in
 
 SOURCES = {
     "a": ("pypi:some==1.0/some/a.mp4", "a test card"),
@@ -168,11 +169,7 @@ def test_of_a_removed_source_no_byte_is_left_and_the_others_are_untouched(world:
         for key in ("b", "twin", "g-x", "g-y")
         for sha256 in blobs_of(world.data, "tiny", key)
     }
-    [wheel] = [
-        sha256
-        for sha256, kind in sweep.kinds_of(sweep.memos_of(world.store)).items()
-        if kind == "wheels"
-    ]
+    [wheel] = [sha256 for sha256, kind in kinds_in(world.store).items() if kind == "wheels"]
     runs = [content[len(content) // 2 :][:RUN] for content in gone.values()]
     assert all(any(run in content for content in files_under(world.data).values()) for run in runs)
     done = taken_down(world.recipe, world.data, "a")
@@ -365,9 +362,7 @@ def test_with_the_last_source_the_shards_and_the_lock_go(world: World) -> None:
     kinds = {
         path.parent.parent.name for path in (world.data / "store").rglob("*") if path.is_file()
     }
-    assert "blobs" not in kinds or set(world.store.blobs()) <= {
-        sha256 for memo in sweep.memos_of(world.store) for sha256 in sweep.kinds_of([memo])
-    }
+    assert "blobs" not in kinds or set(world.store.blobs()) <= kinds_in(world.store).keys()
 
 
 def test_the_audit_line_has_keys_and_digests_and_no_address(world: World) -> None:
