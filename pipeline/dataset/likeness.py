@@ -8,7 +8,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -50,21 +50,29 @@ def distance_of(recorded: str, here: str) -> Distance | None:
     return Distance(float(difference.mean()), float(difference.max()), deviation)
 
 
-def grade_member(
-    recorded: LockedMember, here: LockedMember | None
-) -> tuple[Grade, Distance | None]:
-    """The grade of one member of a sample, and how far apart two arrays are that are not
+def grade_members(
+    recorded: Mapping[str, LockedMember],
+    digests: Mapping[str, str],
+    probe: Callable[[str], str | None],
+) -> tuple[dict[str, Grade], dict[str, Distance]]:
+    """The grade of every member of a sample, by name, and how far apart arrays are that are not
     identical.
+
+    `digests` are of the members that are here. `probe` gives the kept values of one, by its name;
+    it is only asked where the digest is another.
     """
-    if here is None:
-        return "different", None
-    if here.sha256 == recorded.sha256:
-        return "identical", None
-    if recorded.probe is None or here.probe is None:
-        return "different", None
-    distance = distance_of(recorded.probe, here.probe)
-    is_near = distance is not None and distance.is_within_tolerance
-    return "equivalent" if is_near else "different", distance
+    grades: dict[str, Grade] = dict.fromkeys(digests.keys() | recorded.keys(), "different")
+    distances = {}
+    for name, member in recorded.items():
+        if digests.get(name) == member.sha256:
+            grades[name] = "identical"
+            continue
+        kept = probe(name) if name in digests and member.probe is not None else None
+        distance = distance_of(member.probe, kept) if member.probe and kept else None
+        if distance is not None:
+            distances[name] = distance
+            grades[name] = "equivalent" if distance.is_within_tolerance else "different"
+    return grades, distances
 
 
 @dataclass
@@ -92,33 +100,21 @@ def compare_locks(locked: Lock, new: Lock) -> Likeness:
     likeness.more = sorted(new.samples.keys() - locked.samples.keys())
     likeness.lost = sorted(locked.samples.keys() - new.samples.keys())
     for key in sorted(locked.samples.keys() & new.samples.keys()):
-        graded = _grade_sample(locked, new, key, likeness)
-        if graded == "identical":
-            likeness.num_identical += 1
-        elif graded == "equivalent":
-            likeness.equivalent.append(key)
-        else:
-            likeness.different.append(key)
-    return likeness
-
-
-def _grade_sample(locked: Lock, new: Lock, key: str, likeness: Likeness) -> Grade:
-    recorded, here = locked.samples[key].members, new.samples[key].members
-    grades: dict[str, Grade] = dict.fromkeys(here.keys() - recorded.keys(), "different")
-    for name, member in recorded.items():
-        grades[name], distance = grade_member(member, here.get(name))
-        if distance is not None:
+        probes = {name: member.probe for name, member in new.samples[key].members.items()}
+        digests = {name: member.sha256 for name, member in new.samples[key].members.items()}
+        grades, distances = grade_members(locked.samples[key].members, digests, probes.get)
+        for distance in distances.values():
             share = distance.mean / distance.deviation
             likeness.largest_mean = max(likeness.largest_mean, share)
-    if grades.get("json") == "different" and _is_only_rescored(locked, new, key):
-        grades["json"] = "equivalent"
-    return worst_of(list(grades.values()))
-
-
-def worst_of(grades: Sequence[Grade]) -> Grade:
-    if "different" in grades:
-        return "different"
-    return "equivalent" if "equivalent" in grades else "identical"
+        if grades.get("json") == "different" and _is_only_rescored(locked, new, key):
+            grades["json"] = "equivalent"
+        if "different" in grades.values():
+            likeness.different.append(key)
+        elif "equivalent" in grades.values():
+            likeness.equivalent.append(key)
+        else:
+            likeness.num_identical += 1
+    return likeness
 
 
 def _is_only_rescored(locked: Lock, new: Lock, key: str) -> bool:

@@ -26,6 +26,7 @@ from pipeline.core.manifest import Manifest, lines_of
 from pipeline.core.records import Clip, Container, Crop, Sample, Shard, Split, Video, public
 from pipeline.core.store import Store
 from pipeline.dataset.probe import probe_of
+from pipeline.dataset.recipe import Loaded
 from pipeline.media import reel
 from pipeline.stages import NAMES
 from pipeline.stages import shard as shard_stage
@@ -141,6 +142,8 @@ KINDS: dict[str, type[Line]] = {
     "sample": LockedSample,
     "shard": LockedShard,
 }
+# stages whose records have a line in a lock, and its kind
+STAGES = {"download": "video", "extract": "clip", "encode": "sample", "shard": "shard"}
 TIMED = ("download", "extract", "encode")  # stages whose hours of video the header has
 
 
@@ -178,15 +181,12 @@ class Lock:
         return dict(self.header["stages"][stage]["params"])
 
     @cached_property
-    def _by_video(self) -> dict[str, list[LockedClip]]:
+    def clips_by_video(self) -> Mapping[str, list[LockedClip]]:
+        """The clips of every video that has some, in key order."""
         clips: dict[str, list[LockedClip]] = {}
-        for key in sorted(self.clips):
-            clips.setdefault(self.clips[key].video, []).append(self.clips[key])
+        for _, clip in sorted(self.clips.items()):
+            clips.setdefault(clip.video, []).append(clip)
         return clips
-
-    def clips_of(self, video: str) -> list[LockedClip]:
-        """The clips of a video, by its key, in key order."""
-        return self._by_video.get(video, [])
 
     @cached_property
     def probes(self) -> dict[str, str]:
@@ -196,71 +196,67 @@ class Lock:
 
 
 def lock_of(
-    name: str,
-    recipe_digest: str,
-    packing: Mapping[str, Any],
-    manifests: Sequence[Manifest],
-    store: Store,
-    probes: Mapping[str, str] | None = None,
+    loaded: Loaded, manifests: Sequence[Manifest], store: Store, probes: Mapping[str, str]
 ) -> Lock:
-    """The lock of a finished build, from its manifests and the arrays in the store.
+    """The lock of a recipe's finished build, from its manifests and the arrays in the store.
 
-    `packing` is the recipe's [shard]. `probes` are `Lock.probes` of an earlier lock of this very
-    data folder: an array with one of these digests is not opened again.
+    `probes` are `Lock.probes` of an earlier lock of this very data folder: an array with one of
+    these digests is not opened again.
     """
     by_stage = {manifest.stage: manifest for manifest in manifests}
     videos = cast(Sequence[Video], by_stage["download"].records)
     clips = cast(Sequence[Clip], by_stage["extract"].records)
     samples = cast(Sequence[Sample], by_stage["encode"].records)
     shards = cast(Sequence[Shard], by_stage["shard"].records)
-    json_digests = json_digests_of(shards)
-    devices = sorted({sample.device for sample in samples})
-    hours = {stage: round(_hours_of(by_stage[stage]), 4) for stage in TIMED}
+    stages = {}
+    for manifest in manifests:
+        stages[manifest.stage] = {
+            "version": manifest.version,
+            "params": canonical.plain(manifest.params),
+            "in": manifest.num_in,
+            "split": manifest.num_split,
+            "out": len(manifest.records),
+            "rejected": dict(manifest.reasons),
+        }
+    hours = {}
+    for stage in TIMED:
+        durations = [float(getattr(record, "duration_s", 0)) for record in by_stage[stage].records]
+        hours[stage] = round(sum(durations) / 3600, 4)
     header = {
         "format": FORMAT,
-        "name": name,
-        "recipe": recipe_digest,
-        "packing": dict(packing),
-        "stages": {manifest.stage: _stage_of(manifest) for manifest in manifests},
+        "name": loaded.recipe.name,
+        "recipe": loaded.digest,
+        "packing": loaded.recipe.shard.model_dump(),
+        "stages": stages,
         "hours": hours,
         "root_digest": shard_stage.root_digest(shards),
-        "environment": environment(devices),
+        "environment": environment(sorted({sample.device for sample in samples})),
     }
-    locked_samples = {
-        sample.key: _locked_sample(sample, json_digests[sample.key], store, probes or {})
-        for sample in samples
-    }
+    json_digests = json_digests_of(shards)
+    locked_samples = {}
+    for sample in samples:
+        members = {"json": LockedMember(json_digests[sample.key], None)}
+        for member, blob in shard_stage.members_of(sample):
+            probe = probes.get(blob.sha256) or probe_of(store.path(blob.sha256))
+            members[member] = LockedMember(blob.sha256, probe)
+        psnr = sample.round_trip_psnr_db
+        locked_samples[sample.key] = LockedSample(sample.key, members, psnr, sample.device)
     return Lock(
         header,
-        {video.key: _locked_video(video) for video in videos},
-        {clip.key: _locked_clip(clip) for clip in clips},
+        {video.key: locked_video(video) for video in videos},
+        {clip.key: locked_clip(clip) for clip in clips},
         locked_samples,
-        {shard.key: _locked_shard(shard) for shard in shards},
+        {shard.key: locked_shard(shard) for shard in shards},
     )
 
 
 def json_digests_of(shards: Iterable[Shard]) -> dict[str, str]:
     """The digest of every sample's metadata, which is the first member of a sample, by key."""
-    digests: dict[str, str] = {}
-    for shard in shards:
-        for key, members in zip(shard.samples, shard.members, strict=True):
-            digests[key] = members[0].sha256
-    return digests
-
-
-def _stage_of(manifest: Manifest) -> dict[str, Any]:
     return {
-        "version": manifest.version,
-        "params": canonical.plain(manifest.params),
-        "in": manifest.num_in,
-        "split": manifest.num_split,
-        "out": len(manifest.records),
-        "rejected": dict(manifest.reasons),
+        key: members[0].sha256
+        for shard in shards
+        for key, members in zip(shard.samples, shard.members, strict=True)
     }
-
-
-def _hours_of(manifest: Manifest) -> float:
-    return sum(float(getattr(record, "duration_s", 0)) for record in manifest.records) / 3600
 
 
 def environment(devices: list[str]) -> dict[str, Any]:
@@ -274,7 +270,7 @@ def environment(devices: list[str]) -> dict[str, Any]:
     }
 
 
-def _locked_video(video: Video) -> LockedVideo:
+def locked_video(video: Video) -> LockedVideo:
     source = video.source
     return LockedVideo(
         key=video.key,
@@ -290,7 +286,7 @@ def _locked_video(video: Video) -> LockedVideo:
     )
 
 
-def _locked_clip(clip: Clip) -> LockedClip:
+def locked_clip(clip: Clip) -> LockedClip:
     scene = clip.scene
     return LockedClip(
         key=clip.key,
@@ -305,39 +301,34 @@ def _locked_clip(clip: Clip) -> LockedClip:
     )
 
 
-def _locked_sample(
-    sample: Sample, json_digest: str, store: Store, probes: Mapping[str, str]
-) -> LockedSample:
-    members = {"json": LockedMember(json_digest, None)}
-    for name, blob in shard_stage.members_of(sample):
-        probe = probes.get(blob.sha256) or probe_of(store.path(blob.sha256))
-        members[name] = LockedMember(blob.sha256, probe)
-    return LockedSample(sample.key, members, sample.round_trip_psnr_db, sample.device)
-
-
-def _locked_shard(shard: Shard) -> LockedShard:
+def locked_shard(shard: Shard) -> LockedShard:
     blob = shard.blob
     return LockedShard(shard.key, shard.split, blob.sha256, blob.num_bytes, shard.samples)
 
 
-def path_of(recipe: Path) -> Path:
-    """Where a recipe's lock is, or would be: beside it."""
-    return present_form(recipe.with_name(recipe.stem + SUFFIX))
+def plain_path(recipe: Path) -> Path:
+    """Where a recipe's lock lies when it is not compressed: beside it."""
+    return recipe.with_name(recipe.stem + SUFFIX)
+
+
+def packed_form(plain: Path) -> Path:
+    return plain.with_name(f"{plain.name}.zst")
 
 
 def present_form(plain: Path) -> Path:
     """A lock's path, or that of its compressed form where there is only that."""
-    packed = _packed_form(plain)
+    packed = packed_form(plain)
     return packed if packed.is_file() and not plain.is_file() else plain
 
 
-def _packed_form(plain: Path) -> Path:
-    return plain.with_name(f"{plain.name}.zst")
+def path_of(recipe: Path) -> Path:
+    """Where a recipe's lock is, or would be."""
+    return present_form(plain_path(recipe))
 
 
 def write(lock: Lock, recipe: Path) -> tuple[Path, bool]:
     """Write the lock beside its recipe; see `write_file`."""
-    return write_file(lock, recipe.with_name(recipe.stem + SUFFIX))
+    return write_file(lock, plain_path(recipe))
 
 
 def write_file(lock: Lock, plain: Path) -> tuple[Path, bool]:
@@ -345,10 +336,12 @@ def write_file(lock: Lock, plain: Path) -> tuple[Path, bool]:
     is, and whether anything changed.
     """
     content = lock.encode()
-    target, other = plain, _packed_form(plain)
+    target, other = plain, packed_form(plain)
     if len(content) > LARGE:
+        import zstandard
+
         target, other = other, target
-        content = _compressed(content)
+        content = zstandard.ZstdCompressor(level=10, write_checksum=True).compress(content)
     changed = not target.is_file() or target.read_bytes() != content
     if changed:
         replace_file(target, content)
@@ -356,21 +349,10 @@ def write_file(lock: Lock, plain: Path) -> tuple[Path, bool]:
     return target, changed
 
 
-def remove(recipe: Path) -> None:
-    """Remove the lock beside a recipe."""
-    remove_file(recipe.with_name(recipe.stem + SUFFIX))
-
-
 def remove_file(plain: Path) -> None:
     """Remove a lock, in both of its forms."""
-    for path in (plain, _packed_form(plain)):
+    for path in (plain, packed_form(plain)):
         path.unlink(missing_ok=True)
-
-
-def _compressed(content: bytes) -> bytes:
-    import zstandard
-
-    return zstandard.ZstdCompressor(level=10, write_checksum=True).compress(content)
 
 
 def read(recipe: Path) -> Lock:
@@ -394,7 +376,7 @@ def read_file(path: Path) -> Lock:
         if line.key in tables[kind]:
             raise Damaged(f"{path.name}: line {number}: the {kind} '{line.key}' stands there twice")
         tables[kind][line.key] = line
-    lock = Lock(header, tables["video"], tables["clip"], tables["sample"], tables["shard"])
+    lock = Lock(header, *tables.values())
     for contradiction in _contradictions(lock):
         raise Damaged(f"{path.name}: {contradiction}")
     return lock
@@ -461,18 +443,11 @@ def _first(error: ValidationError) -> str:
 
 def _contradictions(lock: Lock) -> Iterator[str]:
     """What no build could have written: a line lost, a line too many."""
-    tables: dict[str, Mapping[str, Line]] = {
-        "download": lock.videos,
-        "extract": lock.clips,
-        "encode": lock.samples,
-        "shard": lock.shards,
-    }
     for stage, counts in lock.header["stages"].items():
-        if stage in tables and counts["out"] != len(tables[stage]):
-            yield (
-                f"the header tells of {counts['out']} records of stage '{stage}', there are "
-                f"{len(tables[stage])}"
-            )
+        num_out = counts["out"]
+        num_lines = len(lock.tables[STAGES[stage]]) if stage in STAGES else num_out
+        if num_out != num_lines:
+            yield f"the header tells of {num_out} records of stage '{stage}', there are {num_lines}"
         num_rejected = sum(counts["rejected"].values())
         if counts["in"] + counts["split"] != counts["out"] + num_rejected:
             yield (

@@ -9,7 +9,7 @@ rule, and docs/lock.md says it to people.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -70,7 +70,7 @@ def write_lock(
     dataset's folder, `data/NAME`.
     """
     before = own_lock(folder)
-    new = lock_of(loaded, manifests, store, before.probes if before else {})
+    new = lock.lock_of(loaded, manifests, store, before.probes if before else {})
     locked = _read_or_none(lock.path_of(loaded.path))
     is_own = locked is not None and locked == before
     why = decide(locked, new, is_own, incomplete, force)
@@ -83,27 +83,10 @@ def write_lock(
     return why
 
 
-def keep_lock(loaded: Loaded, manifests: Sequence[Manifest], folder: Path, store: Store) -> None:
-    """Write the lock of what is left after a removal, whatever lock is there."""
-    before = own_lock(folder)
-    new = lock_of(loaded, manifests, store, before.probes if before else {})
-    lock.write(new, loaded.path)
-    lock.write_file(new, folder / OWN)
-
-
 def remove_locks(recipe: Path, folder: Path) -> None:
     """Remove both locks, of a dataset of which nothing is left."""
-    lock.remove(recipe)
-    lock.remove_file(folder / OWN)
-
-
-def lock_of(
-    loaded: Loaded, manifests: Sequence[Manifest], store: Store, probes: Mapping[str, str]
-) -> Lock:
-    """The lock of a recipe's finished build; see `lock.lock_of`."""
-    recipe = loaded.recipe
-    packing = recipe.shard.model_dump()
-    return lock.lock_of(recipe.name, loaded.digest, packing, manifests, store, probes)
+    for plain in (lock.plain_path(recipe), folder / OWN):
+        lock.remove_file(plain)
 
 
 def own_lock(folder: Path) -> Lock | None:

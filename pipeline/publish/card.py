@@ -12,8 +12,10 @@ import os
 import re
 import shlex
 import unicodedata
-from collections import Counter
+from bisect import bisect
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -36,13 +38,8 @@ bsd-2-clause bsd-3-clause bsl-1.0 mpl-2.0 gpl-2.0 gpl-3.0 agpl-3.0 lgpl-2.1 lgpl
 """
 LICENSES = frozenset(KNOWN.split())
 SPELT = {"odbl-1.0": "odbl", "odc-by-1.0": "odc-by", "pddl-1.0": "pddl"}  # SPDX's and the hub's
-SIZES = {
-    1_000: "n<1K",
-    10_000: "1K<n<10K",
-    100_000: "10K<n<100K",
-    1_000_000: "100K<n<1M",
-    10_000_000: "1M<n<10M",
-}
+SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "n>10M")
+LIMITS = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)  # samples from which on the next holds
 SHARDS = {"train": "shards/[0-9]*.tar", "validation": "shards/validation-*.tar"}
 NONE = "none stated"
 EXAMPLES = 3
@@ -57,6 +54,10 @@ MEMBERS = {
     "text.npy": "CLIP's hidden states of the first caption, `77 d` float16",
     "image.npy": "CLIP's embeddings of a few evenly spaced frames, `k d` float16",
 }
+
+# The card, with the names of what is filled in. Paragraphs that are there only if there is
+# something to say bring their empty lines along.
+TEMPLATE = Path(__file__).with_name("card.md")
 
 
 def path_of(recipe: Path) -> Path:
@@ -73,21 +74,20 @@ def markdown(loaded: Loaded, locked: Lock, with_shards: bool = False) -> str:
     a header without a build's facts.
     """
     try:
-        metadata = yaml_of(_metadata(loaded, locked, with_shards))
-        sections = [
-            _introduction(loaded, with_shards),
-            _what_it_is(locked),
-            _by_license(locked),
-            _funnel(locked),
-            _members(locked),
-            _made_with(loaded, locked),
-            _taken_down(loaded),
-            _build_it_again(loaded, locked),
-        ]
+        facts = {
+            "header": yaml_of(_metadata(loaded, locked, with_shards)),
+            **_introduction(loaded, with_shards),
+            **_counts(locked),
+            **_licenses(locked),
+            **_funnel(locked),
+            "members": _members(locked),
+            "made_with": _made_with(loaded, locked),
+            **_to_build_it_again(loaded, locked),
+        }
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         name = lock.path_of(loaded.path).name
         raise Damaged(f"{name}: line 1: the header is not one of a build: {error!r}") from error
-    return "\n".join(["---", f"{metadata}---", "", "\n\n".join(sections), ""])
+    return TEMPLATE.read_text("utf-8").format(**facts)
 
 
 def yaml_of(metadata: Mapping[str, Any]) -> str:
@@ -102,19 +102,16 @@ def yaml_of(metadata: Mapping[str, Any]) -> str:
 
 
 def _metadata(loaded: Loaded, locked: Lock, with_shards: bool) -> dict[str, Any]:
-    count = len(locked.samples)
-    size = next((name for limit, name in SIZES.items() if count < limit), "n>10M")
     metadata: dict[str, Any] = {
         **_license(locked),
         "pretty_name": loaded.recipe.name,
         "task_categories": ["text-to-video"],
         "tags": ["video", "latents", "webdataset", "longtake"],
-        "size_categories": [size],
+        "size_categories": [SIZES[bisect(LIMITS, len(locked.samples))]],
     }
     if with_shards:
-        splits = _samples_by_split(locked)
-        files = [{"split": split, "path": SHARDS[split]} for split in SHARDS if splits[split]]
-        metadata["configs"] = [{"config_name": "default", "data_files": files}]
+        splits = [{"split": name, "path": SHARDS[name]} for name in _samples_by_split(locked)]
+        metadata["configs"] = [{"config_name": "default", "data_files": splits}]
     return metadata
 
 
@@ -122,150 +119,151 @@ def _license(locked: Lock) -> dict[str, str]:
     """The licence all sources have, or that they differ. Sources without a clip count too: the
     recipe names them.
     """
-    counts = _sources_by_license(locked)
-    spelt = {SPELT.get(name.lower(), name.lower()) for name in counts}
+    tallies = _by_license(locked)
+    spelt = {SPELT.get(name.lower(), name.lower()) for name in tallies}
     if len(spelt) == 1 and spelt <= LICENSES:
         return {"license": spelt.pop()}
-    if counts.keys() <= {NONE}:
+    if tallies.keys() <= {NONE}:
         return {"license": "unknown"}
     name = "mixed"
-    if len(counts) == 1:
-        [words] = counts
+    if len(tallies) == 1:
+        [words] = tallies
         name = re.sub(r"[^a-z0-9.-]+", "-", words.lower()).strip("-") or "custom"
-    details = [f"{_plain(words)}: {_count(count, 'source')}" for words, count in counts.items()]
+    details = [
+        f"{_plain(words)}: {_count(tally.sources, 'source')}" for words, tally in tallies.items()
+    ]
     return {"license": "other", "license_name": name, "license_details": "; ".join(details)}
 
 
-def _sources_by_license(locked: Lock) -> dict[str, int]:
-    """Sources by licence, as the first of them spells it; none last."""
+@dataclass
+class Tally:
+    """What there is under one licence."""
+
+    sources: int = 0
+    clips: int = 0
+    frames: int = 0
+
+
+def _by_license(locked: Lock) -> dict[str, Tally]:
+    """A tally for each licence, as the first source spells it; sources without one last."""
     spelt: dict[str, str] = {}
-    counts: Counter[str] = Counter()
-    for video in locked.videos.values():
+    names: dict[str, str] = {}  # by video
+    tallies: dict[str, Tally] = defaultdict(Tally)
+    for key, video in locked.videos.items():
         name = (video.license or "").strip() or NONE
-        counts[spelt.setdefault(name.lower(), name)] += 1
-    names = sorted(counts, key=lambda name: (name == NONE, name.lower()))
-    return {name: counts[name] for name in names}
+        names[key] = spelt.setdefault(name.lower(), name)
+        tallies[names[key]].sources += 1
+    for key in locked.samples:
+        clip = locked.clips[key]
+        tallies[names[clip.video]].clips += 1
+        tallies[names[clip.video]].frames += clip.num_frames
+    order = sorted(tallies, key=lambda name: (name == NONE, name.lower()))
+    return {name: tallies[name] for name in order}
 
 
-def _samples_by_split(locked: Lock) -> Counter[str]:
-    counts: Counter[str] = Counter()
+def _samples_by_split(locked: Lock) -> dict[str, int]:
+    """How many samples each split has that has some."""
+    counts = dict.fromkeys(SHARDS, 0)
     for shard in locked.shards.values():
         counts[shard.split] += len(shard.samples)
-    return counts
+    return {split: count for split, count in counts.items() if count}
 
 
-def _introduction(loaded: Loaded, with_shards: bool) -> str:
-    recipe = loaded.recipe
-    paragraphs = [f"# {_text(recipe.name)}"]
-    if recipe.description.strip():
-        paragraphs.append(_text(recipe.description, LONG))
+def _introduction(loaded: Loaded, with_shards: bool) -> dict[str, object]:
+    description = _text(loaded.recipe.description, LONG)
+    shards = "The shards are not here either: anybody builds them from the files named below."
     if with_shards:
         shards = (
             "The shards hold latents and embeddings. A VAE decodes latents to pictures near the "
             "originals, so licences hold for them too."
         )
-    else:
-        shards = "The shards are not here either: anybody builds them from the files named below."
-    paragraphs.append(
-        "**No footage is in here.** Recipe and lock hold addresses, time stamps, captions, "
-        f"digests, and of every array {PROBES} values, no more.\n{shards}"
-    )
-    return "\n\n".join(paragraphs)
+    return {
+        "name": _text(loaded.recipe.name),
+        "description": f"{description}\n\n" if loaded.recipe.description.strip() else "",
+        "num_probes": PROBES,
+        "shards_here": shards,
+    }
 
 
-def _what_it_is(locked: Lock) -> str:
-    splits, extract = _samples_by_split(locked), locked.params("extract")
+def _counts(locked: Lock) -> dict[str, object]:
+    """What the section "What it is" says."""
+    extract = locked.params("extract")
+    fps = Fraction(extract["fps"])
     frames = sum(locked.clips[key].num_frames for key in locked.samples)
     used = {locked.clips[key].video for key in locked.samples}
-    halves = ", ".join(f"{splits[split]} {split}" for split in SHARDS if splits[split])
+    splits = [f"{count} {split}" for split, count in _samples_by_split(locked).items()]
     has_cuts = locked.params("cut")["detector"] != "none"
-    cuts = "each clip is of one shot" if has_cuts else "cuts were not looked for"
-    fps, size = Fraction(extract["fps"]), extract["size"]
-    samples, shards = _count(len(locked.samples), "sample"), _count(len(locked.shards), "shard")
-    lines = [
-        "## What it is",
-        "",
-        f"- {samples} ({halves}) in {shards}",
-        f"- {frames} frames, {_hours(frames, fps)} hours, {size} x {size} at {_number(fps)} fps; "
-        f"{cuts}",
-        f"- from {len(used)} of {_count(len(locked.videos), 'video')}",
-    ]
     scores = [sample.round_trip_psnr_db for sample in locked.samples.values()]
     measured = sorted(score for score in scores if score is not None)
+    round_trip = ""
     if measured:
         median, clips = measured[len(measured) // 2], _count(len(measured), "clip")
-        lines.append(f"- VAE round trip: {median:.1f} dB PSNR in the median of {clips}")
+        round_trip = f"\n- VAE round trip: {median:.1f} dB PSNR in the median of {clips}"
     captions = sorted({caption for key in used for caption in locked.videos[key].captions})
+    examples = [f"\n  - {_text(caption)}" for caption in captions[:EXAMPLES]]
     if captions:
         different = _count(len(captions), "different caption")
-        lines.append(f"- {different}; in which language is not recorded. For example:")
-        lines += [f"  - {_text(caption)}" for caption in captions[:EXAMPLES]]
-    return "\n".join(lines)
+        head = f"\n- {different}; in which language is not recorded. For example:"
+        examples.insert(0, head)
+    return {
+        "samples": _count(len(locked.samples), "sample"),
+        "splits": ", ".join(splits),
+        "shards": _count(len(locked.shards), "shard"),
+        "frames": frames,
+        "hours": _hours(frames, fps),
+        "size": extract["size"],
+        "fps": str(fps) if fps.denominator == 1 else f"{float(fps):.3f}",
+        "cuts": "each clip is of one shot" if has_cuts else "cuts were not looked for",
+        "used": len(used),
+        "videos": _count(len(locked.videos), "video"),
+        "round_trip": round_trip,
+        "captions": "".join(examples),
+    }
 
 
-def _by_license(locked: Lock) -> str:
+def _licenses(locked: Lock) -> dict[str, str]:
     fps = Fraction(locked.params("extract")["fps"])
-    clips: Counter[str] = Counter()
-    frames: Counter[str] = Counter()
-    for key in locked.samples:
-        clip = locked.clips[key]
-        name = (locked.videos[clip.video].license or "").strip().lower() or NONE
-        clips[name] += 1
-        frames[name] += clip.num_frames
+    tallies = _by_license(locked)
     rows = [
-        (_code(name), count, _hours(frames[name.lower()], fps), clips[name.lower()])
-        for name, count in _sources_by_license(locked).items()
+        (_code(name), tally.sources, _hours(tally.frames, fps), tally.clips)
+        for name, tally in tallies.items()
     ]
-    lines = ["## Sources by licence", ""]
-    if without := _sources_by_license(locked).get(NONE):
+    warning = ""
+    if NONE in tallies:
         sources = _count(len(locked.videos), "source")
-        lines += [
-            f"> **WARNING: without a licence: {without} of {sources}.**",
+        warning = (
+            f"> **WARNING: without a licence: {tallies[NONE].sources} of {sources}.**\n"
             "> Nobody has said that they may be copied, shown or trained on: find out before you "
-            "do.",
-            "",
-        ]
-    return "\n".join([*lines, *_table(("licence", "sources", "hours in clips", "clips"), rows)])
+            "do.\n\n"
+        )
+    table = _table(("licence", "sources", "hours in clips", "clips"), rows)
+    return {"warning": warning, "licenses": table}
 
 
-def _funnel(locked: Lock) -> str:
+def _funnel(locked: Lock) -> dict[str, str]:
+    stages = locked.header["stages"]
+    names = [name for name in NAMES if name in stages]
     rows = []
-    first = "expand" if "expand" in locked.header["stages"] else "download"
-    for name, stage in sorted(locked.header["stages"].items(), key=lambda item: _order(item[0])):
-        rejected = sorted(stage["rejected"].items())
-        why = ", ".join(f"{int(count)} {_code(reason)}" for reason, count in rejected)
-        num_rejected = sum(int(count) for _, count in rejected)
-        rows.append((_code(name), int(stage["in"]), int(stage["out"]), num_rejected, why))
-    table = "\n".join(_table(("stage", "in", "out", "rejected", "why"), rows))
-    return (
-        f"## What became of every record\n\n{table}\n\n"
-        f"`{first}` (of lists of videos), `cut` and `filter` may give several records for one; "
-        "nothing is dropped without a reason."
-    )
-
-
-def _order(stage: str) -> tuple[int, str]:
-    return (NAMES.index(stage) if stage in NAMES else len(NAMES), stage)
+    for name in [*names, *sorted(stages.keys() - set(NAMES))]:
+        stage = stages[name]
+        rejected = {reason: int(count) for reason, count in sorted(stage["rejected"].items())}
+        why = ", ".join(f"{count} {_code(reason)}" for reason, count in rejected.items())
+        counts = (int(stage["in"]), int(stage["out"]), sum(rejected.values()))
+        rows.append((_code(name), *counts, why))
+    table = _table(("stage", "in", "out", "rejected", "why"), rows)
+    return {"funnel": table, "first": "expand" if "expand" in stages else "download"}
 
 
 def _members(locked: Lock) -> str:
     counts = Counter(name for sample in locked.samples.values() for name in sample.members)
-    rows = [
-        (_code(f"KEY.{name}"), _member(name), counts[name])
-        for name in sorted(counts, key=_order_of_member)
-    ]
-    return "\n".join(["## What a sample holds", "", *_table(("member", "what", "samples"), rows)])
-
-
-def _order_of_member(name: str) -> tuple[int, str]:
-    kinds = list(MEMBERS)
-    kind = "text.npy" if re.fullmatch(r"text\d+\.npy", name) else name
-    return (kinds.index(kind) if kind in kinds else len(kinds), name.zfill(20))
-
-
-def _member(name: str) -> str:
-    further = re.fullmatch(r"text(\d+)\.npy", name)
-    return f"of caption {int(further[1]) + 1}" if further else MEMBERS.get(name, "")
+    rows = []
+    for name, count in counts.items():
+        further = re.fullmatch(r"text(\d+)\.npy", name)
+        what = f"of caption {int(further[1]) + 1}" if further else MEMBERS.get(name, "")
+        kinds = [*MEMBERS, "text.npy" if further else name]
+        order = (kinds.index("text.npy" if further else name), name.zfill(20))
+        rows.append((order, (_code(f"KEY.{name}"), what, count)))
+    return _table(("member", "what", "samples"), [row for _, row in sorted(rows)])
 
 
 def _made_with(loaded: Loaded, locked: Lock) -> str:
@@ -273,18 +271,16 @@ def _made_with(loaded: Loaded, locked: Lock) -> str:
     models = loaded.recipe.encode
     devices = ", ".join(_code(device) for device in environment["devices"])
     versions = sorted(environment["versions"].items())
+    arithmetic = f"{_code(encode['precision'])}, {int(encode['chunk_frames'])} frames at a time"
     rows = [
         ("encoders", f"preset {_code(models.preset)}"),
         ("VAE", f"sha256 {_code(encode['vae'])}{_model(models.vae)}"),
         ("CLIP", f"sha256 {_code(encode['clip'])}{_model(models.clip)}"),
-        (
-            "arithmetic",
-            f"{_code(encode['precision'])}, {int(encode['chunk_frames'])} frames at a time",
-        ),
+        ("arithmetic", arithmetic),
         ("device", f"{devices} on {_code(environment['machine'])}"),
         ("versions", ", ".join(f"{_text(name)} {_code(version)}" for name, version in versions)),
     ]
-    return "\n".join(["## Made with", "", *_table(("", ""), rows)])
+    return _table(("", ""), rows)
 
 
 def _model(name: str | None) -> str:
@@ -294,50 +290,35 @@ def _model(name: str | None) -> str:
     return f", {_code(os.path.basename(name.rstrip('/')) if os.path.isabs(name) else name)}"
 
 
-def _taken_down(loaded: Loaded) -> str:
-    count = len(loaded.removed)
-    file = removals.path_of(loaded.path).name
-    left_out = f" (`{file}`); a rebuild leaves them out" if count else ""
-    were = "was" if count == 1 else "were"
-    return f"## Taken down\n\n{_count(count, 'source')} {were} taken down{left_out}."
-
-
-def _build_it_again(loaded: Loaded, locked: Lock) -> str:
+def _to_build_it_again(loaded: Loaded, locked: Lock) -> dict[str, str]:
+    """What the last two sections say."""
     path = loaded.path
-    files = [path.name, lock.path_of(path).name]
+    names = [path.name, lock.path_of(path).name]
     if loaded.recipe.sources:
-        files.append(loaded.recipe.sources)
+        names.append(loaded.recipe.sources)
+    removed = removals.path_of(path).name
+    taken_down = "0 sources were taken down"
     if loaded.removed:
-        files.append(removals.path_of(path).name)
-    lines = [
-        "## Build it again",
-        "",
-        f"Copy {_and([_code(name) for name in files])} to `manifests/` of longtake, and there:",
-        "",
-        "```",
-        f"make reproduce DATASET={shlex.quote(path.stem)}",
-        "```",
-        "",
-    ]
+        names.append(removed)
+        count = len(loaded.removed)
+        were = f"{_count(count, 'source')} {'was' if count == 1 else 'were'}"
+        taken_down = f"{were} taken down (`{removed}`); a rebuild leaves them out"
+    *files, last = [_code(name) for name in names]
     used = {clip.video for clip in locked.clips.values()}
-    local = sum(locked.videos[key].uri.startswith("file:") for key in used)
-    if local:
-        are = "is a local file" if local == 1 else "are local files"
-        lines += [
-            f"> **{local} of the videos {are}:**",
-            "> who has no copy in the place the recipe names gets a dataset without them, and is "
-            "told so.",
-            "",
-        ]
-    return "\n".join(
-        [
-            *lines,
-            f"Root digest of the shards: {_code(locked.root_digest)}",
-            "",
-            "On the same kind of machine, with the versions above, the rebuild has this digest; "
-            "elsewhere it says how near it comes.",
-        ]
+    num_local = sum(locked.videos[key].uri.startswith("file:") for key in used)
+    are = "is a local file" if num_local == 1 else "are local files"
+    local = (
+        f"> **{num_local} of the videos {are}:**\n"
+        "> who has no copy in the place the recipe names gets a dataset without them, and is told "
+        "so.\n\n"
     )
+    return {
+        "taken_down": taken_down,
+        "files": f"{', '.join(files)} and {last}",
+        "dataset": shlex.quote(path.stem),
+        "local": local if num_local else "",
+        "root_digest": _code(locked.root_digest),
+    }
 
 
 def _plain(text: str, limit: int = SHORT) -> str:
@@ -362,26 +343,18 @@ def _code(text: object) -> str:
     return f"`{_plain(str(text)).replace('`', chr(39)).replace('|', chr(0xA6)) or ' '}`"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table; columns of numbers are set to the right."""
     columns = range(len(head))
     is_number = [all(re.fullmatch(r"[\d.]+", str(row[at])) for row in rows) for at in columns]
     rule = "|".join("--:" if number else "---" for number in is_number)
     lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
-    return [f"| {' | '.join(head)} |", f"|{rule}|", *lines]
+    return "\n".join([f"| {' | '.join(head)} |", f"|{rule}|", *lines])
 
 
 def _count(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def _and(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
 def _hours(frames: int, fps: Fraction) -> str:
     return f"{float(frames / fps) / 3600:.2f}"
-
-
-def _number(fps: Fraction) -> str:
-    return str(fps.numerator) if fps.denominator == 1 else f"{float(fps):.3f}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from pipeline.core import canonical
 from pipeline.core.store import Memo, Store, blobs_in
 from pipeline.dataset.build import opened
 from pipeline.publish import sweep
@@ -54,10 +53,9 @@ def _delete(own: References, others: References, store: Store, deleted: Bin) -> 
 def _is_of(memo: Memo, own: References, others: References) -> bool:
     """Whether a memo is of a source or video that only this dataset has, or lists only such."""
     for kind, identity in sweep.mentions(memo.of):
-        key = canonical.encode(identity) if kind != "clip" else b""
-        if key in own.sources - others.sources or key in own.videos - others.videos:
+        if kind != "clip" and own.has(kind, identity) and not others.has(kind, identity):
             return True
-    uris = {facts["uri"] for facts in sweep.facts_in(memo, "uri")}
+    uris = sweep.uris_in(memo)
     return bool(uris & own.uris) and not uris & others.uris
 
 

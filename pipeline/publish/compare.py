@@ -7,9 +7,9 @@ as within tolerance stands in dataset/likeness.py.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,21 @@ from pipeline.core.records import Clip, Record, Rejection, Sample, Shard
 from pipeline.core.store import Store
 from pipeline.dataset import lock
 from pipeline.dataset.chain import Step
-from pipeline.dataset.likeness import Distance, Grade, grade_member
-from pipeline.dataset.lock import Lock, LockedMember, LockedSample
+from pipeline.dataset.likeness import Distance, Grade, grade_members
+from pipeline.dataset.lock import Lock, LockedSample
 from pipeline.dataset.probe import PROBES, probe_of
 from pipeline.publish.reproduce import Edit
 from pipeline.stages import shard as shard_stage
 
 NAMED = 8  # of each kind, on the screen
 TOLD_IN_METADATA = {"uri", "captions", "license"}  # fields of a source that are in KEY.json
+# of each level the parts of the report that the table counts as near, far and lost
+LEVELS: Mapping[str, tuple[str, Sequence[str], str]] = {
+    "sources": ("", ["changed"], "gone"),
+    "clips": ("same_frames", ["different"], "lost"),
+    "samples": ("equivalent", ["edited", "different"], "lost"),
+    "shards": ("", ["different"], "lost"),
+}
 FETCHING = ("expand", "download")  # stages whose rejections are told with the sources
 
 
@@ -39,20 +46,27 @@ def judge(
     """The report: plain JSON. `verdict` is "identical" (to the root digest), "equivalent" or
     "different".
     """
-    manifests = {step.manifest.stage: step.manifest for step in steps}
-    records: dict[str, dict[str, Any]] = {
-        stage: {record.key: record for record in manifest.records}
-        for stage, manifest in manifests.items()
-    }
-    rejections = [line for manifest in manifests.values() for line in manifest.rejections]
+    records: dict[str, dict[str, Any]] = {}
+    rejections: list[Rejection] = []
+    for step in steps:
+        records[step.manifest.stage] = {record.key: record for record in step.manifest.records}
+        rejections += step.manifest.rejections
     samples, shards = records["encode"], records["shard"]
     devices = sorted({sample.device for sample in samples.values()})
     root_digest = shard_stage.root_digest(list(shards.values()))
     report: dict[str, Any] = {
         "sources": _sources(locked, records["download"], rejections),
-        "edits": [_line_of_edit(edit) for edit in edits],
+        "edits": [
+            {
+                "source": edit.source,
+                "field": edit.field,
+                "locked": edit.locked,
+                "found": edit.recipe,
+            }
+            for edit in edits
+        ],
         "clips": _clips(locked, records["extract"]),
-        "samples": _samples(locked, samples, shards, _fields_edited(edits), store),
+        "samples": _samples(locked, samples, shards, edits, store),
         "shards": _shards(locked, shards),
         "rejected": [
             {
@@ -73,23 +87,6 @@ def judge(
         },
     }
     return {"verdict": _verdict(report), **report}
-
-
-def _line_of_edit(edit: Edit) -> dict[str, str]:
-    return {
-        "source": edit.source,
-        "field": edit.field,
-        "locked": edit.locked,
-        "found": edit.recipe,
-    }
-
-
-def _fields_edited(edits: Sequence[Edit]) -> dict[str, set[str]]:
-    """The fields in which recipe and lock differ, by source."""
-    fields: dict[str, set[str]] = {}
-    for edit in edits:
-        fields.setdefault(edit.source, set()).add(edit.field)
-    return fields
 
 
 def _sources(
@@ -125,85 +122,59 @@ def _clips(locked: Lock, clips: Mapping[str, Clip]) -> dict[str, Any]:
     return {**grades, "identical": len(grades["identical"])}
 
 
-@dataclass
-class _Samples:
-    """The samples' part of the report as it grows."""
-
-    identical: int = 0
-    equivalent: list[str] = field(default_factory=list)
-    edited: list[dict[str, Any]] = field(default_factory=list)
-    different: list[dict[str, Any]] = field(default_factory=list)
-    lost: list[str] = field(default_factory=list)
-    rescored: list[str] = field(default_factory=list)
-    distances: dict[str, list[Distance]] = field(default_factory=dict)  # by member
-    psnr: list[tuple[float, float]] = field(default_factory=list)  # recorded and rebuilt, dB
-
-
 def _samples(
     locked: Lock,
     samples: Mapping[str, Sample],
     shards: Mapping[str, Shard],
-    edited: Mapping[str, Collection[str]],
+    edits: Sequence[Edit],
     store: Store,
 ) -> dict[str, Any]:
+    report: dict[str, Any] = {
+        "identical": 0,
+        "equivalent": [],
+        "edited": [],
+        "different": [],
+        "lost": [],
+        "more": sorted(samples.keys() - locked.samples.keys()),
+        "rescored": [],
+    }
+    edited: dict[str, set[str]] = defaultdict(set)  # fields by source
+    for edit in edits:
+        edited[edit.source].add(edit.field)
     json_digests = lock.json_digests_of(shards.values())
-    part = _Samples()
+    distances: dict[str, list[Distance]] = defaultdict(list)  # by member
+    scores: list[tuple[float, float]] = []  # PSNR as recorded and as rebuilt, dB
     for key, recorded in sorted(locked.samples.items()):
         sample = samples.get(key)
         if sample is None:
-            part.lost.append(key)
+            report["lost"].append(key)
             continue
-        fields = edited.get(locked.clips[key].video, ())
-        _judge_sample(part, recorded, sample, json_digests[key], fields, store)
-    return {
-        "identical": part.identical,
-        "equivalent": part.equivalent,
-        "edited": part.edited,
-        "different": part.different,
-        "lost": part.lost,
-        "more": sorted(samples.keys() - locked.samples.keys()),
-        "rescored": part.rescored,
-        "apart": _apart(part.distances),
-        "round_trip_psnr_db": _means(part.psnr),
-    }
-
-
-def _judge_sample(
-    part: _Samples,
-    recorded: LockedSample,
-    sample: Sample,
-    json_digest: str,
-    fields: Collection[str],
-    store: Store,
-) -> None:
-    """Grade one sample's members, and add what they say of the whole."""
-    digests = {name: blob.sha256 for name, blob in shard_stage.members_of(sample)}
-    digests["json"] = json_digest
-    grades: dict[str, Grade] = dict.fromkeys(digests.keys() - recorded.members.keys(), "different")
-    distances: dict[str, Distance] = {}
-    for name, member in recorded.members.items():
-        grades[name], distance = grade_array(member, digests.get(name), store)
-        if distance is not None:
-            distances[name] = distance
-    if grades["json"] == "different" and same_but_for_scores(sample, recorded):
-        grades["json"] = "equivalent"
-        part.rescored.append(sample.key)
-    different = {name for name, grade in grades.items() if grade == "different"}
-    by_edits = {name for name in different if _follows(name, fields)}
-    # how far apart two captions are tells nothing of the machine
-    for name in distances.keys() - by_edits:
-        part.distances.setdefault(name, []).append(distances[name])
-    if recorded.round_trip_psnr_db is not None and sample.round_trip_psnr_db is not None:
-        part.psnr.append((recorded.round_trip_psnr_db, sample.round_trip_psnr_db))
-    line = {"sample": sample.key, "members": sorted(different)}
-    if different - by_edits:
-        part.different.append(line)
-    elif different:
-        part.edited.append(line)
-    elif "equivalent" in grades.values():
-        part.equivalent.append(sample.key)
-    else:
-        part.identical += 1
+        digests = {name: blob.sha256 for name, blob in shard_stage.members_of(sample)}
+        digests["json"] = json_digests[key]
+        grades, apart = grade_members(recorded.members, digests, probes_in(store, digests))
+        if grades["json"] == "different" and same_but_for_scores(sample, recorded):
+            grades["json"] = "equivalent"
+            report["rescored"].append(key)
+        different = {name for name, grade in grades.items() if grade == "different"}
+        fields = edited[locked.clips[key].video]
+        by_edits = {name for name in different if _follows(name, fields)}
+        # how far apart two captions are tells nothing of the machine
+        for name in apart.keys() - by_edits:
+            distances[name].append(apart[name])
+        if recorded.round_trip_psnr_db is not None and sample.round_trip_psnr_db is not None:
+            scores.append((recorded.round_trip_psnr_db, sample.round_trip_psnr_db))
+        line = {"sample": key, "members": sorted(different)}
+        if different - by_edits:
+            report["different"].append(line)
+        elif different:
+            report["edited"].append(line)
+        elif "equivalent" in grades.values():
+            report["equivalent"].append(key)
+        else:
+            report["identical"] += 1
+    report["apart"] = {name: _apart(distances[name]) for name in sorted(distances)}
+    report["round_trip_psnr_db"] = _means(scores)
+    return report
 
 
 def _follows(member: str, fields: Collection[str]) -> bool:
@@ -215,15 +186,16 @@ def _follows(member: str, fields: Collection[str]) -> bool:
     return member == "json" and not TOLD_IN_METADATA.isdisjoint(fields)
 
 
-def grade_array(
-    recorded: LockedMember, sha256: str | None, store: Store
-) -> tuple[Grade, Distance | None]:
-    """The grade of a member by its digest (None: it is not there); the array is only opened where
-    the digest is another.
-    """
-    if sha256 is None or sha256 == recorded.sha256 or recorded.probe is None:
-        return grade_member(recorded, LockedMember(sha256, None) if sha256 else None)
-    return grade_member(recorded, LockedMember(sha256, probe_of(store.path(sha256))))
+def probes_in(store: Store, digests: Mapping[str, str]) -> Callable[[str], str | None]:
+    """What gives the kept values of an array by its name; None where it is missing or damaged."""
+
+    def probe(name: str) -> str | None:
+        try:
+            return probe_of(store.path(digests[name]))
+        except (OSError, ValueError):
+            return None
+
+    return probe
 
 
 def same_but_for_scores(sample: Sample, recorded: LockedSample) -> bool:
@@ -235,16 +207,13 @@ def same_but_for_scores(sample: Sample, recorded: LockedSample) -> bool:
     return hashlib.sha256(metadata).hexdigest() == recorded.members["json"].sha256
 
 
-def _apart(distances: Mapping[str, Sequence[Distance]]) -> dict[str, Any]:
-    apart = {}
-    for name in sorted(distances):
-        means = [distance.mean for distance in distances[name]]
-        apart[name] = {
-            "arrays": len(means),
-            "mean_abs": sum(means) / len(means),
-            "max_abs": max(distance.largest for distance in distances[name]),
-        }
-    return apart
+def _apart(distances: Sequence[Distance]) -> dict[str, Any]:
+    means = [distance.mean for distance in distances]
+    return {
+        "arrays": len(means),
+        "mean_abs": sum(means) / len(means),
+        "max_abs": max(distance.largest for distance in distances),
+    }
 
 
 def _means(pairs: Sequence[tuple[float, float]]) -> dict[str, Any] | None:
@@ -277,60 +246,32 @@ def _obtainable(locked: Lock, samples: Mapping[str, Sample]) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class _Claim:
-    """A field as the lock has it, and as the very bytes that the lock names have it."""
-
-    kind: str
-    key: str
-    field: str
-    locked: object
-    actual: object
-
-
 def _contradictions(locked: Lock, records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
     """What the lock says otherwise than the very bytes it names: no build wrote that."""
-    return [
-        {
-            "kind": claim.kind,
-            "key": claim.key,
-            "field": claim.field,
-            "locked": str(claim.locked),
-            "found": str(claim.actual),
-        }
-        for claim in _claims(locked, records)
-        if claim.locked != claim.actual
-    ]
+    lines = []
 
+    def check(kind: str, recorded: Any, fields: Mapping[str, object]) -> None:
+        for name, value in fields.items():
+            claim = getattr(recorded, name)
+            if claim != value:
+                line = {"kind": kind, "key": recorded.key, "field": name}
+                lines.append({**line, "locked": str(claim), "found": str(value)})
 
-def _claims(locked: Lock, records: Mapping[str, Mapping[str, Any]]) -> list[_Claim]:
-    claims = []
     for key, video in records["download"].items():
-        num_bytes = locked.videos[key].num_bytes
-        claims.append(_Claim("video", key, "num_bytes", num_bytes, video.blob.num_bytes))
+        check("video", locked.videos[key], {"num_bytes": video.blob.num_bytes})
     for key, clip in records["extract"].items():
-        recorded = locked.clips[key]
-        claims.append(_Claim("clip", key, "num_frames", recorded.num_frames, clip.num_frames))
-        claims.append(_Claim("clip", key, "crop", recorded.crop, clip.crop))
+        check("clip", locked.clips[key], {"num_frames": clip.num_frames, "crop": clip.crop})
     for key, shard in records["shard"].items():
-        if key in locked.shards and shard.blob.sha256 == locked.shards[key].sha256:
-            claims += _claims_of_shard(locked, shard, records["encode"])
-    return claims
-
-
-def _claims_of_shard(locked: Lock, shard: Shard, samples: Mapping[str, Sample]) -> list[_Claim]:
-    recorded = locked.shards[shard.key]
-    claims = [
-        _Claim("shard", shard.key, "split", recorded.split, shard.split),
-        _Claim("shard", shard.key, "samples", recorded.samples, shard.samples),
-        _Claim("shard", shard.key, "num_bytes", recorded.num_bytes, shard.blob.num_bytes),
-    ]
-    for key in shard.samples:
-        if key in locked.samples:
-            before = locked.samples[key].round_trip_psnr_db
-            psnr = samples[key].round_trip_psnr_db
-            claims.append(_Claim("sample", key, "round_trip_psnr_db", before, psnr))
-    return claims
+        recorded = locked.shards.get(key)
+        if recorded is None or recorded.sha256 != shard.blob.sha256:
+            continue
+        check("shard", recorded, {"split": shard.split, "samples": shard.samples})
+        check("shard", recorded, {"num_bytes": shard.blob.num_bytes})
+        for name in shard.samples:
+            if name in locked.samples:
+                psnr = records["encode"][name].round_trip_psnr_db
+                check("sample", locked.samples[name], {"round_trip_psnr_db": psnr})
+    return lines
 
 
 def _verdict(report: Mapping[str, Any]) -> Grade:
@@ -346,50 +287,34 @@ def show(console: Console, report: Mapping[str, Any], path: Path) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("", "identical", "equivalent", "different", "lost"):
         table.add_column(name, justify="left" if not name else "right")
-    for row in _rows(report):
-        table.add_row(*map(str, row))
+    for level, (near, far, lost) in LEVELS.items():
+        part = report[level]
+        num_near = len(part[near]) if near else ""
+        num_far = sum(len(part[name]) for name in far)
+        table.add_row(level, *map(str, (part["identical"], num_near, num_far, len(part[lost]))))
     console.print(table)
-    for line in lines(report):
+    for line in [*lines(report), f"the whole report: {path}"]:
         console.print(line, markup=False, soft_wrap=True)
-    console.print(f"the whole report: {path}", markup=False, soft_wrap=True)
-
-
-def _rows(report: Mapping[str, Any]) -> list[tuple[str | int, ...]]:
-    sources, clips = report["sources"], report["clips"]
-    samples, shards = report["samples"], report["shards"]
-    num_different = len(samples["edited"]) + len(samples["different"])
-    return [
-        ("sources", sources["identical"], "", len(sources["changed"]), len(sources["gone"])),
-        (
-            "clips",
-            clips["identical"],
-            len(clips["same_frames"]),
-            len(clips["different"]),
-            len(clips["lost"]),
-        ),
-        (
-            "samples",
-            samples["identical"],
-            len(samples["equivalent"]),
-            num_different,
-            len(samples["lost"]),
-        ),
-        ("shards", shards["identical"], "", len(shards["different"]), len(shards["lost"])),
-    ]
 
 
 def lines(report: Mapping[str, Any]) -> list[str]:
     """What the table leaves out, in words."""
+    rejections = [
+        f"{line['key']} ({line['stage']}, {line['class']}): {line['detail']}"
+        for line in report["rejected"]
+    ]
+    contradictions = [
+        f"{line['kind']} {line['key']}: {line['field']} is {line['locked']} in the lock; what has "
+        f"the digests of the lock has {line['found']}"
+        for line in report["contradictions"]
+    ]
     return [
         *_lines_of_sources(report["sources"]),
         *_up_to_eight("edited", [_edit(line) for line in report["edits"]]),
-        *_up_to_eight("rejected", [_rejection(line) for line in report["rejected"]]),
+        *_up_to_eight("rejected", rejections),
         *_up_to_eight("clip with other frames", report["clips"]["different"]),
         *_lines_of_samples(report["samples"]),
-        *_up_to_eight(
-            "the lock contradicts itself",
-            [_contradiction(line) for line in report["contradictions"]],
-        ),
+        *_up_to_eight("the lock contradicts itself", contradictions),
         *_lines_of_numbers(report["samples"]),
         *_lines_of_verdict(report),
     ]
@@ -420,10 +345,6 @@ def _lines_of_sources(sources: Mapping[str, Any]) -> list[str]:
         causes = " or ".join(passing)
         lines.append(f"what was {causes} may come back: the same command tries it again")
     return lines
-
-
-def _rejection(line: Mapping[str, str]) -> str:
-    return f"{line['key']} ({line['stage']}, {line['class']}): {line['detail']}"
 
 
 def _lines_of_samples(samples: Mapping[str, Any]) -> list[str]:
@@ -472,13 +393,6 @@ def _lines_of_verdict(report: Mapping[str, Any]) -> list[str]:
     why = f"; the lock's machine had {machine}" if machine else ""
     digests = f"root digest {root['found']}, the lock has {root['locked']}"
     return [*lines, f"{verdict}: {digests}{why}"]
-
-
-def _contradiction(line: Mapping[str, str]) -> str:
-    return (
-        f"{line['kind']} {line['key']}: {line['field']} is {line['locked']} in the lock; what has "
-        f"the digests of the lock has {line['found']}"
-    )
 
 
 def _edit(line: Mapping[str, str]) -> str:

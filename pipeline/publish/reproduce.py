@@ -17,7 +17,7 @@ from typing import Any
 from pipeline.core import canonical
 from pipeline.core.errors import Damaged, RecipeError, Stopped
 from pipeline.core.records import Record, Rejection, Scene, Shard, Source, Video, public
-from pipeline.core.stage import Executor, Progress, Stage
+from pipeline.core.stage import Executor, Progress
 from pipeline.core.store import Store
 from pipeline.dataset import build, chain, lock
 from pipeline.dataset.build import opened
@@ -45,7 +45,7 @@ class Edit:
     recipe: str = ""
 
 
-def check(loaded: Loaded, lock: Lock) -> None:
+def check(loaded: Loaded, locked: Lock) -> None:
     """Refuse a recipe that would give other clips or latents than the lock tells of. Raises
     RecipeError with every difference.
     """
@@ -53,32 +53,26 @@ def check(loaded: Loaded, lock: Lock) -> None:
     names = [name for name in STAGES if name not in ("download", "shard")]
     options = {name: CHAIN[name].stage(setup).params for name in names}
     options["shard"] = loaded.recipe.shard.model_dump()
-    if edits := list(_edited_options(lock, options)):
-        lines = [
-            f"  {edit.source} {edit.field}: the recipe gives {edit.recipe}, the lock has "
-            f"{edit.locked}"
-            for edit in edits
-        ]
+    lines = ""
+    for edit in _edited_options(locked, options):
+        values = f"the recipe gives {edit.recipe}, the lock has {edit.locked}"
+        lines += f"  {edit.source} {edit.field}: {values}\n"
+    if lines:
         raise RecipeError(
-            "\n".join(
-                [
-                    f"{loaded.path} is not the recipe the lock was made of:",
-                    *lines,
-                    "Take the recipe (and models) published with the lock, or make a lock of your "
-                    "own with `build`",
-                ]
-            )
+            f"{loaded.path} is not the recipe the lock was made of:\n{lines}"
+            "Take the recipe (and models) published with the lock, or make a lock of your own with "
+            "`build`"
         )
 
 
-def _edited_options(lock: Lock, options: Mapping[str, Any]) -> Iterator[Edit]:
+def _edited_options(locked: Lock, options: Mapping[str, Any]) -> Iterator[Edit]:
     """Options, by table, that are not the lock's."""
     for table, params in options.items():
-        locked = lock.header["packing"] if table == "shard" else lock.params(table)
+        before = locked.header["packing"] if table == "shard" else locked.params(table)
         here = canonical.plain(params)
-        for name in sorted(locked.keys() | here.keys()):
-            if locked.get(name) != here.get(name):
-                yield Edit(f"[{table}]", name, _short(locked.get(name)), _short(here.get(name)))
+        for name in sorted(before.keys() | here.keys()):
+            if before.get(name) != here.get(name):
+                yield Edit(f"[{table}]", name, _short(before.get(name)), _short(here.get(name)))
 
 
 def _short(value: object) -> str:
@@ -86,23 +80,23 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def edits(loaded: Loaded, lock: Lock) -> list[Edit]:
+def edits(loaded: Loaded, locked: Lock) -> list[Edit]:
     """What the recipe says otherwise than the lock: sources that only one of them has, fields,
     options that a rebuild does not ask for.
     """
     setup = loaded.setup("auto")
     options = {name: CHAIN[name].stage(setup).params for name in UNUSED}
-    result = list(_edited_options(lock, options))
+    result = list(_edited_options(locked, options))
     used: set[str] = set()
-    for video in lock.videos.values():
-        entry = entry_of(video.key, loaded.sources, lock.videos)
+    for video in locked.videos.values():
+        entry = entry_of(video.key, loaded.sources, locked.videos)
         if entry is None:
             result.append(Edit(video.key, "missing"))
         else:
             used.add(entry.key)
             result += _edited_fields(video, entry)
     # where one was rejected, it may have been in the recipe when the lock was made
-    if _rejected_sources(lock) <= {"removed"}:
+    if _rejected_sources(locked) <= {"removed"}:
         passed = {*used, *loaded.removed}
         new = [source.key for source in loaded.sources if source.key not in passed]
         result += [Edit(key, "added") for key in new]
@@ -122,9 +116,9 @@ def _edited_fields(video: LockedVideo, entry: Source) -> list[Edit]:
     ]
 
 
-def _rejected_sources(lock: Lock) -> set[str]:
+def _rejected_sources(locked: Lock) -> set[str]:
     """For which reasons sources were rejected when the lock was made."""
-    stages = lock.header["stages"]
+    stages = locked.header["stages"]
     names = [name for name in ("expand", "download") if name in stages]
     return {reason for name in names for reason in stages[name]["rejected"]}
 
@@ -217,27 +211,29 @@ def _file_of_glob(video: LockedVideo, entry: Source, folder: Path) -> Path | Non
     return paths[0] if paths else None
 
 
-def walk(loaded: Loaded, lock: Lock, visit: Visit, device: str) -> Iterator[Step]:
+def walk(loaded: Loaded, locked: Lock, visit: Visit, device: str) -> Iterator[Step]:
     """Take the lock's videos that gave clips through download, extract, encode and shard."""
-    videos = [video for video in lock.videos.values() if lock.clips_of(video.key)]
-    sources = [source_of(video, loaded, lock.videos) for video in videos]
-    absent = tuple(source for source in sources if isinstance(source, Rejection))
+    present: list[Source] = []
+    absent: list[Rejection] = []
+    for video in locked.videos.values():
+        if video.key in locked.clips_by_video:
+            source = source_of(video, loaded, locked.videos)
+            if isinstance(source, Source):
+                present.append(source)
+            else:
+                absent.append(source)
 
     def scenes(records: Sequence[Record]) -> list[Record]:
-        return [scene for record in records for scene in _scenes(record, lock)]
+        return [scene for record in records for scene in _scenes(record, locked)]
 
-    def visit_and_count(stage: Stage, records: Sequence[Record]) -> Step:
-        step = visit(stage, records)
-        if stage.name != "download":
-            return step
-        manifest = step.manifest
-        num_in = manifest.num_in + len(absent)
-        rejections = manifest.rejections + absent
-        return replace(step, manifest=replace(manifest, num_in=num_in, rejections=rejections))
-
-    present = [source for source in sources if isinstance(source, Source)]
     setup = loaded.setup(device)
-    yield from chain.walk(setup, visit_and_count, present, STAGES, gather={"extract": scenes})
+    for step in chain.walk(setup, visit, present, STAGES, gather={"extract": scenes}):
+        if step.manifest.stage == "download":
+            num_in = step.manifest.num_in + len(absent)
+            rejections = (*step.manifest.rejections, *absent)
+            manifest = replace(step.manifest, num_in=num_in, rejections=rejections)
+            step = replace(step, manifest=manifest)
+        yield step
 
 
 def is_rebuilt(folder: Path) -> bool:
@@ -254,9 +250,9 @@ def look(loaded: Loaded, data: Path, device: str) -> Iterator[Step]:
     yield from walk(loaded, lock.read(loaded.path), visit, device)
 
 
-def _scenes(video: Record, lock: Lock) -> Iterator[Scene]:
+def _scenes(video: Record, locked: Lock) -> Iterator[Scene]:
     assert isinstance(video, Video)
-    for clip in lock.clips_of(video.key):
+    for clip in locked.clips_by_video[video.key]:
         if clip.time_base != video.container.time_base:
             raise Damaged(
                 f"the lock counts '{clip.key}' in {clip.time_base} s, its video in "
@@ -265,15 +261,15 @@ def _scenes(video: Record, lock: Lock) -> Iterator[Scene]:
         yield Scene(clip.key, video, clip.start_pts, clip.end_pts)
 
 
-def versions(lock: Lock, steps: Sequence[Step]) -> list[str]:
+def versions(locked: Lock, steps: Sequence[Step]) -> list[str]:
     """Stages whose version is not the lock's, in words: their bytes may differ by design."""
     lines = []
     for step in steps:
         name, version = step.manifest.stage, step.manifest.version
-        locked = lock.header["stages"][name]["version"]
-        if locked != version:
+        before = locked.header["stages"][name]["version"]
+        if before != version:
             lines.append(
-                f"stage '{name}' is version {version} here and {locked} in the lock: its bytes may "
+                f"stage '{name}' is version {version} here and {before} in the lock: its bytes may "
                 "differ"
             )
     return lines

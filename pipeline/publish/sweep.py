@@ -56,6 +56,14 @@ class References:
     users: dict[str, set[str]] = field(default_factory=dict)
     any_reel: set[bytes] = field(default_factory=set)
 
+    def has(self, kind: str, origin: Any) -> bool:
+        """Whether what a memo is of (see `mentions`) is referred to."""
+        if kind == "video":
+            return canonical.encode(origin) in self.videos
+        if kind == "source":
+            return canonical.encode(origin) in self.sources
+        return origin in (self.uris if kind == "list" else self.blobs)
+
     def keep(self, memo: Memo) -> None:
         """Keep the blobs a memo names."""
         self.blobs |= {blob.sha256 for blob in blobs_in(memo.outputs)}
@@ -143,23 +151,19 @@ def _is_needed(memo: Memo, kept: References, store: Store) -> bool:
         if blob.sha256 not in kept.blobs or not is_there:
             return False
     origins = list(mentions(memo.of))
-    if not origins or any(_is_kept(kind, value, kept) for kind, value in origins):
+    if not origins or any(kept.has(kind, origin) for kind, origin in origins):
         return True
     # a playlist is in no manifest, its videos are
-    return any(facts["uri"] in kept.uris for facts in facts_in(memo, "uri"))
-
-
-def _is_kept(kind: str, value: Any, kept: References) -> bool:
-    if kind == "video":
-        return canonical.encode(value) in kept.videos
-    if kind == "source":
-        return canonical.encode(value) in kept.sources
-    return str(value) in kept.blobs
+    return not kept.uris.isdisjoint(uris_in(memo))
 
 
 def mentions(task: Any) -> Iterator[tuple[str, Any]]:
-    """What a memo is of: ("source", an identity), ("video", an identity), ("clip", a digest)."""
+    """What a memo is of: ("source", an identity), ("video", an identity), ("clip", a digest), and
+    of an older version's lists of videos, ("list", an address).
+    """
     if isinstance(task, list):
+        if task[:1] == ["listing"]:
+            yield "list", task[1]
         for part in task:
             yield from mentions(part)
     elif isinstance(task, dict):
@@ -176,6 +180,14 @@ def facts_in(memo: Memo, name: str) -> Iterator[dict[str, Any]]:
     for entry in memo.outputs if isinstance(memo.outputs, list) else ():
         if name in entry.get("facts", {}):
             yield entry["facts"]
+
+
+def uris_in(memo: Memo) -> set[str]:
+    """The videos that a list was found to name, an older version's too."""
+    uris = {facts["uri"] for facts in facts_in(memo, "uri")}
+    if isinstance(memo.outputs, dict):
+        uris |= {uri for _, uri in memo.outputs.get("videos") or ()}
+    return uris
 
 
 def references_in(data: Path, store: Store, without: str = "") -> References:
@@ -269,12 +281,8 @@ def source_identity(source: dict[str, Any]) -> dict[str, Any]:
     return {name: source.get(name) for name in names}
 
 
-def kinds_of(memos: Iterable[Memo]) -> dict[str, str]:
-    """What each blob is, by digest, as the memos know it."""
-    return {sha256: kind for memo in memos for sha256, kind in kinds_in(memo)}
-
-
 def kinds_in(memo: Memo) -> Iterator[tuple[str, str]]:
+    """Digest and kind of each blob that a memo names."""
     task = LEFT_OVER
     if isinstance(memo.of, list) and memo.of:
         task = TASKS.get(str(memo.of[0]), LEFT_OVER)

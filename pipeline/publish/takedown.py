@@ -13,9 +13,9 @@ import difflib
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,14 @@ from pipeline.core.executors import Inline
 from pipeline.core.records import Blob, Record, Shard, Source
 from pipeline.core.stage import Progress, Stage
 from pipeline.core.store import Memo, Store, blobs_in, now
-from pipeline.dataset import lock, removals
+from pipeline.dataset import lock, relock, removals
 from pipeline.dataset.build import opened
 from pipeline.dataset.chain import CHAIN, Step, manifest_path, runner, surveyor, until, walk
 from pipeline.dataset.outputs import write_outputs
 from pipeline.dataset.recipe import Loaded
-from pipeline.dataset.relock import OWN, keep_lock, remove_locks
 from pipeline.dataset.removals import Removal
 from pipeline.media import fetch
 from pipeline.publish import reproduce, sweep
-from pipeline.publish.memo_index import MemoIndex, index_memos
 from pipeline.publish.sweep import Bin, References, facts_in
 from pipeline.stages import NAMES, download
 from pipeline.stages import shard as shard_stage
@@ -44,17 +42,29 @@ Records = Mapping[str, Sequence[dict[str, Any]]]  # a dataset's manifests, by st
 
 @dataclass(frozen=True)
 class Target:
-    """What is taken down: keys of videos, identities of their sources, and of the videos as far as
-    they are known; formats they were fetched in; captions.
+    """What is taken down: keys of videos, their sources as plain JSON, and the videos' identities
+    as far as they are known.
     """
 
     keys: frozenset[str]
-    sources: tuple[dict[str, Any], ...]
+    sources: Sequence[dict[str, Any]]
     videos: Mapping[str, Any]
-    formats: frozenset[str]
-    captions: frozenset[str]
+    formats: frozenset[str]  # in which the videos were fetched
 
-    @property
+    @cached_property
+    def identities(self) -> set[bytes]:
+        """The sources' identities as canonical JSON."""
+        return {canonical.encode(sweep.source_identity(source)) for source in self.sources}
+
+    @cached_property
+    def uris(self) -> set[str]:
+        return {source["uri"] for source in self.sources}
+
+    @cached_property
+    def captions(self) -> set[str]:
+        return {caption for source in self.sources for caption in source["captions"]}
+
+    @cached_property
     def scene(self) -> re.Pattern[str]:
         """Names of scenes, clips and samples, of any earlier cut too; possibly also of another
         source with such a key.
@@ -62,9 +72,10 @@ class Target:
         names = "|".join(map(re.escape, sorted(self.keys, key=len, reverse=True)))
         return re.compile(rf"(?:{names})-\d{{4,}}(?:-\d{{3,}})?")
 
-    def has(self, sample: dict[str, Any]) -> bool:
-        """Whether a sample, as plain JSON, is of one of the videos."""
-        return sample["clip"]["scene"]["video"]["key"] in self.videos
+    @cached_property
+    def wheels(self) -> set[str | None]:
+        """Keys of the memos of wheels in which sources lie."""
+        return {fetch.wheel_key(source["uri"]) for source in self.sources}
 
 
 @dataclass
@@ -72,11 +83,11 @@ class Removed:
     """What was done. `before` and `after` are root digests, "" where there are no shards."""
 
     since: str  # when it was taken down before; "" if only now
-    before: str = ""
-    after: str = ""
-    num_shards: int = 0
-    num_rewritten: int = 0
-    num_pending: int = 0
+    before: str
+    after: str
+    num_shards: int
+    num_rewritten: int
+    num_pending: int
     notes: list[str] = field(default_factory=list)
     bin: Bin = field(default_factory=Bin)
 
@@ -93,139 +104,64 @@ def remove(loaded: Loaded, data: Path, key: str, why: str, device: str) -> Remov
     folder = data / loaded.recipe.name
     with opened(data) as store:
         sweep.references_in(data, store)  # a damaged manifest stops this before any change
-        records = _records(folder)
-        index = index_memos(store)
-        target = find(loaded, key, folder, records, index)
+        paths = {name: manifest_path(folder, name) for name in NAMES}
+        records = {
+            name: sweep.records_in(path)[1] for name, path in paths.items() if path.is_file()
+        }
+        target = find(loaded, key, folder, records, store)
         before = loaded.removed.get(key)
         removal = before or Removal(now(), why)
         loaded = replace(loaded, removed={**loaded.removed, key: removal})
         steps = rewalk(loaded, folder, list(records), store, device)
-        _keep_others(records, steps, target)
-        done = _counts(before, _shards_in(folder), steps)
+        _check_others(records, steps, target)
+        done = _counts(before, paths["shard"], steps)
         if before is None:
             removals.note(loaded.path, key, removal, audit(target, records, done))
-        for _ in write_outputs(loaded, iter(steps), data, store, device):
-            pass
-        done.notes += _relock(loaded, steps, folder, store, reproduced="cut" not in records)
-        kept = sweep.references_in(data, store)
-        for identity in kept.any_reel:
-            for memo in index.memos("video", identity.decode()):
-                kept.keep_any_reel(memo)
-        delete(loaded, target, kept, index, done)
-        done.bin.drop("contact sheets", _sheets(folder, target, steps))
+        list(write_outputs(loaded, iter(steps), data, store, device))
+        done.notes += _relock(loaded, steps, folder, store)
+        _delete(loaded, target, sweep.references_in(data, store), store, done)
+        left = {record.key for step in steps for record in step.manifest.records}
+        sheets = [path for path in (folder / "show").glob("*.png") if path.stem not in left]
+        done.bin.drop("contact sheets", [p for p in sheets if target.scene.fullmatch(p.stem)])
     return done
 
 
-def _records(folder: Path) -> Records:
-    paths = {name: manifest_path(folder, name) for name in NAMES}
-    return {name: sweep.records_in(path)[1] for name, path in paths.items() if path.is_file()}
-
-
-def _counts(before: Removal | None, shards: Sequence[Shard], steps: Sequence[Step]) -> Removed:
-    packed = [record for step in steps[-1:] for record in step.manifest.records]
-    left = [record for record in packed if isinstance(record, Shard)]
-    root_before = _root_digest(shards)
-    if before and "root_digest" in before.facts:
-        root_before = before.facts["root_digest"]["before"]
-    return Removed(
-        since=before.at if before else "",
-        before=root_before,
-        after=_root_digest(left),
-        num_shards=len(left),
-        num_rewritten=len({shard.blob for shard in left} - {shard.blob for shard in shards}),
-        num_pending=sum(step.num_pending for step in steps),
-    )
-
-
-def _keep_others(records: Records, steps: Sequence[Step], target: Target) -> None:
-    """Raises Stopped if samples of other sources would go too: what is rewritten is only what is
-    remembered.
-    """
-    encoded = [step.manifest for step in steps if step.manifest.stage == "encode"]
-    left = {record.key for manifest in encoded for record in manifest.records}
-    others = {record["key"] for record in records.get("encode", ()) if not target.has(record)}
-    if lost := sorted(others - left):
-        raise Stopped(
-            f"{len(lost)} samples of other sources ({', '.join(lost[:3])}) are not remembered as "
-            "they were built: a moved file, an edited recipe, a damaged memo. Run `build` first; "
-            "nothing was changed"
-        )
-
-
-def _shards_in(folder: Path) -> list[Shard]:
-    path = manifest_path(folder, "shard")
-    records = manifest.read(path, Shard).records if path.is_file() else ()
-    return [record for record in records if isinstance(record, Shard)]
-
-
-def _root_digest(shards: Sequence[Shard]) -> str:
-    return shard_stage.root_digest(shards) if shards else ""
-
-
-def _sheets(folder: Path, target: Target, steps: Sequence[Step]) -> Iterator[Path]:
-    left = {record.key for step in steps for record in step.manifest.records}
-    for path in (folder / "show").glob("*.png"):
-        if target.scene.fullmatch(path.stem) and path.stem not in left:
-            yield path
-
-
-def find(loaded: Loaded, key: str, folder: Path, records: Records, index: MemoIndex) -> Target:
+def find(loaded: Loaded, key: str, folder: Path, records: Records, store: Store) -> Target:
     """What a key stands for. Raises RecipeError with the nearest keys."""
-    own = {source.key: source for source in loaded.sources}
-    built = {record["key"]: record for record in records.get("download", ())}
-    listed = _listed(loaded, key, records, index)
-    known = {*own, *listed, *built, *loaded.removed}
+    videos = {video["key"]: video for video in records.get("download", ())}
+    built = [*records.get("expand", ()), *(video["source"] for video in videos.values())]
+    sources = [*canonical.plain(loaded.sources), *built]
+    removal = loaded.removed.get(key)
+    identities = dict(removal.facts.get("videos", {})) if removal else {}
+    keys = {key, *identities}
+    expand, look = CHAIN["expand"].stage(loaded.setup("auto", offline=True)), surveyor(store)
+    for source in loaded.sources:
+        # what lists name today: of what was taken down before, no manifest tells
+        if source.key == key or key.startswith(f"{source.key}-"):
+            listed = look(expand, [source]).manifest.records
+            sources += canonical.plain(listed)
+            if source.key == key:
+                keys |= {video.key for video in listed}
+    names = {source["key"] for source in built}
+    for name in names:
+        if name.startswith(f"{key}-"):  # perhaps of the list with this key
+            entry = reproduce.entry_of(name, loaded.sources, names)
+            if entry is not None and entry.key == key:
+                keys.add(name)
+    known = {source["key"] for source in sources} | loaded.removed.keys()
     if key not in known:
         near = difflib.get_close_matches(key, sorted(known), 3, cutoff=0.3) or sorted(known)[:3]
         raise RecipeError(
             f"no source is called '{key}' in {loaded.path} or {folder}; near it: {', '.join(near)}"
         )
-    removal = loaded.removed.get(key)
-    in_audit: Mapping[str, Any] = removal.facts.get("videos", {}) if removal else {}
-    keys = {key, *in_audit}
-    if key in own:  # with all the videos of a list
-        keys |= {name for name, (entry, _) in listed.items() if entry == key}
-        for name in built:
-            source = reproduce.entry_of(name, loaded.sources, built)
-            if source is not None and source.key == key:
-                keys.add(name)
-    entries = [own[name] for name in keys & own.keys()]
-    videos = [built[name] for name in keys & built.keys()]
-    sources = [canonical.plain(source.identity()) for source in entries]
-    sources += [listed[name][1] for name in keys & listed.keys()]
-    sources += [sweep.source_identity(video["source"]) for video in videos]
-    captions = {caption for source in entries for caption in source.captions}
-    captions |= {caption for video in videos for caption in video["source"]["captions"]}
+    taken = [videos[name] for name in keys & videos.keys()]
+    identities |= {video["key"]: sweep.video_identity(video) for video in taken}
     return Target(
         keys=frozenset(keys),
-        sources=tuple(sources),
-        videos={**in_audit, **{video["key"]: sweep.video_identity(video) for video in videos}},
-        formats=frozenset(video["fetched_as"] for video in videos),
-        captions=frozenset(captions),
+        sources=[source for source in sources if source["key"] in keys],
+        videos=identities,
+        formats=frozenset(video["fetched_as"] for video in taken),
     )
-
-
-def _listed(
-    loaded: Loaded, key: str, records: Records, index: MemoIndex
-) -> dict[str, tuple[str, dict[str, Any]]]:
-    """The videos that lists of the recipe (globs, playlists) name or were ever found to name: by
-    key, the list's key and the identity of the video's own source.
-    """
-    listed = {}
-    expanded = {record["key"]: record for record in records.get("expand", ())}
-    for name, record in expanded.items():
-        source = reproduce.entry_of(name, loaded.sources, expanded)
-        if source is not None and source.key != name:
-            listed[name] = (source.key, sweep.source_identity(record))
-    for source in loaded.sources:
-        if source.key == key or key.startswith(f"{source.key}-"):
-            for memo in index.memos("source", source.identity()):
-                for entry in memo.outputs:
-                    if "uri" in entry.get("facts", {}):
-                        own = replace(source, uri=entry["facts"]["uri"])
-                        identity = canonical.plain(own.identity())
-                        listed[source.key + entry["suffix"]] = (source.key, identity)
-    return listed
 
 
 def rewalk(
@@ -243,77 +179,111 @@ def rewalk(
     def visit(stage: Stage, records: Sequence[Record]) -> Step:
         return (pack if stage.name == "shard" else look)(stage, records)
 
-    if "extract" in built and "cut" not in built:
+    if reproduce.is_rebuilt(folder):
         return list(reproduce.walk(loaded, lock.read(loaded.path), visit, device))
     return list(walk(setup, visit, loaded.sources, until(built[-1]), loaded.removed))
+
+
+def _samples(records: Records, target: Target) -> list[str]:
+    """Keys of the target's samples."""
+    return [
+        sample["key"]
+        for sample in records.get("encode", ())
+        if sample["clip"]["scene"]["video"]["key"] in target.videos
+    ]
+
+
+def _check_others(records: Records, steps: Sequence[Step], target: Target) -> None:
+    """Raises Stopped if samples of other sources would go too: what is rewritten is only what is
+    remembered.
+    """
+    encoded = [step.manifest for step in steps if step.manifest.stage == "encode"]
+    left = {record.key for manifest in encoded for record in manifest.records}
+    left.update(_samples(records, target))
+    if lost := sorted({record["key"] for record in records.get("encode", ())} - left):
+        raise Stopped(
+            f"{len(lost)} samples of other sources ({', '.join(lost[:3])}) are not remembered as "
+            "they were built: a moved file, an edited recipe, a damaged memo. Run `build` first; "
+            "nothing was changed"
+        )
+
+
+def _counts(removal: Removal | None, path: Path, steps: Sequence[Step]) -> Removed:
+    """What changes, `path` being the manifest of the shards as they are."""
+    before = _shards_of(manifest.read(path, Shard).records if path.is_file() else ())
+    after = _shards_of(steps[-1].manifest.records if steps else ())
+    digests = removal.facts.get("root_digest", {}) if removal else {}
+    return Removed(
+        since=removal.at if removal else "",
+        before=digests.get("before", _root_digest(before)),
+        after=_root_digest(after),
+        num_shards=len(after),
+        num_rewritten=len({shard.blob for shard in after} - {shard.blob for shard in before}),
+        num_pending=sum(step.num_pending for step in steps),
+    )
+
+
+def _shards_of(records: Sequence[Record]) -> list[Shard]:
+    return [record for record in records if isinstance(record, Shard)]
+
+
+def _root_digest(shards: Sequence[Shard]) -> str:
+    return shard_stage.root_digest(shards) if shards else ""
 
 
 def audit(target: Target, records: Records, done: Removed) -> dict[str, Any]:
     """What the audit line says beside who, when and why. No addresses; digests of the videos, by
     which an unfinished removal goes on.
     """
-    samples = [record["key"] for record in records.get("encode", ()) if target.has(record)]
-    shards = [
-        record["key"]
-        for record in records.get("shard", ())
-        if not set(samples).isdisjoint(record["samples"])
-    ]
+    samples = _samples(records, target)
+    shards = records.get("shard", ())
     return {
         "videos": dict(target.videos),
         "samples": samples,
-        "shards": shards,
+        "shards": [
+            shard["key"] for shard in shards if not set(samples).isdisjoint(shard["samples"])
+        ],
         "root_digest": {"before": done.before, "after": done.after},
     }
 
 
-def _relock(
-    loaded: Loaded, steps: Sequence[Step], folder: Path, store: Store, reproduced: bool
-) -> list[str]:
+def _relock(loaded: Loaded, steps: Sequence[Step], folder: Path, store: Store) -> list[str]:
     """Write the lock of what is left, or remove it if nothing is; returns what is to be said if
     neither can be done.
     """
     path = lock.path_of(loaded.path)
-    if steps and steps[-1].manifest.stage == "shard" and not reproduced:
-        if steps[-1].manifest.records:
-            keep_lock(loaded, [step.manifest for step in steps], folder, store)
+    manifests = [step.manifest for step in steps]
+    is_whole = bool(manifests) and manifests[-1].stage == "shard"
+    if is_whole and not reproduce.is_rebuilt(folder):
+        if manifests[-1].records:
+            relock.write_lock(loaded, manifests, folder, store, incomplete=False, force=True)
         else:
-            remove_locks(loaded.path, folder)
+            relock.remove_locks(loaded.path, folder)
         return []
-    lock.remove_file(folder / OWN)  # it may name what is taken down
+    lock.remove_file(folder / relock.OWN)  # it may name what is taken down
     if path.is_file():
         return [f"{path} is not of a build here and still names it; `reproduce` leaves it out"]
     return []
 
 
-@dataclass
-class Condemned:
-    """What is to be deleted: `footage`, the digests of the raw videos, whoever else has them; blobs
-    with what they are; keys of memos, in the order in which they go.
-    """
-
-    footage: set[str]
-    blobs: dict[str, str]
-    memos: list[str]
-
-
-def delete(
-    loaded: Loaded, target: Target, kept: References, index: MemoIndex, done: Removed
-) -> None:
+def _delete(loaded: Loaded, target: Target, kept: References, store: Store, done: Removed) -> None:
     """Delete what nothing but the target needed. What manifests of others refer to stays, and is
     noted.
     """
-    store = index.store
-    condemned = condemn(loaded, target, kept, index)
-    for sha256, kind in sorted(condemned.blobs.items()):
+    others = [source for source in loaded.sources if source.key not in loaded.removed]
+    kept.sources |= {canonical.encode(source.identity()) for source in others}
+    kept.uris |= {source.uri for source in others}
+    footage, left_over = _footage(target, kept, store)
+    kinds, keys = _condemned(target, footage, left_over, kept, store)
+    for sha256, kind in sorted(kinds.items()):
         done.bin.drop(kind, [store.path(sha256)])
         store.reclaim(Blob(sha256, 0))
-    done.bin.drop("memos", [store.memo_path(key) for key in condemned.memos])
-    uris = [source["uri"] for source in target.sources]
-    done.bin.drop("notes of failures", _failures(store, uris))
-    for path in _partials(loaded, target, condemned.footage, store):
+    done.bin.drop("memos", map(store.memo_path, keys))
+    done.bin.drop("notes of failures", _failures(target, store))
+    for path in _partials(loaded, target, footage, store):
         done.bin.drop("partial downloads", [file for file in path.rglob("*") if file.is_file()])
         shutil.rmtree(path, ignore_errors=True)
-    for sha256 in sorted(condemned.footage & kept.users.keys()):
+    for sha256 in sorted(footage & kept.users.keys()):
         users = ", ".join(sorted(kept.users[sha256]))
         done.notes.append(
             f"kept: the video {sha256[:12]} and what is made of it are also used by {users}: "
@@ -321,90 +291,81 @@ def delete(
         )
 
 
-def condemn(loaded: Loaded, target: Target, kept: References, index: MemoIndex) -> Condemned:
-    """What of the store only the target needed."""
-    others = [source for source in loaded.sources if source.key not in loaded.removed]
-    kept_sources = kept.sources | {canonical.encode(source.identity()) for source in others}
-    sources = [source for source in target.sources if canonical.encode(source) not in kept_sources]
+def _footage(target: Target, kept: References, store: Store) -> tuple[set[str], set[str]]:
+    """The target's raw videos, whoever else has them, and the blobs that no memo names."""
     footage = {str(identity["video"]) for identity in target.videos.values()}
-    for source in sources:
-        for memo in index.memos("source", source):
-            footage |= {facts["blob"]["sha256"] for facts in facts_in(memo, "container")}
-    uris = {source["uri"] for source in target.sources}
-    first = chain(
-        _memos_of_videos(footage, kept, index),
-        chain.from_iterable(index.memos("source", source) for source in sources),
-        _memos_of_wheels(uris, index.store),
-        _memos_of_old_shards(target, kept, index),
-        _memos_of_captions(target, kept, index),
-    )
-    blobs, clips, first_keys = set(footage), set[str](), []
-    for memo in first:
-        first_keys.append(memo.key)
-        blobs |= {blob.sha256 for blob in blobs_in(memo.outputs)}
-        clips |= {facts["blob"]["sha256"] for facts in facts_in(memo, "pictures")}
-    clip_keys = []
-    for sha256 in sorted(clips - kept.blobs):
-        for memo in index.memos("clip", sha256):
-            clip_keys.append(memo.key)
-            blobs |= {blob.sha256 for blob in blobs_in(memo.outputs)}
-    blobs |= index.left_over  # nobody's: of a task that was broken off, or forgotten
-    kinds, naming_keys = _kinds_and_memos(blobs - kept.blobs, index.store)
-    kinds.update(dict.fromkeys(footage & kinds.keys(), "raw videos"))
-    # memos of clips go first: it is by the others that a removal broken off finds them again
-    keys = dict.fromkeys([*clip_keys, *naming_keys, *first_keys])
-    return Condemned(footage, kinds, list(keys))
-
-
-def _kinds_and_memos(blobs: set[str], store: Store) -> tuple[dict[str, str], list[str]]:
-    """What each of these blobs is, and the keys of all memos that name one of them."""
-    kinds = dict.fromkeys(blobs, sweep.LEFT_OVER)
-    keys = []
+    left_over = set(store.blobs())
     for memo in sweep.memos_of(store):
+        kept.keep_any_reel(memo)
+        # a memo that is of nothing is none of this version's: its blobs are nobody's
+        if memo.of is not None:
+            left_over -= _digests(memo.outputs)
+        if _is_of(memo, target, footage, kept):
+            footage |= _digests(list(facts_in(memo, "container")))
+    return footage, left_over
+
+
+def _condemned(
+    target: Target, footage: set[str], left_over: set[str], kept: References, store: Store
+) -> tuple[dict[str, str], list[str]]:
+    """The blobs that go, each with what it is, and the keys of the memos that go, in that order."""
+    own: set[str] = set()  # keys of memos
+    blobs, clips = footage | left_over, set[str]()
+    for memo in sweep.memos_of(store):
+        if _is_of(memo, target, footage, kept):
+            own.add(memo.key)
+            blobs |= _digests(memo.outputs)
+            clips |= _digests(list(facts_in(memo, "pictures")))
+    blobs, clips = blobs - kept.blobs, clips - kept.blobs
+
+    kinds = dict.fromkeys(blobs, sweep.LEFT_OVER)
+    further = []  # keys of memos that are of a clip, or name a blob that goes
+    for memo in sweep.memos_of(store):
+        is_of_clip = any(
+            origin in clips for kind, origin in sweep.mentions(memo.of) if kind == "clip"
+        )
+        if is_of_clip:
+            blobs |= _digests(memo.outputs) - kept.blobs
         kinds_here = {sha256: kind for sha256, kind in sweep.kinds_in(memo) if sha256 in blobs}
-        if kinds_here:
-            keys.append(memo.key)
-            kinds.update(kinds_here)
-    return kinds, keys
+        kinds |= kinds_here
+        if memo.key not in own and (is_of_clip or kinds_here):
+            further.append(memo.key)
+    kinds |= dict.fromkeys(footage & blobs, "raw videos")
+    # last the memos by which a removal that was broken off finds all others again
+    return kinds, [*further, *sorted(own)]
 
 
-def _memos_of_videos(footage: set[str], kept: References, index: MemoIndex) -> Iterator[Memo]:
-    for sha256 in footage:
-        for identity in index.identities_of(sha256):
-            if canonical.encode(identity) not in kept.videos:
-                yield from index.memos("video", identity)
+def _digests(value: object) -> set[str]:
+    return {blob.sha256 for blob in blobs_in(value)}
 
 
-def _memos_of_wheels(uris: Iterable[str], store: Store) -> Iterator[Memo]:
-    for uri in uris:
-        key = fetch.wheel_key(uri)
-        if key is not None and (memo := store.memo(key)):
-            yield memo
+def _is_of(memo: Memo, target: Target, footage: set[str], kept: References) -> bool:
+    """Whether a memo is of the target, and nothing that stays has use for it."""
+    for kind, origin in sweep.mentions(memo.of):
+        if kept.has(kind, origin):
+            continue
+        if kind == "source" and canonical.encode(origin) in target.identities:
+            return True
+        if kind == "video" and origin["video"] in footage:
+            return True
+        if kind == "list" and origin in target.uris:
+            return True
+    if memo.key in target.wheels:
+        return True
+    if not kept.blobs.isdisjoint(_digests(memo.outputs)):
+        return False
+    if isinstance(memo.of, list) and memo.of[:1] == ["text"]:
+        return memo.of[-1] in target.captions
+    shards = facts_in(memo, "members")
+    return any(target.scene.fullmatch(key) for facts in shards for key in facts["samples"])
 
 
-def _memos_of_old_shards(target: Target, kept: References, index: MemoIndex) -> Iterator[Memo]:
-    """Shards that no manifest refers to and that hold a sample of the target's names."""
-    for memo in index.memos("shards", ""):
-        for facts in facts_in(memo, "members"):
-            is_old = facts["blob"]["sha256"] not in kept.blobs
-            if is_old and any(map(target.scene.fullmatch, facts["samples"])):
-                yield memo
-
-
-def _memos_of_captions(target: Target, kept: References, index: MemoIndex) -> Iterator[Memo]:
-    """Embeddings of captions that nobody else's record has."""
-    for caption in target.captions:
-        for memo in index.memos("caption", caption):
-            if all(blob.sha256 not in kept.blobs for blob in blobs_in(memo.outputs)):
-                yield memo
-
-
-def _failures(store: Store, uris: Sequence[str]) -> Iterator[Path]:
+def _failures(target: Target, store: Store) -> Iterator[Path]:
     """Notes of failures that mention an address."""
-    public = [without_credentials(uri) for uri in uris]  # as notes have them
+    uris = [without_credentials(source["uri"]) for source in target.sources]  # as notes have them
     for path in (store.root / "failures").glob("*/*"):
         note = store.failure(path.name)
-        if note and any(uri in note["detail"] for uri in public):
+        if note and any(uri in note["detail"] for uri in uris):
             yield path
 
 
@@ -412,8 +373,8 @@ def _partials(loaded: Loaded, target: Target, footage: set[str], store: Store) -
     """Folders of downloads that were broken off, also of those that wanted certain bytes."""
     selector = loaded.recipe.download.format
     for source in target.sources:
-        for sha256 in {source.get("sha256"), *footage}:
-            for chosen in {None, source.get("format"), *target.formats}:
+        for sha256 in {source["sha256"], None, *footage}:
+            for chosen in {source["format"], None, *target.formats}:
                 fetched = Source("", source["uri"], sha256=sha256, format=chosen)
                 path = store.root / "partial" / download.partial_key(fetched, selector)
                 if path.is_dir():

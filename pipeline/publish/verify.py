@@ -12,9 +12,9 @@ import hashlib
 import itertools
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,13 @@ from pipeline.core import canonical, manifest
 from pipeline.core.cores import num_cores
 from pipeline.core.errors import BadData, Damaged, LongtakeError, RecipeError
 from pipeline.core.manifest import Manifest
-from pipeline.core.records import Blob, Clip, Member, Sample, Shard
+from pipeline.core.records import Blob, Clip, Sample, Shard
 from pipeline.core.stage import Progress
 from pipeline.core.store import Store, blobs_in
 from pipeline.dataset import lock, relock
 from pipeline.dataset.build import known
 from pipeline.dataset.chain import KINDS, blobs_of, manifest_path
-from pipeline.dataset.likeness import Grade
+from pipeline.dataset.likeness import Grade, grade_members
 from pipeline.dataset.lock import Lock, LockedClip, LockedSample, LockedShard
 from pipeline.dataset.recipe import Loaded
 from pipeline.media import encoders, fetch, reel, video
@@ -40,8 +40,6 @@ from pipeline.stages import shard as shard_stage
 
 DECODED = 4  # samples looked at
 PSNR_SLACK_DB = 0.5  # how far a decoded sample may be from what the build measured
-
-Manifests = Mapping[str, Manifest]  # by stage
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,7 @@ class Checked:
     num_bytes: int = 0
     arrays: int = 0
     decoded: list[float] = field(default_factory=list)
+    broken: set[Blob] = field(default_factory=set)  # damaged or missing
 
     def add(self, kind: str, name: str, problem: str, path: Path | None = None) -> None:
         self.findings.append(Finding(kind, name, problem, path))
@@ -85,47 +84,60 @@ class Checked:
         return "equivalent" if self.near else "identical"
 
 
+@dataclass(frozen=True)
+class Built:
+    """What is checked: a dataset's folder, the manifests by stage that are whole, and the lock if
+    it is.
+    """
+
+    folder: Path
+    store: Store
+    manifests: Mapping[str, Manifest]
+    locked: Lock | None
+
+    def records(self, stage: str) -> Mapping[str, Any]:
+        """A stage's records by key; none where there is no manifest."""
+        if stage not in self.manifests:
+            return {}
+        return {record.key: record for record in self.manifests[stage].records}
+
+
 def verify(loaded: Loaded, data: Path, device: str, progress: Progress) -> Checked:
     """Check a dataset. Raises RecipeError if there is no lock or nothing is built."""
-    store, folder = Store(data.absolute() / "store"), data / loaded.recipe.name
     checked = Checked()
-    locked = _read_lock(loaded, checked)
-    _check_own_lock(folder, checked)
+    folder = data / loaded.recipe.name
+    locked = _read_lock(loaded, folder, checked)
     manifests = _read_manifests(folder, checked)
-    _check_memos(loaded, data, store, device, checked)
+    built = Built(folder, Store(data.absolute() / "store"), manifests, locked)
+    _check_memos(loaded, data, built.store, device, checked)
     if locked is not None:
-        _check_records(locked, manifests, store, checked)
-    broken = _check_blobs(folder, manifests, store, progress, checked)
-    _check_shards(folder / "shards", locked, manifests, broken, store, checked)
-    _decode_some(loaded, manifests, broken, store, device, checked)
+        _check_records(built, locked, checked)
+    _check_blobs(built, progress, checked)
+    _check_shards(built, checked)
+    _decode_some(loaded, built, device, checked)
     return checked
 
 
-def _read_lock(loaded: Loaded, checked: Checked) -> Lock | None:
+def _read_lock(loaded: Loaded, folder: Path, checked: Checked) -> Lock | None:
+    """The lock beside the recipe, if it is whole; also checks the one in the dataset's folder."""
+    name, locked = lock.path_of(loaded.path).name, None
     try:
         locked = lock.read(loaded.path)
+        if locked.header["recipe"] != loaded.digest:
+            checked.notes.append(
+                "the recipe was edited since the lock was written: `plan` says what a build would "
+                "do"
+            )
     except Damaged as error:
-        name = lock.path_of(loaded.path).name
-        problem = str(error).removeprefix(f"{name}: ")
-        checked.add(
-            "lock", name, f"{problem}; get it where it is published, or delete it and build"
-        )
-        return None
-    if locked.header["recipe"] != loaded.digest:
-        checked.notes.append(
-            "the recipe was edited since the lock was written: `plan` says what a build would do"
-        )
-    return locked
-
-
-def _check_own_lock(folder: Path, checked: Checked) -> None:
-    path = lock.present_form(folder / relock.OWN)
-    if not path.is_file():
-        return
+        hint = "get it where it is published, or delete it and build"
+        checked.add("lock", name, f"{str(error).removeprefix(f'{name}: ')}; {hint}")
+    own = lock.present_form(folder / relock.OWN)
     try:
-        lock.read_file(path)
+        if own.is_file():
+            lock.read_file(own)
     except (Damaged, RecipeError) as error:
-        checked.add("lock", f"{folder.name}/{path.name}", str(error), path)
+        checked.add("lock", f"{folder.name}/{own.name}", str(error), own)
+    return locked
 
 
 def _read_manifests(folder: Path, checked: Checked) -> dict[str, Manifest]:
@@ -152,12 +164,6 @@ def _read_manifests(folder: Path, checked: Checked) -> dict[str, Manifest]:
     return manifests
 
 
-def _records(manifests: Manifests, stage: str) -> Mapping[str, Any]:
-    """A stage's records by key; none where there is no manifest."""
-    records = manifests[stage].records if stage in manifests else ()
-    return {record.key: record for record in records}
-
-
 def _check_memos(loaded: Loaded, data: Path, store: Store, device: str, checked: Checked) -> None:
     """Every memo and failure note of the store; one that is damaged counts as not there, so it
     costs time and nothing else.
@@ -178,20 +184,15 @@ def _check_memos(loaded: Loaded, data: Path, store: Store, device: str, checked:
             checked.add("memo", name, f"{error}; it counts as not there", path)
 
 
-def _check_records(locked: Lock, manifests: Manifests, store: Store, checked: Checked) -> None:
+def _check_records(built: Built, locked: Lock, checked: Checked) -> None:
     """Records against the lock's: the same keys, digests, cuts."""
-    samples = _records(manifests, "encode")
-    videos_needed = {clip.video for clip in locked.clips.values()}
-    for stage, recorded in (
-        ("download", locked.videos),
-        ("extract", locked.clips),
-        ("encode", locked.samples),
-        ("shard", locked.shards),
-    ):
-        if stage not in manifests and _is_damaged(stage, checked):
-            continue
-        records, kind = _records(manifests, stage), KINDS[stage].__name__.lower()
-        needed = videos_needed if stage == "download" else set(recorded)
+    for stage, kind in lock.STAGES.items():
+        if stage not in built.manifests and manifest_path(built.folder, stage).is_file():
+            continue  # it is damaged: that was said already
+        records, recorded = built.records(stage), locked.tables[kind]
+        needed = {clip.video for clip in locked.clips.values()}
+        if kind != "video":
+            needed = set(recorded)
         for key in sorted(needed - records.keys()):
             checked.add(kind, key, "is in the lock and not here")
         for key in sorted(records.keys() - recorded.keys()):
@@ -201,65 +202,51 @@ def _check_records(locked: Lock, manifests: Manifests, store: Store, checked: Ch
             if isinstance(line, LockedClip):
                 parts = _parts_of_clip(record, line)
             elif isinstance(line, LockedSample):
-                parts = _parts_of_sample(record, line, store, checked)
+                parts = _parts_of_sample(record, line, built.store, checked)
             elif isinstance(line, LockedShard):
-                parts = _parts_of_shard(record, line, locked, samples, checked)
+                parts = _parts_of_shard(record, line, built, checked)
             else:
                 parts = [] if record.blob.sha256 == line.sha256 else ["the video's bytes"]
             if parts:
                 checked.add(kind, key, f"not what the lock says: {', '.join(parts)}")
 
 
-def _is_damaged(stage: str, checked: Checked) -> bool:
-    """Whether a stage's manifest is there and damaged: that was said already."""
-    manifests = [finding for finding in checked.findings if finding.kind == "manifest"]
-    return any(f"-{stage}." in finding.name for finding in manifests)
-
-
 def _parts_of_clip(clip: Clip, recorded: LockedClip) -> list[str]:
     """What of a clip is not the lock's."""
-    scene = clip.scene
-    here = (scene.start_pts, scene.end_pts, scene.time_base, clip.num_frames, clip.crop)
-    there = (recorded.start_pts, recorded.end_pts, recorded.time_base)
-    parts = [] if here == (*there, recorded.num_frames, recorded.crop) else ["cut or crop"]
-    return parts if clip.pictures == recorded.pictures else [*parts, "pictures"]
+    here = lock.locked_clip(clip)
+    cuts = [replace(line, video="", sha256="", pictures="") for line in (here, recorded)]
+    parts = [] if cuts[0] == cuts[1] else ["cut or crop"]
+    return parts if here.pictures == recorded.pictures else [*parts, "pictures"]
 
 
 def _parts_of_sample(
     sample: Sample, recorded: LockedSample, store: Store, checked: Checked
 ) -> list[str]:
-    """Which arrays are further from the lock's than the tolerance."""
+    """Which arrays are further from the lock's than the tolerance. What is missing or damaged
+    counts as that; it is said again with the blobs.
+    """
     digests = {name: blob.sha256 for name, blob in shard_stage.members_of(sample)}
-    parts = []
-    for name, member in recorded.members.items():
-        if name == "json":
-            continue
-        try:
-            grade, _ = compare.grade_array(member, digests.get(name), store)
-        except (OSError, ValueError):
-            grade = "different"  # missing or damaged: that is found and said with the blobs
-        if grade == "different":
-            parts.append(name)
-        elif grade == "equivalent":
+    arrays = {name: member for name, member in recorded.members.items() if name != "json"}
+    grades, _ = grade_members(arrays, digests, compare.probes_in(store, digests))
+    for name, grade in grades.items():
+        if grade == "equivalent":
             checked.near.append(
                 f"{sample.key}.{name} is not bit-identical to the lock's, but within tolerance"
             )
-    return [*parts, *(digests.keys() - recorded.members.keys())]
+    return [name for name, grade in grades.items() if grade == "different"]
 
 
 def _parts_of_shard(
-    shard: Shard,
-    recorded: LockedShard,
-    locked: Lock,
-    samples: Mapping[str, Sample],
-    checked: Checked,
+    shard: Shard, recorded: LockedShard, built: Built, checked: Checked
 ) -> list[str]:
     """What of a shard is not the lock's: its samples or split, or the metadata of some."""
     if (shard.samples, shard.split) != (recorded.samples, recorded.split):
         return ["its samples or split"]
+    assert built.locked is not None
+    samples = built.records("encode")
     parts = []
     for key, members in zip(shard.samples, shard.members, strict=True):
-        line = locked.samples[key]
+        line = built.locked.samples[key]
         is_same = members[0].sha256 == line.members["json"].sha256
         is_rescored = key in samples and compare.same_but_for_scores(samples[key], line)
         if not is_same and not is_rescored:
@@ -269,51 +256,45 @@ def _parts_of_shard(
     return parts
 
 
-def _names_of_blobs(manifests: Manifests, store: Store) -> dict[Blob, list[str]]:
+def _names_of_blobs(built: Built) -> dict[Blob, list[str]]:
     """Every blob of the dataset, and what it is: clips, arrays, videos, reels, wheels, shards."""
     names: dict[Blob, list[str]] = defaultdict(list)
-    for stage, stage_manifest in manifests.items():
+    for stage, stage_manifest in built.manifests.items():
+        kind = KINDS[stage].__name__.lower()
         for record in stage_manifest.records:
             if isinstance(record, Sample):
                 for name, blob in shard_stage.members_of(record):
                     names[blob].append(f"{record.key}.{name}")
-            else:
-                for blob in blobs_of(record):
-                    names[blob].append(f"{KINDS[stage].__name__.lower()} '{record.key}'")
-    for task_key, name in _tasks_by_the_way(manifests):
-        memo = store.memo(task_key)
+                continue
+            for blob in blobs_of(record):
+                names[blob].append(f"{kind} '{record.key}'")
+    # Blobs that no manifest names, by the tasks they are of. They may be gone, for they would be
+    # made again.
+    tasks: list[tuple[str | None, str]] = []
+    for key, record in built.records("download").items():
+        tasks.append((fetch.wheel_key(record.source.uri), f"wheel of '{key}'"))
+        if "extract" in built.manifests:
+            reel_key = reel.memo_key(record.identity(), built.manifests["extract"].params)
+            tasks.append((reel_key, f"reel of '{key}'"))
+    if "encode" in built.manifests:
+        null_text = encode.null_text_key(built.manifests["encode"].params)
+        tasks.append((null_text, "the empty caption's text.npy"))
+    for task_key, name in tasks:
+        memo = built.store.memo(task_key) if task_key else None
         for blob in blobs_in(memo.outputs) if memo else ():
-            if store.path(blob.sha256).is_file():
+            if built.store.path(blob.sha256).is_file():
                 names[blob].append(name)
     return names
 
 
-def _tasks_by_the_way(manifests: Manifests) -> Iterator[tuple[str, str]]:
-    """Keys and names of tasks whose blobs no manifest names. They may be gone, for they would be
-    made again.
-    """
-    for record in _records(manifests, "download").values():
-        if "extract" in manifests:
-            params = manifests["extract"].params
-            yield reel.memo_key(record.identity(), params), f"reel of '{record.key}'"
-        if wheel := fetch.wheel_key(record.source.uri):
-            yield wheel, f"wheel of '{record.key}'"
-    if "encode" in manifests:
-        null_text = encode.null_text_key(manifests["encode"].params)
-        yield null_text, "the empty caption's text.npy"
-
-
-def _check_blobs(
-    folder: Path, manifests: Manifests, store: Store, progress: Progress, checked: Checked
-) -> set[Blob]:
-    """Read every blob to its end; returns those that are damaged or missing."""
-    names = _names_of_blobs(manifests, store)
+def _check_blobs(built: Built, progress: Progress, checked: Checked) -> None:
+    """Read every blob to its end, and the copies of clips."""
+    names, store = _names_of_blobs(built), built.store
     released = {blob for blob in names if store.released(blob) and not store.has(blob)}
     if released:
         checked.notes.append(f"{len(released)} raw videos were let go (--keep-raw no)")
     blobs = [blob for blob in names if blob not in released]
     progress.start("verify", len(blobs), sum(blob.num_bytes for blob in blobs))
-    broken: set[Blob] = set()
     with ThreadPoolExecutor(num_cores()) as pool:
         problems = pool.map(lambda blob: _problem_of(blob, names[blob], store), blobs)
         for blob, problem in zip(blobs, problems, strict=True):
@@ -322,12 +303,11 @@ def _check_blobs(
             checked.arrays += _is_array(names[blob])
             progress.advance("verify", 1, blob.num_bytes)
             if problem:
-                broken.add(blob)
+                checked.broken.add(blob)
                 checked.add("blob", ", ".join(names[blob][:3]), problem, store.path(blob.sha256))
-    for key, clip in _records(manifests, "extract").items():
-        path = folder / "clips" / f"{key}.mp4"
-        _check_copy(path, clip.blob, f"clip '{key}'", broken, store, checked)
-    return broken
+    for key, clip in built.records("extract").items():
+        path = built.folder / "clips" / f"{key}.mp4"
+        _check_copy(path, clip.blob, f"clip '{key}'", store, checked)
 
 
 def _is_array(names: Sequence[str]) -> bool:
@@ -353,49 +333,49 @@ def _problem_of(blob: Blob, names: Sequence[str], store: Store) -> str:
     return ""
 
 
-def _check_copy(
-    path: Path, blob: Blob, name: str, broken: set[Blob], store: Store, checked: Checked
-) -> bool:
+def _check_copy(path: Path, blob: Blob, name: str, store: Store, checked: Checked) -> bool:
     """A file in the dataset's folder that is, or should equal, a blob; whether it does."""
     if not path.is_file():
         checked.add("file", name, f"{path.name} is missing")
         return False
     if store.has(blob) and os.path.samefile(path, store.path(blob.sha256)):
-        return blob not in broken
+        return blob not in checked.broken
     if path.stat().st_size == blob.num_bytes and canonical.file_digest(path) == blob.sha256:
         return True
     checked.add("file", name, f"{path.name} is not what was built", path)
     return False
 
 
-def _check_shards(
-    folder: Path,
-    locked: Lock | None,
-    manifests: Manifests,
-    broken: set[Blob],
-    store: Store,
-    checked: Checked,
-) -> None:
+def _check_shards(built: Built, checked: Checked) -> None:
     """Tars against their digests, and in a damaged one the member by name; the index against its
     check and the lock.
     """
-    shards: list[Shard] = list(_records(manifests, "shard").values())
+    folder = built.folder / "shards"
+    shards: list[Shard] = list(built.records("shard").values())
     for shard in shards:
         path, name = folder / f"{shard.key}.tar", f"shard '{shard.key}'"
-        is_whole = _check_copy(path, shard.blob, name, broken, store, checked)
+        is_whole = _check_copy(path, shard.blob, name, built.store, checked)
         if not is_whole and path.is_file():
-            for key, member in _damaged_members(path, shard):
-                checked.add("sample", key, f"{member.name} in {path.name} has changed")
-    if "encode" in manifests and "shard" in manifests:
+            _name_damaged_members(path, shard, checked)
+    if {"encode", "shard"} <= built.manifests.keys():
         packed = sorted(key for shard in shards for key in shard.samples)
-        if packed != sorted(_records(manifests, "encode")):
+        if packed != sorted(built.records("encode")):
             problem = "do not hold exactly the samples that were encoded"
             checked.add("shards", folder.name, problem)
     if shards:
-        _check_index(folder / "index.json", locked, shard_stage.root_digest(shards), checked)
+        _check_index(folder / "index.json", shard_stage.root_digest(shards), built.locked, checked)
 
 
-def _check_index(path: Path, locked: Lock | None, root_digest: str, checked: Checked) -> None:
+def _name_damaged_members(path: Path, shard: Shard, checked: Checked) -> None:
+    with path.open("rb") as tar:
+        for key, members in zip(shard.samples, shard.members, strict=True):
+            for member in members:
+                tar.seek(member.start)
+                if hashlib.sha256(tar.read(member.num_bytes)).hexdigest() != member.sha256:
+                    checked.add("sample", key, f"{member.name} in {path.name} has changed")
+
+
+def _check_index(path: Path, root_digest: str, locked: Lock | None, checked: Checked) -> None:
     try:
         in_index = canonical.unseal(path.read_bytes())["root_digest"]
     except (OSError, ValueError, KeyError) as error:
@@ -408,33 +388,28 @@ def _check_index(path: Path, locked: Lock | None, root_digest: str, checked: Che
         checked.near.append(f"root digest {in_index}, the lock has {locked.root_digest}")
 
 
-def _damaged_members(path: Path, shard: Shard) -> Iterator[tuple[str, Member]]:
-    with path.open("rb") as tar:
-        for key, members in zip(shard.samples, shard.members, strict=True):
-            for member in members:
-                tar.seek(member.start)
-                if hashlib.sha256(tar.read(member.num_bytes)).hexdigest() != member.sha256:
-                    yield key, member
-
-
-def _decode_some(
-    loaded: Loaded,
-    manifests: Manifests,
-    broken: set[Blob],
-    store: Store,
-    device: str,
-    checked: Checked,
-) -> None:
+def _decode_some(loaded: Loaded, built: Built, device: str, checked: Checked) -> None:
     """Decode a few samples and compare with their clips, and with what the build measured."""
-    chosen = _samples_to_decode(manifests, broken, store)
-    if not chosen:
+    store = built.store
+    samples: list[Sample] = []
+    for sample in built.records("encode").values():
+        is_whole = {sample.latents, sample.clip.blob}.isdisjoint(checked.broken)
+        if is_whole and store.has(sample.clip.blob):
+            samples.append(sample)
+    samples = sorted(samples, key=lambda sample: canonical.digest(sample.key))[:DECODED]
+    if not samples:
         return
+    params = built.manifests["encode"].params
     try:
-        vae = _load_vae(loaded, manifests["encode"].params, device)
+        models = encode.find_encoders(loaded.recipe.encode, loaded.folder, offline=True)
+        if models.vae.sha256 != params["vae"]:
+            raise RecipeError("the recipe names another VAE than the one these latents are of")
+        place = encoders.choose_device(device)
+        vae = encoders.load_vae(models.vae_folder, params["precision"], place)
     except LongtakeError as error:
         checked.notes.append(f"no sample was decoded: {error}")
         return
-    for sample in chosen:
+    for sample in samples:
         try:
             frames = video.read_clip(store.path(sample.clip.blob.sha256))
             latents = np.load(store.path(sample.latents.sha256), allow_pickle=False)
@@ -447,27 +422,6 @@ def _decode_some(
         if measured is not None and abs(psnr - measured) > PSNR_SLACK_DB:
             problem = f"decodes to {psnr:.2f} dB PSNR, the build measured {measured:.2f}"
             checked.add("sample", sample.key, problem)
-
-
-def _samples_to_decode(manifests: Manifests, broken: set[Blob], store: Store) -> list[Sample]:
-    """The few samples that are decoded, drawn by their keys from those whose files are whole."""
-    whole = [
-        sample
-        for sample in _records(manifests, "encode").values()
-        if {sample.latents, sample.clip.blob}.isdisjoint(broken) and store.has(sample.clip.blob)
-    ]
-    return sorted(whole, key=lambda sample: canonical.digest(sample.key))[:DECODED]
-
-
-def _load_vae(loaded: Loaded, params: Mapping[str, Any], device: str) -> Any:
-    """The VAE the latents are of. Raises RecipeError if the recipe names another, Stopped if it is
-    not here.
-    """
-    models = encode.find_encoders(loaded.recipe.encode, loaded.folder, offline=True)
-    if models.vae.sha256 != params["vae"]:
-        raise RecipeError("the recipe names another VAE than the one these latents are of")
-    place = encoders.choose_device(device)
-    return encoders.load_vae(models.vae_folder, params["precision"], place)
 
 
 def damaged(checked: Checked) -> set[Path]:

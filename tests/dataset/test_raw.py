@@ -35,6 +35,7 @@ from pipeline.stages import extract, shard
 from pipeline.stages import filter as filter_stage
 from tests.making import footage
 from tests.making.command import longtake
+from tests.making.dataset import kinds_in
 from tests.making.steps import step_of
 
 OPTIONS = """
@@ -177,7 +178,7 @@ def test_without_raw_videos_the_dataset_is_the_same_and_the_disk_holds_a_few_at_
     }
     wheel = (tmp_path / "p" / "p.mp4").stat().st_size + 1000
     assert 0 < raws.peak_bytes < raws.all_bytes <= sum(sizes[key] for key in "abcp") + wheel
-    kinds = sweep.kinds_of(sweep.memos_of(world.store))
+    kinds = kinds_in(world.store)
     assert not [
         sha256 for sha256 in world.store.blobs() if kinds[sha256] in ("raw videos", "wheels")
     ]
@@ -325,7 +326,7 @@ def test_a_clip_that_is_not_as_it_was_written_stops_the_build_before_its_raw_vid
             match=r"the clip 'a-0000' is not on disk as it was written; .*The raw videos stay",
         ):
             world.build(raws=RawVideos(8), until="extract")
-    kinds = sweep.kinds_of(sweep.memos_of(world.store))
+    kinds = kinds_in(world.store)
     assert [kinds.get(sha256) for sha256 in world.store.blobs()].count("raw videos") == 1
     again = world.build(raws=RawVideos(8), until="extract")
     assert again[-1].num_run == 6

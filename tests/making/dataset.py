@@ -11,9 +11,11 @@ from typing import Any
 
 from pipeline.core.executors import Inline
 from pipeline.core.stage import Progress
+from pipeline.core.store import Store
 from pipeline.dataset import build
 from pipeline.dataset import recipe as recipes
 from pipeline.dataset.build import Step
+from pipeline.publish import sweep
 from tests.making import footage
 
 OPTIONS = """
@@ -87,3 +89,8 @@ def small(folder: Path, film: Callable[..., Path]) -> Dataset:
     made = Dataset(folder / "recipe" / "small.toml", folder / "data")
     made.build()
     return made
+
+
+def kinds_in(store: Store) -> dict[str, str]:
+    """What each blob is, by digest, as the memos know it."""
+    return {sha256: kind for memo in sweep.memos_of(store) for sha256, kind in sweep.kinds_in(memo)}

@@ -27,6 +27,7 @@ from pipeline.media import encoders, fetch, reel, video
 from pipeline.publish import reproduce, sweep, takedown
 from tests.making import footage
 from tests.making.command import longtake
+from tests.making.dataset import kinds_in
 
 SOURCES = {
     "a": ("pypi:some==1.0/some/a.mp4", "a test card"),
@@ -168,11 +169,7 @@ def test_of_a_removed_source_no_byte_is_left_and_the_others_are_untouched(world:
         for key in ("b", "twin", "g-x", "g-y")
         for sha256 in blobs_of(world.data, "tiny", key)
     }
-    [wheel] = [
-        sha256
-        for sha256, kind in sweep.kinds_of(sweep.memos_of(world.store)).items()
-        if kind == "wheels"
-    ]
+    [wheel] = [sha256 for sha256, kind in kinds_in(world.store).items() if kind == "wheels"]
     runs = [content[len(content) // 2 :][:RUN] for content in gone.values()]
     assert all(any(run in content for content in files_under(world.data).values()) for run in runs)
     done = taken_down(world.recipe, world.data, "a")
@@ -365,9 +362,7 @@ def test_with_the_last_source_the_shards_and_the_lock_go(world: World) -> None:
     kinds = {
         path.parent.parent.name for path in (world.data / "store").rglob("*") if path.is_file()
     }
-    assert "blobs" not in kinds or set(world.store.blobs()) <= {
-        sha256 for memo in sweep.memos_of(world.store) for sha256 in sweep.kinds_of([memo])
-    }
+    assert "blobs" not in kinds or set(world.store.blobs()) <= kinds_in(world.store).keys()
 
 
 def test_the_audit_line_has_keys_and_digests_and_no_address(world: World) -> None:
@@ -438,6 +433,46 @@ def test_a_removal_broken_off_anywhere_is_finished_by_the_same_command(
     taken_down(world.recipe, whole, "a")
     assert finished.keys() == files_under(whole).keys()
     assert len(removals.path_of(world.recipe).read_text().splitlines()) == 1
+
+
+def test_a_rejected_video_of_a_glob_is_forgotten_though_its_removal_was_broken_off(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(world.recipe.with_name("bad.mp4"), world.recipe.parent / "more" / "z.mp4")
+    built(world.recipe, world.data)
+    memos = world.store.root / "memos"
+    assert any(b"more/z.mp4" in content for content in files_under(memos).values())
+    with monkeypatch.context() as patched:
+        patched.setattr(takedown, "_relock", lambda *_, **__: (_ for _ in ()).throw(Cut))
+        with pytest.raises(Cut):
+            taken_down(world.recipe, world.data, "g-z")
+    taken_down(world.recipe, world.data, "g-z")
+    assert not [name for name, content in files_under(memos).items() if b"more/z.mp4" in content]
+    assert not any(step.num_run for step in built(world.recipe, world.data))
+
+
+def remember_old_list(world: World, uri: str, videos: list[str]) -> str:
+    """Remember which videos a list names as the first version of `expand` did."""
+    task = ["listing", uri]
+    entries = [[video.rsplit("/", 1)[-1], video] for video in videos]
+    world.store.once(task, lambda: {"videos": entries})
+    return canonical.digest(task)
+
+
+def test_lists_that_an_older_version_remembered_are_taken_down_and_swept(world: World) -> None:
+    text = world.recipe.read_text()
+    for key in ("list", "other"):
+        uri = f"https://tube.example/{key}"
+        text = f'[[source]]\nid = "{key}"\nuri = "{uri}"\n' + text.removeprefix('name = "tiny"\n')
+    world.recipe.write_text('name = "tiny"\n' + text)
+    removed, kept = (
+        remember_old_list(world, f"https://tube.example/{key}", []) for key in ("list", "other")
+    )
+    taken_down(world.recipe, world.data, "list")
+    assert (world.store.remembers(removed), world.store.remembers(kept)) == (False, True)
+    of_a_video = remember_old_list(world, "https://tube.example/b", [SOURCES["b"][0]])
+    sweep.gc(world.data, dry=False)
+    assert (world.store.remembers(kept), world.store.remembers(of_a_video)) == (False, True)
 
 
 def test_remove_says_what_it_did_and_what_it_did_before(world: World) -> None:
