@@ -99,6 +99,8 @@ def test_the_examples_work_as_written(extended: Path) -> None:
 
 def test_another_option_of_the_stage_runs_that_stage_and_encodes_nothing(extended: Path) -> None:
     (extended / "mine.toml").write_text(RECIPE.replace("every = 4", "every = 2"))
+    planned = json.loads(run(extended, "plan", "mine.toml", "--data", "data", "--json"))["stages"]
+    assert (planned["edges"]["to_do"], planned["encode"]["to_do"]) == (2, 0)
     local = ("--data", "data", "--executor", "inline", "--device", "cpu")
     output = json.loads(run(extended, "build", "mine.toml", *local, "--json"))
     ran = {row["stage"]: row["cached"] for row in output["stages"]}

@@ -91,21 +91,22 @@ def verify(
 
     def act(console: Any) -> tuple[int, Facts]:
         from pipeline.commands import facts, report
-        from pipeline.dataset.build import opened
+        from pipeline.dataset.build import undisturbed
         from pipeline.dataset.recipe import load
         from pipeline.publish import verify as verifying
 
         loaded = load(recipe)
-        with report.progress(console) as progress:
-            checked = verifying.verify(loaded, data, device, progress)
-        results = {**facts.dataset(loaded, data), **facts.checked(checked), "dropped": 0}
+        with undisturbed(data):
+            with report.progress(console) as progress:
+                checked = verifying.verify(loaded, data, device, progress)
+            damaged = verifying.damaged(checked)
+            num_dropped = verifying.drop(checked) if drop else 0
+        results = {**facts.dataset(loaded, data), **facts.checked(checked), "dropped": num_dropped}
         say(console, *report.verified(results))
-        if verifying.damaged(checked) and drop:
-            with opened(data):
-                results["dropped"] = verifying.drop(checked)
+        if num_dropped:
             again = "`build` (or `reproduce`) makes them again"
             say(console, f"{results['dropped']} damaged files removed: {again}")
-        elif verifying.damaged(checked):
+        elif damaged:
             say(console, "--drop removes what is damaged, so that the next build makes it again")
         elif checked.findings:
             say(console, "there is nothing to drop: `plan` says what a build would make again")

@@ -10,6 +10,7 @@ data/store/                                     everything by content, for all d
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -56,6 +57,21 @@ def opened(data: Path) -> Iterator[Store]:
     with acquired:
         store.prepare()
         yield store
+
+
+@contextlib.contextmanager
+def undisturbed(data: Path) -> Iterator[None]:
+    """Nobody builds in the data folder meanwhile. Raises Stopped if somebody does. A folder that
+    cannot be written to is read all the same: nobody can build there either.
+    """
+    with contextlib.ExitStack() as stack:
+        if (data / "store").is_dir():
+            try:
+                stack.enter_context(opened(data))
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                    raise
+        yield
 
 
 def build(

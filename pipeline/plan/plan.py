@@ -154,6 +154,7 @@ class _Planner:
         self._sizes = Sizes(loaded, self._last)
         self._refetched: set[str] = set()  # digests of videos that are counted already
         self._packing = _last_packing(loaded)
+        self._unchanged: list[Record] = []  # to do in the stage before, and of the type it makes
         self._origin = ""  # the first stage behind which counts are not known
         download = self._last.get("download")
         past = (*download.records, *download.rejections) if download else ()
@@ -165,6 +166,8 @@ class _Planner:
         assert survey is not None
         stage, name = survey.stage, survey.stage.name
         missing = {survey.keys[record.key]: record for record in survey.missing}
+        arriving = self._without_remembered(survey, arriving)
+        self._unchanged = [record for record in survey.missing if type(record) is stage.makes]
         is_last = name == NAMES[-1]
         if is_last and arriving.count != 0:
             missing = {}  # packs of the samples that are known are not the packs that will be
@@ -192,6 +195,19 @@ class _Planner:
         self._add_bytes(line, survey, list(missing.values()))
         self._add_time(line, survey, cost)
         return line, passed_on
+
+    def _without_remembered(self, survey: Survey, arriving: Amount) -> Amount:
+        """What arrives, but for records that a stage before only adds to (a score, say) and whose
+        task here is remembered all the same.
+        """
+        if arriving.count is None or arriving.video_s is None:
+            return arriving
+        count, video_s = arriving.count, arriving.video_s
+        for record in self._unchanged:
+            if self._store.recall(survey.stage.task_key(record)) is not None:
+                count -= 1
+                video_s -= float(getattr(record, "duration_s", 0))
+        return Amount(count, video_s)
 
     def _passed_on(self, name: str, to_do: Amount) -> Amount:
         """What a stage will give for so much that is to do, by the last build's ratios."""

@@ -161,13 +161,23 @@ def test_the_command_says_so_by_its_exit_code_and_drops_what_is_damaged(built: D
     assert not [line for line in again.stdout.splitlines() if "removed" in line]
 
 
-def test_nothing_is_dropped_while_a_build_is_at_work(built: Dataset) -> None:
+@pytest.mark.parametrize("options", [(), ("--drop",)], ids=["look", "drop"])
+def test_nothing_is_judged_while_a_build_is_at_work(
+    built: Dataset, options: tuple[str, ...]
+) -> None:
     path = flip(KINDS["latents"].path(built))
     with build.opened(built.data):
-        done = longtake("verify", built.recipe, "--data", built.data, "--device", "cpu", "--drop")
+        done = longtake("verify", built.recipe, "--data", built.data, *options)
     assert done.returncode == 4
     assert "another build is working" in done.stderr
+    assert done.stdout == ""
     assert path.exists()
+
+
+def test_a_folder_where_nothing_was_built_stays_empty(built: Dataset, tmp_path: Path) -> None:
+    done = longtake("verify", built.recipe, "--data", tmp_path / "none")
+    assert done.returncode == 2
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_deleted_file_and_a_shortened_one_are_found(built: Dataset) -> None:
