@@ -11,6 +11,7 @@ import json
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,11 @@ class Loaded:
     def folder(self) -> Path:
         """Where relative addresses begin."""
         return self.path.parent
+
+    @cached_property
+    def by_key(self) -> dict[str, Source]:
+        """The sources, by key."""
+        return {source.key: source for source in self.sources}
 
     def setup(self, device: str, offline: bool = False) -> Setup:
         """What the stages of this dataset are made from."""

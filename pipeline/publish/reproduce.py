@@ -89,7 +89,7 @@ def edits(loaded: Loaded, locked: Lock) -> list[Edit]:
     result = list(_edited_options(locked, options))
     used: set[str] = set()
     for video in locked.videos.values():
-        entry = entry_of(video.key, loaded.sources, locked.videos)
+        entry = entry_of(video.key, loaded.by_key, locked.videos)
         if entry is None:
             result.append(Edit(video.key, "missing"))
         else:
@@ -129,21 +129,22 @@ def _in_one_line(value: object) -> str:
     return json.dumps(value, ensure_ascii=False) if value else "nothing"
 
 
-def entry_of(key: str, sources: Sequence[Source], videos: Collection[str] = ()) -> Source | None:
+def entry_of(
+    key: str, sources: Mapping[str, Source], videos: Collection[str] = ()
+) -> Source | None:
     """The line of the recipe a video came from: itself, or the glob, playlist or channel whose key
-    its own begins with.
+    its own begins with, up to a dash.
 
     What is one of the lock's `videos` itself is no list of others.
     """
-    exact = next((source for source in sources if source.key == key), None)
-    if exact is not None:
-        return exact
-    lists = [
-        source
-        for source in sources
-        if key.startswith(f"{source.key}-") and source.key not in videos
-    ]
-    return max(lists, key=lambda source: len(source.key), default=None)
+    if key in sources:
+        return sources[key]
+    name, dash, _ = key.rpartition("-")
+    while dash:
+        if name in sources and name not in videos:
+            return sources[name]
+        name, dash, _ = name.rpartition("-")
+    return None
 
 
 def source_of(
@@ -155,7 +156,7 @@ def source_of(
     An address that only the lock knows (one video of a playlist, one file of a glob) must be of the
     kind the recipe's is: else Damaged is raised.
     """
-    entry = entry_of(video.key, loaded.sources, videos)
+    entry = entry_of(video.key, loaded.by_key, videos)
     removal = loaded.removed.get(video.key) or (loaded.removed.get(entry.key) if entry else None)
     if removal:
         detail = removal.why or f"taken down on {removal.at}"

@@ -145,7 +145,7 @@ def find(loaded: Loaded, key: str, folder: Path, records: Records, store: Store)
     names = {source["key"] for source in built}
     for name in names:
         if name.startswith(f"{key}-"):  # perhaps of the list with this key
-            entry = reproduce.entry_of(name, loaded.sources, names)
+            entry = reproduce.entry_of(name, loaded.by_key, names)
             if entry is not None and entry.key == key:
                 keys.add(name)
     known = {source["key"] for source in sources} | loaded.removed.keys()
