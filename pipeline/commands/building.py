@@ -152,8 +152,10 @@ def _summary(
 ) -> tuple[int, Facts]:
     """Say what a build made; returns its exit code and the same as facts."""
     from pipeline.commands import facts, report
+    from pipeline.dataset import relock
 
     name = loaded.recipe.name
+    is_finished = steps[-1].manifest.stage == NAMES[-1]
     summary = {
         **facts.dataset(loaded, data),
         "stages": facts.stages(steps),
@@ -161,6 +163,7 @@ def _summary(
         "unavailable": facts.unavailable(steps),
         "psnr": facts.psnr(steps),
         "shards": facts.shards(steps),
+        "lost": relock.losses(loaded, [step.manifest for step in steps]) if is_finished else {},
     }
     report.show(console, f"{name}, built in {data / name}", report.funnel(summary["stages"]))
     if summary["psnr"]:
@@ -173,7 +176,8 @@ def _summary(
         say(console, f"nothing to do: {reason}")
     if summary["shards"]:
         _say_shards(console, loaded, data, summary)
-    if summary["unavailable"]:
+    _say_lost(console, summary["lost"])
+    if summary["unavailable"] or summary["lost"]:
         return 3, summary
     return 0 if steps[-1].manifest.records else 5, summary
 
@@ -188,6 +192,13 @@ def _say_unavailable(
         if classes is not None:
             again = "`build` tries all of them again"
         say(console, f"{len(unavailable)} unavailable in all: {again}")
+
+
+def _say_lost(console: Any, lost: dict[str, str]) -> None:
+    for key, reason in list(lost.items())[:MAX_NAMED]:
+        say(console, f"lost: {key} ({reason})")
+    if lost:
+        say(console, f"{len(lost)} samples of the lock are not in this build")
 
 
 def _say_shards(console: Any, loaded: Any, data: Path, summary: Facts) -> None:

@@ -115,10 +115,8 @@ def build(
             steps.append(step)
             yield step
         if last == NAMES[-1] and steps[-1].manifest.records:
-            rejections = [line for step in steps for line in step.manifest.rejections]
-            incomplete = any(rejection.fate == "unavailable" for rejection in rejections)
             manifests, folder = [step.manifest for step in steps], data / loaded.recipe.name
-            write_lock(loaded, manifests, folder, store, incomplete, relock)
+            write_lock(loaded, manifests, folder, store, relock)
 
 
 def _pass_raw_videos(

@@ -9,7 +9,7 @@ rule, and docs/lock.md says it to people.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -22,30 +22,62 @@ from pipeline.dataset.lock import Lock
 from pipeline.dataset.recipe import Loaded
 
 OWN = "lock.jsonl"  # in a dataset's folder
-Why = Literal["forced", "none", "recipe", "stages", "own", "incomplete", "published"]
+Why = Literal["forced", "none", "recipe", "stages", "own", "fewer", "published"]
 WRITES: frozenset[Why] = frozenset({"forced", "none", "recipe", "stages", "own"})
 
 
-def decide(locked: Lock | None, new: Lock, is_own: bool, incomplete: bool, force: bool) -> Why:
+def decide(
+    locked: Lock | None, new: Lock, is_own: bool, force: bool, removed: Collection[str] = ()
+) -> Why:
     """Whether `new`, the lock of what was just built, replaces `locked`, the one that is there: a
     reason of `WRITES`, or one to leave it.
 
-    `is_own`: `locked` was written from this data folder. `incomplete`: something was unavailable
-    this time. `force`: the person said `--relock`.
+    `is_own`: `locked` was written from this data folder. `force`: the person said `--relock`.
+    `removed`: sources that were taken down.
     """
     if force:
         return "forced"
     if locked is None:
         return "none"
     is_same_recipe = locked.header["recipe"] == new.header["recipe"]
-    loses_samples = not locked.samples.keys() <= new.samples.keys()
-    if is_same_recipe and incomplete and loses_samples:
-        return "incomplete"
+    if is_same_recipe and lost_samples(locked, new.samples.keys(), removed):
+        return "fewer"
     if not is_same_recipe:
         return "recipe"
     if not _have_same_stages(locked, new):
         return "stages"
     return "own" if is_own else "published"
+
+
+def lost_samples(locked: Lock, samples: Collection[str], removed: Collection[str]) -> list[str]:
+    """Samples of a lock that a build does not have, but for those of sources that were taken
+    down.
+    """
+    lost = sorted(locked.samples.keys() - set(samples))
+    return [key for key in lost if not _is_removed(locked.clips[key].video, removed)]
+
+
+def _is_removed(video: str, removed: Collection[str]) -> bool:
+    """Whether a video, or the list it came from, was taken down."""
+    return any(video == source or video.startswith(f"{source}-") for source in removed)
+
+
+def losses(loaded: Loaded, manifests: Sequence[Manifest]) -> dict[str, str]:
+    """Why a finished build leaves the lock of this very recipe alone: by the key of each sample it
+    does not have, the class of the rejection, or that its scene is cut otherwise now.
+    """
+    locked = _read_or_none(lock.path_of(loaded.path))
+    if locked is None or locked.header["recipe"] != loaded.digest:
+        return {}
+    samples = {record.key for m in manifests if m.stage == "encode" for record in m.records}
+    reasons: dict[str, str] = {}
+    rejections = [rejection for manifest in manifests for rejection in manifest.rejections]
+    for key in lost_samples(locked, samples, loaded.removed):
+        reasons[key] = "no scene gives it"
+        for rejection in rejections:
+            if key == rejection.key or key.startswith(f"{rejection.key}-"):
+                reasons[key] = f"{rejection.stage}: {rejection.reason}"
+    return reasons
 
 
 def _have_same_stages(locked: Lock, new: Lock) -> bool:
@@ -63,7 +95,6 @@ def write_lock(
     manifests: Sequence[Manifest],
     folder: Path,
     store: Store,
-    incomplete: bool,
     force: bool,
 ) -> Why:
     """Write the lock of a finished build: beside its recipe if the rule says so, and into the
@@ -73,10 +104,10 @@ def write_lock(
     new = lock.lock_of(loaded, manifests, store, before.probes if before else {})
     locked = _read_or_none(lock.path_of(loaded.path))
     is_own = locked is not None and locked == before
-    why = decide(locked, new, is_own, incomplete, force)
+    why = decide(locked, new, is_own, force, loaded.removed)
     if why in WRITES:
         lock.write(new, loaded.path)
-    if why != "incomplete":
+    if why != "fewer":
         # Last. A build broken off before this finds beside the recipe the lock it would write,
         # which then is its own.
         lock.write_file(new, folder / OWN)
@@ -106,7 +137,8 @@ def sentence(recipe: Path, folder: Path, root_digest: str) -> str:
     path = lock.path_of(recipe)
     own, locked = own_lock(folder), _read_or_none(path)
     if own is None or own.root_digest != root_digest:
-        return f"lock: {path} stays as it was: it has samples that could not be had this time"
+        fewer = "it has samples that this build does not have; --relock replaces it"
+        return f"lock: {path} stays as it was: {fewer}"
     if locked is None or locked == own:
         return f"lock: {path}"
     likeness = compare_locks(locked, own)

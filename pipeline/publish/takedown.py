@@ -256,7 +256,7 @@ def _relock(loaded: Loaded, steps: Sequence[Step], folder: Path, store: Store) -
     is_whole = bool(manifests) and manifests[-1].stage == "shard"
     if is_whole and not reproduce.is_rebuilt(folder):
         if manifests[-1].records:
-            relock.write_lock(loaded, manifests, folder, store, incomplete=False, force=True)
+            relock.write_lock(loaded, manifests, folder, store, force=True)
         else:
             relock.remove_locks(loaded.path, folder)
         return []

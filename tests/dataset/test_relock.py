@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,9 +71,11 @@ def edited(lock: Lock, change: Callable[[dict[str, object]], object]) -> Lock:
     return replace(lock, header=header)
 
 
-def decided(locked: Lock | None, new: Lock, **how: bool) -> relock.Why:
-    options = {"is_own": False, "incomplete": False, "force": False, **how}
-    return relock.decide(locked, new, **options)
+def decided(
+    locked: Lock | None, new: Lock, removed: Collection[str] = (), **how: bool
+) -> relock.Why:
+    options = {"is_own": False, "force": False, **how}
+    return relock.decide(locked, new, removed=removed, **options)
 
 
 def test_a_lock_is_written_where_there_is_none_or_it_was_told(locked: Lock) -> None:
@@ -108,13 +110,21 @@ def test_a_stage_that_only_one_of_two_locks_knows_makes_no_difference(locked: Lo
     assert decided(locked, more) == "published"
 
 
-def test_what_could_not_be_had_this_time_leaves_a_lock_that_has_it(locked: Lock) -> None:
+def test_a_build_with_fewer_samples_leaves_a_lock_that_has_them(locked: Lock) -> None:
     fewer = without(locked, "c-0000")
     for is_own in (True, False):
-        assert decided(locked, fewer, incomplete=True, is_own=is_own) == "incomplete"
-    assert decided(locked, fewer, is_own=True) == "own"  # nothing was out of reach: it is gone
-    assert decided(locked, locked, incomplete=True, is_own=True) == "own"
-    assert "incomplete" not in relock.WRITES
+        assert decided(locked, fewer, is_own=is_own) == "fewer"
+    assert decided(locked, locked, is_own=True) == "own"
+    assert decided(locked, fewer, is_own=True, force=True) == "forced"
+    assert "fewer" not in relock.WRITES
+
+
+def test_a_removal_and_an_edited_recipe_may_take_samples_away(locked: Lock) -> None:
+    fewer = without(locked, "c-0000")
+    assert decided(locked, fewer, {"c"}, is_own=True) == "own"
+    assert decided(locked, fewer, {"a"}, is_own=True) == "fewer"
+    other = edited(fewer, lambda header: header.update(recipe="0" * 64))
+    assert decided(locked, other, is_own=True) == "recipe"
 
 
 def test_two_locks_are_identical_equivalent_or_different_by_their_samples(locked: Lock) -> None:
@@ -209,7 +219,11 @@ def test_a_source_that_could_not_be_had_before_is_added_to_its_own_lock(built: D
     film.unlink()
     rebuilt(built)  # and it does not lose it again
     assert built.lock.read_bytes() == whole
-    assert "stays as it was: it has samples that could not be had this time" in said(built)
+    assert "stays as it was: it has samples that this build does not have" in said(built)
+    loaded = recipes.load(built.recipe)
+    steps = build.look(loaded, built.data, "cpu")
+    lost = relock.losses(loaded, [step.manifest for step in steps])
+    assert lost == {"c-0000": "download: not-found"}
 
 
 def test_a_build_broken_off_between_its_two_locks_keeps_its_own(

@@ -349,8 +349,8 @@ def test_a_build_that_cannot_have_everything_takes_no_sample_out_of_its_lock(
 
     away.unlink()
     assert (
-        "small.lock.jsonl stays as it was: it has samples that could not be had this time\n"
-        in build()
+        "small.lock.jsonl stays as it was: it has samples that this build does not have; "
+        "--relock replaces it\n" in build()
     )
     assert built.lock.read_bytes() == before
     said = longtake(
