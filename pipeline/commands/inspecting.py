@@ -92,9 +92,7 @@ def rejections(
 @app.command()
 def show(
     recipe: RecipePath,
-    key: Annotated[
-        str, typer.Argument(help="Key of a clip, as in 5-encode.jsonl or clips/KEY.mp4.")
-    ],
+    key: Annotated[str, typer.Argument(help="Key of a clip, as in clips/KEY.mp4.")],
     data: Data = Path("data"),
     out: Annotated[
         Path | None, typer.Option(help="File to write, by default data/NAME/show/KEY.png.")

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pipeline.core import manifest
 from pipeline.core.errors import RecipeError
 from pipeline.core.records import Clip, Sample, source_of
 from pipeline.core.store import Store
+from pipeline.dataset.chain import manifest_path, read_manifest
 from pipeline.dataset.recipe import Loaded
 from pipeline.media import encoders, video
 from pipeline.stages import encode
@@ -22,10 +22,10 @@ TEXT, GAP = 28, 4  # pixels: height of the line of text, space between pictures
 def find(folder: Path, key: str) -> Sample | Clip:
     """The sample, or else the clip, of that key. Raises RecipeError with the nearest keys."""
     known: dict[str, None] = {}
-    for name, kind in (("5-encode.jsonl", Sample), ("4-extract.jsonl", Clip)):
-        if not (folder / name).is_file():
+    for name in ("encode", "extract"):
+        if not manifest_path(folder, name).is_file():
             continue
-        for record in manifest.read(folder / name, kind).records:
+        for record in read_manifest(folder, name).records:
             if record.key == key and isinstance(record, Sample | Clip):
                 return record
             known.setdefault(record.key)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.core import canonical, manifest
+from pipeline.core import canonical
 from pipeline.core.cores import num_cores
 from pipeline.core.errors import LongtakeError
 from pipeline.core.manifest import Manifest
@@ -22,7 +22,7 @@ from pipeline.core.records import Pack, Record, source_of
 from pipeline.core.stage import Survey
 from pipeline.core.store import Store
 from pipeline.dataset import build, lock, rates, raw
-from pipeline.dataset.chain import KINDS, Step, manifest_path
+from pipeline.dataset.chain import Step, read_manifest
 from pipeline.dataset.rates import Rate
 from pipeline.dataset.recipe import Loaded
 from pipeline.media.addresses import scheme
@@ -311,7 +311,7 @@ def _last_manifests(folder: Path) -> dict[str, Manifest]:
     manifests = {}
     for name in NAMES:
         try:
-            manifests[name] = manifest.read(manifest_path(folder, name), KINDS[name])
+            manifests[name] = read_manifest(folder, name)
         except (OSError, LongtakeError, ValueError, KeyError, TypeError, AssertionError):
             continue
     return manifests
