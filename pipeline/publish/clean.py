@@ -25,11 +25,21 @@ def clean(name: str, data: Path) -> Bin:
             (store.root / "unfinished" / name).unlink(missing_ok=True)
             own = sweep.references_of([folder], store)
             others = sweep.references_in(data, store, without=name)
+            _delete_second_names(folder)
             _delete(own, others, store, deleted)
             _delete_folder(folder, deleted)
     else:
         _delete_folder(folder, deleted)
     return deleted
+
+
+def _delete_second_names(folder: Path) -> None:
+    """Clips and shards in the folder are second names of blobs. Without them, what goes from the
+    store is freed, and counted once.
+    """
+    for path in [*folder.glob("clips/*"), *folder.glob("shards/*")]:
+        if path.stat().st_nlink > 1:
+            path.unlink()
 
 
 def _delete(own: References, others: References, store: Store, deleted: Bin) -> None:

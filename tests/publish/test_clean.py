@@ -63,6 +63,16 @@ def test_what_was_cleaned_is_built_again_to_the_same_bytes(
     assert small.index["root_digest"] == before
 
 
+def test_clips_and_shards_are_counted_once(pair: tuple[Dataset, Dataset]) -> None:
+    _, other = pair
+    links = [*other.folder.glob("clips/*.mp4"), *other.folder.glob("shards/*.tar")]
+    assert all(path.stat().st_nlink == 2 for path in links)
+    swept = clean.clean("other", other.data)
+    assert (swept.counts["clips"], swept.counts["shards"]) == (1, 1)
+    assert swept.counts["files"] == 9  # seven manifests, the lock, the index
+    assert swept.linked_bytes == 0
+
+
 def test_a_dataset_alone_leaves_an_empty_store(small_dataset: Dataset, tmp_path: Path) -> None:
     small = small_dataset.copy(tmp_path)
     clean.clean("small", small.data)
