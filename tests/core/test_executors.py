@@ -298,7 +298,9 @@ def dies_at_birth(slots: str, num_slots: int) -> None:
     """As many workers as the file in the environment has bytes die before they have begun."""
     path = Path(os.environ["DIES_AT_BIRTH"])
     if left := path.read_bytes():
-        path.write_bytes(left[1:])
+        beside = path.with_name(f"left-{os.getpid()}")  # another worker must not read half of it
+        beside.write_bytes(left[1:])
+        beside.replace(path)
         os.kill(os.getpid(), signal.SIGKILL)
 
 
