@@ -20,7 +20,7 @@ from pipeline.core.executors import Inline
 from pipeline.core.manifest import Manifest, lines_of
 from pipeline.core.params import Setup
 from pipeline.core.records import Blob, Clip, Record, Video, source_of
-from pipeline.core.stage import Batch, Executor, Progress, Troubles
+from pipeline.core.stage import Batch, Executor, Progress, Stage, Troubles
 from pipeline.core.store import Store, blobs_in
 from pipeline.dataset.chain import Step, manifest_path, runner, stage_of, surveyor, until, walk
 from pipeline.media import fetch, video
@@ -67,7 +67,7 @@ class Passage:
         with filelock.FileLock(self.store.root / "tmp" / f"{blob.sha256}.lock"):
             *_, extract = walk(self.setup, visit, videos, others)
             if self.store.has(blob):
-                verify(extract.manifest, self.store)
+                verify(stage_of(LAST, self.setup), extract.manifest, self.store)
                 self._release(blob)
 
     def _release(self, blob: Blob) -> None:
@@ -154,15 +154,14 @@ def videos_of_others(data: Path, name: str, store: Store) -> dict[str, set[str]]
     return users
 
 
-def verify(clips: Manifest, store: Store) -> None:
-    """Read clips back from disk and decode them. Those that are not what was written are forgotten.
-    Raises Stopped with their keys.
+def verify(stage: Stage, clips: Manifest, store: Store) -> None:
+    """Read the clips that a stage made back from disk and decode them. Those that are not what was
+    written are forgotten. Raises Stopped with their keys.
     """
     problems: list[str] = []
     for clip in clips.records:
         if isinstance(clip, Clip) and (problem := _problem(clip, store)):
-            task = [clips.stage, clips.version, clips.params, clip.scene.identity()]
-            store.forget(canonical.digest(task))
+            store.forget(stage.task_key(clip.scene))
             problems.append(f"the clip '{clip.key}' {problem}")
     if problems:
         listed = "; ".join(problems)
