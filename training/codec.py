@@ -23,7 +23,8 @@ from pipeline.media import encoders
 from pipeline.media.encoders import Pixels
 from training.errors import ShardError, Stopped, UsageError
 
-FILES = {"vae": encoders.VAE_FILES, "clip": encoders.CLIP_FILES}
+LAYOUTS = {"vae": encoders.VAE_LAYOUTS, "clip": encoders.CLIP_LAYOUTS}
+SUBFOLDERS = {"vae": "vae", "clip": "text_encoder"}  # of a Stable Diffusion checkpoint
 SHIPPED = {"longtake/tiny-vae": "vae", "longtake/tiny-clip": "clip"}  # folders in encoders.TINY
 
 
@@ -66,12 +67,13 @@ def find_folder(kind: str, facts: Mapping[str, Any], folder: Path | None = None)
     else:
         raise UsageError(
             f"the shards were made with the {what} '{name}', a folder of the machine that built "
-            f"them; give a folder that holds {' and '.join(FILES[kind])} with --{kind}"
+            f"them; give a folder that holds {' and '.join(LAYOUTS[kind][0])} with --{kind}"
         )
+    subfolder = kind if (Path(source) / kind).is_dir() else SUBFOLDERS[kind]
     try:
         with errors_of_training():
             path, weights = encoders.find_weights(
-                source, facts.get("revision"), kind, FILES[kind], Path()
+                source, facts.get("revision"), subfolder, LAYOUTS[kind], Path()
             )
     except (UsageError, Stopped) as error:
         advice = "" if folder else f"; give the folder of the {what} with --{kind}"
@@ -140,7 +142,7 @@ class Codec:
 
     def check(self) -> None:
         """Find both models and compare their digests with the index, before any work."""
-        for kind in FILES:
+        for kind in LAYOUTS:
             self._folder(kind)
 
     def _folder(self, kind: str) -> Path:
@@ -159,7 +161,9 @@ class Codec:
 
     @cached_property
     def _clip(self) -> Any:
-        clip = encoders.new_clip(self._folder("clip"), self._precision, self.device)
+        force_quick_gelu = self.models["clip"].get("quick_gelu") is True
+        folder = self._folder("clip")
+        clip = encoders.new_clip(folder, self._precision, self.device, force_quick_gelu)
         clip.visual = None  # only words are embedded here
         return clip
 

