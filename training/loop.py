@@ -66,7 +66,7 @@ def new_model(preset: Preset, unet: str, seed: int) -> VideoUNet:
     config = {**config, "in_channels": preset.in_channels}
     model: VideoUNet = VideoUNet.inflate(config, **preset.inflation)
     # random weights would predict noise of their own; a last layer of zeros predicts nothing
-    last = model.unet.conv_out
+    last: Any = model.unet.conv_out
     conv = last.spatial if isinstance(last, Unit) else last
     nn.init.zeros_(conv.weight)
     nn.init.zeros_(conv.bias)

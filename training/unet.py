@@ -492,7 +492,7 @@ def _check_kind(unet: UNet2DConditionModel) -> None:
     """Raises UsageError for a 2-D model that would be inflated wrongly: only those conditioned on
     time and text alone, with blocks that are known, can be.
     """
-    config = unet.config
+    config: Any = unet.config
     blocks = {*config.down_block_types, *config.up_block_types}
     if config.mid_block_type is not None:
         blocks.add(config.mid_block_type)
