@@ -34,10 +34,12 @@ from training import checkpoint, diffusion, presets, shards, validation
 from training.checkpoint import Replan, Run, State
 from training.errors import LongtakeError, NonFinite, Stopped, UsageError
 from training.journal import Journal
-from training.presets import TINY_UNET, Preset
+from training.presets import TINY_IMAGE, TINY_UNET, Preset
 from training.shards import Index
 from training.stream import Batch, Stream, draw
-from training.unet import VideoUNet
+from training.unet import VideoUNet, flat_digest
+
+TINY_IMAGE_FOLDER = Path(__file__).parent / "tiny" / "unet"
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def new_model(preset: Preset, unet: str, seed: int) -> VideoUNet:
     elif unet.endswith(".json"):
         config = _config(Path(unet))
     if config is None:
-        pretrained: VideoUNet = VideoUNet.inflate(unet, **preset.inflation)
+        pretrained: VideoUNet = VideoUNet.inflate(flat_source(unet), **preset.inflation)
         return pretrained
     # a pretrained model is widened to the mask and hint channels; a random one is made that wide
     config = {**config, "in_channels": preset.in_channels}
@@ -71,6 +73,13 @@ def new_model(preset: Preset, unet: str, seed: int) -> VideoUNet:
     nn.init.zeros_(model.unet.conv_out.weight)
     nn.init.zeros_(model.unet.conv_out.bias)
     return model
+
+
+def flat_source(unet: str) -> str:
+    """Where the 2-D model of that name is: the folder of the one that comes with longtake, or the
+    name itself, a folder or a hub id.
+    """
+    return str(TINY_IMAGE_FOLDER) if unet == TINY_IMAGE else unet
 
 
 def _config(path: Path) -> Any:
@@ -449,12 +458,14 @@ def begin(
 ) -> Run:
     """The run these arguments describe; nothing is written yet."""
     row = presets.find(preset)
+    source = unet or row.unet
     return Run(
         folder,
         replace(row, steps=steps) if steps else row,
         dataset_facts(index),
-        unet or row.unet,
+        source,
         seed,
+        flat_digest(flat_source(source)),
     )
 
 

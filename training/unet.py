@@ -11,6 +11,7 @@ that the number of frames travels beside the tensors, in `Folded`.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import re
 import warnings
@@ -33,7 +34,7 @@ from torch.utils.checkpoint import checkpoint
 from training.attention import Backend, TemporalAttention, check_window
 from training.errors import Stopped, UsageError
 
-Placement = Literal["resnets", "convolutions"]
+Placement = Literal["resnets", "convolutions", "none"]
 Trainable = Literal["temporal", "temporal+conv", "all"]
 Source = str | Path | Mapping[str, Any] | UNet2DConditionModel
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -238,7 +239,8 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
             base.class_embedding = FpsEmbedding(channels, time_channels, like)
         if placement == "convolutions":
             self._follow_convolutions(like)
-        self._follow_blocks(like, placement, window, first_frame, kernel, everywhere)
+        if placement != "none":
+            self._follow_blocks(like, placement, window, first_frame, kernel, everywhere)
         self.widened = in_channels != base.config.in_channels
         if self.widened:
             self._widen(in_channels)
@@ -407,6 +409,32 @@ def load_flat(source: str | Path, revision: str | None = None) -> UNet2DConditio
             "Check the id and the connection; or download the model elsewhere and give its folder."
         ) from error
     return flat
+
+
+def flat_digest(source: str | Path) -> str | None:
+    """The sha256 of the safetensors that `load_flat` reads from a folder; None for a hub id."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for path in sorted((folder / (_subfolder(folder) or "")).glob("*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def save_flat(model: VideoUNet, folder: Path) -> None:
+    """Write the 2-D model of a video model without temporal layers as a diffusers folder, float16.
+
+    Raises UsageError for one that has temporal layers.
+    """
+    if any(isinstance(module, Unit) for module in model.modules()):
+        raise UsageError(
+            "only a model without temporal layers can be written as a 2-D model: that of an image "
+            "preset"
+        )
+    flat: UNet2DConditionModel = copy.deepcopy(model.unet).half()
+    flat.save_pretrained(folder, safe_serialization=True)
 
 
 def _subfolder(folder: Path) -> str | None:
