@@ -31,7 +31,7 @@ from training import presets, writing
 from training.errors import Stopped, UsageError
 from training.presets import Preset
 from training.shards import Index
-from training.unet import VideoUNet
+from training.unet import VideoUNet, save_flat
 
 FORMAT = 1
 KEPT = 2
@@ -54,7 +54,8 @@ MAY_CHANGE = {
 @dataclass(frozen=True)
 class Run:
     """A run folder's constants. `dataset` has name, root_digest, encoders and their identity, fps
-    and size.
+    and size; `unet_sha256` is the digest of the 2-D weights the run began with, if they lay in a
+    folder.
     """
 
     folder: Path
@@ -62,6 +63,7 @@ class Run:
     dataset: dict[str, Any]
     unet: str
     seed: int
+    unet_sha256: str | None = None
 
     def plain(self) -> dict[str, Any]:
         """What run.json says."""
@@ -70,6 +72,7 @@ class Run:
             "preset": self.preset.plain(),
             "dataset": self.dataset,
             "unet": self.unet,
+            "unet_sha256": self.unet_sha256,
             "seed": self.seed,
         }
 
@@ -154,6 +157,7 @@ def load_run(folder: Path) -> Run:
             values["dataset"],
             values["unet"],
             values["seed"],
+            values.get("unet_sha256"),  # older runs do not say
         )
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} cannot be read: {error!r}; move it away to begin anew") from error
@@ -249,6 +253,33 @@ def _save_model(model: VideoUNet, folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text("utf-8"))
     config.pop("_name_or_path", None)  # a folder of this machine, and other bytes after a resume
     writing.write_json(folder / "config.json", config, sort_keys=True)
+
+
+def export(run: Run, out: Path) -> list[Path]:
+    """Write the newest averaged model of an image run as a 2-D model, and what it was trained on.
+
+    `out` gets config.json and diffusion_pytorch_model.safetensors, in float16, as diffusers reads
+    them, and training.json. Returns their paths. Raises UsageError if the model has temporal
+    layers, or if `out` exists.
+    """
+    if out.exists():
+        raise UsageError(f"{out} is there already: give another --out, or move it away")
+    model = load_model(run)
+    step = checkpoints(run)[-1][0]
+    with writing.beside(out) as partial:
+        save_flat(model, partial)
+        config = json.loads((partial / "config.json").read_text("utf-8"))
+        config.pop("_name_or_path", None)  # a folder of this machine
+        writing.write_json(partial / "config.json", config, sort_keys=True)
+        facts = {
+            "preset": run.preset.plain(),
+            "dataset": run.dataset,
+            "seed": run.seed,
+            "step": step,
+            "samples_seen": step * run.preset.batch_size,
+        }
+        writing.write_json(partial / "training.json", facts, sort_keys=True)
+    return sorted(out.iterdir())
 
 
 def load_state(run: Run, folder: Path) -> State:

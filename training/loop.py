@@ -34,12 +34,13 @@ from training import checkpoint, diffusion, presets, shards, validation
 from training.checkpoint import Replan, Run, State
 from training.errors import LongtakeError, NonFinite, Stopped, UsageError
 from training.journal import Journal
-from training.presets import TINY_UNET, Preset
+from training.presets import TINY_IMAGE, TINY_UNET, Preset
 from training.shards import Index
 from training.stream import Batch, Stream, draw
-from training.unet import Unit, VideoUNet
+from training.unet import Unit, VideoUNet, flat_digest
 
 MAX_STILL_STEPS = 10  # with a gradient of exactly 0, after which a run is given up
+TINY_IMAGE_FOLDER = Path(__file__).parent / "tiny" / "unet"
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def new_model(preset: Preset, unet: str, seed: int) -> VideoUNet:
     """
     torch.manual_seed(seed)
     if not is_random(unet):
-        pretrained: VideoUNet = VideoUNet.inflate(unet, **preset.inflation)
+        pretrained: VideoUNet = VideoUNet.inflate(flat_source(unet), **preset.inflation)
         return pretrained
     config = TINY_UNET if unet == "tiny" else _config(Path(unet))
     # a pretrained model is widened to the mask and hint channels; a random one is made that wide
@@ -76,6 +77,13 @@ def new_model(preset: Preset, unet: str, seed: int) -> VideoUNet:
 def is_random(unet: str) -> bool:
     """Whether a run that begins with this 2-D model begins with random weights."""
     return unet == "tiny" or unet.endswith(".json")
+
+
+def flat_source(unet: str) -> str:
+    """Where the 2-D model of that name is: the folder of the one that comes with longtake, or the
+    name itself, a folder or a hub id.
+    """
+    return str(TINY_IMAGE_FOLDER) if unet == TINY_IMAGE else unet
 
 
 def _config(path: Path) -> Any:
@@ -480,7 +488,7 @@ def begin(
         row = replace(row, trainable="all")
     if steps:
         row = replace(row, steps=steps)
-    return Run(folder, row, dataset_facts(index), source, seed)
+    return Run(folder, row, dataset_facts(index), source, seed, flat_digest(flat_source(source)))
 
 
 def dataset_facts(index: Index) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from training.attention import Backend, TemporalAttention, check_window
 from training.codec import errors_of_training
 from training.errors import Stopped, UsageError
 
-Placement = Literal["resnets", "convolutions"]
+Placement = Literal["resnets", "convolutions", "none"]
 Trainable = Literal["temporal", "temporal+conv", "all"]
 Source = str | Path | Mapping[str, Any] | UNet2DConditionModel
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -93,10 +93,11 @@ class TemporalConv(nn.Module):
         mixed: Tensor = self.conv(rearrange(rows, "b f p c -> b c f p"))
         frames = rearrange(mixed, "b c f (h w) -> (b f) c h w", h=x.shape[-2])
         # diffusers' convolutions pick their algorithm by the memory format, and each rounds in its
-        # own way: the output has the input's
-        is_channels_last = x.is_contiguous(memory_format=torch.channels_last)
-        layout = torch.channels_last if is_channels_last else torch.contiguous_format
-        return frames.contiguous(memory_format=layout)
+        # own way: the output has the input's strides, of which a picture of one pixel has several
+        if frames.stride() == x.stride():
+            return frames
+        same: Tensor = torch.empty_like(x, memory_format=torch.preserve_format).copy_(frames)
+        return same
 
 
 class WidenedConv(nn.Module):
@@ -241,8 +242,9 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
             base.class_embedding = FpsEmbedding(channels, time_channels, like)
         if placement == "convolutions":
             self._follow_convolutions(like)
-        self._follow_blocks(like, placement, window, first_frame, kernel, everywhere)
-        self._check_attentions()
+        if placement != "none":
+            self._follow_blocks(like, placement, window, first_frame, kernel, everywhere)
+            self._check_attentions()
         self.widened = in_channels != base.config.in_channels
         if self.widened:
             self._widen(in_channels)
@@ -432,6 +434,30 @@ def load_flat(source: str | Path, revision: str | None = None) -> UNet2DConditio
         first = str(error).strip().partition("\n")[0]
         raise UsageError(f"{place}: no UNet can be read from its safetensors: {first}") from error
     return flat
+
+
+def flat_digest(source: str | Path) -> str | None:
+    """The identity of the 2-D model that `load_flat` reads from a folder; None for a hub id."""
+    if not Path(source).is_dir():
+        return None
+    _check_folder(Path(source))
+    with errors_of_training():
+        _, weights = encoders.find_weights(str(source), None, "unet", encoders.UNET_LAYOUTS, Path())
+    return weights.sha256
+
+
+def save_flat(model: VideoUNet, folder: Path) -> None:
+    """Write the 2-D model of a video model without temporal layers as a diffusers folder, float16.
+
+    Raises UsageError for one that has temporal layers.
+    """
+    if any(isinstance(module, Unit) for module in model.modules()):
+        raise UsageError(
+            "only a model without temporal layers can be written as a 2-D model: that of an image "
+            "preset"
+        )
+    flat: UNet2DConditionModel = copy.deepcopy(model.unet).half()
+    flat.save_pretrained(folder, safe_serialization=True)
 
 
 def _check_folder(folder: Path) -> None:

@@ -29,7 +29,7 @@ from rich.console import Console
 from tests.making.models import SHAPE
 from tests.making.runs import UNET, damaged_shards, run_of, short_preset, train, wave_shards
 from tests.making.shards import new_clip, new_shards, npy
-from training import ablate, checkpoint, journal, loop, presets, shards
+from training import ablate, checkpoint, journal, loop, presets, shards, unet
 from training.errors import NonFinite, ShardError, UsageError
 from training.frames import Window
 from training.shards import Index, open_index
@@ -228,6 +228,25 @@ def test_another_preset_or_other_shards_are_refused_with_what_differs(
     checkpoint.open_run(
         replace(other, preset=replace(other.preset, steps=50))
     )  # going on for longer is no other run
+
+
+def test_a_run_does_not_go_on_from_other_2d_weights_of_the_same_name(
+    tmp_path: Path, index: Index, folder: Path
+) -> None:
+    flat = UNet2DConditionModel.from_config(UNET)
+    flat.save_pretrained(tmp_path / "flat")
+
+    def run() -> checkpoint.Run:
+        begun = loop.begin("tiny-keyframe", index, tmp_path / "run", str(tmp_path / "flat"), 0, 1)
+        return checkpoint.open_run(begun)
+
+    run()
+    assert run().unet_sha256 == unet.flat_digest(tmp_path / "flat")
+    with torch.no_grad():
+        flat.conv_out.weight += 1
+    flat.save_pretrained(tmp_path / "flat")
+    with pytest.raises(UsageError, match="unet_sha256: '"):
+        run()
 
 
 def test_a_loss_that_is_no_number_stops_with_the_samples(

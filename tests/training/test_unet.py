@@ -13,13 +13,23 @@ from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from einops import rearrange
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.making.models import NARROW_UNET
 from training.attention import TemporalAttention
 from training.errors import Stopped, UsageError
 from training.presets import SD15_UNET, SD21_UNET, TINY_UNET
-from training.unet import BLOCKS, FpsEmbedding, TemporalConv, Unit, VideoUNet
+from training.unet import (
+    BLOCKS,
+    FpsEmbedding,
+    TemporalConv,
+    Unit,
+    VideoUNet,
+    flat_digest,
+    load_flat,
+    save_flat,
+)
 
 FAMILIES = {
     "sd1": NARROW_UNET,
@@ -356,7 +366,7 @@ def test_bfloat16_trains(trained: VideoUNet) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"placement": "everywhere"}, "'everywhere'; there are resnets, convolutions"),
+        ({"placement": "everywhere"}, "'everywhere'; there are resnets, convolutions, none"),
         ({"window": 4}, "window of 4"),
         ({"in_channels": 3}, "has 4 input channels, 3 are wanted"),
     ],
@@ -364,6 +374,42 @@ def test_bfloat16_trains(trained: VideoUNet) -> None:
 def test_an_option_that_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         VideoUNet.inflate(NARROW_UNET, **options)
+
+
+@torch.no_grad()
+def test_without_temporal_layers_it_is_the_2d_model_in_computing_and_on_disk(
+    tmp_path: Path,
+) -> None:
+    flat = new_flat()
+    model = VideoUNet.inflate(flat, in_channels=4, placement="none", fps_conditioning=False)
+    inputs = new_inputs(num_frames=1, channels=4)
+    assert torch.equal(model(*inputs), by_frame(flat, inputs, 4))
+    save_flat(model, tmp_path / "flat")
+    stored = load_file(tmp_path / "flat" / "diffusion_pytorch_model.safetensors")
+    assert stored.keys() == flat.state_dict().keys()
+    assert all(torch.equal(stored[name], w.half()) for name, w in flat.state_dict().items())
+    again = load_flat(tmp_path / "flat").state_dict()
+    assert all(torch.equal(again[name], stored[name].float()) for name in stored)
+    assert next(model.parameters()).dtype == torch.float32
+
+
+def test_a_model_with_temporal_layers_is_not_written_as_a_2d_model(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="only a model without temporal layers"):
+        save_flat(VideoUNet.inflate(NARROW_UNET), tmp_path / "flat")
+    assert not (tmp_path / "flat").exists()
+
+
+def test_the_digest_of_a_2d_model_is_that_of_its_weights(tmp_path: Path) -> None:
+    flat = new_flat()
+    flat.save_pretrained(tmp_path / "a")
+    flat.save_pretrained(tmp_path / "b" / "unet")
+    digest = flat_digest(tmp_path / "a")
+    assert digest == flat_digest(str(tmp_path / "b"))
+    with torch.no_grad():
+        flat.conv_out.bias += 1
+    flat.save_pretrained(tmp_path / "c")
+    assert flat_digest(tmp_path / "c") not in (None, digest)
+    assert flat_digest("stable-diffusion-v1-5/stable-diffusion-v1-5") is None
 
 
 def test_what_to_train_is_refused_by_name() -> None:
