@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_valid
 
 from pipeline.core import canonical
 from pipeline.core.errors import Damaged, RecipeError
-from pipeline.core.files import replace_file
+from pipeline.core.files import replace_file, sync, sync_folder
 from pipeline.core.manifest import Manifest, lines_of
 from pipeline.core.records import Clip, Container, Crop, Sample, Shard, Split, Video, public
 from pipeline.core.store import Store
@@ -345,7 +345,10 @@ def write_file(lock: Lock, plain: Path) -> tuple[Path, bool]:
     changed = not target.is_file() or target.read_bytes() != content
     if changed:
         replace_file(target, content)
-    other.unlink(missing_ok=True)  # only now: a crash before would have left no lock at all
+    if other.is_file():
+        sync(target)  # or a power cut could leave no lock at all
+        other.unlink()
+        sync_folder(other.parent)
     return target, changed
 
 
@@ -353,6 +356,8 @@ def remove_file(plain: Path) -> None:
     """Remove a lock, in both of its forms."""
     for path in (plain, packed_form(plain)):
         path.unlink(missing_ok=True)
+    if plain.parent.is_dir():
+        sync_folder(plain.parent)
 
 
 def read(recipe: Path) -> Lock:

@@ -65,14 +65,17 @@ class Passage:
         blob = videos[0].blob
         # Another address may give the same bytes: only one worker at a time has to do with them.
         with filelock.FileLock(self.store.root / "tmp" / f"{blob.sha256}.lock"):
-            *_, extract = walk(self.setup, visit, videos, others)
+            steps = [download, *walk(self.setup, visit, videos, others)]
             if self.store.has(blob):
-                verify(stage_of(LAST, self.setup), extract.manifest, self.store)
-                self._release(blob)
+                verify(stage_of(LAST, self.setup), steps[-1].manifest, self.store)
+                self._release(blob, steps)
 
-    def _release(self, blob: Blob) -> None:
-        if blob.sha256 not in self.kept:
-            self.store.release(blob)
+    def _release(self, blob: Blob, steps: Sequence[Step]) -> None:
+        if blob.sha256 in self.kept:
+            return
+        for step in steps:
+            self.store.secure(step.survey.keys.values() if step.survey else ())
+        self.store.release(blob)
 
 
 @dataclass
