@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator
 
 from pipeline.core import canonical
-from pipeline.core.errors import Damaged, RecipeError
+from pipeline.core.errors import SUSPECTED, Damaged, RecipeError
 from pipeline.core.files import replace_file, sync, sync_folder
 from pipeline.core.manifest import Manifest, lines_of
 from pipeline.core.records import Clip, Container, Crop, Sample, Shard, Split, Video, public
@@ -222,7 +222,7 @@ def lock_of(
     for stage in TIMED:
         durations = [float(getattr(record, "duration_s", 0)) for record in by_stage[stage].records]
         hours[stage] = round(sum(durations) / 3600, 4)
-    header = {
+    header: dict[str, Any] = {
         "format": FORMAT,
         "name": loaded.recipe.name,
         "recipe": loaded.digest,
@@ -232,6 +232,8 @@ def lock_of(
         "root_digest": shard_stage.root_digest(shards),
         "environment": environment(sorted({sample.device for sample in samples})),
     }
+    if suspected := num_suspected(header):
+        header["suspected"] = suspected
     json_digests = json_digests_of(shards)
     locked_samples = {}
     for sample in samples:
@@ -248,6 +250,12 @@ def lock_of(
         locked_samples,
         {shard.key: locked_shard(shard) for shard in shards},
     )
+
+
+def num_suspected(header: Mapping[str, Any]) -> int:
+    """How many records of all stages were rejected on suspicion: they crashed or timed out."""
+    stages = header["stages"].values()
+    return sum(int(stage["rejected"].get(reason, 0)) for stage in stages for reason in SUSPECTED)
 
 
 def json_digests_of(shards: Iterable[Shard]) -> dict[str, str]:
@@ -459,6 +467,8 @@ def _contradictions(lock: Lock) -> Iterator[str]:
                 f"the header's counts of stage '{stage}' do not add up: in + split is not out + "
                 "rejected"
             )
+    if lock.header.get("suspected") not in (None, num_suspected(lock.header)):
+        yield "the header counts other suspicions than its stages do"
     for clip in lock.clips.values():
         if clip.video not in lock.videos:
             yield f"the clip '{clip.key}' is of a video '{clip.video}' that is not there"

@@ -39,7 +39,9 @@ class Passage:
     store: Store
     kept: frozenset[str]  # digests of videos that another dataset has: those stay
     name: str = NAME
-    num_gpus: int = 0
+
+    def num_gpus(self, cluster: int | None) -> int:
+        return 0
 
     def __call__(self, batch: Batch) -> Troubles:
         """Take each source through the stages. Raises Stopped for a clip that is not on disk as it
@@ -56,7 +58,8 @@ class Passage:
 
     def _take(self, sources: Sequence[Record]) -> None:
         """Take the sources of one address as far as clips, verify these, release the video."""
-        visit = runner(self.store, Inline(), Progress(), stage_of("download", self.setup))
+        fetching = stage_of("download", self.setup)
+        visit = runner(self.store, Inline(), Progress(), fetching, tries_suspicions=True)
         first, *others = NAMES_TO_CLIPS
         [download] = walk(self.setup, visit, sources, [first])
         videos = [record for record in download.manifest.records if isinstance(record, Video)]
