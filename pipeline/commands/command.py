@@ -138,6 +138,6 @@ def _plain(error: Exception) -> str:
     """
     from rich.markup import escape
 
-    from pipeline.core.stage import printable
+    from pipeline.core.errors import printable
 
     return escape("\n".join(map(printable, str(error).split("\n"))))
