@@ -162,12 +162,12 @@ class Bounded(io.RawIOBase):
         return len(content)
 
 
-def sealed_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def sealed_lines(path: Path, name: str = "") -> Iterator[tuple[int, dict[str, Any]]]:
     """The lines of a file that comes with a recipe, numbered from 1, each checked as it is read.
     Raises Damaged.
     """
     with _opened(path) as file:
-        yield from unsealed(path.name, file)
+        yield from unsealed(name or path.name, file)
 
 
 def unsealed(

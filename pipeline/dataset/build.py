@@ -35,7 +35,7 @@ from pipeline.dataset.chain import (
 from pipeline.dataset.outputs import write_outputs
 from pipeline.dataset.passage import RawVideos
 from pipeline.dataset.recipe import Loaded
-from pipeline.dataset.relock import write_lock
+from pipeline.dataset.relock import check_removals, write_lock
 from pipeline.media import encoders
 from pipeline.stages import NAMES
 
@@ -97,6 +97,7 @@ def build(
             f"cannot write a lock beside {loaded.path}: "
             "copy the recipe to a folder you may write to"
         )
+    check_removals(loaded, data / loaded.recipe.name)
     setup = loaded.setup(device)
     ready(setup, names)
     with opened(data) as store, store.unfinished(loaded.recipe.name):

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import FailFast, Field, field_validator
 
 from pipeline.core import canonical
-from pipeline.core.errors import Damaged, RecipeError
+from pipeline.core.errors import Damaged, LongtakeError, RecipeError
 from pipeline.core.files import replace_file
 from pipeline.core.manifest import Manifest
 from pipeline.core.reading import (
@@ -47,6 +47,7 @@ from pipeline.core.store import Store
 from pipeline.dataset.naming import NAME
 from pipeline.dataset.probe import probe_of
 from pipeline.dataset.recipe import Loaded
+from pipeline.dataset.removals import Head, head_of
 from pipeline.media import reel
 from pipeline.stages import NAMES
 from pipeline.stages import shard as shard_stage
@@ -149,6 +150,7 @@ class _Header(Facts):
     hours: dict[Text, Number]
     root_digest: Digest
     environment: _Environment
+    removals: Head | None = None
 
     @field_validator("stages")
     @classmethod
@@ -256,6 +258,8 @@ def lock_of(
         "root_digest": shard_stage.root_digest(shards),
         "environment": environment(sorted({sample.device for sample in samples})),
     }
+    if head := head_of(loaded.removed):
+        header["removals"] = head.model_dump()
     json_digests = json_digests_of(shards)
     locked_samples = {}
     for sample in samples:
@@ -407,6 +411,22 @@ def read_file(path: Path) -> Lock:
     for contradiction in _contradictions(lock):
         raise Damaged(f"{path.name}: {contradiction}")
     return lock
+
+
+def removals_known(path: Path) -> Head | None:
+    """What a lock's first line says of sources that were taken down before it was written; None if
+    there were none, or if it cannot be read.
+    """
+    try:
+        with contextlib.closing(_lines_of(path)) as lines:
+            _, first = next(lines)
+        header = _header_of(first, path)
+    except (OSError, LongtakeError):
+        return None
+    if "removals" in header:
+        return Head.model_validate(header["removals"])
+    rejected = [stage["rejected"].get("removed", 0) for stage in header["stages"].values()]
+    return Head(lines=sum(rejected), last=None) if sum(rejected) else None
 
 
 def _header_of(line: Mapping[str, Any], path: Path) -> dict[str, Any]:
