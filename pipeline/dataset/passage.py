@@ -17,7 +17,7 @@ import filelock
 from pipeline.core import canonical
 from pipeline.core.errors import BadData, Stopped
 from pipeline.core.executors import Inline
-from pipeline.core.manifest import Manifest, lines_of
+from pipeline.core.manifest import Manifest, read_lines
 from pipeline.core.params import Setup
 from pipeline.core.records import Blob, Clip, Record, Video, source_of
 from pipeline.core.stage import Batch, Executor, Progress, Stage, Troubles
@@ -154,7 +154,8 @@ def videos_of_others(data: Path, name: str, store: Store) -> dict[str, set[str]]
         path = manifest_path(folder, "download")
         if folder.name == name or not path.is_file():
             continue
-        for blob in set(blobs_in(lines_of(str(path), path.read_bytes()))):
+        _, lines = read_lines(str(path), path.read_bytes())
+        for blob in {blob for _, line in lines for blob in blobs_in(line)}:
             if store.has(blob):
                 users.setdefault(blob.sha256, set()).add(folder.name)
     return users
