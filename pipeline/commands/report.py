@@ -105,11 +105,11 @@ def funnel(stages: Sequence[Row]) -> Table:
     for stage in stages:
         rejected = stage["rejected"]
         table.add_row(
-            stage["stage"],
+            escape(stage["stage"]),
             str(stage["in"]),
             str(stage["out"]),
             str(sum(rejected.values())),
-            ", ".join(f"{count} {reason}" for reason, count in rejected.items()),
+            escape(", ".join(f"{count} {reason}" for reason, count in rejected.items())),
             str(stage["cached"]),
             str(stage["pending"] or ""),
             decimal(stage["bytes"]) if stage["bytes"] else "",
@@ -144,8 +144,8 @@ def rejections(rows: Sequence[Row]) -> Table:
     for row in rows:
         first, last = minute(row["first"]), minute(row["last"])
         when = last if first == last else f"{last} (first {first})"
-        detail = escape(row["detail"])
-        table.add_row(row["stage"], row["key"], row["class"], detail, when, str(row["tries"]))
+        names = [escape(row[name]) for name in ("stage", "key", "class", "detail")]
+        table.add_row(*names, escape(when), str(row["tries"]))
     return table
 
 

@@ -93,6 +93,16 @@ def without_credentials(text: str) -> str:
     return re.sub(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/?#]*@", r"\1", text)
 
 
+# control characters, which a terminal would obey, those that turn the direction of writing, line
+# separators, and half characters
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Somebody else's words, fit for a screen and for one line."""
+    return UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 class Stopped(LongtakeError):
     """The build cannot go on until something outside it changes; what is done is kept."""
 

@@ -9,7 +9,6 @@ is.
 from __future__ import annotations
 
 import errno
-import re
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,11 +21,14 @@ from pipeline.core.errors import (
     SUSPECTED,
     BadData,
     Bug,
+    Damaged,
     LongtakeError,
     Stopped,
     Unavailable,
+    printable,
 )
 from pipeline.core.manifest import Manifest, changes, facts, restore
+from pipeline.core.reading import Count, Facts, Text, checked
 from pipeline.core.records import Record, Rejection, Video, blobs_read, origins
 from pipeline.core.store import Store, now
 
@@ -315,14 +317,6 @@ def unavailable(stage: str, record: Record, error: Unavailable) -> Rejection:
     return Rejection(record.key, stage, "unavailable", error.cause, printable(error.detail))
 
 
-def printable(detail: str) -> str:
-    """Somebody else's words, fit for a screen: no control characters, which a terminal would obey,
-    and no half characters.
-    """
-    unprintable = r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]"
-    return re.sub(unprintable, "\N{REPLACEMENT CHARACTER}", detail)
-
-
 @dataclass
 class Survey:
     """What of a stage is done already, without running anything.
@@ -362,7 +356,7 @@ def survey(stage: Stage, records: Sequence[Record], store: Store) -> Survey:
         task_key = stage.task_key(record)
         result.keys[record.key] = task_key
         if not stage.pure(record):
-            entries = store.recall(task_key)
+            entries = _sound(stage, record, store.recall(task_key))
             if is_suspected(entries) and num_suspicions(entries) < MAX_SUSPICIONS:
                 result.suspicions[record.key] = entries
                 entries = None
@@ -377,6 +371,35 @@ def survey(stage: Stage, records: Sequence[Record], store: Store) -> Survey:
         except Unavailable as error:
             result.troubles.append(unavailable(stage.name, record, error))
     return result
+
+
+class _Bad(Facts):
+    """A memo's entry of a part that is bad."""
+
+    bad: Text
+    detail: Text
+    at: Text
+    tries: Count
+    builds: Count = 1  # of a suspicion: in how many builds it was tried
+    first: Text = ""
+
+
+class _Good(Facts):
+    """A memo's entry of an output."""
+
+    suffix: Text
+    facts: dict[Text, Any]
+
+
+def _sound(stage: Stage, record: Record, entries: Any) -> Any:
+    """A memo's entries, or None for those that are none of this stage: they count as not there."""
+    try:
+        for entry in checked(list[_Bad | _Good], entries, "a memo"):
+            if isinstance(entry, _Good):
+                _output(stage.makes, record, entry.model_dump())
+    except (ValueError, TypeError, Damaged):
+        return None
+    return entries or None
 
 
 @dataclass
@@ -488,7 +511,8 @@ def _run(
                 "there memory for so many workers (--workers)? The same command goes on"
             )
         else:
-            entries = [suspicion(result, store.recall(task_key))]
+            before = _sound(stage, record, store.recall(task_key))
+            entries = [suspicion(result, before)]
             store.remember(task_key, entries, origins(record))
     return failures
 

@@ -36,7 +36,7 @@ from pipeline.dataset.chain import (
 from pipeline.dataset.outputs import write_outputs
 from pipeline.dataset.passage import RawVideos
 from pipeline.dataset.recipe import Loaded
-from pipeline.dataset.relock import write_lock
+from pipeline.dataset.relock import check_removals, write_lock
 from pipeline.media import encoders
 from pipeline.stages import NAMES
 
@@ -98,6 +98,7 @@ def build(
             f"cannot write a lock beside {loaded.path}: "
             "copy the recipe to a folder you may write to"
         )
+    check_removals(loaded, data / loaded.recipe.name)
     setup = loaded.setup(device)
     here = device_here(executor, device)
     ready(setup, names, here)

@@ -26,6 +26,7 @@ from pipeline.dataset.chain import CHAIN, Step, Visit, manifest_path, runner, su
 from pipeline.dataset.lock import Lock, LockedVideo
 from pipeline.dataset.outputs import write_outputs
 from pipeline.dataset.recipe import Loaded
+from pipeline.dataset.relock import check_removals
 from pipeline.media import addresses, encoders
 from pipeline.stages import NAMES
 
@@ -293,6 +294,7 @@ def reproduce(
             f"{folder} holds a build of its own: it would prove nothing, and what cannot be had "
             "any more would go from there. Choose another folder with --data (make: DATA=)"
         )
+    check_removals(loaded, folder)
     with opened(data) as store, store.unfinished(loaded.recipe.name):
         fetching = CHAIN["download"].stage(loaded.setup(device))
         visit = runner(store, executor, progress, fetching)
