@@ -11,6 +11,7 @@ Time-outs run from the start of a batch, not from when it was queued, on a clock
 from __future__ import annotations
 
 import atexit
+import contextlib
 import fcntl
 import logging
 import multiprocessing
@@ -236,11 +237,15 @@ class Ray:
     workers: int
 
     def map(self, work: Job, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Troubles | Lost]]:
-        tasks = _RayTasks(self._connect(), work)
+        ray = self._connect()
         try:
-            yield from tasks.results(batches)
-        finally:
-            tasks.stop()
+            tasks = _RayTasks(ray, work)
+            try:
+                yield from tasks.results(batches)
+            finally:
+                tasks.stop()
+        except ray.exceptions.RayError as error:  # of asking the cluster itself
+            raise Stopped(f"the Ray cluster does not answer: {_last_line(error)}") from error
 
     def _connect(self) -> Any:
         try:
@@ -253,7 +258,11 @@ class Ray:
             return ray
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address := os.environ.get("RAY_ADDRESS"):
-            ray.init(address=address, **quiet)
+            try:
+                ray.init(address=address, **quiet)
+            except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
+                where = f"RAY_ADDRESS={address}"
+                raise Stopped(f"no Ray cluster answers at {where}: {_last_line(error)}") from error
         else:
             ray.init(address="local", num_cpus=self.workers, include_dashboard=False, **quiet)
         return ray
@@ -352,8 +361,9 @@ class _RayTasks:
 
     def stop(self) -> None:
         """End whatever still runs, and remove the files of the tasks."""
-        for reference in self._running:
-            self._ray.cancel(reference, force=True)
+        with contextlib.suppress(self._ray.exceptions.RayError):  # it may be what has died
+            for reference in self._running:
+                self._ray.cancel(reference, force=True)
         shutil.rmtree(self._notes, ignore_errors=True)
 
     def _submit(self) -> None:
