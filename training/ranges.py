@@ -44,6 +44,8 @@ class BoundedHTTP(HTTPFileSystem):
         content = bytearray()
         async with session.get(self.encode_url(url), headers=headers, **request) as answer:
             self._raise_not_found_for_status(answer, url)
+            if answer.headers.get("Content-Encoding", "identity") != "identity":
+                raise ShardError(f"{url}: the server packs what it was asked for as it is")
             async for part in answer.content.iter_any():
                 content += part
                 if len(content) > most:

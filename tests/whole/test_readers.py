@@ -13,6 +13,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,10 +33,12 @@ from pipeline.dataset.chain import KINDS, manifest_path
 from pipeline.dataset.likeness import compare_locks
 from pipeline.dataset.removals import Removal
 from pipeline.publish import card, reproduce, sweep
+from tests.making.bombs import BOMBS
 from tests.making.dataset import Dataset
 from training import errors as training_errors
 from training.shards import open_index
 
+ROOT = Path(__file__).parents[2]
 EXAMPLES = int(os.environ.get("LONGTAKE_FUZZ", "0"))
 MOST_S = 10.0  # of one example, on the processor
 OURS = (errors.LongtakeError, training_errors.LongtakeError)
@@ -334,3 +338,29 @@ def test_any_table_is_read_or_refused_in_a_line(tmp_path: Path, data: st.DataObj
     columns = "\n".join(f'{name} = "{name}"' for name in names)
     (tmp_path / "mine.toml").write_text(f'sources = "t.jsonl"\n[columns]\n{columns}\n')
     check(lambda: recipes.load(tmp_path / "mine.toml").digest, "t.jsonl")
+
+
+# What would take all memory, or hours
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What a process of its own made of every bomb, by the bomb's name."""
+    folder = tmp_path_factory.mktemp("bombs")
+    command = [sys.executable, "-m", "tests.making.bombs", str(folder)]
+    said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=900)
+    assert said.returncode == 0, said.stderr
+    rows = [json.loads(line) for line in said.stdout.splitlines()]
+    return {row["bomb"]: row for row in rows}
+
+
+@pytest.mark.parametrize("name", [bomb.__name__ for bomb in BOMBS])
+def test_a_bomb_is_refused_within_10_s_and_1_gb(
+    outcomes: dict[str, dict[str, Any]], name: str
+) -> None:
+    outcome = outcomes[name]
+    assert outcome["error"] in ("Damaged", "RecipeError", "ShardError"), outcome
+    num_lines = 101 if name == "many_wrong_sources" else 1
+    assert outcome["message"].count("\n") < num_lines
+    assert outcome["seconds"] < MOST_S
+    assert outcome["mib"] < 1000
