@@ -23,7 +23,8 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from pipeline.core.stage import Progress
+from pipeline.core.errors import SUSPECTED
+from pipeline.core.stage import MAX_SUSPICIONS, Progress
 from pipeline.dataset.passage import RawVideos
 
 Row = Mapping[str, Any]
@@ -115,6 +116,20 @@ def funnel(stages: Sequence[Row]) -> Table:
             f"{stage['hours']:.2f}",
         )
     return table
+
+
+def suspicions(stages: Sequence[Row]) -> str:
+    """How many records of a funnel were rejected on suspicion, and what becomes of them; "" for
+    none.
+    """
+    rows = [stage["rejected"] for stage in stages]
+    count = sum(rejected.get(reason, 0) for rejected in rows for reason in SUSPECTED)
+    if not count:
+        return ""
+    return (
+        f"{count} rejected on suspicion (crashed, timed-out): builds try each again, until it has "
+        f"failed in {MAX_SUSPICIONS}"
+    )
 
 
 def rejections(rows: Sequence[Row]) -> Table:

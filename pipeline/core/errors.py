@@ -24,8 +24,8 @@ Reason = Literal[
     "too-few-frames",
     "too-large",  # more pixels, frames or hours than one task may decode (`video.MAX_...`)
     "non-finite",  # NaN or Inf in an encoder's output
-    "crashed",  # the worker process died, twice
-    "timed-out",
+    "crashed",  # the worker process died, twice: a suspicion, see SUSPECTED
+    "timed-out",  # a suspicion too
     "removed",  # taken down with `remove`: see manifests/NAME.removed.jsonl
 ]
 Cause = Literal[
@@ -44,6 +44,8 @@ Cause = Literal[
 ]
 REASONS: frozenset[str] = frozenset(get_args(Reason))
 CAUSES: frozenset[str] = frozenset(get_args(Cause))
+# What a worker's end says of its record: that it may have been at fault, not that it was.
+SUSPECTED: frozenset[str] = frozenset({"crashed", "timed-out"})
 RETRIED: frozenset[str] = frozenset({"rate-limited", "network", "timeout"})
 
 

@@ -21,8 +21,8 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import FailFast, Field, field_validator
 
 from pipeline.core import canonical
-from pipeline.core.errors import Damaged, LongtakeError, RecipeError
-from pipeline.core.files import replace_file
+from pipeline.core.errors import SUSPECTED, Damaged, LongtakeError, RecipeError
+from pipeline.core.files import replace_file, sync, sync_folder
 from pipeline.core.manifest import Manifest
 from pipeline.core.reading import (
     Bounded,
@@ -151,6 +151,7 @@ class _Header(Facts):
     root_digest: Digest
     environment: _Environment
     removals: Head | None = None
+    suspected: Count = 0
 
     @field_validator("stages")
     @classmethod
@@ -248,7 +249,7 @@ def lock_of(
     for stage in TIMED:
         durations = [float(getattr(record, "duration_s", 0)) for record in by_stage[stage].records]
         hours[stage] = round(sum(durations) / 3600, 4)
-    header = {
+    header: dict[str, Any] = {
         "format": FORMAT,
         "name": loaded.recipe.name,
         "recipe": loaded.digest,
@@ -258,6 +259,8 @@ def lock_of(
         "root_digest": shard_stage.root_digest(shards),
         "environment": environment(sorted({sample.device for sample in samples})),
     }
+    if suspected := num_suspected(header):
+        header["suspected"] = suspected
     if head := head_of(loaded.removed):
         header["removals"] = head.model_dump()
     json_digests = json_digests_of(shards)
@@ -276,6 +279,12 @@ def lock_of(
         locked_samples,
         {shard.key: locked_shard(shard) for shard in shards},
     )
+
+
+def num_suspected(header: Mapping[str, Any]) -> int:
+    """How many records of all stages were rejected on suspicion: they crashed or timed out."""
+    stages = header["stages"].values()
+    return sum(int(stage["rejected"].get(reason, 0)) for stage in stages for reason in SUSPECTED)
 
 
 def json_digests_of(shards: Iterable[Shard]) -> dict[str, str]:
@@ -373,7 +382,10 @@ def write_file(lock: Lock, plain: Path) -> tuple[Path, bool]:
     changed = not target.is_file() or target.read_bytes() != content
     if changed:
         replace_file(target, content)
-    other.unlink(missing_ok=True)  # only now: a crash before would have left no lock at all
+    if other.is_file():
+        sync(target)  # or a power cut could leave no lock at all
+        other.unlink()
+        sync_folder(other.parent)
     return target, changed
 
 
@@ -381,6 +393,8 @@ def remove_file(plain: Path) -> None:
     """Remove a lock, in both of its forms."""
     for path in (plain, packed_form(plain)):
         path.unlink(missing_ok=True)
+    if plain.parent.is_dir():
+        sync_folder(plain.parent)
 
 
 def read(recipe: Path) -> Lock:
@@ -484,6 +498,8 @@ def _contradictions(lock: Lock) -> Iterator[str]:
                 f"the header's counts of stage '{stage}' do not add up: in + split is not out + "
                 "rejected"
             )
+    if lock.header.get("suspected") not in (None, num_suspected(lock.header)):
+        yield "the header counts other suspicions than its stages do"
     for clip in lock.clips.values():
         if clip.video not in lock.videos:
             yield f"the clip '{clip.key}' is of a video '{clip.video}' that is not there"

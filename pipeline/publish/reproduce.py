@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.core import canonical
 from pipeline.core.errors import Damaged, RecipeError, Stopped
+from pipeline.core.executors import device_here
 from pipeline.core.records import Record, Rejection, Scene, Shard, Source, Video, public
 from pipeline.core.stage import Executor, Progress
 from pipeline.core.store import Store
@@ -284,8 +285,9 @@ def reproduce(
     or RecipeError.
     """
     check(loaded, locked)
-    if device != "auto":
-        encoders.choose_device(device)
+    here = device_here(executor, device)
+    if here != "auto":
+        encoders.choose_device(here)
     folder = data / loaded.recipe.name
     if manifest_path(folder, "cut").is_file():
         raise Stopped(
@@ -297,7 +299,7 @@ def reproduce(
         fetching = CHAIN["download"].stage(loaded.setup(device))
         visit = runner(store, executor, progress, fetching)
         walked = walk(loaded, locked, visit, device)
-        for step in write_outputs(loaded, walked, data, store, device):
+        for step in write_outputs(loaded, walked, data, store, here):
             _read_back(step, store)
             yield step
 

@@ -4,8 +4,11 @@ Kept are the blobs that any dataset's manifests name, the reels of their videos 
 prompt's embedding. Wheels are not: they serve fetching only. What a build remembered that was
 broken off is kept too, for no manifest can name it yet. Of the memos those go that name a blob that
 goes or is gone, and those (rejections, cuts and lists of videos among them) of sources and videos
-that no manifest has. Memos are read one after the other, twice, and never held
-together. Blobs are deleted before memos, so that a sweep broken off leaves what the next one finds.
+that no manifest has. Memos are read one after the other, twice, and never held together.
+
+The order on disk: manifests are there before anything goes because of them, and blobs are gone
+before the first memo goes, so that a sweep broken off, by a power cut too, leaves what the next one
+finds.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Any
 
 from pipeline.core import canonical
 from pipeline.core.errors import Damaged, RecipeError
+from pipeline.core.files import sync, sync_folder
 from pipeline.core.manifest import Header, read_lines
 from pipeline.core.reading import checked, shown_value
 from pipeline.core.store import Memo, Store, blobs_in
@@ -85,6 +89,7 @@ class Bin:
     counts: Counter[str] = field(default_factory=Counter)
     num_bytes: Counter[str] = field(default_factory=Counter)
     linked_bytes: int = 0  # of those, of files that have another name: nothing is freed by them
+    folders: set[Path] = field(default_factory=set)  # of what was deleted since the last `settle`
 
     def drop(self, kind: str, paths: Iterable[Path]) -> None:
         for path in paths:
@@ -92,11 +97,19 @@ class Bin:
                 facts = path.stat()
                 if not self.dry:
                     path.unlink()
+                    self.folders.add(path.parent)
             except FileNotFoundError:
                 continue
             self.counts[kind] += 1
             self.num_bytes[kind] += facts.st_size
             self.linked_bytes += facts.st_size if facts.st_nlink > 1 else 0
+
+    def settle(self) -> None:
+        """Bring to disk that what was dropped is gone, before anything more goes, or is said."""
+        for folder in sorted(self.folders):
+            if folder.is_dir():
+                sync_folder(folder)
+        self.folders.clear()
 
 
 def gc(data: Path, dry: bool) -> tuple[Bin, list[str]]:
@@ -117,13 +130,26 @@ def gc(data: Path, dry: bool) -> tuple[Bin, list[str]]:
             for sha256, kind in kinds_in(memo):
                 if sha256 not in kept.blobs:
                     kinds[sha256] = kind
+        if not dry:
+            sync_manifests(data)
         for sha256 in store.blobs():
             if sha256 not in kept.blobs:
                 swept.drop(kinds.get(sha256, LEFT_OVER), [store.path(sha256)])
+        swept.settle()
         for memo in memos_of(store):
             if not is_fresh(memo, since, store) and not _is_needed(memo, kept, store):
                 swept.drop("memos", [store.memo_path(memo.key)])
+        swept.settle()
     return swept, unfinished
+
+
+def sync_manifests(data: Path) -> None:
+    """Bring every dataset's manifests to disk: a build that was killed may have left them in
+    memory only.
+    """
+    for folder in data.iterdir():
+        for path in manifest_paths(folder):
+            sync(path)
 
 
 def memos_of(store: Store) -> Iterator[Memo]:
