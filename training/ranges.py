@@ -28,7 +28,7 @@ T = TypeVar("T")
 Range = tuple[str, int, memoryview]  # a file, a first byte, and the buffer to fill from there
 
 
-class BoundedHTTP(HTTPFileSystem):
+class BoundedHTTP(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no types
     """Reads no more of an answer than was asked for: one may be endless, or small and packed."""
 
     async def _cat_file(

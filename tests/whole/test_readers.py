@@ -158,7 +158,7 @@ def check(read: Callable[[], object], name: str, num_lines: int = 1) -> None:
     assert time.process_time() - start < MOST_S
 
 
-@fuzzed(150)
+@fuzzed(80)
 @given(st.data())
 def test_any_lock_is_read_or_refused_in_a_line(
     small_dataset: Dataset, tmp_path: Path, data: st.DataObject
@@ -181,7 +181,7 @@ def test_any_lock_is_read_or_refused_in_a_line(
     check(read, "small.lock.jsonl")
 
 
-@fuzzed(100)
+@fuzzed(50)
 @given(st.data())
 def test_any_removals_file_is_read_or_refused_in_a_line(
     tmp_path: Path, data: st.DataObject
@@ -197,7 +197,7 @@ def test_any_removals_file_is_read_or_refused_in_a_line(
     check(lambda: removals.head_of(removals.read(recipe)), "mine.removed.jsonl")
 
 
-@fuzzed(150)
+@fuzzed(80)
 @given(st.data())
 def test_any_manifest_is_read_or_refused_in_a_line(
     small_dataset: Dataset, tmp_path: Path, data: st.DataObject
@@ -213,7 +213,7 @@ def test_any_manifest_is_read_or_refused_in_a_line(
     check(lambda: sweep.references_of([path.parent], store), path.name)
 
 
-@fuzzed(100)
+@fuzzed(50)
 @given(st.data())
 def test_any_index_is_read_or_refused_in_a_line(
     small_dataset: Dataset, tmp_path: Path, data: st.DataObject
@@ -241,7 +241,7 @@ def notes(small_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> N
     return Notes(small_dataset, folder)
 
 
-@fuzzed(60)
+@fuzzed(50)
 @given(st.data())
 def test_a_memo_or_note_that_is_wrong_counts_as_not_there_and_stops_nothing(
     notes: Notes, data: st.DataObject
@@ -260,7 +260,7 @@ def test_a_memo_or_note_that_is_wrong_counts_as_not_there_and_stops_nothing(
         path.write_bytes(whole)
 
 
-@fuzzed(60)
+@fuzzed(50)
 @given(st.data())
 def test_rates_that_are_wrong_are_none(tmp_path: Path, data: st.DataObject) -> None:
     store = Store(tmp_path)
@@ -302,7 +302,7 @@ VALUES = (
 LINES = ("", "[[source]]", "[source]", "[x]", "[columns]", "." * 100 + "=1", "a." * 5000 + "a=1")
 
 
-@fuzzed(150)
+@fuzzed(80)
 @given(st.data())
 def test_any_recipe_is_read_or_refused_in_lines(tmp_path: Path, data: st.DataObject) -> None:
     rows = [{"name": "b", "caption": "x", "ranges": [[0, 1], ["0:01", 2.5]]}, {"name": "c"}]
@@ -321,7 +321,7 @@ def test_any_recipe_is_read_or_refused_in_lines(tmp_path: Path, data: st.DataObj
     check(lambda: naming.name_of(tmp_path / "mine.toml"), "mine.toml")
 
 
-@fuzzed(100)
+@fuzzed(50)
 @given(st.data())
 def test_any_table_is_read_or_refused_in_a_line(tmp_path: Path, data: st.DataObject) -> None:
     row = {
