@@ -38,6 +38,7 @@ from typing import Any
 from pipeline.core import canonical
 from pipeline.core.errors import Damaged, Stopped, Unavailable
 from pipeline.core.files import make_folder, sync, sync_folder
+from pipeline.core.reading import Count, Facts, Text, checked, is_one
 from pipeline.core.records import Blob
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -52,6 +53,23 @@ class Memo:
     key: str
     outputs: Any
     of: Any
+
+
+class _Memo(Facts):
+    """What the file of a memo says."""
+
+    outputs: Any
+    of: Any = None
+
+
+class _Failure(Facts):
+    """What the note of a failure says."""
+
+    cause: Text
+    detail: Text
+    first: Text
+    last: Text
+    tries: Count
 
 
 @dataclass(frozen=True)
@@ -204,9 +222,10 @@ class Store:
     def memo(self, task_key: str) -> Memo | None:
         """What is written of a task, be its blobs there or not; None if it cannot be read."""
         try:
-            memo = canonical.unseal(self.memo_path(task_key).read_bytes())
-            return Memo(task_key, memo["outputs"], memo.get("of"))
-        except (FileNotFoundError, ValueError, KeyError):
+            facts = canonical.unseal(self.memo_path(task_key).read_bytes())
+            memo = checked(_Memo, facts, "a memo")
+            return Memo(task_key, memo.outputs, memo.of)
+        except (FileNotFoundError, ValueError, Damaged):
             return None
 
     def remembers(self, task_key: str) -> bool:
@@ -238,8 +257,9 @@ class Store:
         it could, or was never tried.
         """
         try:
-            return canonical.unseal(self._failure(task_key).read_bytes())
-        except (FileNotFoundError, ValueError):
+            facts = canonical.unseal(self._failure(task_key).read_bytes())
+            return checked(_Failure, facts, "a note").model_dump()
+        except (FileNotFoundError, ValueError, Damaged):
             return None
 
     def note_failure(self, task_key: str, cause: str, detail: str, tries: int) -> None:
@@ -279,11 +299,13 @@ class Store:
         """Take back `release`: what names the blob counts as not there until it is there again."""
         (self.root / "released" / blob.sha256).unlink(missing_ok=True)
 
-    def once(self, task: object, make: Callable[[], object]) -> Any:
-        """The remembered result of `task` as plain JSON, or what `make` returns, remembered."""
+    def once(self, task: object, make: Callable[[], object], kind: Any = Any) -> Any:
+        """The remembered result of `task` as plain JSON, or what `make` returns, remembered. What
+        is remembered and is not of the type `kind` counts as not there.
+        """
         task_key = canonical.digest(task)
         outputs = self.recall(task_key)
-        if outputs is None:
+        if outputs is None or not is_one(kind, outputs):
             outputs = canonical.plain(make())
             self.remember(task_key, outputs, task)
         return outputs
@@ -310,6 +332,11 @@ class Store:
         sync(note)
         yield
         note.unlink(missing_ok=True)
+
+
+def _is_blob(sha256: object, num_bytes: object) -> bool:
+    is_digest = isinstance(sha256, str) and DIGEST.fullmatch(sha256) is not None
+    return is_digest and type(num_bytes) is int and num_bytes >= 0
 
 
 def _blob_of(path: Path) -> Blob:
@@ -352,7 +379,7 @@ def link_or_copy(path: Path, target: Path) -> None:
 def blobs_in(value: object) -> Iterator[Blob]:
     """Every `{"sha256", "num_bytes"}` object in plain JSON that stands for a blob."""
     if isinstance(value, dict):
-        if value.keys() == {"sha256", "num_bytes"}:
+        if value.keys() == {"sha256", "num_bytes"} and _is_blob(**value):
             yield Blob(value["sha256"], value["num_bytes"])
         for item in value.values():
             yield from blobs_in(item)

@@ -104,6 +104,7 @@ def remove(loaded: Loaded, data: Path, key: str, why: str, device: str) -> Remov
         )
     folder = data / loaded.recipe.name
     with opened(data) as store:
+        relock.check_removals(loaded, folder)
         sweep.references_in(data, store)  # a damaged manifest stops this before any change
         paths = {name: manifest_path(folder, name) for name in NAMES}
         records = {
@@ -117,7 +118,8 @@ def remove(loaded: Loaded, data: Path, key: str, why: str, device: str) -> Remov
         _check_others(records, steps, target)
         done = _counts(before, paths["shard"], steps)
         if before is None:
-            removals.note(loaded.path, key, removal, audit(target, records, done))
+            removal = removals.note(loaded.path, key, removal, audit(target, records, done))
+            loaded = replace(loaded, removed={**loaded.removed, key: removal})
         # also where it was noted before: a command that was killed may have left it in memory only
         sync(removals.path_of(loaded.path))
         list(write_outputs(loaded, iter(steps), data, store, device))
