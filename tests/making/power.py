@@ -1,9 +1,9 @@
-"""What a disk may hold after a power cut, from a record of what a program did (tests/making/faults.c).
+"""What a disk may hold after a power cut, from a record of what a program did: see faults.c.
 
 The model is the one that POSIX leaves to file systems. A file's content is on disk from its `fsync`
-on; before, the file may be empty, or zeros. A name that was made, changed or deleted is on disk from
-the `fsync` of its folder on; before, each such change may have come to disk or not, whatever came
-before or after it. A rename is never half done.
+on; before, the file may be empty, or zeros. A name that was made, changed or deleted is on disk
+from the `fsync` of its folder on; before, each such change may have come to disk or not, whatever
+came before or after it. A rename is never half done.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CHANGES = ("create", "rename", "link", "unlink", "mkdir", "rmdir")
 
 @dataclass(eq=False)
 class Node:
-    """A file, or a folder: paths of copies of its content on disk and in memory, if there is any."""
+    """A file, or a folder: copies of its content on disk and in memory, if there is any."""
 
     is_folder: bool = False
     on_disk: Path | None = None
@@ -34,8 +34,8 @@ class Node:
 
 @dataclass(frozen=True)
 class Change:
-    """A change of a folder's names that is not on disk yet: `path` is the name that is made or goes,
-    `origin` the one it had before (rename) or has too (link).
+    """A change of a folder's names that is not on disk yet: `path` is the name that is made or
+    goes, `origin` the one it had before (rename) or has too (link).
     """
 
     kind: str
