@@ -36,7 +36,17 @@ SOURCE = ROOT / "tests" / "making" / "faults.c"
 PAGE = ROOT / "docs" / "reliability.md"
 ERRORS = ("EIO", "ENOSPC", "ENOMEM", "EACCES")
 UNTOLD = ("data/store/rates.json",)  # what the next `plan` estimates by
-LIMIT_S = 120  # one run of a command takes a second or two
+LIMIT_S = 600  # one run of a command takes a second or two, the first one imports torch
+HEADS = {
+    "faults": (
+        "| command | calls | faults tried | stopped with a line | went on | lost |",
+        "|---|--:|--:|--:|--:|--:|",
+    ),
+    "cuts": (
+        "| command | changes | power cuts tried | lost |",
+        "|---|--:|--:|--:|",
+    ),
+}
 
 OPTIONS = """
 [filter]
@@ -289,7 +299,7 @@ def sweep_faults(
     place: Place, trial: Trial, pick: Callable[[int, int], bool], report: Callable[[str], None]
 ) -> dict[str, int]:
     """Fail the calls of a trial that `pick(number, index of the error)` names, one at a time."""
-    counts = {"tried": 0, "stopped": 0, "harmless": 0, "lost": 0}
+    counts = {"calls": trial.calls, "tried": 0, "stopped": 0, "harmless": 0, "lost": 0}
     for number in range(1, trial.calls + 1):
         for index, name in enumerate(ERRORS):
             if not pick(number, index):
@@ -311,7 +321,7 @@ def sweep_cuts(
     """Cut the power after the changes of a trial that `pick` names, in each of the modes."""
     from tests.making import power
 
-    counts = {"tried": 0, "lost": 0}
+    counts = {"changes": 0, "tried": 0, "lost": 0}
     place.restore(trial.before)
     record = place.folder / f"record-{trial.name.replace(' ', '-')}"
     shutil.rmtree(record, ignore_errors=True)
@@ -325,6 +335,7 @@ def sweep_cuts(
     assert run.code == trial.code, run.said
     kept = {str(place.work / "recipe" / p.name): p for p in trial.before.glob("recipe/*.mp4")}
     num_lines = len((record / "log").read_text("utf-8").splitlines())
+    counts["changes"] = num_lines
     for number in power.replay(disk, record):
         for index, mode in enumerate(power.MODES):
             if not (number == num_lines or pick(number, index)):
@@ -359,8 +370,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", help="commands to try, by default all")
     parser.add_argument("--sample", type=int, default=1, help="try every n-th call only")
     parser.add_argument("--all", action="store_true", help="each call with each of the errors")
-    parser.add_argument("--no-cuts", action="store_true")
-    parser.add_argument("--no-faults", action="store_true")
+    parser.add_argument("--kinds", nargs="*", choices=HEADS, default=list(HEADS))
     parser.add_argument("--write", action="store_true", help="write docs/reliability.md")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
@@ -381,30 +391,38 @@ def swept(folder: Path, options: argparse.Namespace) -> int:
     place = Place(folder, shim)
     warm(place)
     pick = picker(options.sample, options.all)
-    faults, cuts, num_lost = [], [], 0
-
-    def report(line: str) -> None:
-        print(line, flush=True)
-
-    for trial in list(trials(place)):
-        if options.only and trial.name not in options.only:
-            continue
-        begun = time.monotonic()
+    chosen = [trial for trial in trials(place) if not options.only or trial.name in options.only]
+    rows: dict[str, list[str]] = {"faults": [], "cuts": []}
+    num_lost = 0
+    for trial in chosen:
         trial = undisturbed(place, trial)
-        if not options.no_faults:
-            counts = sweep_faults(place, trial, pick, report)
-            num_lost += counts["lost"]
-            faults.append((trial, counts))
-            took = time.monotonic() - begun
-            print(f"faults of {trial.name}: {trial.calls} calls, {counts} in {took:.0f} s")
-        if not options.no_cuts:
+        for kind, sweep in (("faults", sweep_faults), ("cuts", sweep_cuts)):
+            if kind not in options.kinds:
+                continue
             begun = time.monotonic()
-            counts = sweep_cuts(place, trial, pick, report)
+            counts = sweep(place, trial, pick, say)
             num_lost += counts["lost"]
-            cuts.append((trial, counts))
-            took = time.monotonic() - begun
-            print(f"power cuts of {trial.name}: {counts} in {took:.0f} s", flush=True)
+            rows[kind].append(f"| `{trial.name}` | {' | '.join(map(str, counts.values()))} |")
+            say(f"{kind} {rows[kind][-1]} in {time.monotonic() - begun:.0f} s")
+    if options.write:
+        write(rows)
     return int(num_lost > 0)
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def write(rows: dict[str, list[str]]) -> None:
+    """Put the tables into docs/reliability.md."""
+    page = PAGE.read_text("utf-8")
+    for kind, lines in rows.items():
+        begin, end = (f"<!-- {kind}: {word} -->" for word in ("begin", "end"))
+        before, _, rest = page.partition(begin)
+        after = rest.partition(end)[2]
+        table = "\n".join([*HEADS[kind], *lines])
+        page = f"{before}{begin}\n{table}\n{end}{after}"
+    PAGE.write_text(page, "utf-8")
 
 
 def warm(place: Place) -> None:
