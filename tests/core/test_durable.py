@@ -36,6 +36,15 @@ def test_a_file_is_on_disk_with_all_folders_that_were_made_for_it(
     assert folders <= order.synced_before(len(order.events))
 
 
+def test_a_data_folder_is_on_disk_with_the_folder_it_is_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = watched(monkeypatch)
+    with build.opened(tmp_path / "new" / "data"):
+        pass
+    assert {tmp_path, tmp_path / "new"} <= order.synced_before(len(order.events))
+
+
 def test_a_blob_and_a_memo_are_on_disk_with_their_folders_when_they_are_stored(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,7 +29,9 @@ class Node:
 
     @property
     def is_synced(self) -> bool:
-        return self.is_folder or self.on_disk == self.in_memory
+        if self.on_disk is None or self.in_memory is None:
+            return self.is_folder
+        return self.on_disk.read_bytes() == self.in_memory.read_bytes()
 
 
 @dataclass(frozen=True)
