@@ -154,7 +154,10 @@ class Processes:
         num_workers = min(self.workers, len(batches))
         if num_gpus := work.num_gpus(None):
             num_workers = min(num_workers, num_gpus)  # one process per GPU
-        with tempfile.TemporaryDirectory(prefix="longtake-workers-") as slots:
+        # in the store: what a killed build leaves there goes when the next one begins
+        scratch = work.store.root / "tmp"
+        scratch.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="workers-", dir=scratch) as slots:
             pool = _new_pool(num_workers, slots)
             try:
                 with ThreadPoolExecutor(1) as aside:

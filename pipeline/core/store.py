@@ -332,6 +332,7 @@ class Store:
         sync(note)
         yield
         note.unlink(missing_ok=True)
+        sync_folder(note.parent)
 
 
 def _is_blob(sha256: object, num_bytes: object) -> bool:

@@ -275,7 +275,7 @@ def cut_clip(reel: Path, start: int, count: int, out: Path) -> tuple[int, str]:
     copied, pictures = 0, hashlib.sha256()
     try:
         with (
-            av.open(str(reel), options=video.OPTIONS) as source,
+            av.open(video.Reading(reel), options=video.OPTIONS) as source,
             av.open(str(out), "w", format="mp4", options=MUXER) as target,
         ):
             stream: Any = source.streams.video[0]
