@@ -419,7 +419,7 @@ def read_clip(path: Path) -> NDArray[np.uint8]:
 
     import decord  # isort: skip
 
-    frame_bytes = _clip_frame_bytes(path)
+    frame_bytes = clip_frame_bytes(path)
     try:
         reader = decord.VideoReader(str(path), num_threads=1)
         _check("bytes of pixels", len(reader) * frame_bytes, MAX_CLIP_BYTES)
@@ -431,9 +431,9 @@ def read_clip(path: Path) -> NDArray[np.uint8]:
     return pixels
 
 
-def _clip_frame_bytes(path: Path) -> int:
+def clip_frame_bytes(path: Path) -> int:
     """Bytes of one picture of a clip. decord takes no options, so what it must not open is held
-    back here.
+    back here. Raises BadData: decode-error or too-large.
     """
     try:
         with _open(path) as container, path.open("rb") as file:
