@@ -8,6 +8,8 @@ import hashlib
 import json
 import shutil
 import struct
+import subprocess
+import sys
 import time
 import zlib
 from collections.abc import Callable
@@ -291,6 +293,57 @@ def test_a_unet_of_a_stranger_is_refused_in_one_line(tmp_path: Path, damage: str
     else:
         config.write_text("[" * 100_000)
     one_line(lambda: unet.load_flat(folder))
+
+
+LOAD = """
+import json, sys, time
+from pathlib import Path
+import numpy, torch, diffusers, open_clip
+from training.codec import Codec
+from training.errors import LongtakeError
+facts = json.loads(sys.argv[1])
+begin = time.monotonic()
+for kind, folder, digest in json.loads(sys.argv[2]):
+    facts[kind]["sha256"] = digest
+    try:
+        codec = Codec(facts, 0.4, **{kind: Path(folder)})
+        codec.check()
+        codec.decode(torch.zeros(1, 4, 4, 4)) if kind == "vae" else codec.embed("a fish")
+    except LongtakeError as error:
+        print(error)
+seconds = time.monotonic() - begin
+status = Path("/proc/self/status").read_text()  # ru_maxrss counts the process that forked, too
+print(seconds, status.partition("VmHWM:")[2].split()[0])
+"""
+
+
+def test_a_hostile_model_ends_in_one_line_within_ten_seconds_and_a_gigabyte(
+    tmp_path: Path,
+) -> None:
+    models = []
+    for kind, field, value in (
+        ("vae", "layers_per_block", 10**9),
+        ("vae", "layers_per_block", 256),
+        ("vae", "block_out_channels", [1 << 20] * 4),
+        ("vae", "block_out_channels", [1 << 20] * 200),
+        ("clip", "context_length", 1 << 20),
+        ("clip", "width", 1 << 20),
+        ("clip", "layers", 256),
+    ):
+        folder = tmp_path / str(len(models))
+        shutil.copytree(getattr(TINY, kind), folder)
+        files = encoders.VAE_FILES if kind == "vae" else encoders.CLIP_FILES
+        config = json.loads((folder / files[0]).read_text())
+        (config if kind == "vae" else config["model_cfg"]["text_cfg"])[field] = value
+        (folder / files[0]).write_text(json.dumps(config))
+        models.append((kind, str(folder), digest_of(folder, files)))
+    command = [sys.executable, "-c", LOAD, json.dumps(encoder_facts()), json.dumps(models)]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    *lines, figures = process.stdout.splitlines()
+    seconds, kilobytes = map(float, figures.split())
+    assert len(lines) == len(models), lines
+    assert seconds < 10 * len(models)
+    assert kilobytes < 1_000_000
 
 
 # Runs
