@@ -534,6 +534,7 @@ def from_wheel(
         wheel = store.once(
             _wheel_task(requirement),
             lambda: retried(attempts, lambda: _wheel(requirement, store, per_host)),
+            Blob,
         )
     try:
         with (
