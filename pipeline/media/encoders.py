@@ -41,8 +41,7 @@ MAX_CONFIG_BYTES = 1_000_000
 MAX_SIZE = 1 << 20  # of anything a config gives the size of; CLIP's vocabulary is 49,408
 MAX_LAYERS = 256
 PRECISIONS = frozenset({"F32", "F16", "BF16"})  # of weights, as safetensors calls them
-LAYERS = frozenset({"layers", "layers_per_block"})
-SIZES = LAYERS | {
+SIZES = {
     "in_channels",
     "out_channels",
     "latent_channels",
@@ -213,16 +212,19 @@ def _check_sizes(config: dict[str, Any]) -> None:
     for name, value in config.items():
         if isinstance(value, dict):
             _check_sizes(value)
-        elif name in SIZES and value is not None:
-            most = MAX_LAYERS if name in LAYERS else MAX_SIZE
-            sizes = value if isinstance(value, list) else [value]
-            if len(sizes) > MAX_LAYERS:
-                raise ValueError(f"{name}: {len(sizes)} sizes, at most {MAX_LAYERS} are read")
-            for size in sizes:
-                if type(size) is not int or not 0 < size <= most:
-                    raise ValueError(f"{name}: {str(size)[:40]} is no number from 1 to {most}")
+        elif value is not None and (name in SIZES or "layers" in name):
+            most = MAX_LAYERS if "layers" in name else MAX_SIZE
+            _check_numbers(name, value if isinstance(value, list) else [value], most)
         elif name == "scaling_factor":
             _check_scale(value)
+
+
+def _check_numbers(name: str, numbers: list[Any], most: int) -> None:
+    if len(numbers) > MAX_LAYERS:
+        raise ValueError(f"{name}: {len(numbers)} sizes, at most {MAX_LAYERS} are read")
+    for number in numbers:
+        if type(number) is not int or not 0 < number <= most:
+            raise ValueError(f"{name}: {str(number)[:40]} is no number from 1 to {most}")
 
 
 def _check_scale(value: Any) -> None:

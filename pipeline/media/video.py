@@ -27,8 +27,9 @@ from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
-from pipeline.core.errors import BadData
-from pipeline.core.records import Container
+# named again, for the trainer, which may not import core
+from pipeline.core.errors import BadData as BadData
+from pipeline.core.records import Container as Container
 
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,ivf,flv,"
