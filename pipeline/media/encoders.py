@@ -39,7 +39,8 @@ CLIP_FILES = ("open_clip_config.json", "open_clip_model.safetensors")
 MAX_PSNR_DB = 99.0  # of equal pictures
 MAX_CONFIG_BYTES = 1_000_000
 MAX_SIZE = 1 << 20  # of anything a config gives the size of; CLIP's vocabulary is 49,408
-MAX_LAYERS = 256
+MAX_LAYERS = 64  # the largest CLIP has 48
+MAX_BLOCKS = 16  # of a list of sizes; Stable Diffusion has 4
 PRECISIONS = frozenset({"F32", "F16", "BF16"})  # of weights, as safetensors calls them
 SIZES = {
     "in_channels",
@@ -220,8 +221,8 @@ def _check_sizes(config: dict[str, Any]) -> None:
 
 
 def _check_numbers(name: str, numbers: list[Any], most: int) -> None:
-    if len(numbers) > MAX_LAYERS:
-        raise ValueError(f"{name}: {len(numbers)} sizes, at most {MAX_LAYERS} are read")
+    if len(numbers) > MAX_BLOCKS:
+        raise ValueError(f"{name}: {len(numbers)} sizes, at most {MAX_BLOCKS} are read")
     for number in numbers:
         if type(number) is not int or not 0 < number <= most:
             raise ValueError(f"{name}: {str(number)[:40]} is no number from 1 to {most}")
