@@ -26,7 +26,7 @@ FLOORS_OF_CORE = {  # a module of core: the other modules of core it may import
     "canonical": {"errors"},
     "reading": {"canonical", "errors"},
     "records": {"errors", "reading"},
-    "store": {"canonical", "records", "errors", "reading"},
+    "store": {"canonical", "records", "errors", "files", "reading"},
     "manifest": {"canonical", "records", "errors", "files", "reading"},
     "stage": {"canonical", "records", "errors", "manifest", "store", "reading"},
 }
