@@ -100,8 +100,7 @@ class Place:
         self.folder = folder
         self.work = folder / "work"
         self.shim = shim
-        for watched in ("recipe", "data"):
-            shim.faults_watch(str(self.work / watched).encode())
+        shim.faults_watch(str(self.work).encode())
 
     def words(self, *words: str) -> tuple[str, ...]:
         recipe, data = self.work / "recipe" / "small.toml", self.work / "data"
@@ -186,10 +185,21 @@ class Place:
                 assert files[name] == path.name, f"{name} is not what its name says"
             if "/memos/" in name or "/unfinished/" in name or path.name == "reproduce.json":
                 files[name] = ""
+            if path.name.endswith("lock.jsonl"):
+                files[name] = _without_times(path.read_bytes())
             if path.name.endswith(".removed.jsonl"):
                 lines = [json.loads(line) for line in path.read_bytes().splitlines()]
                 files[name] = ", ".join(line["source"] for line in lines)
         return files
+
+
+def _without_times(lock: bytes) -> str:
+    """The digest of a lock, but for the end of its removals file, whose lines have times."""
+    first, _, lines = lock.partition(b"\n")
+    header = json.loads(first)
+    header["lock"].pop("removals", None)
+    header.pop("check")
+    return hashlib.sha256(json.dumps(header).encode() + lines).hexdigest()
 
 
 def _copy(source: str, target: str) -> None:
@@ -326,11 +336,7 @@ def sweep_cuts(
     record = place.folder / f"record-{trial.name.replace(' ', '-')}"
     shutil.rmtree(record, ignore_errors=True)
     record.mkdir()
-    folders = [place.work / "recipe"]
-    if (place.work / "data").is_dir():
-        folders.append(place.work / "data")
-    disk = power.disk_of(folders, record / "before")
-    disk.names[str(place.work)] = disk.seen[str(place.work)] = power.Node(is_folder=True)
+    disk = power.disk_of([place.work], record / "before")
     run = place.run(trial.words, record=str(record))
     assert run.code == trial.code, run.said
     kept = {str(place.work / "recipe" / p.name): p for p in trial.before.glob("recipe/*.mp4")}
@@ -341,7 +347,6 @@ def sweep_cuts(
             if not (number == num_lines or pick(number, index)):
                 continue
             shutil.rmtree(place.work, ignore_errors=True)
-            place.work.mkdir()
             power.cut(disk, mode, random.Random(f"{number}"), kept)
             problems = []
             if number == num_lines:

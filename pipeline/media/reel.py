@@ -297,6 +297,8 @@ def cut_clip(reel: Path, start: int, count: int, out: Path) -> tuple[int, str]:
                 copied += 1
     except InvalidDataError as error:
         raise BadData("decode-error", f"the reel cannot be read: {error.strerror}") from error
+    except FFmpegError as error:  # what the disk refuses: of the reel it arrives as an OSError
+        raise OSError(error.errno, error.strerror) from error
     return copied, pictures.hexdigest()
 
 

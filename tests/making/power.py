@@ -72,6 +72,8 @@ class Disk:
         for change in self.pending:
             if os.path.dirname(change.path) == folder:
                 change.apply(self.names)
+                if change.kind == "rename":  # its old name does not come back
+                    left = [earlier for earlier in left if earlier.path != change.origin]
             else:
                 left.append(change)
         self.pending = left
