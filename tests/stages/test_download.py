@@ -180,7 +180,7 @@ def test_a_page_that_calls_itself_a_video_is_refused(store: Store, tmp_path: Pat
     assert causes["b"] == ("unavailable", "unsupported")
 
 
-def test_any_fsspec_address_is_fetched_and_a_partial_one_continued(
+def test_any_fsspec_address_is_fetched(
     store: Store, small: Path
 ) -> None:
     uri = f"local://{small}"
