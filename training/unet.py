@@ -11,7 +11,6 @@ that the number of frames travels beside the tensors, in `Folded`.
 from __future__ import annotations
 
 import copy
-import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -420,6 +419,7 @@ def load_flat(source: str | Path, revision: str | None = None) -> UNet2DConditio
             "its folder."
         ) from error
     _check_class(place / "config.json")
+    _check_files(place)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers' own
@@ -430,7 +430,7 @@ def load_flat(source: str | Path, revision: str | None = None) -> UNet2DConditio
                 torch_dtype=torch.float32,
                 local_files_only=True,
             )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         first = str(error).strip().partition("\n")[0]
         raise UsageError(f"{place}: no UNet can be read from its safetensors: {first}") from error
     return flat
@@ -460,6 +460,15 @@ def save_flat(model: VideoUNet, folder: Path) -> None:
     flat.save_pretrained(folder, safe_serialization=True)
 
 
+def _check_files(folder: Path) -> None:
+    """Raises UsageError for a config or weights that must not be loaded."""
+    for path in (folder / "config.json", *sorted(folder.glob("*.safetensors"))):
+        try:
+            encoders.check_file(path)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{path}: no UNet can be read from it: {error}") from error
+
+
 def _check_folder(folder: Path) -> None:
     """Raises UsageError for a folder that is no model, or that of another class."""
     for config in (folder / "unet" / "config.json", folder / "config.json"):
@@ -479,8 +488,8 @@ def _check_class(config: Path) -> None:
 
 def _class_name(config: Path) -> Any:
     try:
-        return json.loads(config.read_text("utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return encoders.read_config(config)["_class_name"]
+    except (ValueError, KeyError):
         return "thing without a class name"
 
 

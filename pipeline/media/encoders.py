@@ -14,8 +14,9 @@ import base64
 import io
 import json
 import logging
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -51,6 +52,33 @@ TEXT_ENCODER: tuple[Layout, ...] = (
 CLIP_LAYOUTS = (OPEN_CLIP, *TEXT_ENCODER)
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 MAX_PSNR_DB = 99.0  # of equal pictures
+MAX_CONFIG_BYTES = 1_000_000
+MAX_SIZE = 1 << 20  # of anything a config gives the size of; CLIP's vocabulary is 49,408
+MAX_LAYERS = 64  # the largest CLIP has 48
+MAX_BLOCKS = 16  # of a list of sizes; Stable Diffusion has 4
+PRECISIONS = frozenset({"F32", "F16", "BF16"})  # of weights, as safetensors calls them
+SIZES = {
+    "in_channels",
+    "out_channels",
+    "latent_channels",
+    "sample_size",
+    "block_out_channels",
+    "norm_num_groups",
+    "cross_attention_dim",
+    "attention_head_dim",
+    "num_attention_heads",
+    "embed_dim",
+    "image_size",
+    "width",
+    "head_width",
+    "patch_size",
+    "context_length",
+    "vocab_size",
+    "heads",
+    "hidden_size",
+    "intermediate_size",
+    "max_position_embeddings",
+}
 Pixels = NDArray[np.uint8]
 
 
@@ -156,10 +184,20 @@ WORDS = {
 
 def _meaning(config: Path) -> dict[str, Any]:
     """A config without its words: equal weights under configs of equal meaning are one model."""
-    facts = json.loads(config.read_text("utf-8"))
+    facts = read_config(config)
     return {
         key: value for key, value in facts.items() if not key.startswith("_") and key not in WORDS
     }
+
+
+def former_digest(folder: Path, layouts: Sequence[Layout]) -> str:
+    """The identity that shards made before longtake knew a config's meaning have of a model: over
+    the bytes of both its files.
+    """
+    files = layout_of(folder, layouts)
+    assert files is not None
+    digests = [[file, canonical.file_digest_once(folder / file)] for file in sorted(files)]
+    return canonical.digest(digests)
 
 
 def locate(
@@ -213,12 +251,10 @@ def _check(name: str, path: Path) -> None:
     It is asked before hours of decoding. A CLIP config may name a model of transformers or of timm,
     which open_clip would then fetch from the hub, code and all.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
+        check_file(path)
         if path.suffix == ".json":
-            config = json.loads(path.read_text("utf-8"))
-            towers = config.get("model_cfg", {})
+            towers = read_config(path).get("model_cfg", {})
             text_model = towers.get("text_cfg", {}).get("hf_model_name")
             image_model = towers.get("vision_cfg", {}).get("timm_model_name")
             if text_model or ":" in (image_model or ""):
@@ -226,23 +262,13 @@ def _check(name: str, path: Path) -> None:
                     f"the model '{name}' is made of another one, '{text_model or image_model}', "
                     f"which longtake does not fetch: {path}"
                 )
-        else:
-            with safe_open(path, "np"):
-                pass
-    except (
-        SafetensorError,
-        OSError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-    ) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise RecipeError(f"the model '{name}' is damaged: {path}: {error}") from error
 
 
 def _check_text_encoder(name: str, config: Path) -> None:
     """Raises RecipeError if a config is not that of a CLIP's text tower alone."""
-    facts = json.loads(config.read_text("utf-8"))
+    facts = read_config(config)
     kind = facts.get("model_type")
     activation = facts.get("hidden_act", "quick_gelu")
     if kind != "clip_text_model" or activation not in ("quick_gelu", "gelu"):
@@ -251,6 +277,97 @@ def _check_text_encoder(name: str, config: Path) -> None:
             f"{activation!r}, wanted are 'clip_text_model' and 'quick_gelu' or 'gelu'; or a folder "
             f"with {' and '.join(OPEN_CLIP)}"
         )
+
+
+def check_file(path: Path) -> None:
+    """Whether a config (.json) or weights (.safetensors) of a model may be loaded. Raises
+    ValueError for damaged ones, for sizes that no model has, and for weights that are not float32,
+    float16 or bfloat16.
+    """
+    if path.suffix == ".json":
+        _check_sizes(read_config(path))
+    else:
+        _check_weights(path)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A model's config. Raises ValueError for what is none."""
+    with path.open("rb") as file:
+        content = file.read(MAX_CONFIG_BYTES + 1)
+    if len(content) > MAX_CONFIG_BYTES:
+        raise ValueError(f"a config of more than {MAX_CONFIG_BYTES} bytes")
+    try:
+        config = json.loads(content, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("nested without end") from error
+    if not isinstance(config, dict):
+        raise ValueError("not a JSON object")
+    return config
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of a config")
+
+
+def _check_sizes(config: dict[str, Any]) -> None:
+    """All sizes of a config, at any depth, are whole numbers a model may have."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            _check_sizes(value)
+        elif value is not None and (name in SIZES or "layers" in name):
+            most = MAX_LAYERS if "layers" in name else MAX_SIZE
+            _check_numbers(name, value if isinstance(value, list) else [value], most)
+        elif name == "scaling_factor":
+            _check_scale(value)
+
+
+def _check_numbers(name: str, numbers: list[Any], most: int) -> None:
+    if len(numbers) > MAX_BLOCKS:
+        raise ValueError(f"{name}: {len(numbers)} sizes, at most {MAX_BLOCKS} are read")
+    for number in numbers:
+        if type(number) is not int or not 0 < number <= most:
+            raise ValueError(f"{name}: {str(number)[:40]} is no number from 1 to {most}")
+
+
+def _check_scale(value: Any) -> None:
+    is_number = type(value) in (int, float)
+    if not is_number or not 0 < value < math.inf:
+        raise ValueError(f"scaling_factor: {str(value)[:40]} is no number above 0")
+
+
+def _check_weights(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            for name in file.keys():  # noqa: SIM118  it is no dict
+                precision = file.get_slice(name).get_dtype()
+                if precision not in PRECISIONS and not name.endswith("position_ids"):
+                    raise ValueError(
+                        f"{name!a:.80} is of {precision}, not of {', '.join(sorted(PRECISIONS))}"
+                    )
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+def _check_same_shapes(model: Any, stored: Mapping[str, Sequence[int]]) -> None:
+    """Raises ValueError unless the shapes of stored weights are those of a model, name by name: a
+    config asks for no more memory than its weights have.
+    """
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name in sorted(shapes.keys() | stored.keys()):
+        if shapes.get(name) != stored.get(name):
+            raise ValueError(
+                f"the config has {name!a:.80} of {shapes.get(name)}, "
+                f"the weights of {stored.get(name)}"
+            )
+
+
+def _stored_shapes(path: Path) -> dict[str, list[int]]:
+    from safetensors import safe_open
+
+    with safe_open(path, "np") as file:
+        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
 
 
 @contextmanager
@@ -312,12 +429,26 @@ def choose_device(name: str) -> str:
     return device
 
 
-def num_gpus(name: str) -> int:
-    """How many of this machine's GPUs a device name means: all for "cuda", one for "cuda:1"."""
+def num_gpus(name: str, cluster: int | None = None) -> int:
+    """How many GPUs a device name means: of this machine, all for "cuda" and one for "cuda:1"; of a
+    cluster with so many, all for "cuda" and "auto". Raises Stopped for a device that is not there.
+    """
+    if cluster is not None:
+        return _num_gpus_of_cluster(name, cluster)
     import torch
 
     device = choose_device(name)
     return torch.cuda.device_count() if device == "cuda" else int(device.startswith("cuda"))
+
+
+def _num_gpus_of_cluster(name: str, cluster: int) -> int:
+    if name == "auto":
+        return cluster
+    if name == "cuda":
+        return max(1, cluster)  # of none, the executor says that the stage fits nowhere
+    if name.startswith("cuda"):
+        raise Stopped(f"{name} is a GPU of one machine: on a Ray cluster use --device cuda or auto")
+    return 0
 
 
 def device_name(device: str) -> str:
@@ -396,15 +527,20 @@ def new_clip(
 
 def _open_clip(folder: Path, force_quick_gelu: bool) -> Any:
     import open_clip
+    import torch
     from safetensors.torch import load_file
 
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # that it is created without weights, which follow
     try:
+        name, weights = f"local-dir:{folder}", folder / OPEN_CLIP[1]
+        with torch.device("meta"):  # shapes without memory
+            empty = open_clip.create_model(name, load_weights=False, device="meta")
+        _check_same_shapes(empty, _stored_shapes(weights))
         clip: Any = open_clip.create_model(
-            f"local-dir:{folder}", load_weights=False, force_quick_gelu=force_quick_gelu
+            name, load_weights=False, force_quick_gelu=force_quick_gelu
         )
-        clip.load_state_dict(load_file(folder / OPEN_CLIP[1]))
+        clip.load_state_dict(load_file(weights))
     finally:
         logging.disable(before)
     return clip
@@ -414,26 +550,35 @@ def _text_tower(folder: Path, force_quick_gelu: bool) -> Any:
     """open_clip's text tower with the weights of a transformers `CLIPTextModel`, so that the same
     weights give the same numbers whichever layout they come in.
     """
+    import torch
     from open_clip.transformer import QuickGELU, TextTransformer
     from safetensors.torch import load_file
     from torch import nn
 
-    facts = json.loads((folder / TEXT_ENCODER[0][0]).read_text("utf-8"))
+    facts = read_config(folder / TEXT_ENCODER[0][0])
     is_quick = force_quick_gelu or facts.get("hidden_act", "quick_gelu") == "quick_gelu"
     width = int(facts["hidden_size"])
-    tower: Any = TextTransformer(
-        context_length=int(facts["max_position_embeddings"]),
-        vocab_size=int(facts["vocab_size"]),
-        width=width,
-        heads=int(facts["num_attention_heads"]),
-        layers=int(facts["num_hidden_layers"]),
-        mlp_ratio=int(facts["intermediate_size"]) / width,
-        output_dim=None,
-        act_layer=QuickGELU if is_quick else nn.GELU,
-    )
+
+    def new_tower() -> Any:
+        return TextTransformer(
+            context_length=int(facts["max_position_embeddings"]),
+            vocab_size=int(facts["vocab_size"]),
+            width=width,
+            heads=int(facts["num_attention_heads"]),
+            layers=int(facts["num_hidden_layers"]),
+            mlp_ratio=int(facts["intermediate_size"]) / width,
+            output_dim=None,
+            act_layer=QuickGELU if is_quick else nn.GELU,
+        )
+
     layout = layout_of(folder, TEXT_ENCODER)
     assert layout is not None
-    tower.load_state_dict(_open_clip_names(load_file(folder / layout[1])))
+    weights = _open_clip_names(load_file(folder / layout[1]))
+    with torch.device("meta"):  # shapes without memory
+        empty = new_tower()
+    _check_same_shapes(empty, {name: list(weight.shape) for name, weight in weights.items()})
+    tower = new_tower()
+    tower.load_state_dict(weights)
     return tower
 
 
@@ -617,6 +762,12 @@ def text(clip: Any, caption: str, layer: Layer, pad_token: int) -> NDArray[np.fl
     tokens = tokenizer(length)(caption)
     end = int(tokens[0].argmax())  # the end token has the highest number
     tokens[0, end + 1 :] = pad_token
+    num_tokens = tower.token_embedding.num_embeddings
+    if not 0 <= int(tokens.min()) <= int(tokens.max()) < num_tokens:
+        raise RecipeError(
+            f"the CLIP knows tokens from 0 to {num_tokens - 1}; the caption and what fills it up, "
+            f"{pad_token}, have tokens from {int(tokens.min())} to {int(tokens.max())}"
+        )
     with torch.inference_mode():
         tokens = tokens.to(tower.positional_embedding.device)
         x = tower.token_embedding(tokens) + tower.positional_embedding

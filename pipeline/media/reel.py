@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+from av.container import InputContainer
 from av.error import FFmpegError, InvalidDataError
 from av.video.frame import VideoFrame
 from pydantic import Field
@@ -25,7 +26,8 @@ from pydantic import Field
 from pipeline.core import canonical
 from pipeline.core.errors import BadData
 from pipeline.core.params import Exact, Table
-from pipeline.core.records import Container, Crop, Video, grid_index
+from pipeline.core.reading import Count, Facts
+from pipeline.core.records import Blob, Container, Crop, Video, grid_index
 from pipeline.core.store import Store
 from pipeline.media import video
 
@@ -197,6 +199,15 @@ class Writer:
         ]
 
 
+class _Reel(Facts):
+    """What is remembered of a reel."""
+
+    reel: Blob
+    first_index: Count
+    num_frames: Count
+    crop: Crop
+
+
 def stage_params(params: Params) -> dict[str, Any]:
     """What of a reel enters the keys of clips, and what manifests and locks say of it: the options
     and the version.
@@ -251,7 +262,7 @@ def reel_of(record: Video, params: Params, store: Store) -> dict[str, Any]:
                 writer.add(frame, pts, end_pts)
             return finish(writer, scratch, store)
 
-    memo: dict[str, Any] = store.once(task(record, params), decode)
+    memo: dict[str, Any] = store.once(task(record, params), decode, _Reel)
     return memo
 
 
@@ -265,9 +276,10 @@ def cut_clip(reel: Path, start: int, count: int, out: Path) -> tuple[int, str]:
     copied, pictures = 0, hashlib.sha256()
     try:
         with (
-            av.open(str(reel), options=video.OPTIONS) as source,
+            av.open(video.Reading(reel), options=video.OPTIONS) as source,
             av.open(str(out), "w", format="mp4", options=MUXER) as target,
         ):
+            assert isinstance(source, InputContainer)
             stream: Any = source.streams.video[0]
             copy: Any = target.add_stream_from_template(stream)
             step = math.floor(1 / (stream.average_rate * stream.time_base))  # ticks of one frame
@@ -285,6 +297,8 @@ def cut_clip(reel: Path, start: int, count: int, out: Path) -> tuple[int, str]:
                 copied += 1
     except InvalidDataError as error:
         raise BadData("decode-error", f"the reel cannot be read: {error.strerror}") from error
+    except FFmpegError as error:  # what the disk refuses: of the reel it arrives as an OSError
+        raise OSError(error.errno, error.strerror) from error
     return copied, pictures.hexdigest()
 
 

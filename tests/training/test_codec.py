@@ -193,6 +193,19 @@ def test_a_damaged_model_is_refused_before_any_work(
         Codec(described, SCALE, vae=tmp_path / "vae").check()
 
 
+def test_shards_that_were_made_before_a_config_s_words_were_left_out_are_still_trained_on(
+    described: dict[str, Any],
+) -> None:
+    before = {
+        kind: {**described[kind], "sha256": encoders.former_digest(Path(folder), layouts)}
+        for kind, folder, layouts in (
+            ("vae", TINY.vae, encoders.VAE_LAYOUTS),
+            ("clip", TINY.clip, encoders.CLIP_LAYOUTS),
+        )
+    }
+    Codec({**described, **before}, SCALE).check()
+
+
 def test_a_folder_that_is_not_there_is_never_looked_for_on_the_hub(
     monkeypatch: pytest.MonkeyPatch, described: dict[str, Any]
 ) -> None:
