@@ -18,19 +18,22 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pipeline.media import encoders
 from training import presets, writing
 from training.errors import Stopped, UsageError
 from training.presets import Preset
-from training.shards import Index
+from training.shards import Index, Sha256, Side
 from training.unet import VideoUNet
 
 FORMAT = 1
@@ -49,6 +52,44 @@ MAY_CHANGE = {
     },
     "dataset.": {"encoders"},
 }
+
+
+class IdentityFields(BaseModel):
+    """A dataset's encoders, in a run.json that may be a stranger's."""
+
+    model_config = ConfigDict(strict=True)
+
+    vae: Sha256 = Field(alias="encoders.vae.sha256")
+    clip: Sha256 = Field(alias="encoders.clip.sha256")
+    text_layer: encoders.Layer = Field(alias="encoders.clip.text_layer")
+    pad_token: int = Field(alias="encoders.clip.pad_token", ge=0, lt=encoders.MAX_SIZE)
+    shape: list[Side] = Field(alias="latents.shape", min_length=3, max_length=3)
+    scaling_factor: float = Field(alias="latents.scaling_factor", gt=0, allow_inf_nan=False)
+
+
+class DatasetFields(BaseModel):
+    """A run's dataset, in a run.json that may be a stranger's."""
+
+    model_config = ConfigDict(strict=True)
+
+    name: str = Field(max_length=1000)
+    root_digest: Sha256
+    fps: str = Field(pattern=r"^[1-9][0-9]{0,8}/[1-9][0-9]{0,8}$")
+    size: Side
+    identity: IdentityFields
+    encoders: dict[str, Any] | None = None
+
+
+class CountFields(BaseModel):
+    """What of a preset says how much is done."""
+
+    windows: tuple[Any, ...] = Field(min_length=1)
+    tasks: tuple[Any, ...] = Field(min_length=1)
+    batch_size: int = Field(ge=1, le=1 << 20)
+    micro_batch: int = Field(ge=1, le=1 << 20)
+    steps: int = Field(ge=1, le=1 << 40)
+    sampler_steps: int = Field(ge=1, le=10_000)
+    kernel: int = Field(ge=1, le=999)
 
 
 @dataclass(frozen=True)
@@ -146,17 +187,43 @@ def load_run(folder: Path) -> Run:
         )
     try:
         values = json.loads(path.read_text("utf-8"))
-        if values["format"] != FORMAT:
+        if type(values["format"]) is not int or values["format"] != FORMAT:
             raise UsageError(f"{path}: format {values['format']}, this longtake reads {FORMAT}")
+        preset = presets.from_plain(values["preset"])
+        TypeAdapter(Preset).validate_python(preset.plain())
+        CountFields.model_validate(preset.plain())
+        DatasetFields.model_validate(values["dataset"])
+        TypeAdapter(tuple[str, int]).validate_python((values["unet"], values["seed"]), strict=True)
         return Run(
             folder,
-            presets.from_plain(values["preset"]),
+            preset,
             values["dataset"],
             values["unet"],
             values["seed"],
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = repr(".".join(map(str, problem["loc"]))[:80])[1:-1]
+        raise UsageError(f"{path} cannot be read: {field}: {problem['msg']}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read: {error!r}; move it away to begin anew") from error
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """What torch, diffusers, safetensors and json say of a checkpoint they cannot read, as one
+    line.
+    """
+    try:
+        yield
+    except (UsageError, OSError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), "")
+        raise UsageError(
+            f"{folder} is no checkpoint that can be read: {type(error).__name__}: {reason[:300]}; "
+            "move it away to go on from the one before it"
+        ) from error
 
 
 def checkpoints(run: Run) -> list[tuple[int, Path]]:
@@ -179,7 +246,11 @@ def load_model(run: Run, device: str | torch.device = "cpu") -> VideoUNet:
             f"{run.folder} has no checkpoint yet: train it first, "
             "`make train-keyframe` or `make train-interp`"
         )
-    model: VideoUNet = VideoUNet.from_pretrained(newest[0][1] / "model", use_safetensors=True)
+    folder = newest[0][1] / "model"
+    with _reading(newest[0][1]):
+        for path in (folder / "config.json", *folder.glob("*.safetensors")):
+            encoders.check_file(path)
+        model: VideoUNet = VideoUNet.from_pretrained(folder, use_safetensors=True)
     module: nn.Module = model  # diffusers' own `to` warns
     module.to(torch.device(device)).to(memory_format=torch.channels_last)
     model.eval()
@@ -253,6 +324,11 @@ def _save_model(model: VideoUNet, folder: Path) -> None:
 
 def load_state(run: Run, folder: Path) -> State:
     """A checkpoint's state. Raises UsageError if it is not one of this run's shards."""
+    with _reading(folder):
+        return _load_state(run, folder)
+
+
+def _load_state(run: Run, folder: Path) -> State:
     facts = json.loads((folder / "state.json").read_text("utf-8"))
     if facts["root_digest"] != run.dataset["root_digest"]:
         raise UsageError(

@@ -11,7 +11,6 @@ that the number of frames travels beside the tensors, in `Folded`.
 from __future__ import annotations
 
 import copy
-import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -30,6 +29,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pipeline.media import encoders
 from training.attention import Backend, TemporalAttention, check_window
 from training.errors import Stopped, UsageError
 
@@ -390,13 +390,14 @@ def load_flat(source: str | Path, revision: str | None = None) -> UNet2DConditio
     options: dict[str, Any] = {"subfolder": "unet", "revision": revision}
     if folder.is_dir():
         options = {"subfolder": _subfolder(folder)}
+        _check_files(folder / (options["subfolder"] or ""))
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers' own
             flat: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(
                 str(source), use_safetensors=True, **options
             )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         first = str(error).strip().partition("\n")[0]
         if folder.is_dir():
             raise UsageError(
@@ -407,6 +408,15 @@ def load_flat(source: str | Path, revision: str | None = None) -> UNet2DConditio
             "Check the id and the connection; or download the model elsewhere and give its folder."
         ) from error
     return flat
+
+
+def _check_files(folder: Path) -> None:
+    """Raises UsageError for a config or weights that must not be loaded."""
+    for path in (folder / "config.json", *sorted(folder.glob("*.safetensors"))):
+        try:
+            encoders.check_file(path)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{path}: no UNet can be read from it: {error}") from error
 
 
 def _subfolder(folder: Path) -> str | None:
@@ -426,8 +436,8 @@ def _subfolder(folder: Path) -> str | None:
 
 def _class_name(config: Path) -> Any:
     try:
-        return json.loads(config.read_text("utf-8"))["_class_name"]
-    except (ValueError, KeyError, TypeError):
+        return encoders.read_config(config)["_class_name"]
+    except (ValueError, KeyError):
         return "thing without a class name"
 
 

@@ -12,6 +12,7 @@ import base64
 import io
 import json
 import logging
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,30 @@ TINY = Path(__file__).parent / "tiny"
 VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 CLIP_FILES = ("open_clip_config.json", "open_clip_model.safetensors")
 MAX_PSNR_DB = 99.0  # of equal pictures
+MAX_CONFIG_BYTES = 1_000_000
+MAX_SIZE = 1 << 20  # of anything a config gives the size of; CLIP's vocabulary is 49,408
+MAX_LAYERS = 64  # the largest CLIP has 48
+MAX_BLOCKS = 16  # of a list of sizes; Stable Diffusion has 4
+PRECISIONS = frozenset({"F32", "F16", "BF16"})  # of weights, as safetensors calls them
+SIZES = {
+    "in_channels",
+    "out_channels",
+    "latent_channels",
+    "sample_size",
+    "block_out_channels",
+    "norm_num_groups",
+    "cross_attention_dim",
+    "attention_head_dim",
+    "num_attention_heads",
+    "embed_dim",
+    "image_size",
+    "width",
+    "head_width",
+    "patch_size",
+    "context_length",
+    "vocab_size",
+    "heads",
+}
 Pixels = NDArray[np.uint8]
 
 
@@ -138,12 +163,10 @@ def _check(name: str, path: Path) -> None:
     It is asked before hours of decoding. A CLIP config may name a model of transformers or of timm,
     which open_clip would then fetch from the hub, code and all.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
+        check_file(path)
         if path.suffix == ".json":
-            config = json.loads(path.read_text("utf-8"))
-            towers = config.get("model_cfg", {})
+            towers = read_config(path).get("model_cfg", {})
             text_model = towers.get("text_cfg", {}).get("hf_model_name")
             image_model = towers.get("vision_cfg", {}).get("timm_model_name")
             if text_model or ":" in (image_model or ""):
@@ -151,18 +174,96 @@ def _check(name: str, path: Path) -> None:
                     f"the model '{name}' is made of another one, '{text_model or image_model}', "
                     f"which longtake does not fetch: {path}"
                 )
-        else:
-            with safe_open(path, "np"):
-                pass
-    except (
-        SafetensorError,
-        OSError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-    ) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise RecipeError(f"the model '{name}' is damaged: {path}: {error}") from error
+
+
+def check_file(path: Path) -> None:
+    """Whether a config (.json) or weights (.safetensors) of a model may be loaded. Raises
+    ValueError for damaged ones, for sizes that no model has, and for weights that are not float32,
+    float16 or bfloat16.
+    """
+    if path.suffix == ".json":
+        _check_sizes(read_config(path))
+    else:
+        _check_weights(path)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A model's config. Raises ValueError for what is none."""
+    with path.open("rb") as file:
+        content = file.read(MAX_CONFIG_BYTES + 1)
+    if len(content) > MAX_CONFIG_BYTES:
+        raise ValueError(f"a config of more than {MAX_CONFIG_BYTES} bytes")
+    try:
+        config = json.loads(content, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("nested without end") from error
+    if not isinstance(config, dict):
+        raise ValueError("not a JSON object")
+    return config
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of a config")
+
+
+def _check_sizes(config: dict[str, Any]) -> None:
+    """All sizes of a config, at any depth, are whole numbers a model may have."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            _check_sizes(value)
+        elif value is not None and (name in SIZES or "layers" in name):
+            most = MAX_LAYERS if "layers" in name else MAX_SIZE
+            _check_numbers(name, value if isinstance(value, list) else [value], most)
+        elif name == "scaling_factor":
+            _check_scale(value)
+
+
+def _check_numbers(name: str, numbers: list[Any], most: int) -> None:
+    if len(numbers) > MAX_BLOCKS:
+        raise ValueError(f"{name}: {len(numbers)} sizes, at most {MAX_BLOCKS} are read")
+    for number in numbers:
+        if type(number) is not int or not 0 < number <= most:
+            raise ValueError(f"{name}: {str(number)[:40]} is no number from 1 to {most}")
+
+
+def _check_scale(value: Any) -> None:
+    is_number = type(value) in (int, float)
+    if not is_number or not 0 < value < math.inf:
+        raise ValueError(f"scaling_factor: {str(value)[:40]} is no number above 0")
+
+
+def _check_weights(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            for name in file.keys():  # noqa: SIM118  it is no dict
+                precision = file.get_slice(name).get_dtype()
+                if precision not in PRECISIONS and not name.endswith("position_ids"):
+                    raise ValueError(
+                        f"{name!a:.80} is of {precision}, not of {', '.join(sorted(PRECISIONS))}"
+                    )
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+def _check_same_shapes(model: Any, path: Path) -> None:
+    """Raises ValueError unless the weights in a file are those of a model, name by name: a config
+    asks for no more memory than its weights have.
+    """
+    from safetensors import safe_open
+
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    with safe_open(path, "np") as file:
+        stored = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    for name in sorted(shapes.keys() | stored.keys()):
+        if shapes.get(name) != stored.get(name):
+            raise ValueError(
+                f"the config has {name!a:.80} of {shapes.get(name)}, "
+                f"the weights of {stored.get(name)}"
+            )
 
 
 @contextmanager
@@ -307,8 +408,12 @@ def new_clip(folder: Path, precision: Precision, device: str) -> Any:
     logging.disable(logging.WARNING)  # that it is created without weights, which follow
     try:
         with _loading(folder):
-            clip: Any = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
-            clip.load_state_dict(load_file(folder / CLIP_FILES[1]))
+            name, weights = f"local-dir:{folder}", folder / CLIP_FILES[1]
+            with torch.device("meta"):  # shapes without memory
+                empty = open_clip.create_model(name, load_weights=False, device="meta")
+            _check_same_shapes(empty, weights)
+            clip: Any = open_clip.create_model(name, load_weights=False)
+            clip.load_state_dict(load_file(weights))
     finally:
         logging.disable(before)
     return clip.to(device, getattr(torch, precision)).eval().requires_grad_(False)
@@ -419,6 +524,12 @@ def text(clip: Any, caption: str, layer: Layer, pad_token: int) -> NDArray[np.fl
     tokens = tokenizer(length)(caption)
     end = int(tokens[0].argmax())  # the end token has the highest number
     tokens[0, end + 1 :] = pad_token
+    num_tokens = tower.token_embedding.num_embeddings
+    if not 0 <= int(tokens.min()) <= int(tokens.max()) < num_tokens:
+        raise RecipeError(
+            f"the CLIP knows tokens from 0 to {num_tokens - 1}; the caption and what fills it up, "
+            f"{pad_token}, have tokens from {int(tokens.min())} to {int(tokens.max())}"
+        )
     with torch.inference_mode():
         tokens = tokens.to(tower.positional_embedding.device)
         x = tower.token_embedding(tokens) + tower.positional_embedding

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+from av.container import InputContainer
 from av.error import FFmpegError, InvalidDataError
 from av.video.frame import VideoFrame
 from pydantic import Field
@@ -278,6 +279,7 @@ def cut_clip(reel: Path, start: int, count: int, out: Path) -> tuple[int, str]:
             av.open(video.Reading(reel), options=video.OPTIONS) as source,
             av.open(str(out), "w", format="mp4", options=MUXER) as target,
         ):
+            assert isinstance(source, InputContainer)
             stream: Any = source.streams.video[0]
             copy: Any = target.add_stream_from_template(stream)
             step = math.floor(1 / (stream.average_rate * stream.time_base))  # ticks of one frame

@@ -31,8 +31,9 @@ from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
-from pipeline.core.errors import BadData
-from pipeline.core.records import Container
+# named again, for the trainer, which may not import core
+from pipeline.core.errors import BadData as BadData
+from pipeline.core.records import Container as Container
 
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,ivf,flv,"
@@ -449,7 +450,7 @@ def read_clip(path: Path) -> NDArray[np.uint8]:
 
     import decord  # isort: skip
 
-    frame_bytes = _clip_frame_bytes(path)
+    frame_bytes = clip_frame_bytes(path)
     content = io.BytesIO(path.read_bytes())  # by us: what the disk refuses is an OSError
     try:
         reader = decord.VideoReader(content, num_threads=1)
@@ -462,9 +463,9 @@ def read_clip(path: Path) -> NDArray[np.uint8]:
     return pixels
 
 
-def _clip_frame_bytes(path: Path) -> int:
+def clip_frame_bytes(path: Path) -> int:
     """Bytes of one picture of a clip. decord takes no options, so what it must not open is held
-    back here.
+    back here. Raises BadData: decode-error or too-large.
     """
     try:
         with _open(path) as container, path.open("rb") as file:

@@ -63,6 +63,7 @@ def stage(setup: Setup) -> Stage:
         process=process,
         identity=identity,
         cost=seconds,
+        must_succeed=True,
         gather=partial(pack, params=setup.table(Params)),
     )
 
