@@ -294,7 +294,10 @@ class Store:
         make_folder(marker.parent)
         marker.touch()
         sync_folder(marker.parent)
-        self.path(blob.sha256).unlink(missing_ok=True)
+        path = self.path(blob.sha256)
+        path.unlink(missing_ok=True)
+        if path.parent.is_dir():
+            sync_folder(path.parent)
 
     def reclaim(self, blob: Blob) -> None:
         """Take back `release`: what names the blob counts as not there until it is there again."""
