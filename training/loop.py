@@ -34,7 +34,7 @@ from training import checkpoint, diffusion, presets, shards, validation
 from training.checkpoint import Replan, Run, State
 from training.errors import LongtakeError, NonFinite, Stopped, UsageError
 from training.journal import Journal
-from training.presets import TINY_IMAGE, TINY_UNET, Preset
+from training.presets import TINY_IMAGE, Preset
 from training.shards import Index
 from training.stream import Batch, Stream, draw
 from training.unet import VideoUNet, flat_digest
@@ -54,13 +54,13 @@ class Outcome:
 
 
 def new_model(preset: Preset, unet: str, seed: int) -> VideoUNet:
-    """The model a run begins with, a 2-D model inflated: "tiny" and config.json files begin with
-    random weights.
+    """The model a run begins with, a 2-D model inflated; config.json files and some of ours begin
+    with random weights.
     """
     torch.manual_seed(seed)
     config = None
-    if unet == "tiny":
-        config = TINY_UNET
+    if unet in presets.RANDOM:
+        config = presets.RANDOM[unet]
     elif unet.endswith(".json"):
         config = _config(Path(unet))
     if config is None:
