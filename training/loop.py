@@ -40,6 +40,7 @@ from training.stream import Batch, Stream, draw
 from training.unet import VideoUNet, flat_digest
 
 TINY_IMAGE_FOLDER = Path(__file__).parent / "tiny" / "unet"
+MAX_STILL = 10  # steps in a row with a gradient of exactly 0
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,10 @@ def new_model(preset: Preset, unet: str, seed: int) -> VideoUNet:
     with random weights.
     """
     torch.manual_seed(seed)
-    config = None
-    if unet in presets.RANDOM:
-        config = presets.RANDOM[unet]
-    elif unet.endswith(".json"):
-        config = _config(Path(unet))
-    if config is None:
+    if not begins_random(unet):
         pretrained: VideoUNet = VideoUNet.inflate(flat_source(unet), **preset.inflation)
         return pretrained
+    config = presets.RANDOM.get(unet) or _config(Path(unet))
     # a pretrained model is widened to the mask and hint channels; a random one is made that wide
     config = {**config, "in_channels": preset.in_channels}
     model: VideoUNet = VideoUNet.inflate(config, **preset.inflation)
@@ -73,6 +70,11 @@ def new_model(preset: Preset, unet: str, seed: int) -> VideoUNet:
     nn.init.zeros_(model.unet.conv_out.weight)
     nn.init.zeros_(model.unet.conv_out.bias)
     return model
+
+
+def begins_random(unet: str) -> bool:
+    """Whether the 2-D model of that name has random weights at the start of a run."""
+    return unet in presets.RANDOM or unet.endswith(".json")
 
 
 def flat_source(unet: str) -> str:
@@ -251,10 +253,18 @@ class Trainer:
             )
         if self.step == 0:
             self._validate()
+        num_still = 0  # steps in a row without any gradient
         with _asked_to_stop() as asked, self.journal.progress(preset.steps):
             for batch in self.stream.loader(self.step, preset.steps, self.workers):
                 loss, norm = self._step(batch.to(self.accelerator.device))
                 self.step += 1
+                num_still = num_still + 1 if norm == 0 else 0
+                if num_still == MAX_STILL:
+                    raise UsageError(
+                        f"the gradient was exactly 0 for {MAX_STILL} steps: nothing is learnt, as "
+                        f"what is trained ({preset.trainable}) does not reach the output; begin "
+                        "with a trained 2-D model (--unet)"
+                    )
                 self.journal.add(
                     self.step, loss, norm, float(self.rate.get_last_lr()[0]), preset.batch_size
                 )
@@ -456,9 +466,13 @@ def _asked_to_stop() -> Iterator[threading.Event]:
 def begin(
     preset: str, index: Index, folder: Path, unet: str | None, seed: int, steps: int | None
 ) -> Run:
-    """The run these arguments describe; nothing is written yet."""
+    """The run these arguments describe; nothing is written yet. Random weights are all trained,
+    whatever the preset says: frozen, they would stay noise.
+    """
     row = presets.find(preset)
     source = unet or row.unet
+    if begins_random(source):
+        row = replace(row, trainable="all")
     return Run(
         folder,
         replace(row, steps=steps) if steps else row,

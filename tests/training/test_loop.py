@@ -226,6 +226,26 @@ def test_another_preset_or_other_shards_are_refused_with_what_differs(
     )  # going on for longer is no other run
 
 
+def test_random_weights_are_all_trained_whatever_the_preset_says(
+    tmp_path: Path, index: Index, folder: Path
+) -> None:
+    begun = loop.begin("sd15-keyframe", index, tmp_path / "run", str(folder / "small.json"), 0, 1)
+    assert begun.preset.trainable == "all"
+    assert loop.begin("sd15-keyframe", index, tmp_path, None, 0, 1).preset.trainable == "temporal"
+
+
+def test_ten_steps_without_any_gradient_stop_with_a_sentence(
+    tmp_path: Path, index: Index, folder: Path
+) -> None:
+    """Random weights that are frozen, with a last layer of zeros: what is trained before that layer
+    reaches nothing.
+    """
+    run = run_of(tmp_path / "run", index, folder, steps=12, trainable="temporal")
+    with pytest.raises(UsageError, match=r"exactly 0 for 10 steps.*\(temporal\).*--unet"):
+        train(run, index)
+    assert len(losses(run.folder)) < 10
+
+
 def test_a_run_does_not_go_on_from_other_2d_weights_of_the_same_name(
     tmp_path: Path, index: Index, folder: Path
 ) -> None:
