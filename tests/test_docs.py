@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -206,3 +207,9 @@ def test_every_folder_of_the_pipeline_is_in_the_tree() -> None:
     folders = [path.parent for path in (ROOT / "pipeline").rglob("__init__.py")]
     drawn = tree_of_the_readme()
     assert {folder.name for folder in folders if f"{folder.name}/" not in drawn} == set()
+
+
+def test_the_example_of_the_format_page_scales_latents_as_the_tiny_vae_does() -> None:
+    config = json.loads((ROOT / "pipeline/media/tiny/vae/config.json").read_text("utf-8"))
+    example = f'"scaling_factor": {config["scaling_factor"]}'
+    assert example in text_of(ROOT / "docs" / "format.md")

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
@@ -23,6 +24,7 @@ from training.presets import Hint, Objective, Tasks
 # inputs `b f c h w`, t `b`, text `b n d`, fps `b`, to `b f c h w`
 Network = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
+EVEN = 1e-6  # squared latents: a change that nobody sees
 MAX_DETAIL = 15.0  # times the mean change of a frame, from which on all change counts alike
 
 
@@ -144,14 +146,14 @@ def detail_weight(latents: Tensor, share: float) -> Tensor:
     of them hardly says whether they are there. `share` of the weight follows the squared distance
     of a place from the mean of its surroundings, in units of the frame's mean of it.
     """
-    frames = latents.flatten(0, 1)
-    around = functional.avg_pool2d(frames, 5, stride=1, padding=2, count_include_pad=False)
-    change = (frames - around).square().mean(1, keepdim=True)
-    mean_change = change.mean((2, 3), keepdim=True).clamp(min=1e-6)
-    relative = (change / mean_change).clamp(max=MAX_DETAIL)
-    relative = relative / relative.mean((2, 3), keepdim=True).clamp(min=1e-6)
-    weight: Tensor = 1 - share + share * relative
-    return weight.reshape(*latents.shape[:2], *weight.shape[1:])
+    pictures = rearrange(latents, "b f c h w -> (b f) c h w")
+    around = functional.avg_pool2d(pictures, 5, stride=1, padding=2, count_include_pad=False)
+    change = (pictures - around).square().mean(1, keepdim=True)
+    change = change + EVEN  # a frame of one colour counts all its places alike
+    relative = (change / change.mean((2, 3), keepdim=True)).clamp(max=MAX_DETAIL)
+    relative = relative / relative.mean((2, 3), keepdim=True)
+    weight = 1 - share + share * relative
+    return rearrange(weight, "(b f) 1 h w -> b f 1 h w", b=len(latents))
 
 
 def losses(

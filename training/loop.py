@@ -34,13 +34,13 @@ from training import checkpoint, diffusion, presets, shards, validation
 from training.checkpoint import Replan, Run, State
 from training.errors import LongtakeError, NonFinite, Stopped, UsageError
 from training.journal import Journal
-from training.presets import TINY_IMAGE, TINY_UNET, Preset
+from training.presets import TINY_IMAGE, Preset
 from training.shards import Index
 from training.stream import Batch, Stream, draw
 from training.unet import Unit, VideoUNet, flat_digest
 
-MAX_STILL_STEPS = 10  # with a gradient of exactly 0, after which a run is given up
 TINY_IMAGE_FOLDER = Path(__file__).parent / "tiny" / "unet"
+MAX_STILL = 10  # steps in a row with a gradient of exactly 0
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ class Outcome:
 
 
 def new_model(preset: Preset, unet: str, seed: int) -> VideoUNet:
-    """The model a run begins with, a 2-D model inflated: "tiny" and config.json files begin with
-    random weights.
+    """The model a run begins with, a 2-D model inflated; config.json files and some of ours begin
+    with random weights.
     """
     torch.manual_seed(seed)
-    if not is_random(unet):
+    if not begins_random(unet):
         pretrained: VideoUNet = VideoUNet.inflate(flat_source(unet), **preset.inflation)
         return pretrained
-    config = TINY_UNET if unet == "tiny" else _config(Path(unet))
+    config = presets.RANDOM.get(unet) or _config(Path(unet))
     # a pretrained model is widened to the mask and hint channels; a random one is made that wide
     config = {**config, "in_channels": preset.in_channels}
     model: VideoUNet = VideoUNet.inflate(config, **preset.inflation)
@@ -74,9 +74,9 @@ def new_model(preset: Preset, unet: str, seed: int) -> VideoUNet:
     return model
 
 
-def is_random(unet: str) -> bool:
-    """Whether a run that begins with this 2-D model begins with random weights."""
-    return unet == "tiny" or unet.endswith(".json")
+def begins_random(unet: str) -> bool:
+    """Whether the 2-D model of that name has random weights at the start of a run."""
+    return unet in presets.RANDOM or unet.endswith(".json")
 
 
 def flat_source(unet: str) -> str:
@@ -263,13 +263,13 @@ class Trainer:
                     f"'{presets.find(preset.name).trainable}' alone as {preset.name} says"
                 )
             self._validate()
-        num_still = 0
+        num_still = 0  # steps in a row without any gradient
         with _asked_to_stop() as asked, self.journal.progress(preset.steps):
             for batch in self.stream.loader(self.step, preset.steps, self.workers):
                 loss, norm = self._step(batch.to(self.accelerator.device))
                 self.step += 1
                 num_still = num_still + 1 if norm == 0 else 0
-                if num_still == MAX_STILL_STEPS:
+                if num_still == MAX_STILL:
                     raise UsageError(
                         f"the gradient was exactly 0 in {num_still} steps, up to step {self.step}: "
                         f"nothing is learnt. What preset {preset.name} trains "
@@ -484,7 +484,7 @@ def begin(
     """
     row = presets.find(preset)
     source = unet or row.unet
-    if is_random(source):
+    if begins_random(source):
         row = replace(row, trainable="all")
     if steps:
         row = replace(row, steps=steps)

