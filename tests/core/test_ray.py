@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.core import executors
+from pipeline.core import ray_tasks
 from pipeline.core.errors import Stopped
 from pipeline.core.executors import Inline, Ray, device_here
 from pipeline.core.manifest import Manifest
@@ -226,5 +226,5 @@ def test_what_the_build_computes_itself_it_computes_on_what_is_here() -> None:
 
 
 def test_a_task_needs_its_cpu_and_its_gpu_on_one_node() -> None:
-    nodes = executors._Nodes({"a": (8, 0), "b": (0, 4), "c": (4, 2)})
+    nodes = ray_tasks.Nodes({"a": (8, 0), "b": (0, 4), "c": (4, 2)})
     assert (nodes.room(wants_gpu=False), nodes.room(wants_gpu=True)) == (12, 2)
