@@ -47,14 +47,14 @@ MAY_CHANGE = {
         "validate_every",
         "checkpoint_every",
     },
-    "dataset.": {"encoders"},
+    "dataset.": {"encoders", "videos"},  # older runs do not say on which videos
 }
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder's constants. `dataset` has name, root_digest, encoders and their identity, fps
-    and size.
+    """A run folder's constants. `dataset` has name, root_digest, encoders and their identity, fps,
+    size, and the digests of the videos its samples are of.
     """
 
     folder: Path

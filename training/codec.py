@@ -138,9 +138,11 @@ class Codec:
             }
         return cls(models, identity["latents.scaling_factor"], vae, clip, device)
 
-    def check(self) -> None:
-        """Find both models and compare their digests with the index, before any work."""
-        for kind in FILES:
+    def check(self, *kinds: str) -> None:
+        """Find these models ("vae", "clip"; by default both) and compare their digests with the
+        index, before any work.
+        """
+        for kind in kinds or FILES:
             self._folder(kind)
 
     def _folder(self, kind: str) -> Path:
