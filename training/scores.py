@@ -166,7 +166,7 @@ def table(report: Report) -> Table:
     rows = Table(
         title=f"{report.window}: {float(report.fps):g} fps, {num_windows} windows of {of_films}",
         box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
+        padding=0,
         show_edge=False,
         pad_edge=False,
     )
