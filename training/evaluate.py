@@ -7,8 +7,8 @@ ones, ffmpeg's `minterpolate`, and RIFE if it is there. Of a keyframe run it is 
 Each frame in between is compared twice: with the decoded latents of the truth, which is the model's
 own part, and with the clip's pixels, where the VAE's loss is included; the row `truth` of the
 latter is what that VAE allows at best. Cost: sampling, up to four decoded pictures a frame (0.2 s
-each on a CPU, for the tiny VAE at 256 pixels), and 10 ms of flow a frame and method; RIFE takes
-half a second a frame.
+each on a CPU, for the tiny VAE at 256 pixels), and 6 ms of flow a frame and method; RIFE takes 0.1
+s a frame.
 """
 
 from __future__ import annotations
