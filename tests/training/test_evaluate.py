@@ -19,9 +19,9 @@ from rich.console import Console
 
 from pipeline.media.encoders import MAX_PSNR_DB, psnr_db
 from tests.making import footage
+from tests.making.frames import sliding
 from tests.making.models import OBJECTIVES, SHAPE, encoder_identity, small_model
 from tests.making.shards import change_index, new_shards, npy
-from tests.training.test_quality import sliding
 from training import evaluate, keyframe_scores, media, presets, quality
 from training.checkpoint import Run
 from training.codec import Codec

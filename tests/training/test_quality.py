@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.media.encoders import MAX_PSNR_DB, psnr_db
+from tests.making.frames import ramp, sliding
 from training import ffmpeg, quality, rivals
 from training.errors import Stopped
 from training.frames import known_frames
@@ -27,12 +28,6 @@ def picture() -> Any:
         .repeat(2, 1)
         .repeat(2, 2)
     )
-
-
-def ramp(num_frames: int, step: int = 8) -> Any:
-    """Every pixel brightens by `step` from frame to frame."""
-    base = np.random.default_rng(1).integers(0, 100, (1, 24, 24, 3))
-    return (base + step * np.arange(num_frames)[:, None, None, None]).astype(np.uint8)
 
 
 def test_psnr_is_that_of_the_mean_squared_error() -> None:
@@ -92,18 +87,6 @@ def test_change_and_seam_tell_frozen_stuttering_and_even_motion_apart() -> None:
             frames[key + 2].astype(int) + np.array([-1, 0, 1])[:, None, None, None]
         )
     assert quality.seam(stuttering, KNOWN) == pytest.approx(15)
-
-
-def sliding(num_frames: int, pixels: int = 2, side: int = 96) -> Any:
-    """A textured square that moves to the right over a still ground, by so many pixels a frame."""
-    rng = np.random.default_rng(2)
-    ground = rng.integers(90, 110, (side // 8, side // 8, 3)).repeat(8, 0).repeat(8, 1)
-    square = rng.integers(0, 255, (8, 8, 3)).repeat(4, 0).repeat(4, 1)
-    frames = np.broadcast_to(ground, (num_frames, *ground.shape)).copy()
-    for number in range(num_frames):
-        left = 16 + number * pixels
-        frames[number, 32:64, left : left + 32] = square
-    return frames.astype(np.uint8)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.media.encoders import psnr_db
-from tests.training.test_quality import ramp, sliding
+from tests.making.frames import ramp, sliding
 from training import ffmpeg, rivals
 from training.frames import known_frames
 from training.rivals import FLOW, MINTERPOLATE, NEAREST, PIXEL_BLEND, RIFE
