@@ -354,7 +354,9 @@ class Timed:
     act: Callable[[Video, Store], object]
     store: Store
     name: str = "bench"
-    num_gpus: int = 0
+
+    def num_gpus(self, cluster: int | None) -> int:
+        return 0
 
     def __call__(self, batch: Batch) -> Span:
         began = _cpu_s()

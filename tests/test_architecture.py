@@ -24,10 +24,11 @@ FLOORS_OF_CORE = {  # a module of core: the other modules of core it may import
     "errors": set(),
     "files": set(),
     "canonical": {"errors"},
-    "records": {"errors"},
-    "store": {"canonical", "records", "errors"},
-    "manifest": {"canonical", "records", "errors", "files"},
-    "stage": {"canonical", "records", "errors", "manifest", "store"},
+    "reading": {"canonical", "errors"},
+    "records": {"errors", "reading"},
+    "store": {"canonical", "records", "errors", "reading"},
+    "manifest": {"canonical", "records", "errors", "files", "reading"},
+    "stage": {"canonical", "records", "errors", "manifest", "store", "reading"},
 }
 OF_PIPELINE_FOR_TRAINING = {"pipeline.media.encoders"}
 LIGHT = ("errors", "frames", "presets", "__main__")

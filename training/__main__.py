@@ -83,7 +83,8 @@ def guarded(act: Callable[[Any], int]) -> None:
     errors = _errors()
 
     def say(kind: str, error: Exception) -> None:
-        errors.print(f"{kind}: {error}", markup=False)
+        words = (char if char.isprintable() or char == "\n" else "\ufffd" for char in str(error))
+        errors.print(f"{kind}: {''.join(words)}", markup=False)  # a stranger's: nothing steers
 
     try:
         code = act(Console(highlight=False))

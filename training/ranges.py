@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,13 +17,40 @@ from typing import Any, TypeVar
 
 import fsspec
 import tenacity
+from fsspec.implementations.http import HTTPFileSystem
 
 from training.errors import LongtakeError, ShardError, Stopped, UsageError
 
 MAX_OPEN = 128
+MOST_WHOLE = 512 << 20  # bytes of a file that is read whole: an index of a million samples
 MAX_TRIES, WAIT_S = 5, 0.5
 T = TypeVar("T")
 Range = tuple[str, int, memoryview]  # a file, a first byte, and the buffer to fill from there
+
+
+class BoundedHTTP(HTTPFileSystem):
+    """Reads no more of an answer than was asked for: one may be endless, or small and packed."""
+
+    async def _cat_file(
+        self, url: str, start: int | None = None, end: int | None = None, **options: Any
+    ) -> bytes:
+        most = MOST_WHOLE
+        request = {**self.kwargs, **options}
+        headers = {**request.pop("headers", {}), "Accept-Encoding": "identity"}
+        if start is not None and end is not None:
+            most = end - start
+            headers["Range"] = await self._process_limits(url, start, end)
+        session = await self.set_session()
+        content = bytearray()
+        async with session.get(self.encode_url(url), headers=headers, **request) as answer:
+            self._raise_not_found_for_status(answer, url)
+            async for part in answer.content.iter_any():
+                content += part
+                if len(content) > most:
+                    break
+        if start is None and len(content) > most:
+            raise ShardError(f"{url} is longer than {most >> 20} MiB")
+        return bytes(content)
 
 
 class Files:
@@ -36,7 +64,7 @@ class Files:
         self._open: dict[str, int] = {}
         weakref.finalize(self, _close, self._open)
         try:
-            file_system, self._root = fsspec.core.url_to_fs(url)
+            file_system, self._root = _file_system(url)
         except (ValueError, ImportError) as error:
             raise UsageError(f"{url}: not a folder or URL that can be read: {error}") from None
         protocol = file_system.protocol
@@ -47,14 +75,14 @@ class Files:
 
     def _remote(self, names: Sequence[str]) -> tuple[Any, list[str]]:
         """The file system, which is another one in another process, and the files' paths in it."""
-        file_system, _ = fsspec.core.url_to_fs(self.url)
+        file_system, _ = _file_system(self.url)
         folder = self._root.rstrip("/")
         return file_system, [f"{folder}/{name}" for name in names]
 
     def whole(self, name: str) -> bytes:
-        """A small file. FileNotFoundError if it is not there."""
+        """A small file. FileNotFoundError if it is not there, ShardError if it is a large one."""
         if self._is_local:
-            return _tried(self.url, Path(self._root, name).read_bytes)
+            return _tried(self.url, lambda: _whole(Path(self._root, name)))
         fs, (path,) = self._remote([name])
         return _tried(path, lambda: bytes(fs.cat_file(path)))
 
@@ -136,6 +164,23 @@ class Files:
                     f"{self.url}: {name} ends at byte {start + num_bytes}: truncated; copy it or "
                     "build again"
                 )
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it."""
+    file_system, root = fsspec.core.url_to_fs(url)
+    if type(file_system) is HTTPFileSystem:
+        file_system = BoundedHTTP(**file_system.storage_options)
+    return file_system, root
+
+
+def _whole(path: Path) -> bytes:
+    facts = path.stat()
+    if stat.S_ISREG(facts.st_mode) and facts.st_size > MOST_WHOLE:
+        raise ShardError(f"{path} is longer than {MOST_WHOLE >> 20} MiB")
+    if not stat.S_ISREG(facts.st_mode) and not stat.S_ISDIR(facts.st_mode):
+        raise ShardError(f"{path} is no file")  # a device has no end, and a pipe waits
+    return path.read_bytes()
 
 
 def _close(descriptors: dict[str, int]) -> None:

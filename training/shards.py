@@ -19,15 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    FiniteFloat,
-    NonNegativeInt,
-    PositiveInt,
-    ValidationError,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
 
 from training.errors import ShardError, UsageError
 from training.ranges import Files
@@ -39,7 +31,17 @@ MAX_HEADER = 10 + 0xFFFF
 PIECE = 8 << 20  # bytes at a time, to verify a shard
 Array = np.ndarray[Any, Any]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Side = Annotated[int, Field(gt=0, le=1 << 16)]
+Side = Annotated[int, Field(strict=True, gt=0, le=1 << 16)]
+Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 63)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=250)]
+Place = tuple[Count, Count, Sha256]  # first byte, bytes, digest
+# What one may take in memory, before it is taken
+MOST_FRAME = 64 << 20  # bytes: 16 channels of 1,448 x 1,448
+MOST_TEXT = 16 << 20  # bytes of a caption's embedding; CLIP's have 118 kB
+MOST_MEMBERS = 64  # of a sample
+SPARSEST = 32  # bytes for each list or object, at least: ours have 80, a bomb 2
+MOST_PROBLEMS = 1000
 
 
 class Fields(BaseModel):
@@ -48,22 +50,28 @@ class Fields(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+def _few(members: object) -> object:
+    if isinstance(members, dict) and len(members) > MOST_MEMBERS:
+        raise ValueError(f"{len(members)} members, at most {MOST_MEMBERS} are read")
+    return members
+
+
 class SampleFields(Fields):
-    key: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
-    members: dict[str, tuple[NonNegativeInt, NonNegativeInt, Sha256]]
+    key: Key
+    members: Annotated[dict[str, Place], BeforeValidator(_few)]
 
 
 class Shard(Fields):
     # nothing that could lead out of the folder
-    file: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
-    split: str
-    num_bytes: NonNegativeInt
+    file: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=250)
+    split: Key
+    num_bytes: Count
     sha256: Sha256
-    samples: tuple[SampleFields, ...]
+    samples: Annotated[tuple[SampleFields, ...], FailFast()]
 
 
 class LatentsFields(Fields):
-    scaling_factor: FiniteFloat = Field(gt=0)
+    scaling_factor: Number = Field(gt=0)
     shape: tuple[Side, Side, Side]
     dtype: Literal["float16"]
     axes: Literal["f c h w"]
@@ -75,7 +83,7 @@ class VaeFields(Fields, extra="allow"):
 
 class ClipFields(VaeFields):
     text_layer: str
-    pad_token: int
+    pad_token: Count
 
 
 class EncodersFields(Fields, extra="allow"):
@@ -89,14 +97,14 @@ class NullTextFields(Fields):
 
 
 class IndexFields(Fields):
-    name: str
+    name: str = Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$", max_length=250)
     root_digest: Sha256
     fps: str = Field(pattern=r"^[1-9][0-9]{0,8}/[1-9][0-9]{0,8}$")
-    size: PositiveInt
+    size: Side
     latents: LatentsFields
     encoders: EncodersFields
     null_text: NullTextFields
-    shards: tuple[Shard, ...]
+    shards: Annotated[tuple[Shard, ...], FailFast()]
 
 
 @dataclass(frozen=True)
@@ -195,6 +203,11 @@ def open_index(url: str | Path) -> Index:
             hint = f"`make shards DATASET={name}` builds them"
         raise UsageError(f"{url}: no shards there (no index.json); {hint}") from error
     where = f"{url}: index.json"
+    num_parts = content.count(b"[") + content.count(b"{")
+    if num_parts > 1000 + len(content) // SPARSEST:
+        raise ShardError(
+            f"{where}: {num_parts} lists and objects in {len(content)} bytes: no index"
+        )
     try:
         plain = json.loads(content)
         version = plain.get("format") if isinstance(plain, dict) else None
@@ -205,11 +218,7 @@ def open_index(url: str | Path) -> Index:
             )
         fields = IndexFields.model_validate(plain)
     except ValidationError as error:
-        problems = []
-        for problem in error.errors()[:3]:
-            field = ".".join(map(str, problem["loc"]))
-            problems.append(f"{field}: {problem['msg']}, not {str(problem['input'])[:80]!r}")
-        raise ShardError(f"{where}: {'; '.join(problems)}") from None
+        raise ShardError(f"{where}: {_problems_of(error)}") from None
     except (ValueError, RecursionError) as error:
         raise ShardError(f"{where}: cannot be parsed, {error}; build the shards again") from None
     _check_whole(fields, where)
@@ -231,6 +240,20 @@ def open_index(url: str | Path) -> Index:
     )
 
 
+def _problems_of(error: ValidationError) -> str:
+    """The first fields that are wrong, in one line."""
+    if error.error_count() > MOST_PROBLEMS:
+        return f"{error.error_count()} fields are not what they should be"
+    problems = []
+    for problem in error.errors()[:3]:
+        field = repr(".".join(map(str, problem["loc"]))[:80])[1:-1]
+        value = problem["input"]
+        is_short = isinstance(value, str | int | float | None)
+        shown = repr(str(value)[:80]) if is_short else f"a {type(value).__name__}"
+        problems.append(f"{field}: {problem['msg']}, not {shown}")
+    return "; ".join(problems)
+
+
 def _check_whole(fields: IndexFields, where: str) -> None:
     """The index against itself: its digest, keys that are there once, members inside their
     shard.
@@ -242,6 +265,9 @@ def _check_whole(fields: IndexFields, where: str) -> None:
             f"{where}: root_digest {fields.root_digest}, that of its shards is {digest}; build the "
             "shards again"
         )
+    frame = math.prod(fields.latents.shape) * DTYPE.itemsize
+    if frame > MOST_FRAME:
+        raise ShardError(f"{where}: latents.shape: a frame of {frame} bytes is too large")
     seen: set[str] = set()
     for shard in fields.shards:
         for sample in shard.samples:
@@ -249,6 +275,11 @@ def _check_whole(fields: IndexFields, where: str) -> None:
                 raise ShardError(f"{where}: {sample.key} is there twice")
             seen.add(sample.key)
             for name, (start, num_bytes, _) in sample.members.items():
+                if name.startswith("text") and num_bytes > MOST_TEXT:
+                    raise ShardError(
+                        f"{where}: {shard.file}: {sample.key}.{name} has {num_bytes} bytes: no "
+                        "embedding of a caption"
+                    )
                 if start + num_bytes > shard.num_bytes:
                     raise ShardError(
                         f"{where}: {shard.file}: {sample.key}.{name} is outside its shard, "

@@ -168,6 +168,8 @@ def _summary(
     report.show(console, f"{name}, built in {data / name}", report.funnel(summary["stages"]))
     if summary["psnr"]:
         say(console, report.psnr(summary["psnr"]))
+    if line := report.suspicions(summary["stages"]):
+        say(console, line)
     _say_unavailable(console, summary["unavailable"], classes)
     if not summary["num_run"]:
         reason = "everything was built before"

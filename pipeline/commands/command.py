@@ -101,13 +101,12 @@ def guarded(act: Callable[[Any], tuple[int, Facts]], as_json: bool = False) -> N
     console is silent, and the facts go to standard output. Messages of errors go to standard error
     in either case.
     """
-    from rich.console import Console
-
+    from pipeline.commands.screen import Screen
     from pipeline.core.errors import BadData, Bug, RecipeError, Stopped, Unavailable
 
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    errors = Screen(stderr=True, highlight=False, soft_wrap=True)
     try:
-        code, facts = act(Console(highlight=False, quiet=as_json))
+        code, facts = act(Screen(highlight=False, quiet=as_json))
         if as_json:
             sys.stdout.write(json.dumps(facts) + "\n")
     except RecipeError as error:
@@ -133,11 +132,7 @@ def say(console: Any, *lines: object) -> None:
 
 
 def _plain(error: Exception) -> str:
-    """What went wrong, as text: a stranger's words in it are no markup, and nothing that a terminal
-    would obey.
-    """
+    """What went wrong, as text: a stranger's words in it are no markup."""
     from rich.markup import escape
 
-    from pipeline.core.stage import printable
-
-    return escape("\n".join(map(printable, str(error).split("\n"))))
+    return escape(str(error))

@@ -30,6 +30,8 @@ def status(
             say(console, f"later stages are not known: {unknown}")
         title = f"{loaded.recipe.name}, in {data / loaded.recipe.name}"
         report.show(console, title, report.funnel(funnel))
+        if line := report.suspicions(funnel):
+            say(console, line)
         following = next((row for row in funnel if row["pending"]), None)
         if following:
             count = f"{following['pending']} to {following['stage']}"

@@ -23,7 +23,8 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from pipeline.core.stage import Progress
+from pipeline.core.errors import SUSPECTED
+from pipeline.core.stage import MAX_SUSPICIONS, Progress
 from pipeline.dataset.passage import RawVideos
 
 Row = Mapping[str, Any]
@@ -104,17 +105,31 @@ def funnel(stages: Sequence[Row]) -> Table:
     for stage in stages:
         rejected = stage["rejected"]
         table.add_row(
-            stage["stage"],
+            escape(stage["stage"]),
             str(stage["in"]),
             str(stage["out"]),
             str(sum(rejected.values())),
-            ", ".join(f"{count} {reason}" for reason, count in rejected.items()),
+            escape(", ".join(f"{count} {reason}" for reason, count in rejected.items())),
             str(stage["cached"]),
             str(stage["pending"] or ""),
             decimal(stage["bytes"]) if stage["bytes"] else "",
             f"{stage['hours']:.2f}",
         )
     return table
+
+
+def suspicions(stages: Sequence[Row]) -> str:
+    """How many records of a funnel were rejected on suspicion, and what becomes of them; "" for
+    none.
+    """
+    rows = [stage["rejected"] for stage in stages]
+    count = sum(rejected.get(reason, 0) for rejected in rows for reason in SUSPECTED)
+    if not count:
+        return ""
+    return (
+        f"{count} rejected on suspicion (crashed, timed-out): builds try each again, until it has "
+        f"failed in {MAX_SUSPICIONS}"
+    )
 
 
 def rejections(rows: Sequence[Row]) -> Table:
@@ -129,8 +144,8 @@ def rejections(rows: Sequence[Row]) -> Table:
     for row in rows:
         first, last = minute(row["first"]), minute(row["last"])
         when = last if first == last else f"{last} (first {first})"
-        detail = escape(row["detail"])
-        table.add_row(row["stage"], row["key"], row["class"], detail, when, str(row["tries"]))
+        names = [escape(row[name]) for name in ("stage", "key", "class", "detail")]
+        table.add_row(*names, escape(when), str(row["tries"]))
     return table
 
 

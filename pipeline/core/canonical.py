@@ -12,10 +12,14 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+
+DEEPEST = 64  # lists and objects in one another; ours go to 12
+TOO_DEEP = f"it is nested more than {DEEPEST} times"
+TOO_LARGE = "a whole number in it has more than 64 bits"
 
 
 def plain(value: object) -> Any:
@@ -77,15 +81,75 @@ def unseal(line: bytes) -> dict[str, Any]:
     """What was sealed, without the check. Raises ValueError for anything that is not exactly
     that.
     """
-    try:
-        value = json.loads(line)
-        if not isinstance(value, dict) or value.pop("check", None) is None:
-            raise ValueError("no check in it")
-        if _sealed(value) != line.rstrip(b"\n"):
-            raise ValueError("it does not agree with its check: some byte was changed")
-    except (TypeError, RecursionError) as error:
-        raise ValueError(f"nothing longtake wrote: {error}") from error
+    value = parse(line)
+    if not isinstance(value, dict) or value.pop("check", None) is None:
+        raise ValueError("no check in it")
+    if _sealed(value) != line.rstrip(b"\n"):
+        raise ValueError("it does not agree with its check: some byte was changed")
     return value
+
+
+def parse(content: bytes | str) -> Any:
+    """JSON from somebody else. Raises ValueError for what is none, and for what JSON may hold and
+    we never write: whole numbers beyond 64 bits, numbers that are not finite, half characters, and
+    values that are nested more than `DEEPEST` times.
+    """
+    text = content if isinstance(content, str) else content.decode()
+    try:
+        value = _decode(text)
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
+    # numbers were checked as they were read; the walk is for what can be deep or half a character
+    if text.count("[") + text.count("{") > DEEPEST or "\\u" in text:
+        check_plain(value)
+    return value
+
+
+def check_plain(value: object) -> None:
+    """ValueError for plain values, of JSON, TOML or a table, that are nested too deeply, hold a
+    whole number beyond 64 bits or half a character. Costs a walk through all of them.
+    """
+    level: list[object] = [value]
+    for _ in range(DEEPEST):
+        level = [item for parent in level for item in _items(parent)]
+        if not level:
+            return
+    raise ValueError(TOO_DEEP)
+
+
+def _items(value: object) -> Iterable[object]:
+    """What is directly in a value; it is checked itself."""
+    if isinstance(value, dict):
+        return [*value, *value.values()]
+    if isinstance(value, list | tuple):
+        return value
+    if isinstance(value, int) and value.bit_length() > 63:
+        raise ValueError(TOO_LARGE)
+    if isinstance(value, str) and not value.isascii():
+        value.encode()  # raises UnicodeEncodeError, a ValueError, for half a character
+    return ()
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > 20 or (number := int(digits)).bit_length() > 63:
+        raise ValueError(TOO_LARGE)
+    return number
+
+
+def _finite_number(digits: str) -> float:
+    number = float(digits) if len(digits) <= 400 else math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{digits[:20]} is not finite")
+    return number
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+_decode = json.JSONDecoder(
+    parse_int=_whole_number, parse_float=_finite_number, parse_constant=_no_number
+).decode
 
 
 def file_digest_once(path: Path) -> str:

@@ -24,8 +24,8 @@ Reason = Literal[
     "too-few-frames",
     "too-large",  # more pixels, frames or hours than one task may decode (`video.MAX_...`)
     "non-finite",  # NaN or Inf in an encoder's output
-    "crashed",  # the worker process died, twice
-    "timed-out",
+    "crashed",  # the worker process died, twice: a suspicion, see SUSPECTED
+    "timed-out",  # a suspicion too
     "removed",  # taken down with `remove`: see manifests/NAME.removed.jsonl
 ]
 Cause = Literal[
@@ -44,6 +44,8 @@ Cause = Literal[
 ]
 REASONS: frozenset[str] = frozenset(get_args(Reason))
 CAUSES: frozenset[str] = frozenset(get_args(Cause))
+# What a worker's end says of its record: that it may have been at fault, not that it was.
+SUSPECTED: frozenset[str] = frozenset({"crashed", "timed-out"})
 RETRIED: frozenset[str] = frozenset({"rate-limited", "network", "timeout"})
 
 
@@ -89,6 +91,16 @@ class Unavailable(LongtakeError):
 def without_credentials(text: str) -> str:
     """A text whose addresses have no `user:password@` in front of their host."""
     return re.sub(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/?#]*@", r"\1", text)
+
+
+# control characters, which a terminal would obey, those that turn the direction of writing, line
+# separators, and half characters
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Somebody else's words, fit for a screen and for one line."""
+    return UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 class Stopped(LongtakeError):

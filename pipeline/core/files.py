@@ -1,12 +1,14 @@
-"""Replacing a file so that a crash leaves either the old content or the new, never a part.
+"""Files that are on disk, not only in the machine's memory, so that a power cut loses none of them.
 
-The new content is written beside the file, brought to disk, and renamed onto it. The price is two
-`fsync`s, some milliseconds; that is for manifests and locks, not for the thousands of blobs of a
-store.
+A file is on disk when its content is, and its entry in the folder, and the entry of every new
+folder above it: three things, each brought there by an `fsync` of its own. `replace_file` leaves
+either the old content or the new, never a part. `sync` is for what somebody else wrote, before
+something is deleted because of it: a file that can be read may still be in memory only.
 """
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import secrets
@@ -22,12 +24,12 @@ def replace_file(path: Path, content: bytes) -> None:
     What a killed process left beside the same file is removed. Of two processes that write one file
     at the same time the last one wins.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     while not _replaced(path, content):
         pass  # another process took our file beside for a left-over: write it once more
     for left_over in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         left_over.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def _replaced(path: Path, content: bytes) -> bool:
@@ -51,10 +53,30 @@ def _write_new(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
-    """Bring the rename to disk: it is an entry of the folder, not of the file."""
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are not there, each with its entry on disk."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
+
+
+def sync(path: Path) -> None:
+    """Bring a file that is there to disk: its content and its entry in the folder."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring to disk which names a folder has: what was made, renamed or deleted in it."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # file systems that sync no folders say so in these words
+        if error.errno not in (errno.EBADF, errno.EINVAL):
+            raise
     finally:
         os.close(descriptor)

@@ -7,27 +7,35 @@ Every line carries a check of its own, so that `verify` names the line a byte wa
 from __future__ import annotations
 
 import dataclasses
-import re
+import io
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import TypeAdapter
+from pydantic import Field
 
 from pipeline.core import canonical
 from pipeline.core.errors import Damaged, RecipeError
 from pipeline.core.files import replace_file
+from pipeline.core.reading import Count, Facts, Text, Whole, adapter, checked, unsealed
 from pipeline.core.records import Record, Rejection
 
-_ADAPTERS: dict[type, TypeAdapter[Any]] = {}
+LONGEST_LINE = 1 << 30  # bytes: that of a shard tells of all its samples
 
 
-def _adapter(kind: type) -> TypeAdapter[Any]:
-    if kind not in _ADAPTERS:
-        _ADAPTERS[kind] = TypeAdapter(kind)
-    return _ADAPTERS[kind]
+class Header(Facts):
+    """The first line of a manifest."""
+
+    longtake: Literal["manifest"]
+    stage: Text
+    version: Count
+    params: dict[Text, Any]
+    num_in: Count = Field(alias="in")
+    num_split: Whole = Field(alias="split")
+    num_out: Count = Field(alias="out")
+    rejected: dict[Text, Count]
 
 
 def facts(record: Record) -> dict[str, Any]:
@@ -49,7 +57,7 @@ def changes(record: Record, output: Record) -> dict[str, Any]:
 def restore(kind: type[Record], values: Mapping[str, Any], key: str, parent: Record) -> Record:
     """The record that `facts` came from, under a key and a parent."""
     context = {"key": key} if kind.parent is None else {"key": key, kind.parent: parent}
-    record: Record = _adapter(kind).validate_python({**values, **context})
+    record: Record = adapter(kind).validate_python({**values, **context})
     return record
 
 
@@ -114,46 +122,33 @@ class Manifest:
 
 
 def read(path: Path, kind: type[Record]) -> Manifest:
-    """Read a manifest of records of one kind. Raises Damaged."""
-    header, *lines = lines_of(path.name, path.read_bytes())
+    """Read a manifest of records of one kind. Raises Damaged with the line that is none of its."""
+    header, lines = read_lines(path.name, path.read_bytes())
+    records: list[Record] = []
+    rejections: list[Rejection] = []
+    for number, line in lines:
+        place = f"{path.name}: line {number}"
+        if line.keys() == {"record"}:
+            records.append(checked(kind, line["record"], place, "record"))
+        elif line.keys() == {"rejection"}:
+            rejections.append(checked(Rejection, line["rejection"], place, "rejection"))
+        else:
+            raise Damaged(f"{place}: neither a record nor a rejection")
     try:
-        return _made(header, lines, kind)
-    except (KeyError, TypeError, ValueError) as error:
-        raise Damaged(
-            f"{path.name}: its lines are not those of a manifest of {kind.__name__}s: {error!r}"
-        ) from error
+        return Manifest(
+            stage=header.stage,
+            version=header.version,
+            params=header.params,
+            num_in=header.num_in,
+            num_split=header.num_split,
+            records=tuple(records),
+            rejections=tuple(rejections),
+        )
+    except (AssertionError, RecipeError) as error:  # a line is missing, or there twice
+        raise Damaged(f"{path.name}: {error}") from None
 
 
-def _made(header: dict[str, Any], lines: list[dict[str, Any]], kind: type[Record]) -> Manifest:
-    return Manifest(
-        stage=header["stage"],
-        version=header["version"],
-        params=header["params"],
-        num_in=header["in"],
-        num_split=header["split"],
-        records=tuple(
-            _adapter(kind).validate_python(line["record"]) for line in lines if "record" in line
-        ),
-        rejections=tuple(
-            _adapter(Rejection).validate_python(line["rejection"])
-            for line in lines
-            if "rejection" in line
-        ),
-    )
-
-
-def lines_of(name: str, content: bytes) -> list[dict[str, Any]]:
-    """The lines of a manifest or a lock, each checked. Raises Damaged with the line and what it
-    seems to be about.
-    """
-    lines = []
-    for number, line in enumerate(content.splitlines(), 1):
-        try:
-            lines.append(canonical.unseal(line))
-        except ValueError as error:
-            key = re.search(rb'"key":"([A-Za-z0-9_-]+)"', line)
-            about = f" (about '{key[1].decode()}')" if key else ""
-            raise Damaged(f"{name}: line {number}{about} is damaged: {error}") from error
-    if not lines:
-        raise Damaged(f"{name} is empty")
-    return lines
+def read_lines(name: str, content: bytes) -> tuple[Header, list[tuple[int, dict[str, Any]]]]:
+    """A manifest's header, and the other lines as plain JSON with their numbers. Raises Damaged."""
+    (_, first), *lines = unsealed(name, io.BytesIO(content), LONGEST_LINE)
+    return checked(Header, first, f"{name}: line 1"), lines

@@ -41,15 +41,36 @@ class Setup:
         raise LookupError(f"no table of {kind.__module__}.{kind.__name__} in the recipe")
 
 
+LONGEST = 60  # characters of a number that is written as text
+LARGEST = 10**12  # of a number; its fraction's denominator may be the square of a square of it
+TOO_LONG = "a number is smaller than 10^12, and written with at most 60 characters"
+
+
 def _exact(value: object) -> object:
-    """29.97 means the decimal that is written, not the nearest binary fraction."""
+    """29.97 means the decimal that is written, not the nearest binary fraction. What is refused
+    here would cost memory and hours as a fraction: 1e999999999.
+    """
+    if isinstance(value, bool):
+        raise ValueError("wanted is a number")
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise ValueError(TOO_LONG)
+    if isinstance(value, str):
+        exponent = value.lower().partition("e")[2]
+        if len(value) > LONGEST or len(exponent) > 4:
+            raise ValueError(TOO_LONG)
     return Fraction(str(value)) if isinstance(value, float) else value
+
+
+def _small(value: Fraction) -> Fraction:
+    if abs(value) > LARGEST or value.denominator > LARGEST**4:
+        raise ValueError(TOO_LONG)
+    return value
 
 
 def _time(value: object) -> object:
     """Seconds, or the form [H:]M:S with decimals."""
     if isinstance(value, str) and ":" in value:
-        if not re.fullmatch(r"([0-9]+:){1,2}[0-9]+(\.[0-9]+)?", value):
+        if not re.fullmatch(r"([0-9]{1,9}:){1,2}[0-9]{1,9}(\.[0-9]{1,20})?", value):
             raise ValueError("a time is seconds or [H:]MM:SS, with decimals if need be")
         total = Fraction(0)
         for part in value.split(":"):
@@ -77,6 +98,10 @@ _CLOCK = {
     ]
 }
 
-Exact = Annotated[Fraction, BeforeValidator(_exact), WithJsonSchema(_NUMBER)]
-Seconds = Annotated[Fraction, BeforeValidator(_time), WithJsonSchema(_CLOCK)]
+Exact = Annotated[
+    Fraction, BeforeValidator(_exact), AfterValidator(_small), WithJsonSchema(_NUMBER)
+]
+Seconds = Annotated[
+    Fraction, BeforeValidator(_time), AfterValidator(_small), WithJsonSchema(_CLOCK)
+]
 DatasetName = Annotated[str, AfterValidator(_own_folder)]

@@ -16,14 +16,25 @@ from fractions import Fraction
 from typing import ClassVar, Literal
 
 from pipeline.core.errors import without_credentials
+from pipeline.core.reading import (
+    Count,
+    Digest,
+    Flag,
+    Key,
+    Number,
+    Positive,
+    Rational,
+    Text,
+    Whole,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Blob:
     """A file in the store, by content."""
 
-    sha256: str
-    num_bytes: int
+    sha256: Digest
+    num_bytes: Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +42,14 @@ class Source:
     """One line of a recipe. A time range, in seconds from the video's first frame, limits it."""
 
     parent: ClassVar[str | None] = None
-    key: str
-    uri: str
-    captions: tuple[str, ...] = ()
-    license: str | None = None
-    sha256: str | None = None
-    start_s: Fraction | None = None
-    end_s: Fraction | None = None
-    format: str | None = None  # the downloader's format, where a lock names it
+    key: Key
+    uri: Text
+    captions: tuple[Text, ...] = ()
+    license: Text | None = None
+    sha256: Digest | None = None
+    start_s: Rational | None = None
+    end_s: Rational | None = None
+    format: Text | None = None  # the downloader's format, where a lock names it
 
     def identity(self) -> object:
         address = {"uri": self.uri, "sha256": self.sha256}
@@ -49,23 +60,23 @@ class Source:
 class Container:
     """What a probe found. Sizes are of the coded picture, before rotation and pixel aspect."""
 
-    format: str
-    codec: str
-    pix_fmt: str
-    width: int
-    height: int
-    mirrored: bool  # to be flipped left to right for display, before it is turned
-    rotation: int  # degrees clockwise to turn it for display: 0, 90, 180, 270
-    pixel_aspect: Fraction
-    color_matrix: str
-    color_range: str
-    color_primaries: str
-    color_transfer: str
-    time_base: Fraction
-    average_fps: Fraction
-    num_frames: int
-    start_pts: int
-    end_pts: int  # first time stamp after the last frame
+    format: Text
+    codec: Text
+    pix_fmt: Text
+    width: Count
+    height: Count
+    mirrored: Flag  # to be flipped left to right for display, before it is turned
+    rotation: Count  # degrees clockwise to turn it for display: 0, 90, 180, 270
+    pixel_aspect: Positive
+    color_matrix: Text
+    color_range: Text
+    color_primaries: Text
+    color_transfer: Text
+    time_base: Positive
+    average_fps: Rational
+    num_frames: Count
+    start_pts: Whole
+    end_pts: Whole  # first time stamp after the last frame
 
     @property
     def duration_s(self) -> Fraction:
@@ -79,10 +90,10 @@ class Video:
     """
 
     parent: ClassVar[str | None] = "source"
-    key: str
+    key: Key
     source: Source
     blob: Blob
-    fetched_as: str
+    fetched_as: Text
     container: Container
 
     def identity(self) -> object:
@@ -101,10 +112,10 @@ class Scene:
     """The span [start_pts, end_pts) between two cuts, in the video's own time stamps."""
 
     parent: ClassVar[str | None] = "video"
-    key: str
+    key: Key
     video: Video
-    start_pts: int
-    end_pts: int
+    start_pts: Whole
+    end_pts: Whole
 
     def identity(self) -> object:
         return {
@@ -134,10 +145,10 @@ class Scene:
 class Crop:
     """The centre square in coded pixels; not square where pixels are not."""
 
-    x: int
-    y: int
-    width: int
-    height: int
+    x: Count
+    y: Count
+    width: Count
+    height: Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,15 +156,15 @@ class Clip:
     """A scene's frames: low fps, square, re-encoded, playable."""
 
     parent: ClassVar[str | None] = "scene"
-    key: str
+    key: Key
     scene: Scene
     blob: Blob
-    num_frames: int
-    fps: Fraction
-    size: int
+    num_frames: Count
+    fps: Positive
+    size: Count
     crop: Crop
-    pictures: str  # digest of the coded pictures: equal where only the container differs
-    scores: tuple[tuple[str, float], ...] = ()  # names and values, for a sample's metadata
+    pictures: Digest  # digest of the coded pictures: equal where only the container differs
+    scores: tuple[tuple[Text, Number], ...] = ()  # names and values, for a sample's metadata
 
     def identity(self) -> object:
         return {"clip": self.blob.sha256}
@@ -170,14 +181,14 @@ class Sample:
     """
 
     parent: ClassVar[str | None] = "clip"
-    key: str
+    key: Key
     clip: Clip
     latents: Blob
     latents_std: Blob | None
     text: tuple[Blob, ...]  # one per caption; one, of the empty caption, if there is none
     image: Blob | None
-    round_trip_psnr_db: float | None  # of a few decoded latents against the clip, for sampled clips
-    device: str
+    round_trip_psnr_db: Number | None  # of a few decoded latents against their clip, if sampled
+    device: Text
 
     @property
     def duration_s(self) -> Fraction:
@@ -192,7 +203,7 @@ class Pack:
     """The samples of one shard, in order, before the tar is written."""
 
     parent: ClassVar[str | None] = None
-    key: str
+    key: Key
     split: Split
     samples: tuple[Sample, ...]
 
@@ -205,10 +216,10 @@ class Pack:
 class Member:
     """A file in a shard: its byte range (`start` is the first byte of content), size and digest."""
 
-    name: str
-    start: int
-    num_bytes: int
-    sha256: str
+    name: Text
+    start: Count
+    num_bytes: Count
+    sha256: Digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,10 +227,10 @@ class Shard:
     """One WebDataset tar. It names its samples; their stories are in the manifest before it."""
 
     parent: ClassVar[str | None] = None
-    key: str
+    key: Key
     split: Split
-    samples: tuple[str, ...]
-    duration_s: Fraction
+    samples: tuple[Key, ...]
+    duration_s: Rational
     blob: Blob
     members: tuple[tuple[Member, ...], ...]  # per sample, in the order of `samples`
 
@@ -231,11 +242,11 @@ Record = Source | Video | Scene | Clip | Sample | Pack | Shard
 class Rejection:
     """A record that was dropped. `fate` is "bad" (remembered) or "unavailable" (tried again)."""
 
-    key: str
-    stage: str
+    key: Text
+    stage: Text
     fate: Literal["bad", "unavailable"]
-    reason: str
-    detail: str
+    reason: Text
+    detail: Text
 
 
 def grid_index(pts: int, time_base: Fraction, fps: Fraction) -> int:

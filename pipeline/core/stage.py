@@ -9,7 +9,6 @@ is.
 from __future__ import annotations
 
 import errno
-import re
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,8 +17,18 @@ from functools import cached_property
 from typing import Any, Literal, Protocol
 
 from pipeline.core import canonical
-from pipeline.core.errors import BadData, Bug, LongtakeError, Stopped, Unavailable
+from pipeline.core.errors import (
+    SUSPECTED,
+    BadData,
+    Bug,
+    Damaged,
+    LongtakeError,
+    Stopped,
+    Unavailable,
+    printable,
+)
 from pipeline.core.manifest import Manifest, changes, facts, restore
+from pipeline.core.reading import Count, Facts, Text, checked
 from pipeline.core.records import Record, Rejection, Video, blobs_read, origins
 from pipeline.core.store import Store, now
 
@@ -36,6 +45,8 @@ OUTSIDE = (
     errno.EROFS,
     errno.ESTALE,
 )
+# In so many builds a task may crash or run out of time before that stands.
+MAX_SUSPICIONS = 3
 # When small groups are joined into batches, at least so many batches stay to be shared out.
 MIN_BATCHES = 16
 
@@ -44,7 +55,7 @@ def own_group(record: Any) -> str:
     return str(record.key)
 
 
-def no_gpus() -> int:
+def no_gpus(cluster: int | None = None) -> int:
     return 0
 
 
@@ -84,8 +95,9 @@ class Stage:
     `cost` is in seconds of video, `reach` is what a record may have to decode besides, and
     `timeout` turns the sum of both into seconds. In a stage that `waits_on_world` a time-out is
     unavailable, not bad. A `local` stage runs in this process and never on a cluster.
-    `num_gpus` (on this machine; 0 to run without) is asked only when there is work, because the
-    answer takes an import of torch.
+    `num_gpus(cluster)` is how many GPUs it can use, 0 to run without: of this machine, or of a
+    cluster that has so many. It is asked only when there is work, because the answer may take an
+    import of torch.
     `opens` is the raw video that a task has to read, if any: it must be in the store.
     `gather` turns what the stage before gave into the records of this one.
     """
@@ -106,7 +118,7 @@ class Stage:
     reach: Callable[[Any], float] = no_reach
     waits_on_world: bool = False
     local: bool = False
-    num_gpus: Callable[[], int] = no_gpus
+    num_gpus: Callable[[int | None], int] = no_gpus
     opens: Callable[[Any, Store], Video | None] = opens_none
     gather: Callable[[Sequence[Any]], Sequence[Record]] = tuple
 
@@ -141,7 +153,9 @@ class Job(Protocol):
     def name(self) -> str: ...
 
     @property
-    def num_gpus(self) -> int: ...
+    def store(self) -> Store: ...
+
+    def num_gpus(self, cluster: int | None, /) -> int: ...
 
     def __call__(self, batch: Batch) -> Troubles: ...
 
@@ -163,7 +177,7 @@ class Work:
     process: Callable[..., Iterable[Outcome]]
     prepare: Callable[[Any, Store], Any] | None
     store: Store
-    num_gpus: int
+    num_gpus: Callable[[int | None], int]
 
     def __call__(self, batch: Batch) -> Troubles:
         """Do and remember each record of a batch; returns what must not be remembered."""
@@ -269,17 +283,35 @@ def bad(reason: str, detail: str, tries: int = 1) -> dict[str, Any]:
     return {"bad": reason, "detail": printable(detail), "at": now(), "tries": tries}
 
 
+def suspicion(lost: Lost, before: Any) -> dict[str, Any]:
+    """A crash or a time-out, after the second try of this build, as a memo holds it. `before` are
+    the entries of the task's memo so far: those of an earlier suspicion are added to.
+    """
+    entry = bad(lost.reason, lost.detail, tries=2)
+    if not is_suspected(before):
+        return {**entry, "builds": 1, "first": entry["at"]}
+    earlier = before[0]
+    return {
+        **entry,
+        "tries": earlier["tries"] + 2,
+        "builds": num_suspicions(before) + 1,
+        "first": earlier.get("first", earlier["at"]),
+    }
+
+
+def is_suspected(entries: Any) -> bool:
+    """Whether a memo's entries (None for no memo) say that the task crashed or ran out of time."""
+    return bool(entries) and entries[0].get("bad") in SUSPECTED
+
+
+def num_suspicions(entries: Any) -> int:
+    """In how many builds a suspected task has crashed or run out of time."""
+    return int(entries[0].get("builds", 1))
+
+
 def unavailable(stage: str, record: Record, error: Unavailable) -> Rejection:
     """The rejection of a record that the world did not let pass."""
     return Rejection(record.key, stage, "unavailable", error.cause, printable(error.detail))
-
-
-def printable(detail: str) -> str:
-    """Somebody else's words, fit for a screen: no control characters, which a terminal would obey,
-    and no half characters.
-    """
-    unprintable = r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]"
-    return re.sub(unprintable, "\N{REPLACEMENT CHARACTER}", detail)
 
 
 @dataclass
@@ -287,7 +319,8 @@ class Survey:
     """What of a stage is done already, without running anything.
 
     `keys` are task keys by record key; `memos` entries by record key, None where a task is to do;
-    `troubles` are pure records that are unavailable.
+    `troubles` are pure records that are unavailable; `suspicions` are the entries of tasks that
+    crashed or ran out of time, in fewer than MAX_SUSPICIONS builds: they are to do again.
     """
 
     stage: Stage
@@ -296,6 +329,7 @@ class Survey:
     memos: dict[str, Any]
     troubles: list[Rejection] = field(default_factory=list)
     num_pure: int = 0
+    suspicions: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def missing(self) -> list[Record]:
@@ -319,7 +353,11 @@ def survey(stage: Stage, records: Sequence[Record], store: Store) -> Survey:
         task_key = stage.task_key(record)
         result.keys[record.key] = task_key
         if not stage.pure(record):
-            result.memos[record.key] = store.recall(task_key)
+            entries = _sound(stage, record, store.recall(task_key))
+            if is_suspected(entries) and num_suspicions(entries) < MAX_SUSPICIONS:
+                result.suspicions[record.key] = entries
+                entries = None
+            result.memos[record.key] = entries
             continue
         result.num_pure += 1
         result.memos[record.key] = None
@@ -330,6 +368,35 @@ def survey(stage: Stage, records: Sequence[Record], store: Store) -> Survey:
         except Unavailable as error:
             result.troubles.append(unavailable(stage.name, record, error))
     return result
+
+
+class _Bad(Facts):
+    """A memo's entry of a part that is bad."""
+
+    bad: Text
+    detail: Text
+    at: Text
+    tries: Count
+    builds: Count = 1  # of a suspicion: in how many builds it was tried
+    first: Text = ""
+
+
+class _Good(Facts):
+    """A memo's entry of an output."""
+
+    suffix: Text
+    facts: dict[Text, Any]
+
+
+def _sound(stage: Stage, record: Record, entries: Any) -> Any:
+    """A memo's entries, or None for those that are none of this stage: they count as not there."""
+    try:
+        for entry in checked(list[_Bad | _Good], entries, "a memo"):
+            if isinstance(entry, _Good):
+                _output(stage.makes, record, entry.model_dump())
+    except (ValueError, TypeError, Damaged):
+        return None
+    return entries or None
 
 
 @dataclass
@@ -411,7 +478,7 @@ def _run(
     """Run each task once, however many records share it; returns those that are unavailable, by
     task key.
     """
-    work = Work(stage.name, stage.makes, stage.process, stage.prepare, store, stage.num_gpus())
+    work = Work(stage.name, stage.makes, stage.process, stage.prepare, store, stage.num_gpus)
     batches = _batches(stage, list(tasks.items()))
     progress.start(stage.name, len(tasks), sum(batch.cost for batch in batches))
     failures: dict[str, Rejection] = {}
@@ -420,8 +487,9 @@ def _run(
         progress.advance(stage.name, len(batch.tasks), batch.cost)
         if isinstance(result, Lost):
             # A worker may be lost through another record's fault: each gets one try by itself.
-            undone = [task for task in batch.tasks if store.recall(task[0]) is None]
-            suspects += [_batch(stage, [task]) for task in undone]
+            suspects += [
+                _batch(stage, [task]) for task in batch.tasks if not _is_done(task[0], store)
+            ]
         else:
             task_keys = {record.key: task_key for task_key, record in batch.tasks}
             failures |= {task_keys[trouble.key]: trouble for trouble in result}
@@ -435,8 +503,18 @@ def _run(
             rejection = Rejection(record.key, stage.name, "unavailable", "timeout", result.detail)
             failures[task_key] = rejection
         else:
-            store.remember(task_key, [bad(result.reason, result.detail, 2)], origins(record))
+            before = _sound(stage, record, store.recall(task_key))
+            entries = [suspicion(result, before)]
+            store.remember(task_key, entries, origins(record))
     return failures
+
+
+def _is_done(task_key: str, store: Store) -> bool:
+    """Whether a task that was to do is remembered now. Before its last try of a build, what is
+    suspected of it is what an earlier build said.
+    """
+    entries = store.recall(task_key)
+    return entries is not None and not is_suspected(entries)
 
 
 def _batch(stage: Stage, tasks: Sequence[tuple[str, Record]]) -> Batch:

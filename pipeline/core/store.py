@@ -9,10 +9,15 @@ things.
     partial/TASK/        downloads under way, resumed by the next run
     tmp/                 files being written; emptied when a build starts
 
-Everything is written beside its place and renamed into it, blobs (to disk, not only to the cache)
-before the memo that names them, so a power cut leaves nothing half there that counts as whole. A
-memo whose blobs are missing or have another size counts as not there, so a deleted blob is rebuilt;
-so does one of which a byte has changed.
+Everything is written beside its place and renamed into it, blobs before the memo that names them,
+so a crash leaves nothing half there that counts as whole. A memo whose blobs are missing or have
+another size counts as not there, so a deleted blob is rebuilt; so does one of which a byte has
+changed.
+
+A blob or memo is on disk, its folder too, when the call that stores it returns. Measured on 1,500
+memos: 0.7 s with both `fsync`s, 0.5 s with one for the file, 0.06 s with none; so memos pay them
+one by one. What is deleted because of memos calls `secure` first: a build that was killed may have
+left them in memory only. After deletions that others build on, the folders are synced too.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +37,8 @@ from typing import Any
 
 from pipeline.core import canonical
 from pipeline.core.errors import Damaged, Stopped, Unavailable
+from pipeline.core.files import make_folder, sync, sync_folder
+from pipeline.core.reading import Count, Facts, Text, checked, is_one
 from pipeline.core.records import Blob
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -48,6 +55,23 @@ class Memo:
     of: Any
 
 
+class _Memo(Facts):
+    """What the file of a memo says."""
+
+    outputs: Any
+    of: Any = None
+
+
+class _Failure(Facts):
+    """What the note of a failure says."""
+
+    cause: Text
+    detail: Text
+    first: Text
+    last: Text
+    tries: Count
+
+
 @dataclass(frozen=True)
 class Store:
     """A folder of blobs and memos, shared by every dataset under one data folder."""
@@ -58,7 +82,7 @@ class Store:
         """Make the folders and throw away what a killed build left half written."""
         shutil.rmtree(self.root / "tmp", ignore_errors=True)
         for name in ("blobs", "memos", "partial", "tmp"):
-            (self.root / name).mkdir(parents=True, exist_ok=True)
+            make_folder(self.root / name)
 
     @contextlib.contextmanager
     def scratch(self, suffix: str = "") -> Iterator[Path]:
@@ -109,16 +133,16 @@ class Store:
         """Move a finished file in. Raises Unavailable("checksum") for other bytes than `sha256`
         names, and leaves the file where it is.
         """
-        return self.settle(path, _blob_of(path, sha256))
+        blob = _blob_of(path)
+        _compare(blob, sha256)
+        return self.settle(path, blob)
 
     def put(self, content: bytes) -> Blob:
-        """Store bytes."""
+        """Store bytes. They are written even if they seem to be there: those may be damaged."""
         blob = Blob(hashlib.sha256(content).hexdigest(), len(content))
-        if not self.has(blob):
-            with self.scratch() as path:
-                path.write_bytes(content)
-                self.settle(path, blob)
-        return blob
+        with self.scratch() as path:
+            path.write_bytes(content)
+            return self.settle(path, blob)
 
     def check(self, blob: Blob) -> None:
         """Read a blob to its end. Raises Damaged if it is not on disk as it was written, OSError if
@@ -139,23 +163,49 @@ class Store:
 
     def link(self, path: Path, sha256: str | None = None) -> Blob:
         """Take in a file that is somebody else's: a hard link where possible, else a copy. Raises
-        Unavailable("checksum") for other bytes than `sha256` names.
+        Unavailable("checksum") for other bytes than `sha256` names, and for a file that somebody
+        writes to meanwhile.
         """
-        blob = _blob_of(path, sha256)
-        if not self.has(blob):
-            with self.scratch() as copy:
-                link_or_copy(path, copy)
-                self.settle(copy, blob)
-        return blob
+        with self.scratch() as taken:
+            before = _stamp(path)
+            link_or_copy(path, taken)
+            blob = _blob_of(taken)
+            if _stamp(path) != before or blob.num_bytes != before[0]:
+                raise Unavailable(
+                    "checksum",
+                    "is being written to: it changed while it was read; wait till it is"
+                    " whole, and run again",
+                )
+            _compare(blob, sha256)
+            return self.settle(taken, blob)
 
     def settle(self, path: Path, blob: Blob) -> Blob:
-        """Move a finished file in whose digest is known, on disk before any memo can name it."""
+        """Move a finished file in whose digest is known. It is on disk before it has its name, and
+        the name is before any memo can use it.
+        """
         target = self.path(blob.sha256)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        self._move_in(path, target)
+        return blob
+
+    def _move_in(self, path: Path, target: Path) -> None:
+        make_folder(target.parent)
         with path.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(path, target)
-        return blob
+        sync_folder(target.parent)
+
+    def secure(self, task_keys: Iterable[str]) -> None:
+        """Bring to disk what is remembered of tasks, memos and blobs, before something is deleted
+        because of it.
+        """
+        for task_key in task_keys:
+            memo = self.memo(task_key)
+            if memo is None:
+                continue
+            for blob in blobs_in(memo.outputs):
+                if self.has(blob):
+                    sync(self.path(blob.sha256))
+            sync(self.memo_path(task_key))
 
     def memo_path(self, task_key: str) -> Path:
         return self.root / "memos" / task_key[:2] / task_key
@@ -172,9 +222,10 @@ class Store:
     def memo(self, task_key: str) -> Memo | None:
         """What is written of a task, be its blobs there or not; None if it cannot be read."""
         try:
-            memo = canonical.unseal(self.memo_path(task_key).read_bytes())
-            return Memo(task_key, memo["outputs"], memo.get("of"))
-        except (FileNotFoundError, ValueError, KeyError):
+            facts = canonical.unseal(self.memo_path(task_key).read_bytes())
+            memo = checked(_Memo, facts, "a memo")
+            return Memo(task_key, memo.outputs, memo.of)
+        except (FileNotFoundError, ValueError, Damaged):
             return None
 
     def remembers(self, task_key: str) -> bool:
@@ -194,10 +245,9 @@ class Store:
         self._failure(task_key).unlink(missing_ok=True)
 
     def _write(self, target: Path, value: dict[str, object]) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
         with self.scratch() as path:
             path.write_bytes(canonical.seal(value))
-            os.replace(path, target)
+            self._move_in(path, target)
 
     def _failure(self, task_key: str) -> Path:
         return self.root / "failures" / task_key[:2] / task_key
@@ -207,8 +257,9 @@ class Store:
         it could, or was never tried.
         """
         try:
-            return canonical.unseal(self._failure(task_key).read_bytes())
-        except (FileNotFoundError, ValueError):
+            facts = canonical.unseal(self._failure(task_key).read_bytes())
+            return checked(_Failure, facts, "a note").model_dump()
+        except (FileNotFoundError, ValueError, Damaged):
             return None
 
     def note_failure(self, task_key: str, cause: str, detail: str, tries: int) -> None:
@@ -237,21 +288,24 @@ class Store:
         return _changed_since(self.memo_path(task_key), start_ns)
 
     def release(self, blob: Blob) -> None:
-        """Let a blob go on purpose: what was made of it stays remembered."""
+        """Let a blob go on purpose: what was made of it (`secure` that first) stays remembered."""
         marker = self.root / "released" / blob.sha256
-        marker.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(marker.parent)
         marker.touch()
+        sync_folder(marker.parent)
         self.path(blob.sha256).unlink(missing_ok=True)
 
     def reclaim(self, blob: Blob) -> None:
         """Take back `release`: what names the blob counts as not there until it is there again."""
         (self.root / "released" / blob.sha256).unlink(missing_ok=True)
 
-    def once(self, task: object, make: Callable[[], object]) -> Any:
-        """The remembered result of `task` as plain JSON, or what `make` returns, remembered."""
+    def once(self, task: object, make: Callable[[], object], kind: Any = Any) -> Any:
+        """The remembered result of `task` as plain JSON, or what `make` returns, remembered. What
+        is remembered and is not of the type `kind` counts as not there.
+        """
         task_key = canonical.digest(task)
         outputs = self.recall(task_key)
-        if outputs is None:
+        if outputs is None or not is_one(kind, outputs):
             outputs = canonical.plain(make())
             self.remember(task_key, outputs, task)
         return outputs
@@ -272,18 +326,32 @@ class Store:
         broken off.
         """
         note = self.root / "unfinished" / name
-        note.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(note.parent)
         if not note.exists():  # its time is that of the first attempt
             note.touch()
+        sync(note)
         yield
         note.unlink(missing_ok=True)
 
 
-def _blob_of(path: Path, sha256: str | None) -> Blob:
-    digest = canonical.file_digest(path)
-    if sha256 is not None and digest != sha256:
-        raise Unavailable("checksum", f"has sha256 {digest}, wanted is {sha256}")
-    return Blob(digest, path.stat().st_size)
+def _is_blob(sha256: object, num_bytes: object) -> bool:
+    is_digest = isinstance(sha256, str) and DIGEST.fullmatch(sha256) is not None
+    return is_digest and type(num_bytes) is int and num_bytes >= 0
+
+
+def _blob_of(path: Path) -> Blob:
+    return Blob(canonical.file_digest(path), path.stat().st_size)
+
+
+def _compare(blob: Blob, sha256: str | None) -> None:
+    if sha256 is not None and blob.sha256 != sha256:
+        raise Unavailable("checksum", f"has sha256 {blob.sha256}, wanted is {sha256}")
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    """Size, time of change and inode: of a file that is written to, one of them changes."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def _changed_since(path: Path, start_ns: int) -> bool:
@@ -299,17 +367,19 @@ def now() -> str:
 
 
 def link_or_copy(path: Path, target: Path) -> None:
-    """Give `path` a second name; a copy where the file system cannot."""
+    """Give `path` a second name; a copy, brought to disk, where the file system cannot."""
     try:
         os.link(os.path.realpath(path), target)  # of a link, what it leads to: a store holds files
     except OSError:
         shutil.copyfile(path, target)
+        with target.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def blobs_in(value: object) -> Iterator[Blob]:
     """Every `{"sha256", "num_bytes"}` object in plain JSON that stands for a blob."""
     if isinstance(value, dict):
-        if value.keys() == {"sha256", "num_bytes"}:
+        if value.keys() == {"sha256", "num_bytes"} and _is_blob(**value):
             yield Blob(value["sha256"], value["num_bytes"])
         for item in value.values():
             yield from blobs_in(item)

@@ -20,6 +20,7 @@ from pathlib import Path
 import filelock
 
 from pipeline.core.errors import LongtakeError, Stopped
+from pipeline.core.executors import device_here
 from pipeline.core.params import Setup
 from pipeline.core.stage import Executor, Progress
 from pipeline.core.store import Store
@@ -35,7 +36,7 @@ from pipeline.dataset.chain import (
 from pipeline.dataset.outputs import write_outputs
 from pipeline.dataset.passage import RawVideos
 from pipeline.dataset.recipe import Loaded
-from pipeline.dataset.relock import write_lock
+from pipeline.dataset.relock import check_removals, write_lock
 from pipeline.media import encoders
 from pipeline.stages import NAMES
 
@@ -97,18 +98,22 @@ def build(
             f"cannot write a lock beside {loaded.path}: "
             "copy the recipe to a folder you may write to"
         )
+    check_removals(loaded, data / loaded.recipe.name)
     setup = loaded.setup(device)
-    ready(setup, names)
+    here = device_here(executor, device)
+    ready(setup, names, here)
     with opened(data) as store, store.unfinished(loaded.recipe.name):
         visit = runner(store, executor, progress, stage_of("download", setup), classes)
         start_ns = time.time_ns()
         if raws is not None and passage.LAST in names:
             _pass_raw_videos(loaded, data, executor, device, progress, store, raws)
-            # What failed a moment ago is not tried again.
-            visit = runner(store, executor, progress, stage_of("download", setup), ())
+            # What failed a moment ago is not tried again. A suspicion is: what a worker dies of
+            # there counts only once it has died of it alone.
+            fetching = stage_of("download", setup)
+            visit = runner(store, executor, progress, fetching, (), tries_suspicions=True)
         steps: list[Step] = []
         walked = walk(setup, visit, loaded.sources, names, loaded.removed)
-        for step in write_outputs(loaded, walked, data, store, device):
+        for step in write_outputs(loaded, walked, data, store, here):
             if raws is not None:
                 step = _credit(step, start_ns, store)
                 raws.count(step, start_ns, store)
@@ -146,12 +151,14 @@ def _credit(step: Step, start_ns: int, store: Store) -> Step:
     return replace(step, num_cached=step.num_cached - num_fresh, num_run=step.num_run + num_fresh)
 
 
-def ready(setup: Setup, names: Sequence[str]) -> None:
-    """Stop now, not after hours of decoding, if a stage, a model or the device is not there."""
+def ready(setup: Setup, names: Sequence[str], device: str) -> None:
+    """Stop now, not after hours of decoding, if a stage, a model or this process's device is not
+    there.
+    """
     for name in names:
         stage_of(name, setup)
-    if "encode" in names and setup.device not in ("auto", "cpu"):
-        encoders.choose_device(setup.device)
+    if "encode" in names and device not in ("auto", "cpu"):
+        encoders.choose_device(device)
 
 
 def look(loaded: Loaded, data: Path, device: str) -> Iterator[Step]:

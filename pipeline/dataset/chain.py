@@ -140,22 +140,27 @@ def runner(
     progress: Progress,
     fetching: Stage,
     classes: Collection[str] | None = None,
+    tries_suspicions: bool | None = None,
 ) -> Visit:
     """A visit that runs what is missing of a stage; with `classes`, of what failed before only
     those are tried again.
+
+    `tries_suspicions`: whether what crashed or ran out of time in an earlier build is tried again.
+    By default it is unless there are `classes`, or no worker would die in the place of the build.
 
     Raw videos that were released and are needed are fetched first, by the stage `fetching`.
     """
 
     def visit(stage: Stage, records: Sequence[Record]) -> Step:
         before = survey(stage, records, store)
-        standing: list[Rejection] = []
-        if classes is not None:
-            if ledger.forget(before, store, classes):
-                before = survey(stage, records, store)
-            standing = ledger.standing(before, store, classes)
-        standing += raw.fetch_again(fetching, before, store, executor, progress, standing)
         chosen = Inline() if stage.local else executor
+        tries = tries_suspicions
+        if tries is None:
+            tries = classes is None and not isinstance(chosen, Inline)
+        if classes is not None and ledger.forget(before, store, classes):
+            before = survey(stage, records, store)
+        standing = ledger.standing(before, store, classes, tries)
+        standing += raw.fetch_again(fetching, before, store, executor, progress, standing)
         start = time.monotonic()
         completion = complete(before, store, chosen, progress, standing)
         seconds = time.monotonic() - start
@@ -180,7 +185,7 @@ def surveyor(store: Store) -> Visit:
 
     def visit(stage: Stage, records: Sequence[Record]) -> Step:
         before = survey(stage, records, store)
-        failed = ledger.unavailable(before, store)
+        failed = ledger.passing(before, store)
         refused = {failure.rejection.key for failure in failed}
         pending = {record.key for record in before.missing} - refused
         known = [record for record in records if record.key not in pending]

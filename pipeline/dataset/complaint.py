@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.errors import printable
 from pipeline.core.params import Table
+from pipeline.core.reading import shown, shown_value
 from pipeline.dataset.source_table import Columns, SourceEntry
 from pipeline.media import detectors
 
@@ -27,7 +29,7 @@ def complaint_of(problem: Any, path: Path, text: str, recipe_type: type[Table]) 
     place = f"{path}:{line_of(text, location)}: {_dotted(location)}"
     if problem["type"] == "union_tag_invalid":
         context = problem["ctx"]
-        return f"{place}: got {context['tag']!r}, allowed are {context['expected_tags']}"
+        return f"{place}: got {shown_value(context['tag'])}, allowed are {context['expected_tags']}"
     if problem["type"] == "extra_forbidden":
         allowed = _allowed_keys(location, detector, recipe_type)
         near = difflib.get_close_matches(str(location[-1]), allowed, 1)
@@ -41,15 +43,16 @@ def value_complaint(problem: Any) -> str:
     if problem["type"] == "missing":
         return "is missing"
     if problem["loc"] and re.match(r"str$|tuple\[", str(problem["loc"][-1])):
-        return f"got {problem['input']!r}, wanted is a string or a list of strings"
-    rule = problem["msg"].removeprefix("Value error, ")
-    return f"got {problem['input']!r}, {rule[0].lower()}{rule[1:]}"
+        got = shown_value(problem["input"])
+        return f"got {got}, wanted is a string or a list of strings"
+    rule = printable(problem["msg"].removeprefix("Value error, "))
+    return f"got {shown_value(problem['input'])}, {rule[0].lower()}{rule[1:]}"
 
 
 def _dotted(location: Location) -> str:
     """A location as people write it: `source[2].uri`."""
     parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location]
-    return "".join(parts).lstrip(".") or "the recipe"
+    return shown("".join(parts).lstrip(".")) or "the recipe"
 
 
 def _allowed_keys(location: Location, detector: str | None, recipe_type: type[Table]) -> list[str]:

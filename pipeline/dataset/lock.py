@@ -7,26 +7,47 @@ own. No footage, no folder of anybody's machine. Format 1, in docs/lock.md.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import FailFast, Field, field_validator
 
 from pipeline.core import canonical
-from pipeline.core.errors import Damaged, RecipeError
-from pipeline.core.files import replace_file
-from pipeline.core.manifest import Manifest, lines_of
+from pipeline.core.errors import SUSPECTED, Damaged, LongtakeError, RecipeError
+from pipeline.core.files import replace_file, sync, sync_folder
+from pipeline.core.manifest import Manifest
+from pipeline.core.reading import (
+    Bounded,
+    Count,
+    Digest,
+    EndlessError,
+    Facts,
+    Key,
+    Number,
+    Positive,
+    Rational,
+    Text,
+    Texts,
+    Whole,
+    checked,
+    sealed_lines,
+    shown_value,
+    unsealed,
+)
 from pipeline.core.records import Clip, Container, Crop, Sample, Shard, Split, Video, public
 from pipeline.core.store import Store
+from pipeline.dataset.naming import NAME
 from pipeline.dataset.probe import probe_of
 from pipeline.dataset.recipe import Loaded
+from pipeline.dataset.removals import Head, head_of
 from pipeline.media import reel
 from pipeline.stages import NAMES
 from pipeline.stages import shard as shard_stage
@@ -37,11 +58,9 @@ SUFFIX = ".lock.jsonl"
 LARGE = 20_000_000  # bytes from which on a lock is compressed
 LATER = ("expand",)  # stages that older locks do not tell of
 MOST = 2 << 30  # bytes of one that is unpacked: a million samples
+DENSEST = 40  # times the size of its file: digests and kept values do not shrink to a third
 
-# a key becomes file names
-Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=250)]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Probe = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]{86}==$")]  # see dataset/probe.py
+Probe = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9+/]{86}==$")]  # dataset/probe.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +68,14 @@ class LockedVideo:
     """A source as it was fetched. An absolute local address is cut down to the file's name."""
 
     key: Key
-    uri: str
-    captions: tuple[str, ...]
-    license: str | None
-    start_s: Fraction | None
-    end_s: Fraction | None
+    uri: Text
+    captions: Texts
+    license: Text | None
+    start_s: Rational | None
+    end_s: Rational | None
     sha256: Digest
-    num_bytes: int
-    fetched_as: str
+    num_bytes: Count
+    fetched_as: Text
     container: Container
 
 
@@ -66,11 +85,11 @@ class LockedClip:
 
     key: Key
     video: Key
-    start_pts: int
-    end_pts: int
-    time_base: Fraction
+    start_pts: Whole
+    end_pts: Whole
+    time_base: Positive
     crop: Crop
-    num_frames: int
+    num_frames: Count
     sha256: Digest
     pictures: Digest
 
@@ -88,9 +107,9 @@ class LockedSample:
     """What a shard holds under one key."""
 
     key: Key
-    members: dict[str, LockedMember]
-    round_trip_psnr_db: float | None
-    device: str
+    members: dict[Text, LockedMember]
+    round_trip_psnr_db: Number | None
+    device: Text
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,31 +119,39 @@ class LockedShard:
     key: Key
     split: Split
     sha256: Digest
-    num_bytes: int
-    samples: tuple[Key, ...]
+    num_bytes: Count
+    samples: Annotated[tuple[Key, ...], FailFast()]
 
 
-class _Stage(BaseModel):
-    version: int
-    params: dict[str, Any]
-    num_in: int = Field(alias="in")
-    split: int
-    out: int
-    rejected: dict[str, int]
+class _Stage(Facts):
+    version: Count
+    params: dict[Text, Any]
+    num_in: Count = Field(alias="in")
+    split: Whole
+    out: Count
+    rejected: dict[Text, Count]
 
 
-class _Header(BaseModel):
+class _Environment(Facts):
+    versions: dict[Text, Text]
+    machine: Text
+    devices: Texts
+    threads: Count
+
+
+class _Header(Facts):
     """What the first line must say; it is used as the plain JSON it is."""
 
-    name: str
+    format: Literal[1]
+    name: Annotated[str, Field(strict=True, pattern=NAME)]
     recipe: Digest
-    packing: dict[str, Any]
-    stages: dict[str, _Stage]
-    hours: dict[str, float]
+    packing: dict[Text, Any]
+    stages: dict[Text, _Stage]
+    hours: dict[Text, Number]
     root_digest: Digest
-    environment: dict[Literal["versions", "machine", "devices", "threads"], Any] = Field(
-        min_length=4
-    )
+    environment: _Environment
+    removals: Head | None = None
+    suspected: Count = 0
 
     @field_validator("stages")
     @classmethod
@@ -222,7 +249,7 @@ def lock_of(
     for stage in TIMED:
         durations = [float(getattr(record, "duration_s", 0)) for record in by_stage[stage].records]
         hours[stage] = round(sum(durations) / 3600, 4)
-    header = {
+    header: dict[str, Any] = {
         "format": FORMAT,
         "name": loaded.recipe.name,
         "recipe": loaded.digest,
@@ -232,6 +259,10 @@ def lock_of(
         "root_digest": shard_stage.root_digest(shards),
         "environment": environment(sorted({sample.device for sample in samples})),
     }
+    if suspected := num_suspected(header):
+        header["suspected"] = suspected
+    if head := head_of(loaded.removed):
+        header["removals"] = head.model_dump()
     json_digests = json_digests_of(shards)
     locked_samples = {}
     for sample in samples:
@@ -248,6 +279,12 @@ def lock_of(
         locked_samples,
         {shard.key: locked_shard(shard) for shard in shards},
     )
+
+
+def num_suspected(header: Mapping[str, Any]) -> int:
+    """How many records of all stages were rejected on suspicion: they crashed or timed out."""
+    stages = header["stages"].values()
+    return sum(int(stage["rejected"].get(reason, 0)) for stage in stages for reason in SUSPECTED)
 
 
 def json_digests_of(shards: Iterable[Shard]) -> dict[str, str]:
@@ -345,7 +382,10 @@ def write_file(lock: Lock, plain: Path) -> tuple[Path, bool]:
     changed = not target.is_file() or target.read_bytes() != content
     if changed:
         replace_file(target, content)
-    other.unlink(missing_ok=True)  # only now: a crash before would have left no lock at all
+    if other.is_file():
+        sync(target)  # or a power cut could leave no lock at all
+        other.unlink()
+        sync_folder(other.parent)
     return target, changed
 
 
@@ -353,6 +393,8 @@ def remove_file(plain: Path) -> None:
     """Remove a lock, in both of its forms."""
     for path in (plain, packed_form(plain)):
         path.unlink(missing_ok=True)
+    if plain.parent.is_dir():
+        sync_folder(plain.parent)
 
 
 def read(recipe: Path) -> Lock:
@@ -369,17 +411,36 @@ def read_file(path: Path) -> Lock:
             f"there is no lock {path}: a finished build writes it, or get it from whoever "
             "published the recipe"
         )
-    first, *lines = lines_of(path.name, _unpacked(path))
-    header = _header_of(first, path)
     tables: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
-    for number, (kind, line) in enumerate(parsed(path.name, lines), 2):
-        if line.key in tables[kind]:
-            raise Damaged(f"{path.name}: line {number}: the {kind} '{line.key}' stands there twice")
-        tables[kind][line.key] = line
+    with contextlib.closing(_lines_of(path)) as lines:
+        _, first = next(lines)
+        header = _header_of(first, path)
+        for number, plain_line in lines:
+            place = f"{path.name}: line {number}"
+            kind, line = parsed(place, plain_line)
+            if line.key in tables[kind]:
+                raise Damaged(f"{place}: the {kind} '{line.key}' stands there twice")
+            tables[kind][line.key] = line
     lock = Lock(header, *tables.values())
     for contradiction in _contradictions(lock):
         raise Damaged(f"{path.name}: {contradiction}")
     return lock
+
+
+def removals_known(path: Path) -> Head | None:
+    """What a lock's first line says of sources that were taken down before it was written; None if
+    there were none, or if it cannot be read.
+    """
+    try:
+        with contextlib.closing(_lines_of(path)) as lines:
+            _, first = next(lines)
+        header = _header_of(first, path)
+    except (OSError, LongtakeError):
+        return None
+    if "removals" in header:
+        return Head.model_validate(header["removals"])
+    rejected = [stage["rejected"].get("removed", 0) for stage in header["stages"].values()]
+    return Head(lines=sum(rejected), last=None) if sum(rejected) else None
 
 
 def _header_of(line: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -387,58 +448,41 @@ def _header_of(line: Mapping[str, Any], path: Path) -> dict[str, Any]:
     file_format = header.get("format") if isinstance(header, dict) else None
     if not isinstance(header, dict) or file_format != FORMAT:
         raise RecipeError(
-            f"{path} is no lock of format {FORMAT} but of {file_format!r}: take the longtake that "
-            "wrote it, or `build` one anew"
+            f"{path} is no lock of format {FORMAT} but of {shown_value(file_format)}: take the "
+            "longtake that wrote it, or `build` one anew"
         )
-    try:
-        _Header.model_validate(header)
-    except ValidationError as error:
-        raise Damaged(f"{path.name}: line 1: lock.{_first(error)}") from error
+    checked(_Header, header, f"{path.name}: line 1", "lock")
     return header
 
 
-def _unpacked(path: Path) -> bytes:
+def _lines_of(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The lines of a lock, each checked, unpacked as they are read. Raises Damaged."""
     if path.suffix != ".zst":
-        return path.read_bytes()
+        yield from sealed_lines(path)
+        return
     import zstandard
 
-    content = bytearray()
+    most = min(MOST, LARGE + DENSEST * path.stat().st_size)
     try:
-        with zstandard.open(path) as packed:
-            while part := packed.read(LARGE):
-                content += part
-                if len(content) > MOST:
-                    raise Damaged(
-                        f"{path.name} unpacks to more than {MOST >> 20} MiB: that is no lock"
-                    )
+        with zstandard.open(path) as packed, io.BufferedReader(Bounded(packed, most)) as file:
+            yield from unsealed(path.name, file)
+    except EndlessError:
+        raise Damaged(
+            f"{path.name} unpacks to more than {most >> 20} MiB: that is no lock"
+        ) from None
     except zstandard.ZstdError as error:
         raise Damaged(f"{path.name} is damaged: {error}") from error
-    return bytes(content)
 
 
-def parsed(name: str, lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, Line]]:
-    """Every line but the header, checked for its kind, and its kind. Raises Damaged with line and
-    field.
+def parsed(place: str, line: Mapping[str, Any]) -> tuple[str, Line]:
+    """A line that is not the header, checked for its kind, and its kind. Raises Damaged with the
+    place and the field.
     """
-    adapters: dict[str, TypeAdapter[Line]] = {
-        kind: TypeAdapter(line_type) for kind, line_type in KINDS.items()
-    }
-    for number, line in enumerate(lines, 2):
-        kind = next(iter(line), "")
-        if kind not in KINDS:
-            raise Damaged(
-                f"{name}: line {number}: got '{kind}', wanted is one of {', '.join(KINDS)}"
-            )
-        try:
-            yield kind, adapters[kind].validate_python(line[kind])
-        except ValidationError as error:
-            raise Damaged(f"{name}: line {number}: {kind}.{_first(error)}") from error
-
-
-def _first(error: ValidationError) -> str:
-    """The first field that is wrong, and how."""
-    problem = error.errors()[0]
-    return f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
+    kind = next(iter(line), "")
+    if kind not in KINDS or len(line) != 1:
+        got = shown_value(kind)
+        raise Damaged(f"{place}: got {got}, wanted is one of {', '.join(KINDS)}")
+    return kind, checked(KINDS[kind], line[kind], place, kind)
 
 
 def _contradictions(lock: Lock) -> Iterator[str]:
@@ -454,6 +498,8 @@ def _contradictions(lock: Lock) -> Iterator[str]:
                 f"the header's counts of stage '{stage}' do not add up: in + split is not out + "
                 "rejected"
             )
+    if lock.header.get("suspected") not in (None, num_suspected(lock.header)):
+        yield "the header counts other suspicions than its stages do"
     for clip in lock.clips.values():
         if clip.video not in lock.videos:
             yield f"the clip '{clip.key}' is of a video '{clip.video}' that is not there"

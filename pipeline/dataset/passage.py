@@ -17,7 +17,7 @@ import filelock
 from pipeline.core import canonical
 from pipeline.core.errors import BadData, Stopped
 from pipeline.core.executors import Inline
-from pipeline.core.manifest import Manifest, lines_of
+from pipeline.core.manifest import Manifest, read_lines
 from pipeline.core.params import Setup
 from pipeline.core.records import Blob, Clip, Record, Video, source_of
 from pipeline.core.stage import Batch, Executor, Progress, Stage, Troubles
@@ -39,7 +39,9 @@ class Passage:
     store: Store
     kept: frozenset[str]  # digests of videos that another dataset has: those stay
     name: str = NAME
-    num_gpus: int = 0
+
+    def num_gpus(self, cluster: int | None) -> int:
+        return 0
 
     def __call__(self, batch: Batch) -> Troubles:
         """Take each source through the stages. Raises Stopped for a clip that is not on disk as it
@@ -56,7 +58,8 @@ class Passage:
 
     def _take(self, sources: Sequence[Record]) -> None:
         """Take the sources of one address as far as clips, verify these, release the video."""
-        visit = runner(self.store, Inline(), Progress(), stage_of("download", self.setup))
+        fetching = stage_of("download", self.setup)
+        visit = runner(self.store, Inline(), Progress(), fetching, tries_suspicions=True)
         first, *others = NAMES_TO_CLIPS
         [download] = walk(self.setup, visit, sources, [first])
         videos = [record for record in download.manifest.records if isinstance(record, Video)]
@@ -65,14 +68,17 @@ class Passage:
         blob = videos[0].blob
         # Another address may give the same bytes: only one worker at a time has to do with them.
         with filelock.FileLock(self.store.root / "tmp" / f"{blob.sha256}.lock"):
-            *_, extract = walk(self.setup, visit, videos, others)
+            steps = [download, *walk(self.setup, visit, videos, others)]
             if self.store.has(blob):
-                verify(stage_of(LAST, self.setup), extract.manifest, self.store)
-                self._release(blob)
+                verify(stage_of(LAST, self.setup), steps[-1].manifest, self.store)
+                self._release(blob, steps)
 
-    def _release(self, blob: Blob) -> None:
-        if blob.sha256 not in self.kept:
-            self.store.release(blob)
+    def _release(self, blob: Blob, steps: Sequence[Step]) -> None:
+        if blob.sha256 in self.kept:
+            return
+        for step in steps:
+            self.store.secure(step.survey.keys.values() if step.survey else ())
+        self.store.release(blob)
 
 
 @dataclass
@@ -148,7 +154,8 @@ def videos_of_others(data: Path, name: str, store: Store) -> dict[str, set[str]]
         path = manifest_path(folder, "download")
         if folder.name == name or not path.is_file():
             continue
-        for blob in set(blobs_in(lines_of(str(path), path.read_bytes()))):
+        _, lines = read_lines(str(path), path.read_bytes())
+        for blob in {blob for _, line in lines for blob in blobs_in(line)}:
             if store.has(blob):
                 users.setdefault(blob.sha256, set()).add(folder.name)
     return users

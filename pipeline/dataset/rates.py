@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core import canonical
+from pipeline.core.errors import Damaged
 from pipeline.core.files import replace_file
+from pipeline.core.reading import Facts, Number, Text, checked
 from pipeline.core.records import Clip, Record
 from pipeline.core.stage import Completion, Executor, Stage
 from pipeline.core.store import Store
@@ -30,11 +32,17 @@ MEMORY_S = 3600.0
 class Rate:
     """Cost done, and the seconds of one worker it took."""
 
-    video_s: float
-    worker_s: float
+    video_s: Number
+    worker_s: Number
 
     def worker_seconds(self, cost: float) -> float:
         return cost * self.worker_s / self.video_s
+
+
+class _Table(Facts):
+    """What the file says."""
+
+    rates: dict[Text, Rate]
 
 
 def path_of(store: Store) -> Path:
@@ -44,12 +52,9 @@ def path_of(store: Store) -> Path:
 def read(store: Store) -> dict[str, Rate]:
     """All rates, by `name_of`; none if the file is not there or not whole."""
     try:
-        table = canonical.unseal(path_of(store).read_bytes())["rates"]
-        rates = {
-            str(name): Rate(float(row["video_s"]), float(row["worker_s"]))
-            for name, row in table.items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        facts = canonical.unseal(path_of(store).read_bytes())
+        rates = checked(_Table, facts, "rates.json").rates
+    except (OSError, ValueError, Damaged):
         return {}
     return {name: rate for name, rate in rates.items() if rate.video_s > 0 and rate.worker_s >= 0}
 

@@ -7,13 +7,23 @@ bytes again, and only the very bytes of before are accepted.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from pipeline.core.manifest import Manifest
 from pipeline.core.records import Blob, Record, Rejection, Source, Video
 from pipeline.core.stage import Executor, Progress, Stage, Survey, run_stage
 from pipeline.core.store import Store
 from pipeline.media.addresses import scheme
+
+
+@dataclass(frozen=True)
+class _Wanting(Store):
+    """The store as if nothing had been let go, so that a released video counts as one to fetch. Its
+    note stays until the video is there: of an address that is gone it is all that is left.
+    """
+
+    def released(self, blob: Blob) -> bool:
+        return False
 
 
 def released(manifest: Manifest, store: Store) -> frozenset[Blob]:
@@ -53,15 +63,11 @@ def fetch_again(
     videos = {video.blob: video for video in wanting.values()}
     if not videos:
         return []
+    sources = [pinned(video) for video in videos.values()]
+    manifest, _ = run_stage(fetching, sources, _Wanting(store.root), executor, progress)
     for blob in videos:
-        store.reclaim(blob)
-    try:
-        sources = [pinned(video) for video in videos.values()]
-        manifest, _ = run_stage(fetching, sources, store, executor, progress)
-    finally:
-        for blob in videos:
-            if not store.has(blob):
-                store.release(blob)
+        if store.has(blob):
+            store.reclaim(blob)
     causes = {rejection.key: rejection for rejection in manifest.rejections}
     rejections: list[Rejection] = []
     for key, video in wanting.items():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,10 +20,11 @@ from pydantic import Field, ValidationError, create_model, model_validator
 from pipeline.core import canonical
 from pipeline.core.errors import RecipeError
 from pipeline.core.params import DatasetName, Setup, Table
+from pipeline.core.reading import shown, shown_value
 from pipeline.core.records import Source
 from pipeline.dataset import removals
 from pipeline.dataset.complaint import complaint_of, header_lines, line_of, value_complaint
-from pipeline.dataset.naming import NAME
+from pipeline.dataset.naming import NAME, toml_of
 from pipeline.dataset.source_table import Columns, SourceEntry, rows_of, values_of_row
 from pipeline.media import detectors
 from pipeline.media.fetch import Params as Download
@@ -35,6 +35,7 @@ from pipeline.stages.filter import Params as Filter
 from pipeline.stages.shard import Params as Shard
 
 MAX_NAMED = 10  # of what is wrong in the same way
+MAX_COMPLAINTS = 100  # of wrong fields
 
 
 class Recipe(Table):
@@ -123,15 +124,15 @@ class Loaded:
 
 def load(path: Path) -> Loaded:
     """Read and check a recipe and its table. Raises RecipeError."""
-    text = _read_text(path)
-    try:
-        values = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
-        raise RecipeError(f"{path} is not TOML: {error}") from error
+    text, values = toml_of(path)
     try:
         recipe = FullRecipe.model_validate({"name": path.stem, **values})
     except ValidationError as error:
-        complaints = [complaint_of(problem, path, text, FullRecipe) for problem in error.errors()]
+        # each takes a search through the text
+        problems = error.errors(include_url=False)[:MAX_COMPLAINTS]
+        complaints = [complaint_of(problem, path, text, FullRecipe) for problem in problems]
+        if error.error_count() > MAX_COMPLAINTS:
+            complaints.append(f"and {error.error_count() - MAX_COMPLAINTS} more")
         raise RecipeError("\n".join(dict.fromkeys(complaints))) from error
     sources = _sources_of(recipe, path, text)
     if not sources:
@@ -139,19 +140,6 @@ def load(path: Path) -> Loaded:
             raise RecipeError(f"{path}: no sources: {path.parent / recipe.sources} has no rows")
         raise RecipeError(f'{path}: no sources: write [[source]] tables or sources = "FILE.csv"')
     return Loaded(recipe, sources, path, removals.read(path))
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except FileNotFoundError as error:
-        names = sorted(other.stem for other in path.parent.glob("*.toml"))
-        others = f"; beside it: {', '.join(names)}" if names else ""
-        raise RecipeError(f"there is no recipe {path}{others}") from error
-    except ValueError as error:  # not UTF-8
-        raise RecipeError(f"{path} is not TOML: {error}") from error
-    except OSError as error:
-        raise RecipeError(f"cannot read {path}: {error.strerror}") from error
 
 
 def schema() -> str:
@@ -212,9 +200,10 @@ def _check_licenses(
 def _entries(recipe: Recipe, path: Path, text: str) -> Iterator[tuple[str, SourceEntry]]:
     """Every source as it is written, and the place where."""
     headers = header_lines(text, "source")
+    is_array = len(headers) == len(recipe.source)
+    line_of_all = 0 if is_array else line_of(text, ["source"])
     for index, entry in enumerate(recipe.source):
-        is_array = len(headers) == len(recipe.source)
-        line = headers[index] + 1 if is_array else line_of(text, ["source"])
+        line = headers[index] + 1 if is_array else line_of_all
         yield f"{path}:{line}: source[{index}]", entry
     if recipe.sources is None:
         return
@@ -225,12 +214,13 @@ def _entries(recipe: Recipe, path: Path, text: str) -> Iterator[tuple[str, Sourc
             for entry in _entries_of_row(place, row, recipe.columns):
                 yield place, entry
     except (OSError, ValueError, csv.Error) as error:  # not UTF-8, not parquet, a folder, ...
-        raise RecipeError(f"{table} cannot be read: {error}") from error
+        raise RecipeError(f"{table} cannot be read: {shown(str(error))}") from error
 
 
 def _entries_of_row(place: str, row: Any, columns: Columns) -> list[SourceEntry]:
     if not isinstance(row, dict):
-        raise RecipeError(f"{place}: got {row!r}, a row is an object of columns")
+        got = shown_value(row)
+        raise RecipeError(f"{place}: got {got}, a row is an object of columns")
     try:
         return [SourceEntry.model_validate(values) for values in values_of_row(row, columns)]
     except ValidationError as error:
@@ -238,7 +228,7 @@ def _entries_of_row(place: str, row: Any, columns: Columns) -> list[SourceEntry]
         field_name = ".".join(str(part) for part in problem["loc"][:1]) or "the row"
         raise RecipeError(f"{place}: {field_name}: {value_complaint(problem)}") from error
     except KeyError as error:
-        names = ", ".join(map(str, row))
+        names = shown(", ".join(map(str, row)))
         raise RecipeError(f"{place}: no column {error}; there are {names}") from error
     except (ValueError, AttributeError, IndexError, TypeError) as error:
-        raise RecipeError(f"{place}: {error}") from error
+        raise RecipeError(f"{place}: {shown(str(error))}") from error

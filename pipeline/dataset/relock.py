@@ -16,7 +16,7 @@ from typing import Literal
 from pipeline.core.errors import LongtakeError
 from pipeline.core.manifest import Manifest
 from pipeline.core.store import Store
-from pipeline.dataset import lock
+from pipeline.dataset import lock, removals
 from pipeline.dataset.likeness import compare_locks, sentence_of
 from pipeline.dataset.lock import Lock
 from pipeline.dataset.recipe import Loaded
@@ -88,6 +88,16 @@ def _have_same_stages(locked: Lock, new: Lock) -> bool:
             if before[name][fact] != now[name][fact]:
                 return False
     return bool(locked.header["packing"] == new.header["packing"])
+
+
+def check_removals(loaded: Loaded, folder: Path) -> None:
+    """Raises RecipeError where a lock, beside the recipe or in the dataset's folder, knows of
+    sources that were taken down, and the file that says which has lost lines.
+    """
+    for plain in (lock.plain_path(loaded.path), folder / OWN):
+        path = lock.present_form(plain)
+        if head := lock.removals_known(path):
+            removals.check(loaded.path, loaded.removed, head, path)
 
 
 def write_lock(

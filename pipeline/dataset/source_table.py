@@ -19,6 +19,7 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.core import canonical
 from pipeline.core.errors import RecipeError
 from pipeline.core.params import Seconds, Table
+from pipeline.core.reading import shown_value
 from pipeline.core.records import Source
 from pipeline.dataset.naming import NAME
 
@@ -30,7 +31,9 @@ ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*:[^\x00-\x1f\x7f-\x9f]+")
 WHEEL_ADDRESS = re.compile(r"pypi:[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9._+!-]+/.+")
 # plain {column} names and nothing in them that `str.format` would look into objects for
 TEMPLATE = re.compile(r"([^{}]|\{\{|\}\}|\{[^][{}.!:]+\})*")
-LONGEST_FIELD = 1 << 27  # bytes of one field of a csv file
+LONGEST_FIELD = 1 << 27  # bytes of one field of a csv file, or of a row of a jsonl file
+LONGEST_LIST = 1 << 20  # characters of a list that is written as text
+BATCH = 256  # rows of a parquet file in memory at a time
 
 
 class SourceEntry(Table):
@@ -130,7 +133,7 @@ def _rows_of_csv(table: Path) -> Iterator[Any]:
 
 def _rows_of_jsonl(table: Path) -> Iterator[Any]:
     with table.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST_FIELD), ""), 1):
             try:
                 row = json.loads(line)
                 # half a character can be written in JSON, and nowhere else
@@ -143,7 +146,7 @@ def _rows_of_jsonl(table: Path) -> Iterator[Any]:
 def _rows_of_parquet(table: Path) -> Iterator[Any]:
     from pyarrow import parquet
 
-    for batch in parquet.ParquetFile(table).iter_batches():
+    for batch in parquet.ParquetFile(table).iter_batches(BATCH):
         yield from batch.to_pylist()
 
 
@@ -160,7 +163,9 @@ def values_of_row(row: Mapping[str, Any], columns: Columns) -> Iterator[dict[str
     has_caption_each = len(captions) == len(ranges)
     for index, span in enumerate(ranges):
         if not isinstance(span, list | tuple) or len(span) != 2:
-            raise ValueError(f"{columns.ranges}: got {span!r}, a time range is [start, end]")
+            raise ValueError(
+                f"{columns.ranges}: got {shown_value(span)}, a time range is [start, end]"
+            )
         values = {**common, "start": span[0], "end": span[1], "caption": captions}
         if has_caption_each:
             values["caption"] = captions[index : index + 1]
@@ -194,6 +199,10 @@ def as_list(value: Any) -> list[Any]:
     if value is None or value == "":
         return []
     if isinstance(value, str) and value.startswith("["):
+        if len(value) > LONGEST_LIST:
+            raise ValueError(
+                f"got {value[:20]!r}..., a list of more than {LONGEST_LIST} characters"
+            )
         try:
             value = ast.literal_eval(value)
         except (ValueError, SyntaxError, RecursionError, MemoryError) as error:

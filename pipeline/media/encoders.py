@@ -224,12 +224,26 @@ def choose_device(name: str) -> str:
     return device
 
 
-def num_gpus(name: str) -> int:
-    """How many of this machine's GPUs a device name means: all for "cuda", one for "cuda:1"."""
+def num_gpus(name: str, cluster: int | None = None) -> int:
+    """How many GPUs a device name means: of this machine, all for "cuda" and one for "cuda:1"; of a
+    cluster with so many, all for "cuda" and "auto". Raises Stopped for a device that is not there.
+    """
+    if cluster is not None:
+        return _num_gpus_of_cluster(name, cluster)
     import torch
 
     device = choose_device(name)
     return torch.cuda.device_count() if device == "cuda" else int(device.startswith("cuda"))
+
+
+def _num_gpus_of_cluster(name: str, cluster: int) -> int:
+    if name == "auto":
+        return cluster
+    if name == "cuda":
+        return max(1, cluster)  # of none, the executor says that the stage fits nowhere
+    if name.startswith("cuda"):
+        raise Stopped(f"{name} is a GPU of one machine: on a Ray cluster use --device cuda or auto")
+    return 0
 
 
 def device_name(device: str) -> str:

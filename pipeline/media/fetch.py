@@ -2,8 +2,8 @@
 
 Every failure is an Unavailable with a cause. The causes that pass (429, network, time-out) are
 retried with growing pauses, never sooner than a server asks for; a partial download stays where the
-next try, or the next run, goes on with it. Servers are not trusted: no answer is endless, and none
-leads to a local file.
+next try, or the next run, goes on with it if the server still has the same version (`partials`).
+Servers are not trusted: no answer is endless, and none leads to a local file.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import errno
 import hashlib
 import lzma
+import os
 import re
 import shutil
 import subprocess
@@ -33,7 +34,7 @@ from pipeline.core.errors import RETRIED, BadData, Cause, RecipeError, Unavailab
 from pipeline.core.params import Table
 from pipeline.core.records import Blob
 from pipeline.core.store import Store, blobs_in
-from pipeline.media import refusals
+from pipeline.media import partials, refusals
 from pipeline.media.refusals import Later
 
 T = TypeVar("T")
@@ -158,7 +159,9 @@ def _file_name_of(host: str) -> str:
 def _yt_dlp(options: dict[str, Any]) -> Any:
     import imageio_ffmpeg
     import yt_dlp
-    from yt_dlp.networking.exceptions import network_exceptions
+    from yt_dlp.downloader import HttpFD, get_suitable_downloader
+    from yt_dlp.networking import Request
+    from yt_dlp.networking.exceptions import HTTPError, network_exceptions
 
     class Downloader(yt_dlp.YoutubeDL):  # type: ignore[misc]
         """Keeps the last failure on the network, which yt-dlp's own errors do not always hand on;
@@ -168,6 +171,21 @@ def _yt_dlp(options: dict[str, Any]) -> Any:
         failed: Exception | None = None
         opened: tuple[Any, ...] = ()
         depth = 0
+        transfer: partials.Transfer | None = None  # while a video is fetched, not its page
+        most = MAX_BYTES  # of one answer that is read in pieces
+
+        def build_request_director(self, handlers: Any, preferences: Any = None) -> Any:
+            # the other one for http unpacks an answer at once, in memory, whatever comes of it
+            return super().build_request_director(_without_urllib_for_http(handlers), preferences)
+
+        def dl(self, name: str, answer: Any, *rest: Any, **options: Any) -> Any:
+            is_plain = get_suitable_downloader(answer, self.params) is HttpFD
+            self.transfer = partials.Transfer(Path(f"{name}.part") if is_plain else None)
+            self.most = MAX_BYTES if is_plain else partials.MAX_FRAGMENT_BYTES
+            try:
+                return super().dl(name, answer, *rest, **options)
+            finally:
+                self.transfer = None
 
         def extract_info(self, *args: Any, **options: Any) -> Any:
             if self.depth >= MAX_DEPTH:
@@ -181,10 +199,19 @@ def _yt_dlp(options: dict[str, Any]) -> Any:
                 self.depth -= 1
 
         def urlopen(self, request: Any) -> Any:
-            response = self.keeping_failures(super().urlopen)(request)
+            if isinstance(request, str):
+                request = Request(request)
+            transfer, ask = self.transfer, self.keeping_failures(super().urlopen)
+            try:
+                response = ask(request) if transfer is None else transfer.open(request, ask)
+            except HTTPError as error:
+                # some read the page that comes with a refusal
+                error.response.read = _bounded(error.response, MAX_BYTES, is_video=False)
+                raise
             still_open = [each for each in self.opened if not each.closed]
             self.opened = (*still_open, response)
-            response.read = self.keeping_failures(_bounded(response.read))
+            read = _bounded(response, self.most, is_video=transfer is not None)
+            response.read = self.keeping_failures(read)
             return response
 
         def keeping_failures(self, act: Callable[..., Any]) -> Callable[..., Any]:
@@ -218,22 +245,45 @@ def _yt_dlp(options: dict[str, Any]) -> Any:
         ) from error
 
 
-def _bounded(read: Callable[..., bytes]) -> Callable[..., bytes]:
-    """A page is read whole, a video in pieces: what is read whole must have an end."""
+def _without_urllib_for_http(handlers: Any) -> list[Any]:
+    """yt-dlp's request handlers; the one that is Python's urllib keeps only the schemes that no
+    other has.
+    """
+    from yt_dlp.networking._urllib import UrllibRH
+
+    class WithoutHttpRH(UrllibRH):  # type: ignore[misc]
+        _SUPPORTED_URL_SCHEMES = ("data", "ftp")
+
+    return [WithoutHttpRH if handler is UrllibRH else handler for handler in handlers]
+
+
+def _bounded(response: Any, most: int, is_video: bool) -> Callable[..., bytes]:
+    """A page is read whole, a video in pieces: each must have an end, and a video must not come
+    packed.
+    """
+    read, num_bytes = response.read, 0
 
     def bounded(amount: int | None = None) -> bytes:
-        if amount is not None:
-            return read(amount)
-        whole = bytearray()
-        while piece := read(CHUNK):
-            whole += piece
-            if len(whole) > MAX_PAGE_BYTES:
-                raise Unavailable(
-                    "unsupported", f"a page of more than {MAX_PAGE_BYTES / 1e6:.0f} MB"
-                )
-        return bytes(whole)
+        nonlocal num_bytes
+        if amount is None:
+            return _whole(read)
+        if is_video:
+            partials.check_plain(response)
+        piece = read(amount)
+        num_bytes += len(piece)
+        _bound(num_bytes, most=most)
+        return bytes(piece)
 
     return bounded
+
+
+def _whole(read: Callable[..., bytes]) -> bytes:
+    whole = bytearray()
+    while piece := read(CHUNK):
+        whole += piece
+        if len(whole) > MAX_PAGE_BYTES:
+            raise Unavailable("unsupported", f"a page of more than {MAX_PAGE_BYTES / 1e6:.0f} MB")
+    return bytes(whole)
 
 
 class _Silent:
@@ -322,6 +372,7 @@ def from_web(
     options = {
         "format": selector,
         "outtmpl": name,
+        "skip_unavailable_fragments": False,
         "restrictfilenames": True,
         "noplaylist": True,
         "playlistend": 2,
@@ -332,21 +383,29 @@ def from_web(
 
     def get() -> tuple[Path, str]:
         with slot(store, host_of(uri), per_host), _yt_dlp(options) as downloader:
+            partials.sweep(folder)
             path, chosen = _only_video(uri, _extract(downloader, uri, download=True))
         _bound(path.stat().st_size)
         return path, chosen
 
-    try:
-        path, chosen = retried(attempts, get)
-    except (BadData, Unavailable) as error:
-        if isinstance(error, BadData) or error.cause == "unsupported":
-            shutil.rmtree(folder)  # there is nothing to go on with
-        raise
-    try:
-        blob = store.adopt(path, sha256)
-    finally:
-        shutil.rmtree(folder)
-    return blob, chosen
+    with _alone(store, folder):
+        try:
+            path, chosen = retried(attempts, get)
+        except (BadData, Unavailable) as error:
+            if isinstance(error, BadData) or error.cause == "unsupported":
+                shutil.rmtree(folder)  # there is nothing to go on with
+            raise
+        try:
+            return store.adopt(path, sha256), chosen
+        finally:
+            shutil.rmtree(folder)
+
+
+def _alone(store: Store, folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Keep another build, which fetches the same source, out of the folder of a download. A few
+    downloads share one place, so that there are no more than 4,096 of them.
+    """
+    return slot(store, f"download-{folder.name[:3]}", 1)
 
 
 def _only_video(uri: str, answer: dict[str, Any]) -> tuple[Path, str]:
@@ -375,12 +434,11 @@ def _bound_progress(progress: dict[str, Any]) -> None:
     _bound(progress.get("downloaded_bytes"), progress.get("total_bytes"))
 
 
-def _bound(*sizes: int | None) -> None:
-    """Refuse what is larger, or says it will be, than any video."""
-    if largest := next((size for size in sizes if size and size > MAX_BYTES), None):
-        raise BadData(
-            "too-large", f"a download of {largest} bytes or more, {MAX_BYTES} are allowed"
-        )
+def _bound(*sizes: int | None, most: int | None = None) -> None:
+    """Refuse what is larger, or says it will be, than any video, or than `most`."""
+    most = MAX_BYTES if most is None else most
+    if largest := next((size for size in sizes if size and size > most), None):
+        raise BadData("too-large", f"a download of {largest} bytes or more, {most} are allowed")
 
 
 def from_filesystem(
@@ -389,8 +447,6 @@ def from_filesystem(
     """Any address fsspec opens (s3:, gs:, ftp:, ...), continued from where an earlier try
     stopped.
     """
-    import fsspec
-
     if "::" in uri:
         # the inner file system would say what the outer one opens, files of this machine too
         raise Unavailable(
@@ -401,13 +457,13 @@ def from_filesystem(
 
     def get() -> None:
         with slot(store, host_of(uri), per_host):
-            start = path.stat().st_size if path.exists() else 0
+            partials.sweep(folder)
             try:
-                with fsspec.open(uri, "rb") as remote, path.open("ab") as local:
-                    remote.seek(start)
-                    _copy(remote, local)
+                _fetch_object(uri, path)
             except BadData:
                 shutil.rmtree(folder)
+                raise
+            except Unavailable:
                 raise
             except Exception as error:
                 translated = _filesystem_error(uri, error, store)
@@ -415,12 +471,37 @@ def from_filesystem(
                     raise
                 raise translated from error
 
-    retried(attempts, get)
-    try:
-        blob = store.adopt(path, sha256)
-    finally:
-        shutil.rmtree(folder)
-    return blob
+    with _alone(store, folder):
+        retried(attempts, get)
+        try:
+            return store.adopt(path, sha256)
+        finally:
+            shutil.rmtree(folder)
+
+
+def _fetch_object(uri: str, path: Path) -> None:
+    """Fetch an object of fsspec's, or go on with it: its version is compared before and after, as
+    it may change between two reads of an open file.
+    """
+    import fsspec
+    from fsspec.implementations.local import LocalFileSystem
+
+    file_system, name = fsspec.core.url_to_fs(uri)
+    if isinstance(file_system, LocalFileSystem):
+        name = os.path.realpath(name)  # the time stamp of a link is not that of its file
+    version = partials.facts_of_object(file_system, name)
+    if partials.recall(path) != version or not path.is_file():
+        partials.begin(path, version)
+    with file_system.open(name, "rb") as remote, path.open("ab") as local:
+        remote.seek(local.tell())
+        _copy(remote, local)
+    num_bytes = path.stat().st_size
+    if partials.facts_of_object(file_system, name) != version:
+        partials.discard(path)
+        raise partials.changed(uri)
+    if num_bytes != version.get("num_bytes", num_bytes):
+        partials.discard(path)
+        raise Unavailable("network", f"{uri}: {num_bytes} bytes of {version['num_bytes']} came")
 
 
 def _filesystem_error(uri: str, error: Exception, store: Store) -> Exception:
@@ -453,6 +534,7 @@ def from_wheel(
         wheel = store.once(
             _wheel_task(requirement),
             lambda: retried(attempts, lambda: _wheel(requirement, store, per_host)),
+            Blob,
         )
     try:
         with (

@@ -25,7 +25,8 @@ from pydantic import Field
 from pipeline.core import canonical
 from pipeline.core.errors import BadData
 from pipeline.core.params import Exact, Table
-from pipeline.core.records import Container, Crop, Video, grid_index
+from pipeline.core.reading import Count, Facts
+from pipeline.core.records import Blob, Container, Crop, Video, grid_index
 from pipeline.core.store import Store
 from pipeline.media import video
 
@@ -197,6 +198,15 @@ class Writer:
         ]
 
 
+class _Reel(Facts):
+    """What is remembered of a reel."""
+
+    reel: Blob
+    first_index: Count
+    num_frames: Count
+    crop: Crop
+
+
 def stage_params(params: Params) -> dict[str, Any]:
     """What of a reel enters the keys of clips, and what manifests and locks say of it: the options
     and the version.
@@ -251,7 +261,7 @@ def reel_of(record: Video, params: Params, store: Store) -> dict[str, Any]:
                 writer.add(frame, pts, end_pts)
             return finish(writer, scratch, store)
 
-    memo: dict[str, Any] = store.once(task(record, params), decode)
+    memo: dict[str, Any] = store.once(task(record, params), decode, _Reel)
     return memo
 
 

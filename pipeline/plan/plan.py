@@ -243,6 +243,8 @@ class _Planner:
         """A few words: first what the store says, then what is new, then what has changed."""
         if note := self._store.failure(task_key):
             return f"tried again: {note['cause']}"
+        if record.key in survey.suspicions:
+            return f"tried again: {survey.suspicions[record.key][0]['bad']}"
         if self._store.remembers(task_key):
             return LOST
         before = self._last.get(survey.stage.name)

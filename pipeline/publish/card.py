@@ -251,6 +251,12 @@ def _funnel(locked: Lock) -> dict[str, str]:
         counts = (int(stage["in"]), int(stage["out"]), sum(rejected.values()))
         rows.append((_code(name), *counts, why))
     table = _table(("stage", "in", "out", "rejected", "why"), rows)
+    if suspected := lock.num_suspected(locked.header):
+        noun = "record was" if suspected == 1 else "records were"
+        table += (
+            f"\n\n{suspected} {noun} rejected on suspicion, as `crashed` or `timed-out`: another "
+            "machine may not reject the same."
+        )
     return {"funnel": table, "first": "expand" if "expand" in stages else "download"}
 
 

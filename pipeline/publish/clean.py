@@ -2,7 +2,8 @@
 
 What other datasets share with it stays, and so does what unfinished builds of others have done so
 far. Like `gc`, it deletes blobs before the memos that name them. Last of all goes the dataset's own
-folder: while it is there, the same command finds what is left.
+folder: while it is there, the same command finds what is left. Each step is on disk before the
+next one begins.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from pipeline.core.files import sync_folder
 from pipeline.core.store import Memo, Store, blobs_in
 from pipeline.dataset.build import opened
 from pipeline.publish import sweep
@@ -25,6 +27,7 @@ def clean(name: str, data: Path) -> Bin:
             (store.root / "unfinished" / name).unlink(missing_ok=True)
             own = sweep.references_of([folder], store)
             others = sweep.references_in(data, store, without=name)
+            sweep.sync_manifests(data)
             _delete_second_names(folder)
             _delete(own, others, store, deleted)
             _delete_folder(folder, deleted)
@@ -54,10 +57,12 @@ def _delete(own: References, others: References, store: Store, deleted: Bin) -> 
     going = own.blobs - others.blobs
     for sha256 in sorted(going):
         deleted.drop(kinds.get(sha256, sweep.LEFT_OVER), [store.path(sha256)])
+    deleted.settle()
     for memo in sweep.memos_of(store):
         names_one = any(blob.sha256 in going for blob in blobs_in(memo.outputs))
         if names_one or _is_of(memo, own, others):
             deleted.drop("memos", [store.memo_path(memo.key)])
+    deleted.settle()
 
 
 def _is_of(memo: Memo, own: References, others: References) -> bool:
@@ -71,4 +76,7 @@ def _is_of(memo: Memo, own: References, others: References) -> bool:
 
 def _delete_folder(folder: Path, deleted: Bin) -> None:
     deleted.drop("files", [path for path in folder.rglob("*") if path.is_file()])
+    deleted.folders.clear()  # they go as well
     shutil.rmtree(folder, ignore_errors=True)
+    if folder.parent.is_dir():
+        sync_folder(folder.parent)

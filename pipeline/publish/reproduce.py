@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.core import canonical
 from pipeline.core.errors import Damaged, RecipeError, Stopped
+from pipeline.core.executors import device_here
 from pipeline.core.records import Record, Rejection, Scene, Shard, Source, Video, public
 from pipeline.core.stage import Executor, Progress
 from pipeline.core.store import Store
@@ -25,6 +26,7 @@ from pipeline.dataset.chain import CHAIN, Step, Visit, manifest_path, runner, su
 from pipeline.dataset.lock import Lock, LockedVideo
 from pipeline.dataset.outputs import write_outputs
 from pipeline.dataset.recipe import Loaded
+from pipeline.dataset.relock import check_removals
 from pipeline.media import addresses, encoders
 from pipeline.stages import NAMES
 
@@ -283,19 +285,21 @@ def reproduce(
     or RecipeError.
     """
     check(loaded, locked)
-    if device != "auto":
-        encoders.choose_device(device)
+    here = device_here(executor, device)
+    if here != "auto":
+        encoders.choose_device(here)
     folder = data / loaded.recipe.name
     if manifest_path(folder, "cut").is_file():
         raise Stopped(
             f"{folder} holds a build of its own: it would prove nothing, and what cannot be had "
             "any more would go from there. Choose another folder with --data (make: DATA=)"
         )
+    check_removals(loaded, folder)
     with opened(data) as store, store.unfinished(loaded.recipe.name):
         fetching = CHAIN["download"].stage(loaded.setup(device))
         visit = runner(store, executor, progress, fetching)
         walked = walk(loaded, locked, visit, device)
-        for step in write_outputs(loaded, walked, data, store, device):
+        for step in write_outputs(loaded, walked, data, store, here):
             _read_back(step, store)
             yield step
 

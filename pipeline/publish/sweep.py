@@ -4,8 +4,11 @@ Kept are the blobs that any dataset's manifests name, the reels of their videos 
 prompt's embedding. Wheels are not: they serve fetching only. What a build remembered that was
 broken off is kept too, for no manifest can name it yet. Of the memos those go that name a blob that
 goes or is gone, and those (rejections, cuts and lists of videos among them) of sources and videos
-that no manifest has. Memos are read one after the other, twice, and never held
-together. Blobs are deleted before memos, so that a sweep broken off leaves what the next one finds.
+that no manifest has. Memos are read one after the other, twice, and never held together.
+
+The order on disk: manifests are there before anything goes because of them, and blobs are gone
+before the first memo goes, so that a sweep broken off, by a power cut too, leaves what the next one
+finds.
 """
 
 from __future__ import annotations
@@ -18,10 +21,12 @@ from typing import Any
 
 from pipeline.core import canonical
 from pipeline.core.errors import Damaged, RecipeError
-from pipeline.core.manifest import lines_of
+from pipeline.core.files import sync, sync_folder
+from pipeline.core.manifest import Header, read_lines
+from pipeline.core.reading import checked, shown_value
 from pipeline.core.store import Memo, Store, blobs_in
 from pipeline.dataset.build import opened
-from pipeline.dataset.chain import manifest_paths
+from pipeline.dataset.chain import CHAIN, KINDS, manifest_paths
 from pipeline.media import reel
 from pipeline.stages import encode
 
@@ -84,6 +89,7 @@ class Bin:
     counts: Counter[str] = field(default_factory=Counter)
     num_bytes: Counter[str] = field(default_factory=Counter)
     linked_bytes: int = 0  # of those, of files that have another name: nothing is freed by them
+    folders: set[Path] = field(default_factory=set)  # of what was deleted since the last `settle`
 
     def drop(self, kind: str, paths: Iterable[Path]) -> None:
         for path in paths:
@@ -91,11 +97,19 @@ class Bin:
                 facts = path.stat()
                 if not self.dry:
                     path.unlink()
+                    self.folders.add(path.parent)
             except FileNotFoundError:
                 continue
             self.counts[kind] += 1
             self.num_bytes[kind] += facts.st_size
             self.linked_bytes += facts.st_size if facts.st_nlink > 1 else 0
+
+    def settle(self) -> None:
+        """Bring to disk that what was dropped is gone, before anything more goes, or is said."""
+        for folder in sorted(self.folders):
+            if folder.is_dir():
+                sync_folder(folder)
+        self.folders.clear()
 
 
 def gc(data: Path, dry: bool) -> tuple[Bin, list[str]]:
@@ -116,13 +130,26 @@ def gc(data: Path, dry: bool) -> tuple[Bin, list[str]]:
             for sha256, kind in kinds_in(memo):
                 if sha256 not in kept.blobs:
                     kinds[sha256] = kind
+        if not dry:
+            sync_manifests(data)
         for sha256 in store.blobs():
             if sha256 not in kept.blobs:
                 swept.drop(kinds.get(sha256, LEFT_OVER), [store.path(sha256)])
+        swept.settle()
         for memo in memos_of(store):
             if not is_fresh(memo, since, store) and not _is_needed(memo, kept, store):
                 swept.drop("memos", [store.memo_path(memo.key)])
+        swept.settle()
     return swept, unfinished
+
+
+def sync_manifests(data: Path) -> None:
+    """Bring every dataset's manifests to disk: a build that was killed may have left them in
+    memory only.
+    """
+    for folder in data.iterdir():
+        for path in manifest_paths(folder):
+            sync(path)
 
 
 def memos_of(store: Store) -> Iterator[Memo]:
@@ -209,17 +236,15 @@ def _add_dataset(folder: Path, store: Store, kept: References) -> None:
     videos: dict[bytes, Any] = {}
     for path in manifest_paths(folder):
         header, records = records_in(path)
-        params[header["stage"]] = header["params"]
-        for record in records:
-            kept.blobs |= {blob.sha256 for blob in blobs_in(record)}
-            if source := source_in(record):
-                kept.sources.add(canonical.encode(source_identity(source)))
-                kept.uris.add(source["uri"])
-            if video := video_in(record):
-                user = f"{folder.name}/{video['key']}"
-                kept.users.setdefault(video["blob"]["sha256"], set()).add(user)
-                identity = video_identity(video)
-                videos[canonical.encode(identity)] = identity
+        params[header.stage] = header.params
+        try:
+            for record in records:
+                _add_record(record, folder.name, kept, videos)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:  # of another version
+            raise Damaged(
+                f"{folder.name}/{path.name}: its records are not those of a '{header.stage}' "
+                f"({shown_value(error)}): remove it, and build again"
+            ) from error
     kept.videos |= videos.keys()
     task_keys = []
     if "extract" not in params:
@@ -233,20 +258,44 @@ def _add_dataset(folder: Path, store: Store, kept: References) -> None:
             kept.keep(memo)
 
 
-def records_in(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _add_record(
+    record: dict[str, Any], dataset: str, kept: References, videos: dict[bytes, Any]
+) -> None:
+    kept.blobs |= {blob.sha256 for blob in blobs_in(record)}
+    if source := source_in(record):
+        kept.sources.add(canonical.encode(source_identity(source)))
+        kept.uris.add(source["uri"])
+    if video := video_in(record):
+        user = f"{dataset}/{video['key']}"
+        kept.users.setdefault(video["blob"]["sha256"], set()).add(user)
+        identity = video_identity(video)
+        videos[canonical.encode(identity)] = identity
+
+
+def records_in(path: Path) -> tuple[Header, list[dict[str, Any]]]:
     """A manifest's header and records as plain JSON. Raises Damaged if a line is damaged, or one is
     missing.
     """
     name = f"{path.parent.name}/{path.name}"
-    header, *lines = lines_of(name, path.read_bytes())
-    records = [line["record"] for line in lines if "record" in line]
+    header, lines = read_lines(name, path.read_bytes())
+    records = [line["record"] for _, line in lines if "record" in line]
     counts = (len(records), len(lines) - len(records))
-    promised = (header.get("out"), sum(header.get("rejected", {}).values()))
-    if promised != counts or not {"stage", "params"} <= header.keys():
+    if counts != (header.num_out, sum(header.rejected.values())):
         raise Damaged(
             f"{name}: its lines are not those its first line tells of: remove it, and build again"
         )
+    for number, line in lines:
+        if "record" in line:
+            _check_record(header, line["record"], f"{name}: line {number}")
     return header, records
+
+
+def _check_record(header: Header, record: object, place: str) -> None:
+    """Raises Damaged for what is no record of its stage; of a stage as another version had it, or
+    that the chain no longer has, only for what is no object.
+    """
+    is_of_today = header.stage in CHAIN and header.version == CHAIN[header.stage].VERSION
+    checked(KINDS[header.stage] if is_of_today else dict, record, place, "record")
 
 
 def _ancestor(record: dict[str, Any], mark: str, parents: Sequence[str]) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ from typing import Any
 from pipeline.core import canonical, manifest
 from pipeline.core.errors import RecipeError, Stopped, without_credentials
 from pipeline.core.executors import Inline
+from pipeline.core.files import sync
 from pipeline.core.records import Blob, Record, Shard, Source
 from pipeline.core.stage import Progress, Stage
 from pipeline.core.store import Memo, Store, blobs_in, now
@@ -103,6 +104,7 @@ def remove(loaded: Loaded, data: Path, key: str, why: str, device: str) -> Remov
         )
     folder = data / loaded.recipe.name
     with opened(data) as store:
+        relock.check_removals(loaded, folder)
         sweep.references_in(data, store)  # a damaged manifest stops this before any change
         paths = {name: manifest_path(folder, name) for name in NAMES}
         records = {
@@ -116,13 +118,17 @@ def remove(loaded: Loaded, data: Path, key: str, why: str, device: str) -> Remov
         _check_others(records, steps, target)
         done = _counts(before, paths["shard"], steps)
         if before is None:
-            removals.note(loaded.path, key, removal, audit(target, records, done))
+            removal = removals.note(loaded.path, key, removal, audit(target, records, done))
+            loaded = replace(loaded, removed={**loaded.removed, key: removal})
+        # also where it was noted before: a command that was killed may have left it in memory only
+        sync(removals.path_of(loaded.path))
         list(write_outputs(loaded, iter(steps), data, store, device))
         done.notes += _relock(loaded, steps, folder, store)
         _delete(loaded, target, sweep.references_in(data, store), store, done)
         left = {record.key for step in steps for record in step.manifest.records}
         sheets = [path for path in (folder / "show").glob("*.png") if path.stem not in left]
         done.bin.drop("contact sheets", [p for p in sheets if target.scene.fullmatch(p.stem)])
+        done.bin.settle()
     return done
 
 
@@ -274,11 +280,15 @@ def _delete(loaded: Loaded, target: Target, kept: References, store: Store, done
     kept.sources |= {canonical.encode(source.identity()) for source in others}
     kept.uris |= {source.uri for source in others}
     footage, left_over = _footage(target, kept, store)
-    kinds, keys = _condemned(target, footage, left_over, kept, store)
+    kinds, further, own = _condemned(target, footage, left_over, kept, store)
     for sha256, kind in sorted(kinds.items()):
         done.bin.drop(kind, [store.path(sha256)])
         store.reclaim(Blob(sha256, 0))
-    done.bin.drop("memos", map(store.memo_path, keys))
+    done.bin.settle()
+    # Last go the memos by which a removal that was broken off finds all others again.
+    for keys in (further, own):
+        done.bin.drop("memos", map(store.memo_path, keys))
+        done.bin.settle()
     done.bin.drop("notes of failures", _failures(target, store))
     for path in _partials(loaded, target, footage, store):
         done.bin.drop("partial downloads", [file for file in path.rglob("*") if file.is_file()])
@@ -307,8 +317,10 @@ def _footage(target: Target, kept: References, store: Store) -> tuple[set[str], 
 
 def _condemned(
     target: Target, footage: set[str], left_over: set[str], kept: References, store: Store
-) -> tuple[dict[str, str], list[str]]:
-    """The blobs that go, each with what it is, and the keys of the memos that go, in that order."""
+) -> tuple[dict[str, str], list[str], list[str]]:
+    """The blobs that go, each with what it is, and the keys of the memos that go: first those found
+    by the blobs and clips that go, then the target's own.
+    """
     own: set[str] = set()  # keys of memos
     blobs, clips = footage | left_over, set[str]()
     for memo in sweep.memos_of(store):
@@ -331,8 +343,7 @@ def _condemned(
         if memo.key not in own and (is_of_clip or kinds_here):
             further.append(memo.key)
     kinds |= dict.fromkeys(footage & blobs, "raw videos")
-    # last the memos by which a removal that was broken off finds all others again
-    return kinds, [*further, *sorted(own)]
+    return kinds, further, sorted(own)
 
 
 def _digests(value: object) -> set[str]:

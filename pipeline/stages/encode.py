@@ -20,6 +20,7 @@ from pydantic import Field
 from pipeline.core import canonical
 from pipeline.core.errors import BadData
 from pipeline.core.params import Setup, Table
+from pipeline.core.reading import Facts, Number, Text
 from pipeline.core.records import Blob, Clip, Sample, source_of
 from pipeline.core.stage import Stage
 from pipeline.core.store import Store
@@ -283,6 +284,20 @@ class _Frames:
         return self._frames
 
 
+class _Latents(Facts):
+    """What is remembered of a clip's latents."""
+
+    mean: Blob
+    std: Blob | None
+    device: Text
+
+
+class _RoundTrip(Facts):
+    """What is remembered of a clip that was decoded back."""
+
+    psnr_db: Number
+
+
 @dataclass(frozen=True)
 class _Coder:
     """One clip and all that encodes it. Each method gives what is remembered, or computes it."""
@@ -308,7 +323,7 @@ class _Coder:
             }
 
         task = _latents_task(self.clip, self.models, self.params)
-        memo: dict[str, Any] = self.store.once(task, encode)
+        memo: dict[str, Any] = self.store.once(task, encode, _Latents)
         return memo
 
     def round_trip_psnr_db(self, latents: Blob) -> float:
@@ -319,7 +334,7 @@ class _Coder:
             return {"psnr_db": round_trip(self._vae(), stored, self.frames.all())}
 
         task = _round_trip_task(self.clip, self.models, self.params)
-        return float(self.store.once(task, decode)["psnr_db"])
+        return float(self.store.once(task, decode, _RoundTrip)["psnr_db"])
 
     def image(self) -> Blob:
         """Embeddings of a few frames: a `k d` float16 array."""
@@ -334,7 +349,8 @@ class _Coder:
             )
             return self.store.put(encoders.npy(encoders.images(model, self.frames.all()[picks])))
 
-        return Blob(**self.store.once(_images_task(self.clip, self.models, self.params), embed))
+        task = _images_task(self.clip, self.models, self.params)
+        return Blob(**self.store.once(task, embed, Blob))
 
     def _vae(self) -> Any:
         place = encoders.choose_device(self.device)
@@ -361,4 +377,4 @@ def text(
         hidden = encoders.text(model, caption, models.text_layer, models.pad_token)
         return store.put(encoders.npy(hidden))
 
-    return Blob(**store.once([*_text_task(models, params), caption], embed))
+    return Blob(**store.once([*_text_task(models, params), caption], embed, Blob))

@@ -24,7 +24,7 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.core import canonical
-from pipeline.core.files import replace_file
+from pipeline.core.files import make_folder, replace_file, sync_folder
 from pipeline.core.params import Setup, Table
 from pipeline.core.records import Blob, Member, Pack, Sample, Shard, Split, public, source_of
 from pipeline.core.stage import Stage
@@ -357,17 +357,28 @@ def _sample_entry(key: str, members: Sequence[Member]) -> dict[str, Any]:
 
 
 def clear(folder: Path) -> None:
-    """Remove shards of which nothing is left."""
-    for path in [*folder.glob("*.tar"), *folder.glob("index.json")]:
-        path.unlink()
+    """Remove shards of which nothing is left, the index first."""
+    if folder.is_dir():
+        _delete(folder, [folder / "index.json"])
+        _delete(folder, list(folder.glob("*.tar")))
+
+
+def _delete(folder: Path, paths: Sequence[Path]) -> None:
+    """Delete files of a folder; it is on disk that they are gone when this returns."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+    if paths:
+        sync_folder(folder)
 
 
 def publish(folder: Path, shards: Sequence[Shard], index: bytes, store: Store) -> None:
-    """Link the tars into the folder, then write the index, then remove what belongs to neither."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Link the tars into the folder, then write the index, then remove what belongs to neither.
+    Each is on disk before the next: an index there never names other tars than those there.
+    """
+    make_folder(folder)
     path_of_index = folder / "index.json"
     if path_of_index.is_file() and path_of_index.read_bytes() != index + b"\n":
-        path_of_index.unlink()  # no index while the tars it would name change
+        _delete(folder, [path_of_index])  # no index while the tars it would name change
     tars = {f"{shard.key}.tar": shard.blob for shard in shards}
     for name, blob in tars.items():
         beside = folder / f"{name}.tmp"
@@ -375,7 +386,6 @@ def publish(folder: Path, shards: Sequence[Shard], index: bytes, store: Store) -
         link_or_copy(store.path(blob.sha256), beside)
         os.replace(beside, folder / name)
         beside.unlink(missing_ok=True)  # a rename onto another name of the same file does nothing
+    sync_folder(folder)
     replace_file(path_of_index, index + b"\n")
-    for path in folder.glob("*.tar*"):
-        if path.name not in tars:
-            path.unlink()
+    _delete(folder, [path for path in folder.glob("*.tar*") if path.name not in tars])

@@ -2,15 +2,18 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.core import executors
+from pipeline.core import stage as stage_module
 from pipeline.core.errors import Bug, Stopped
 from pipeline.core.executors import Inline, Processes, Ray
 from pipeline.core.manifest import Manifest
@@ -27,7 +30,7 @@ def crashes_first(source: Source) -> float:
     return 200.0 if source.uri.startswith("crash") else 100.0
 
 
-def on_gpu() -> int:
+def on_gpu(cluster: int | None) -> int:
     return 1
 
 
@@ -168,11 +171,14 @@ def after_losses(
 
 @pytest.mark.parametrize("name", ["processes", "ray"])
 def test_a_worker_that_dies_and_one_that_hangs_cost_one_rejection_each(
-    after_losses: Callable[[str], tuple[Manifest, Store]], name: str
+    after_losses: Callable[[str], tuple[Manifest, Store]],
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     manifest, store = after_losses(name)
     expected = ["a1", "a3", "b1", "b3"], [("a2", "bad", "crashed"), ("b2", "bad", "timed-out")]
     assert outcome(manifest) == expected
+    monkeypatch.setattr(stage_module, "MAX_SUSPICIONS", 1)
     # Remembered: a second crash would end this process.
     assert outcome(run(LOST, store, Inline())) == expected
 
@@ -208,6 +214,43 @@ def test_records_that_were_lost_with_a_worker_share_one_pool(
     assert pools == [1, 2]  # one for the batch that was lost, one for its records
 
 
+def test_a_clock_that_is_set_forward_times_nothing_out(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, hours = time.time, count()
+    monkeypatch.setattr(time, "time", lambda: real() + 3600 * next(hours))
+    records = sources("a1 pass", "b1 pass", "c1 nap", "d1 bad")
+    manifest = run(records, store, Processes(2))
+    assert outcome(manifest) == (["a1", "b1", "c1"], [("d1", "bad", "truncated")])
+
+
+def test_a_clock_that_is_set_back_does_not_keep_a_worker_that_hangs(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, hours = time.time, count()
+    monkeypatch.setattr(time, "time", lambda: real() - 3600 * next(hours))
+    manifest = run(sources("b2 sleep"), store, Processes(1))
+    assert outcome(manifest) == ([], [("b2", "bad", "timed-out")])
+
+
+def test_a_build_that_was_stopped_for_long_times_nothing_out(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after Ctrl-Z, or in a virtual machine that was put aside: its workers stood still too."""
+    hours = count()
+    monkeypatch.setattr(executors, "monotonic", lambda: time.monotonic() + 3600 * next(hours))
+    stage = replace(STAGE, timeout=lambda cost: 100 * executors.MAX_TURN_S)
+    manifest = run_stage(stage, sources("a1 nap"), store, Processes(1), Progress())[0]
+    assert outcome(manifest) == (["a1"], [])
+
+
+def test_a_batch_that_waits_for_a_worker_does_not_run_out_of_time(store: Store) -> None:
+    stage = replace(STAGE, timeout=lambda cost: 3.0)
+    records = sources(*[f"{letter}1 nap" for letter in "abcdef"])
+    manifest = run_stage(stage, records, store, Processes(1), Progress())[0]
+    assert outcome(manifest) == (["a1", "b1", "c1", "d1", "e1", "f1"], [])
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be chosen here")
 def test_workers_are_as_many_as_the_cores_the_process_may_use() -> None:
     script = (
@@ -228,7 +271,7 @@ import os, signal, sys, time
 from multiprocessing import util
 from pathlib import Path
 from pipeline.core.executors import Processes
-from pipeline.core.stage import Batch, Work
+from pipeline.core.stage import Batch, Work, no_gpus
 from pipeline.core.store import Store
 
 def spawn_and_strike(path, words, fds):
@@ -239,7 +282,7 @@ def spawn_and_strike(path, words, fds):
 
 spawn, util.spawnv_passfds = util.spawnv_passfds, spawn_and_strike
 try:
-    work = Work("print", str, print, None, Store(Path("nowhere")), 0)
+    work = Work("print", str, print, None, Store(Path("nowhere")), no_gpus)
     list(Processes(2).map(work, [Batch((), 1.0, 60.0)] * 4))
 except KeyboardInterrupt:
     sys.exit("stopped")

@@ -2,7 +2,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -11,6 +11,7 @@ from pipeline.core.executors import Inline
 from pipeline.core.manifest import Manifest
 from pipeline.core.records import Scene, Source
 from pipeline.core.stage import (
+    MAX_SUSPICIONS,
     Batch,
     Lost,
     Outcome,
@@ -105,7 +106,7 @@ def test_how_and_where_it_runs_is_no_part_of_the_key(store: Store) -> None:
     run(STAGE, [source("a")], store)
     moved = replace(
         STAGE,
-        num_gpus=lambda: 1,
+        num_gpus=lambda cluster: 1,
         group=lambda record: "one",
         cost=lambda record: 9.0,
         timeout=lambda cost: 1.0,
@@ -356,9 +357,79 @@ def test_one_lost_batch_is_tried_record_by_record_and_only_the_guilty_one_is_rej
         ("d", "unavailable", "gone"),
         ("b", "bad", "crashed"),
     ]
-    again, cached = run_stage(stage, records, store, Inline(), Progress())
-    assert (logged(store), cached) == (["d"], 3)
+    again, cached = run_stage(stage, records, store, Fragile(), Progress())
+    assert (logged(store), cached) == (["d"], 2)  # `b` is tried again too, and kills its worker
     assert again.encode() == made.encode()
+    run_stage(stage, records, store, Fragile(), Progress())
+    again, cached = run_stage(stage, records, store, Inline(), Progress())
+    assert (logged(store), cached) == (["d", "d"], 3)  # now `b` is remembered
+    assert again.encode() == made.encode()
+
+
+class Deadly:
+    """Loses every batch, without having done anything, as long as it is out of order."""
+
+    def __init__(self, reason: Literal["crashed", "timed-out"]) -> None:
+        self.reason = reason
+        self.is_out_of_order = True
+        self.num_tried = 0
+
+    def map(self, work: Work, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Troubles | Lost]]:
+        for batch in batches:
+            self.num_tried += 1
+            if self.is_out_of_order:
+                yield batch, Lost(self.reason, "no word of it")
+            else:
+                yield batch, work(batch)
+
+
+@pytest.mark.parametrize("reason", ["crashed", "timed-out"])
+def test_a_suspicion_is_tried_in_so_many_builds_and_then_stands(
+    store: Store, reason: Literal["crashed", "timed-out"]
+) -> None:
+    deadly = Deadly(reason)
+    encoded = set()
+    for number in range(1, MAX_SUSPICIONS + 3):
+        manifest, cached = run_stage(STAGE, [source("a")], store, deadly, Progress())
+        assert [(each.fate, each.reason) for each in manifest.rejections] == [("bad", reason)]
+        assert deadly.num_tried == 2 * min(number, MAX_SUSPICIONS)
+        assert cached == (number > MAX_SUSPICIONS)
+        encoded.add(manifest.encode())
+    assert len(encoded) == 1  # how often it was tried is in no manifest
+
+
+@pytest.mark.parametrize("reason", ["crashed", "timed-out"])
+def test_a_fault_of_the_machine_leaves_no_trace_once_it_has_passed(
+    store: Store, tmp_path: Any, reason: Literal["crashed", "timed-out"]
+) -> None:
+    records = [source("a"), source("b", "bad"), source("c", "gone")]
+    deadly = Deadly(reason)
+    run_stage(STAGE, records, store, deadly, Progress())
+    deadly.is_out_of_order = False
+    manifest, _ = run_stage(STAGE, records, store, deadly, Progress())
+    undisturbed = Store(tmp_path / "undisturbed")
+    undisturbed.prepare()
+    assert manifest.encode() == run(STAGE, records, undisturbed)[0].encode()
+
+
+def test_what_was_suspected_and_is_now_out_of_reach_is_one_rejection(store: Store) -> None:
+    deadly = Deadly("crashed")
+    run_stage(STAGE, [source("a", "gone")], store, deadly, Progress())
+    deadly.is_out_of_order = False
+    for _ in range(2):
+        manifest, _ = run_stage(STAGE, [source("a", "gone")], store, deadly, Progress())
+        assert [each.reason for each in manifest.rejections] == ["gone"]
+    deadly.is_out_of_order = True
+    manifest, _ = run_stage(STAGE, [source("a", "gone")], store, deadly, Progress())
+    assert [each.reason for each in manifest.rejections] == ["crashed"]
+    assert store.recall(STAGE.task_key(source("a", "gone")))[0]["builds"] == 2
+
+
+def test_memos_of_before_count_as_one_build(store: Store) -> None:
+    entry = {"bad": "timed-out", "detail": "no result", "at": "2026-01-01T00:00:00Z", "tries": 2}
+    store.remember(STAGE.task_key(source("a")), [entry])
+    manifest, cached = run(STAGE, [source("a")], store)
+    assert ([record.key for record in manifest.records], cached) == (["a"], 0)
 
 
 @pytest.mark.parametrize(

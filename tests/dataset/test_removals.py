@@ -52,3 +52,95 @@ def test_a_line_that_says_something_else_is_refused_by_name_though_its_check_is_
     recipe = write(tmp_path, LINE, {**LINE, "source": "b", **change})
     with pytest.raises(RecipeError, match=rf"mine\.removed\.jsonl: line 2 .*\({problem}"):
         removals.read(recipe)
+
+
+def noted(folder: Path, *sources: str) -> Path:
+    """A recipe's path whose removals file has a line for each source."""
+    recipe = folder / "mine.toml"
+    for source in sources:
+        removals.note(recipe, source, Removal("2026-01-01T00:00:00Z", "asked to"), {})
+    return recipe
+
+
+def lines_of(recipe: Path) -> list[bytes]:
+    return removals.path_of(recipe).read_bytes().splitlines(keepends=True)
+
+
+def rewrite(recipe: Path, lines: list[bytes]) -> None:
+    removals.path_of(recipe).write_bytes(b"".join(lines))
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_line_that_was_cut_out_before_another_is_seen(tmp_path: Path, number: int) -> None:
+    recipe = noted(tmp_path, "a", "b", "c", "d")
+    lines = lines_of(recipe)
+    del lines[number]
+    rewrite(recipe, lines)
+    with pytest.raises(RecipeError, match=rf"line {number + 1} follows a line that is not there"):
+        removals.read(recipe)
+
+
+def test_an_emptied_file_is_refused_and_so_is_one_that_is_no_file(tmp_path: Path) -> None:
+    recipe = noted(tmp_path, "a")
+    rewrite(recipe, [])
+    with pytest.raises(RecipeError, match=r"mine\.removed\.jsonl is empty; it says which sources"):
+        removals.read(recipe)
+    removals.path_of(recipe).unlink()
+    removals.path_of(recipe).symlink_to("nowhere")
+    with pytest.raises(RecipeError, match=r"mine\.removed\.jsonl cannot be read"):
+        removals.read(recipe)
+    removals.path_of(recipe).unlink()
+    removals.path_of(recipe).symlink_to("/dev/zero")
+    with pytest.raises(RecipeError, match=r"mine\.removed\.jsonl is no regular file"):
+        removals.read(recipe)
+
+
+@pytest.mark.parametrize("num_left", [0, 1, 2])
+def test_lines_that_were_cut_off_at_the_end_are_seen_by_the_lock(
+    tmp_path: Path, num_left: int
+) -> None:
+    recipe = noted(tmp_path, "a", "b", "c")
+    head = removals.head_of(removals.read(recipe))
+    assert head is not None
+    removals.check(recipe, removals.read(recipe), head, tmp_path / "mine.lock.jsonl")
+    removals.note(recipe, "d", Removal("2026-01-01T00:00:00Z", ""), {})
+    removals.check(recipe, removals.read(recipe), head, tmp_path / "mine.lock.jsonl")
+    lines = lines_of(recipe)[:num_left]
+    rewrite(recipe, lines)
+    removed = removals.read(recipe) if lines else {}
+    with pytest.raises(
+        RecipeError, match=rf"has lost lines: .*mine\.lock\.jsonl knows of 3, there are {num_left};"
+    ):
+        removals.check(recipe, removed, head, tmp_path / "mine.lock.jsonl")
+
+
+def test_lines_of_two_branches_may_be_merged_in_either_order(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    recipe, other = noted(tmp_path, "a", "b"), noted(tmp_path / "other", "a", "b")
+    assert lines_of(recipe) == lines_of(other)
+    noted(tmp_path, "c")
+    noted(tmp_path / "other", "d", "e")
+    [mine], theirs = lines_of(recipe)[2:], lines_of(other)[2:]
+    for merged in ([mine, *theirs], [*theirs, mine]):
+        rewrite(recipe, [*lines_of(other)[:2], *merged])
+        removed = removals.read(recipe)
+        assert sorted(removed) == ["a", "b", "c", "d", "e"]
+        for branch in (recipe, other):
+            head = removals.head_of(removals.read(branch))
+            assert head is not None
+            removals.check(recipe, removed, head, tmp_path / "mine.lock.jsonl")
+
+
+def test_a_file_of_before_whose_lines_name_no_other_is_read_and_goes_on_as_a_chain(
+    tmp_path: Path,
+) -> None:
+    recipe = write(tmp_path, LINE, {**LINE, "source": "b"})
+    noted(tmp_path, "c")
+    assert list(removals.read(recipe)) == ["a", "b", "c"]
+    lines = lines_of(recipe)
+    rewrite(recipe, [lines[0], lines[2]])
+    with pytest.raises(RecipeError, match="line 2 follows a line that is not there"):
+        removals.read(recipe)
+    rewrite(recipe, [lines[1], lines[2], lines[0]])
+    with pytest.raises(RecipeError, match="line 3 does not name a line that it follows"):
+        removals.read(recipe)

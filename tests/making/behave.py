@@ -39,11 +39,27 @@ def behave(source: Source, store: Store) -> Iterator[Outcome]:
             while len(list(folder.iterdir())) < 2:
                 time.sleep(0.01)
             yield replace(source, license=os.environ[executors.WORKER_INDEX])
+        case "nap":
+            time.sleep(0.6)
+            yield replace(source, license="CC0-1.0")
+        case "join":  # end only once another one is at work too
+            (store.root / source.key).touch()
+            while len(list(store.root.glob("a[0-9]"))) < 2:
+                time.sleep(0.01)
+            yield replace(source, license="CC0-1.0")
+        case "hold":  # end only once somebody says so
+            while not (store.root / "go").exists():
+                time.sleep(0.01)
+            yield replace(source, license="CC0-1.0")
         case "many":
             yield replace(source, key=f"{source.key}-a", license="A")
             yield replace(source, key=f"{source.key}-b", license="B")
         case _:
             yield replace(source, license=f"seen with {store.put(source.uri.encode()).sha256[:8]}")
+
+
+def sleep(seconds: float) -> None:
+    time.sleep(seconds)
 
 
 def letter(source: Source) -> str:

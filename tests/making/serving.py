@@ -1,12 +1,14 @@
 """A small HTTP server with the manners of the real world: ranges, refusals, dropped connections,
-lies, loops and silence.
+lies, loops, silence, and files that change.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -30,11 +32,20 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args: object) -> None:
         """Nothing is printed."""
 
-    def send(self, content: bytes, kind: str, first: int = 0, total: int | None = None) -> None:
+    def send(
+        self,
+        content: bytes,
+        kind: str,
+        first: int = 0,
+        total: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         """A whole answer, or the part of it from `first` on."""
         self.send_response(206 if first else 200)
         self.send_header("Content-Type", kind)
         self.send_header("Accept-Ranges", "bytes")
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         if first:
             self.send_header(
                 "Content-Range",
@@ -74,6 +85,20 @@ def first_wanted(handler: Handler) -> int:
     )
 
 
+def etag(path: Path) -> dict[str, str]:
+    """A strong ETag of a file's bytes."""
+    return {"ETag": f'"{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"'}
+
+
+def weak_etag(path: Path) -> dict[str, str]:
+    return {"ETag": f"W/{etag(path)['ETag']}"}
+
+
+def last_modified(path: Path) -> dict[str, str]:
+    """A file's time stamp."""
+    return {"Last-Modified": formatdate(path.stat().st_mtime, usegmt=True)}
+
+
 def content(path: Path, kind: str = "video/mp4", drop_after: int | None = None) -> Answer:
     """A file with ranges; with `drop_after`, the first two whole answers (a look at the page, then
     the download) break off there.
@@ -85,10 +110,10 @@ def content(path: Path, kind: str = "video/mp4", drop_after: int | None = None) 
         first = first_wanted(handler)
         if state["drops"] and handler.command == "GET" and drop_after is not None and first == 0:
             state["drops"] -= 1
-            handler.send(whole[:drop_after], kind, total=len(whole))
+            handler.send(whole[:drop_after], kind, total=len(whole), headers=etag(path))
             handler.close_connection = True
             return
-        handler.send(whole, kind, first, len(whole))
+        handler.send(whole, kind, first, len(whole), headers=etag(path))
 
     return answer
 
@@ -101,7 +126,35 @@ def dropping(path: Path, after: int) -> Answer:
         state["connections"] += 1
         whole, first = path.read_bytes(), first_wanted(handler)
         kept = len(whole) if state["connections"] % 2 else first + after
-        handler.send(whole[:kept], "video/mp4", first, len(whole))
+        handler.send(whole[:kept], "video/mp4", first, len(whole), headers=etag(path))
+
+    return answer
+
+
+def changing(
+    old: Path,
+    new: Path,
+    says: Callable[[Path], dict[str, str]],
+    drop_after: int,
+    heeds_if_range: bool = True,
+) -> Answer:
+    """A file whose first download breaks off after so many bytes, and which is another one from
+    then on. `says` makes the headers that tell the versions apart.
+    """
+    state = {"gets": 0}
+
+    def answer(handler: Handler) -> None:
+        if handler.command == "GET":
+            state["gets"] += 1
+        is_old = state["gets"] <= 2  # a look at the page, then the download
+        path = old if is_old else new
+        whole, headers, first = path.read_bytes(), says(path), first_wanted(handler)
+        condition = handler.headers.get("If-Range")
+        if condition and heeds_if_range and condition not in headers.values():
+            first = 0
+        kept = drop_after if is_old else len(whole)
+        handler.send(whole[:kept], "video/mp4", first, len(whole), headers)
+        handler.close_connection = is_old
 
     return answer
 

@@ -375,6 +375,41 @@ def test_the_audit_line_has_keys_and_digests_and_no_address(world: World) -> Non
     assert "pypi:" not in json.dumps(line)
 
 
+@pytest.mark.parametrize("num_left", [0, 1])
+def test_nothing_is_built_with_a_removals_file_that_was_cut_whichever_lock_is_left(
+    world: World, num_left: int
+) -> None:
+    taken_down(world.recipe, world.data, "a")
+    taken_down(world.recipe, world.data, "bad")
+    path, lock = removals.path_of(world.recipe), world.recipe.with_name("tiny.lock.jsonl")
+    lines = path.read_bytes().splitlines(keepends=True)[:num_left]
+    path.write_bytes(b"".join(lines)) if lines else path.unlink()
+    own = world.data / "tiny" / "lock.jsonl"
+    before = files_under(world.data)
+    for present, absent in ((lock, own), (own, lock)):
+        content = absent.read_bytes()
+        absent.unlink()
+        loaded = recipes.load(world.recipe)
+        message = f"removed.jsonl has lost lines: {present} knows of 2, there are {num_left}"
+        with pytest.raises(RecipeError, match=message):
+            built(world.recipe, world.data)
+        with pytest.raises(RecipeError, match=message):
+            takedown.remove(loaded, world.data, "b", "", "cpu")
+        absent.write_bytes(content)
+    assert files_under(world.data).keys() == before.keys()
+
+
+def test_a_lock_of_before_still_counts_the_sources_that_were_taken_down(world: World) -> None:
+    taken_down(world.recipe, world.data, "a")
+    locked = locks.read(world.recipe)
+    assert locked.header.pop("removals")["lines"] == 1
+    locks.write(locked, world.recipe)
+    (world.data / "tiny" / "lock.jsonl").unlink()
+    removals.path_of(world.recipe).unlink()
+    with pytest.raises(RecipeError, match="knows of 1, there are 0"):
+        built(world.recipe, world.data)
+
+
 def test_a_dataset_that_was_reproduced_is_rewritten_from_its_lock(
     world: World, tmp_path: Path
 ) -> None:
@@ -430,6 +465,7 @@ def test_a_removal_broken_off_anywhere_is_finished_by_the_same_command(
     whole = tmp_path / "whole"
     shutil.copytree(pristine.data, whole)
     removals.path_of(world.recipe).unlink()
+    shutil.copy(pristine.recipe.with_name("tiny.lock.jsonl"), world.recipe.parent)
     taken_down(world.recipe, whole, "a")
     assert finished.keys() == files_under(whole).keys()
     assert len(removals.path_of(world.recipe).read_text().splitlines()) == 1
