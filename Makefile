@@ -22,6 +22,7 @@ SHARDS   ?= $(DATA)/$(RECIPE_NAME)/shards
 PRESET   ?=
 STEPS    ?=
 RUN      ?=
+IMAGE    ?= runs/$(RECIPE_NAME)-image
 KEYFRAME ?= runs/$(RECIPE_NAME)-keyframe
 INTERP   ?= runs/$(RECIPE_NAME)-interp
 PROMPT   ?= the earth turning, seen from space
@@ -47,14 +48,14 @@ HAVE_SHARDS = $(if $(filter file,$(origin SHARDS)),test -f "$(SHARDS)/index.json
 shown = $(subst $$(RECIPE_NAME),NAME,$(subst $$(DATA),$(DATA),$(value $(1))))
 
 .PHONY: help setup shards download cut filter extract encode status rejections retry plan-shards reproduce verify refresh remove \
-	gc card train-keyframe train-interp sample evaluate plan test check chaos format bench schema constraints clean
+	gc card train-image train-keyframe train-interp sample evaluate plan test check chaos format bench schema constraints clean
 
 help:  ## what there is to type
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-36s %s\n", $$1, $$2}'
 	@echo
 	@echo "  DATASET=$(DATASET)  MANIFEST=$(MANIFEST)  DATA=$(DATA)  EXECUTOR=$(EXECUTOR) (inline, processes, ray)  WORKERS=$(WORKERS)  DEVICE=$(DEVICE)"
 	@echo "  KEEP_RAW=$(KEEP_RAW)  RELOCK=$(RELOCK)  SOURCE=id  CLASS=rate-limited  DRY_RUN=$(DRY_RUN)"
-	@echo "  PRESET=tiny-keyframe, tiny-interp, sd15-keyframe, ...  STEPS=  RUN=runs/ANY  KEYFRAME=$(call shown,KEYFRAME)  INTERP=$(call shown,INTERP)"
+	@echo "  PRESET=tiny-keyframe, tiny-interp, sd15-keyframe, ...  STEPS=  RUN=runs/ANY  IMAGE=$(call shown,IMAGE)  KEYFRAME=$(call shown,KEYFRAME)  INTERP=$(call shown,INTERP)"
 	@echo "  PROMPT=\"$(PROMPT)\"  FRAMES=$(FRAMES)  OUT=$(call shown,OUT)  SHARDS=$(call shown,SHARDS) (or a URL)"
 	@echo "  NAME is what the recipe calls its dataset."
 
@@ -105,6 +106,10 @@ gc: setup  ## what no dataset refers to any more; DRY_RUN=no deletes it
 
 card: setup  ## a dataset card for the model hub, beside the recipe
 	@$(PY) -m pipeline card "$(MANIFEST)"
+
+train-image: setup  ## train the 2-D model that the tiny presets begin with (its weights come along)
+	@$(HAVE_SHARDS)
+	@$(TRAIN) --preset $(or $(PRESET),tiny-image) --run "$(or $(RUN),$(IMAGE))"
 
 train-keyframe: setup  ## train the model that makes 5 keyframes; the same command goes on
 	@$(HAVE_SHARDS)

@@ -144,7 +144,8 @@ def train(
     preset: Annotated[
         str,
         typer.Option(
-            help="A row of training/presets.py: tiny-keyframe, tiny-interp, sd15-keyframe, ..."
+            help="A row of training/presets.py: tiny-image, tiny-keyframe, tiny-interp, "
+            "sd15-keyframe, ..."
         ),
     ],
     shards: Shards,
@@ -237,6 +238,26 @@ def _print_outcome(console: Any, outcome: Any) -> None:
     console.print(table)
     if outcome.interrupted:
         console.print("interrupted: a checkpoint was written, the same command goes on from it")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Option(help="Run of an image preset.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; it must not exist.")],
+) -> None:
+    """Write the 2-D model of an image run, in float16, as a folder that diffusers and `--unet`
+    read.
+    """
+
+    def act(console: Any) -> int:
+        from training import checkpoint
+
+        for path in checkpoint.export(checkpoint.load_run(run), out):
+            size_kb = path.stat().st_size / 1000
+            console.print(f"{path}  {size_kb:.0f} kB", markup=False, soft_wrap=True)
+        return 0
+
+    guarded(act)
 
 
 @app.command()

@@ -18,20 +18,23 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pipeline.media import encoders
 from training import presets, writing
 from training.errors import Stopped, UsageError
 from training.presets import Preset
-from training.shards import Index
-from training.unet import VideoUNet
+from training.shards import Index, Sha256, Side
+from training.unet import VideoUNet, save_flat
 
 FORMAT = 1
 KEPT = 2
@@ -51,10 +54,50 @@ MAY_CHANGE = {
 }
 
 
+class IdentityFields(BaseModel):
+    """A dataset's encoders, in a run.json that may be a stranger's."""
+
+    model_config = ConfigDict(strict=True)
+
+    vae: Sha256 = Field(alias="encoders.vae.sha256")
+    clip: Sha256 = Field(alias="encoders.clip.sha256")
+    text_layer: encoders.Layer = Field(alias="encoders.clip.text_layer")
+    pad_token: int = Field(alias="encoders.clip.pad_token", ge=0, lt=encoders.MAX_SIZE)
+    shape: list[Side] = Field(alias="latents.shape", min_length=3, max_length=3)
+    scaling_factor: float = Field(alias="latents.scaling_factor", gt=0, allow_inf_nan=False)
+
+
+class DatasetFields(BaseModel):
+    """A run's dataset, in a run.json that may be a stranger's."""
+
+    model_config = ConfigDict(strict=True)
+
+    name: str = Field(max_length=1000)
+    root_digest: Sha256
+    fps: str = Field(pattern=r"^[1-9][0-9]{0,8}/[1-9][0-9]{0,8}$")
+    size: Side
+    identity: IdentityFields
+    encoders: dict[str, Any] | None = None
+    videos: list[Sha256] | None = None  # older runs do not say
+
+
+class CountFields(BaseModel):
+    """What of a preset says how much is done."""
+
+    windows: tuple[Any, ...] = Field(min_length=1)
+    tasks: tuple[Any, ...] = Field(min_length=1)
+    batch_size: int = Field(ge=1, le=1 << 20)
+    micro_batch: int = Field(ge=1, le=1 << 20)
+    steps: int = Field(ge=1, le=1 << 40)
+    sampler_steps: int = Field(ge=1, le=10_000)
+    kernel: int = Field(ge=1, le=999)
+
+
 @dataclass(frozen=True)
 class Run:
     """A run folder's constants. `dataset` has name, root_digest, encoders and their identity, fps,
-    size, and the digests of the videos its samples are of.
+    size, and the digests of the videos its samples are of; `unet_sha256` is the digest of the 2-D
+    weights the run began with, if they lay in a folder.
     """
 
     folder: Path
@@ -62,6 +105,7 @@ class Run:
     dataset: dict[str, Any]
     unet: str
     seed: int
+    unet_sha256: str | None = None
 
     def plain(self) -> dict[str, Any]:
         """What run.json says."""
@@ -70,6 +114,7 @@ class Run:
             "preset": self.preset.plain(),
             "dataset": self.dataset,
             "unet": self.unet,
+            "unet_sha256": self.unet_sha256,
             "seed": self.seed,
         }
 
@@ -146,17 +191,44 @@ def load_run(folder: Path) -> Run:
         )
     try:
         values = json.loads(path.read_text("utf-8"))
-        if values["format"] != FORMAT:
+        if type(values["format"]) is not int or values["format"] != FORMAT:
             raise UsageError(f"{path}: format {values['format']}, this longtake reads {FORMAT}")
+        preset = presets.from_plain(values["preset"])
+        TypeAdapter(Preset).validate_python(preset.plain())
+        CountFields.model_validate(preset.plain())
+        DatasetFields.model_validate(values["dataset"])
+        TypeAdapter(tuple[str, int]).validate_python((values["unet"], values["seed"]), strict=True)
         return Run(
             folder,
-            presets.from_plain(values["preset"]),
+            preset,
             values["dataset"],
             values["unet"],
             values["seed"],
+            values.get("unet_sha256"),  # older runs do not say
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = repr(".".join(map(str, problem["loc"]))[:80])[1:-1]
+        raise UsageError(f"{path} cannot be read: {field}: {problem['msg']}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read: {error!r}; move it away to begin anew") from error
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """What torch, diffusers, safetensors and json say of a checkpoint they cannot read, as one
+    line.
+    """
+    try:
+        yield
+    except (UsageError, OSError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), "")
+        raise UsageError(
+            f"{folder} is no checkpoint that can be read: {type(error).__name__}: {reason[:300]}; "
+            "move it away to go on from the one before it"
+        ) from error
 
 
 def checkpoints(run: Run) -> list[tuple[int, Path]]:
@@ -179,7 +251,11 @@ def load_model(run: Run, device: str | torch.device = "cpu") -> VideoUNet:
             f"{run.folder} has no checkpoint yet: train it first, "
             "`make train-keyframe` or `make train-interp`"
         )
-    model: VideoUNet = VideoUNet.from_pretrained(newest[0][1] / "model", use_safetensors=True)
+    folder = newest[0][1] / "model"
+    with _reading(newest[0][1]):
+        for path in (folder / "config.json", *folder.glob("*.safetensors")):
+            encoders.check_file(path)
+        model: VideoUNet = VideoUNet.from_pretrained(folder, use_safetensors=True)
     module: nn.Module = model  # diffusers' own `to` warns
     module.to(torch.device(device)).to(memory_format=torch.channels_last)
     model.eval()
@@ -251,8 +327,40 @@ def _save_model(model: VideoUNet, folder: Path) -> None:
     writing.write_json(folder / "config.json", config, sort_keys=True)
 
 
+def export(run: Run, out: Path) -> list[Path]:
+    """Write the newest averaged model of an image run as a 2-D model, and what it was trained on.
+
+    `out` gets config.json and diffusion_pytorch_model.safetensors, in float16, as diffusers reads
+    them, and training.json. Returns their paths. Raises UsageError if the model has temporal
+    layers, or if `out` exists.
+    """
+    if out.exists():
+        raise UsageError(f"{out} is there already: give another --out, or move it away")
+    model = load_model(run)
+    step = checkpoints(run)[-1][0]
+    with writing.beside(out) as partial:
+        save_flat(model, partial)
+        config = json.loads((partial / "config.json").read_text("utf-8"))
+        config.pop("_name_or_path", None)  # a folder of this machine
+        writing.write_json(partial / "config.json", config, sort_keys=True)
+        facts = {
+            "preset": run.preset.plain(),
+            "dataset": run.dataset,
+            "seed": run.seed,
+            "step": step,
+            "samples_seen": step * run.preset.batch_size,
+        }
+        writing.write_json(partial / "training.json", facts, sort_keys=True)
+    return sorted(out.iterdir())
+
+
 def load_state(run: Run, folder: Path) -> State:
     """A checkpoint's state. Raises UsageError if it is not one of this run's shards."""
+    with _reading(folder):
+        return _load_state(run, folder)
+
+
+def _load_state(run: Run, folder: Path) -> State:
     facts = json.loads((folder / "state.json").read_text("utf-8"))
     if facts["root_digest"] != run.dataset["root_digest"]:
         raise UsageError(

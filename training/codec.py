@@ -13,25 +13,64 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from pipeline.media import encoders
 from pipeline.media.encoders import Pixels
 from training.errors import ShardError, Stopped, UsageError
 
-FILES = {"vae": encoders.VAE_FILES, "clip": encoders.CLIP_FILES}
+LAYOUTS = {"vae": encoders.VAE_LAYOUTS, "clip": encoders.CLIP_LAYOUTS}
+SUBFOLDERS = {"vae": "vae", "clip": "text_encoder"}  # of a Stable Diffusion checkpoint
 SHIPPED = {"longtake/tiny-vae": "vae", "longtake/tiny-clip": "clip"}  # folders in encoders.TINY
+
+
+class ModelFields(BaseModel):
+    """What is said of one model; what is not known is ignored."""
+
+    model_config = ConfigDict(strict=True)
+
+    name: str = Field(max_length=1000)
+    revision: str | None = None
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class ClipFields(ModelFields):
+    text_layer: encoders.Layer
+    pad_token: int = Field(ge=0, lt=encoders.MAX_SIZE)
+
+
+class CodecFields(BaseModel):
+    """What `Codec` relies on: of an index, or of the run.json of a stranger."""
+
+    model_config = ConfigDict(strict=True)
+
+    vae: ModelFields
+    clip: ClipFields
+    scaling_factor: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    precision: encoders.Precision = "float32"
+    chunk_frames: int = Field(default=8, ge=1, le=4096)
 
 
 @contextmanager
 def errors_of_training() -> Iterator[None]:
-    """What the encoders raise, as errors of training: the same sentence, and an exit code."""
+    """What the encoders raise, as errors of training: the same sentence, and an exit code. What
+    torch says of a model whose parts do not fit becomes one line.
+    """
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+        reason = next(iter(str(error).strip().splitlines()), "")
+        raise UsageError(
+            f"the encoders cannot be run: {type(error).__name__}: {reason}; "
+            "give the models that made the shards with --vae and --clip"
+        ) from error
     except encoders.RecipeError as error:
         raise UsageError(str(error)) from error
     except encoders.Stopped as error:
@@ -66,17 +105,19 @@ def find_folder(kind: str, facts: Mapping[str, Any], folder: Path | None = None)
     else:
         raise UsageError(
             f"the shards were made with the {what} '{name}', a folder of the machine that built "
-            f"them; give a folder that holds {' and '.join(FILES[kind])} with --{kind}"
+            f"them; give a folder that holds {' and '.join(LAYOUTS[kind][0])} with --{kind}"
         )
+    subfolder = kind if (Path(source) / kind).is_dir() else SUBFOLDERS[kind]
     try:
         with errors_of_training():
             path, weights = encoders.find_weights(
-                source, facts.get("revision"), kind, FILES[kind], Path()
+                source, facts.get("revision"), subfolder, LAYOUTS[kind], Path()
             )
     except (UsageError, Stopped) as error:
         advice = "" if folder else f"; give the folder of the {what} with --{kind}"
         raise type(error)(f"{error}{advice}") from error
-    if weights.sha256 != facts["sha256"]:
+    former = encoders.former_digest(path, LAYOUTS[kind])
+    if facts["sha256"] not in (weights.sha256, former):
         problem = (
             f"{source if folder else name} is another {what} than the one that made the shards: "
             f"sha256 {weights.sha256}, {facts['sha256']} in their index"
@@ -95,8 +136,8 @@ class Codec:
     Latents go in and come out scaled.
 
     `models` are the index's `encoders`, `scaling_factor` is its latents'; `vae` and `clip` are the
-    user's own folders. The arithmetic is as precise as the index says. Raises what `find_folder`
-    raises when a model is first used, or at once in `check`.
+    user's own folders. The arithmetic is as precise as the index says. Raises UsageError for facts
+    that are none; and what `find_folder` raises, when a model is first used or at once in `check`.
     """
 
     def __init__(
@@ -107,8 +148,14 @@ class Codec:
         clip: Path | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
+        try:
+            facts = CodecFields.model_validate({**models, "scaling_factor": scaling_factor})
+        except (ValidationError, TypeError) as error:
+            raise UsageError(f"what made the shards is not understood: {_problem(error)}") from None
         self.models = models
-        self.scaling_factor = scaling_factor
+        self.scaling_factor = facts.scaling_factor
+        self._precision = facts.precision
+        self._chunk_frames = facts.chunk_frames
         self.device = str(device)
         self._own_folders = {"vae": vae, "clip": clip}
         self._folders: dict[str, Path] = {}
@@ -142,7 +189,7 @@ class Codec:
         """Find these models ("vae", "clip"; by default both) and compare their digests with the
         index, before any work.
         """
-        for kind in kinds or FILES:
+        for kind in kinds or LAYOUTS:
             self._folder(kind)
 
     def _folder(self, kind: str) -> Path:
@@ -151,22 +198,27 @@ class Codec:
             self._folders[kind] = find_folder(kind, self.models[kind], own_folder)
         return self._folders[kind]
 
-    @property
-    def _precision(self) -> Any:
-        return self.models.get("precision", "float32")
-
     @cached_property
     def _vae(self) -> Any:
         return encoders.new_vae(self._folder("vae"), self._precision, self.device)
 
     @cached_property
     def _clip(self) -> Any:
-        clip = encoders.new_clip(self._folder("clip"), self._precision, self.device)
+        force_quick_gelu = self.models["clip"].get("quick_gelu") is True
+        folder = self._folder("clip")
+        clip = encoders.new_clip(folder, self._precision, self.device, force_quick_gelu)
         clip.visual = None  # only words are embedded here
         return clip
 
     def decode(self, latents: Tensor) -> Pixels:
-        """Scaled latents `f c h w` to pictures `f h w c`, uint8 RGB."""
+        """Scaled latents `f c h w` to pictures `f h w c`, uint8 RGB. Raises UsageError for latents
+        that are not finite.
+        """
+        if not bool(torch.isfinite(latents).all()):
+            raise UsageError(
+                "the latents to decode are not all finite numbers: the model that made them is "
+                "damaged"
+            )
         unscaled = (latents / self.scaling_factor).cpu().numpy()
         with errors_of_training():
             pictures = [encoders.decode(self._vae, frame[None]) for frame in unscaled]
@@ -176,9 +228,8 @@ class Codec:
         """Pictures `f h w c`, uint8 RGB, to scaled latents `f c h w` float32: the posterior's mean,
         as the shards have it.
         """
-        chunk = int(self.models.get("chunk_frames", 8))
         with errors_of_training():
-            mean, _ = encoders.latents(self._vae, frames, chunk, with_std=False)
+            mean, _ = encoders.latents(self._vae, frames, self._chunk_frames, with_std=False)
         return torch.from_numpy(mean).float() * self.scaling_factor
 
     def embed(self, prompt: str) -> Tensor:
@@ -191,3 +242,12 @@ class Codec:
                 hidden = encoders.text(self._clip, prompt, facts["text_layer"], facts["pad_token"])
             self._embeddings[prompt] = torch.from_numpy(hidden).float()
         return self._embeddings[prompt]
+
+
+def _problem(error: ValidationError | TypeError) -> str:
+    """The first field that is wrong, in one line."""
+    if not isinstance(error, ValidationError):
+        return repr(str(error)[:200])
+    problem = error.errors()[0]
+    field = repr(".".join(map(str, problem["loc"]))[:80])[1:-1]
+    return f"{field}: {problem['msg']}, not {str(problem['input'])[:80]!r}"

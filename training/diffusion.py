@@ -15,12 +15,15 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from training import frames
 from training.presets import Hint, Objective, Tasks
 
 # inputs `b f c h w`, t `b`, text `b n d`, fps `b`, to `b f c h w`
 Network = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+MAX_DETAIL = 15.0  # times the mean change of a frame, from which on all change counts alike
 
 
 def scheduler(objective: Objective, kind: Literal["ddpm", "ddim", "dpm"] = "ddpm") -> Any:
@@ -134,6 +137,22 @@ def loss_weight(schedule: Any, t: Tensor, objective: Objective) -> Tensor:
     return torch.where(snr > 0, capped / snr, 1.0)
 
 
+def detail_weight(latents: Tensor, share: float) -> Tensor:
+    """Weight of each place's loss, `b f 1 h w`, of mean 1 in every frame.
+
+    Small things on flat ground (fish in a dish) are a few of a thousand places, and a mean over all
+    of them hardly says whether they are there. `share` of the weight follows the squared distance
+    of a place from the mean of its surroundings, in units of the frame's mean of it.
+    """
+    frames = latents.flatten(0, 1)
+    around = functional.avg_pool2d(frames, 5, stride=1, padding=2, count_include_pad=False)
+    change = (frames - around).square().mean(1, keepdim=True)
+    mean_change = change.mean((2, 3), keepdim=True).clamp(min=1e-6)
+    relative = (change / mean_change).clamp(max=MAX_DETAIL)
+    relative = relative / relative.mean((2, 3), keepdim=True).clamp(min=1e-6)
+    return (1 - share + share * relative).unflatten(0, latents.shape[:2])
+
+
 def losses(
     network: Network,
     schedule: Any,
@@ -157,6 +176,9 @@ def losses(
     predicted = network(model_input(noisy, known, hint, objective, num_channels), t, text, fps)
     is_epsilon = objective.prediction == "epsilon"
     answer = noise if is_epsilon else schedule.get_velocity(target, noise, t)
-    error = (predicted.float() - answer.float()).square().mean(dim=(2, 3, 4))
+    squares = (predicted.float() - answer.float()).square()
+    if objective.detail:
+        squares = squares * detail_weight(latents, objective.detail)
+    error = squares.mean(dim=(2, 3, 4))
     unknown = (~known).float()
     return (error * unknown).sum(1) / unknown.sum(1) * loss_weight(schedule, t, objective)

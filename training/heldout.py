@@ -27,7 +27,9 @@ SPLIT = "validation"
 MODEL_FACTS = "training.json"  # beside a model's weights: what it was trained on
 MEMBER = "json"  # of a sample, KEY.json
 READ_AT_ONCE = 256
+MAX_BYTES = 1 << 20  # of a KEY.json, which has less than one kB
 SHA256 = re.compile(r"[0-9a-f]{64}")
+NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")  # what is printed as it is
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,11 @@ def _sources(index: Index, split: str) -> Iterator[tuple[str, tuple[str, str | N
             samples += [(shard.file, sample) for sample in shard.samples]
     for at in range(0, len(samples), READ_AT_ONCE):
         part = samples[at : at + READ_AT_ONCE]
+        for file, sample in part:
+            if MEMBER in sample.members and sample.members[MEMBER][1] > MAX_BYTES:
+                raise ShardError(
+                    f"{index.url}: {file}: {sample.key}.{MEMBER} is too long for facts"
+                )
         contents = {
             sample.key: bytearray(sample.members[MEMBER][1])
             for _, sample in part
@@ -111,7 +118,8 @@ def _source(content: bytes, key: str, where: str) -> tuple[str, str | None]:
         return key, None
     name, sha256 = source.get("key"), source.get("sha256")
     is_digest = isinstance(sha256, str) and SHA256.fullmatch(sha256) is not None
-    return name if isinstance(name, str) else key, sha256 if is_digest else None
+    is_name = isinstance(name, str) and NAME.fullmatch(name) is not None
+    return name if is_name else key, sha256 if is_digest else None
 
 
 def training_videos(index: Index, unet: str = "") -> list[str]:
@@ -127,8 +135,12 @@ def _videos_of_model(unet: str) -> set[str]:
     if not unet or not path.is_file():
         return set()
     try:
-        return set(json.loads(path.read_text("utf-8"))["dataset"].get("videos", ()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        videos = json.loads(path.read_text("utf-8"))["dataset"].get("videos", [])
+        digests = {video for video in videos if SHA256.fullmatch(video)}
+        if len(digests) != len(videos):
+            raise ValueError("its videos are no sha256 digests")
+        return digests
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
             f"{path} cannot be read ({error!r}): it says which videos the model was trained on"
         ) from error
@@ -171,8 +183,9 @@ def unseen(run: Run, index: Index, notes: list[str]) -> list[Film]:
 
 def _seen(run: Run, index: Index) -> frozenset[str] | None:
     """Digests of the videos a run was trained on; None if they cannot be known."""
-    if "videos" in run.dataset:
-        return frozenset(run.dataset["videos"])
+    videos = run.dataset.get("videos")
+    if videos is not None:
+        return frozenset(videos)
     if run.dataset["root_digest"] == index.root_digest:
         return frozenset(training_videos(index, run.unet))
     return None

@@ -34,10 +34,13 @@ from training import checkpoint, diffusion, heldout, presets, shards, validation
 from training.checkpoint import Replan, Run, State
 from training.errors import LongtakeError, NonFinite, Stopped, UsageError
 from training.journal import Journal
-from training.presets import TINY_UNET, Preset
+from training.presets import TINY_IMAGE, TINY_UNET, Preset
 from training.shards import Index
 from training.stream import Batch, Stream, draw
-from training.unet import VideoUNet
+from training.unet import Unit, VideoUNet, flat_digest
+
+MAX_STILL_STEPS = 10  # with a gradient of exactly 0, after which a run is given up
+TINY_IMAGE_FOLDER = Path(__file__).parent / "tiny" / "unet"
 
 
 @dataclass(frozen=True)
@@ -56,30 +59,43 @@ def new_model(preset: Preset, unet: str, seed: int) -> VideoUNet:
     random weights.
     """
     torch.manual_seed(seed)
-    config = None
-    if unet == "tiny":
-        config = TINY_UNET
-    elif unet.endswith(".json"):
-        config = _config(Path(unet))
-    if config is None:
-        pretrained: VideoUNet = VideoUNet.inflate(unet, **preset.inflation)
+    if not is_random(unet):
+        pretrained: VideoUNet = VideoUNet.inflate(flat_source(unet), **preset.inflation)
         return pretrained
+    config = TINY_UNET if unet == "tiny" else _config(Path(unet))
     # a pretrained model is widened to the mask and hint channels; a random one is made that wide
     config = {**config, "in_channels": preset.in_channels}
     model: VideoUNet = VideoUNet.inflate(config, **preset.inflation)
     # random weights would predict noise of their own; a last layer of zeros predicts nothing
-    nn.init.zeros_(model.unet.conv_out.weight)
-    nn.init.zeros_(model.unet.conv_out.bias)
+    last: Any = model.unet.conv_out
+    conv = last.spatial if isinstance(last, Unit) else last
+    nn.init.zeros_(conv.weight)
+    nn.init.zeros_(conv.bias)
     return model
+
+
+def is_random(unet: str) -> bool:
+    """Whether a run that begins with this 2-D model begins with random weights."""
+    return unet == "tiny" or unet.endswith(".json")
+
+
+def flat_source(unet: str) -> str:
+    """Where the 2-D model of that name is: the folder of the one that comes with longtake, or the
+    name itself, a folder or a hub id.
+    """
+    return str(TINY_IMAGE_FOLDER) if unet == TINY_IMAGE else unet
 
 
 def _config(path: Path) -> Any:
     try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        config = json.loads(path.read_text("utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it is no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
             f"{path} is not the config of a diffusers UNet2DConditionModel: {error}"
         ) from error
+    return config
 
 
 def draw_task(
@@ -241,11 +257,25 @@ class Trainer:
                 f"new plan in {preset.warmup} steps"
             )
         if self.step == 0:
+            if preset.trainable != presets.find(preset.name).trainable:
+                self.journal.say(
+                    f"{self.run.unet} gives random weights, so all of them are trained, not "
+                    f"'{presets.find(preset.name).trainable}' alone as {preset.name} says"
+                )
             self._validate()
+        num_still = 0
         with _asked_to_stop() as asked, self.journal.progress(preset.steps):
             for batch in self.stream.loader(self.step, preset.steps, self.workers):
                 loss, norm = self._step(batch.to(self.accelerator.device))
                 self.step += 1
+                num_still = num_still + 1 if norm == 0 else 0
+                if num_still == MAX_STILL_STEPS:
+                    raise UsageError(
+                        f"the gradient was exactly 0 in {num_still} steps, up to step {self.step}: "
+                        f"nothing is learnt. What preset {preset.name} trains "
+                        f"('{preset.trainable}') has no part in the model's answer; take a "
+                        "pretrained --unet, or a preset that trains more"
+                    )
                 self.journal.add(
                     self.step, loss, norm, float(self.rate.get_last_lr()[0]), preset.batch_size
                 )
@@ -447,15 +477,19 @@ def _asked_to_stop() -> Iterator[threading.Event]:
 def begin(
     preset: str, index: Index, folder: Path, unet: str | None, seed: int, steps: int | None
 ) -> Run:
-    """The run these arguments describe; nothing is written yet."""
+    """The run these arguments describe; nothing is written yet.
+
+    A model that begins with random weights is trained whole, whatever the preset says: temporal
+    layers alone cannot learn behind frozen noise.
+    """
     row = presets.find(preset)
-    return Run(
-        folder,
-        replace(row, steps=steps) if steps else row,
-        dataset_facts(index, unet or row.unet),
-        unet or row.unet,
-        seed,
-    )
+    source = unet or row.unet
+    if is_random(source):
+        row = replace(row, trainable="all")
+    if steps:
+        row = replace(row, steps=steps)
+    dataset = dataset_facts(index, flat_source(source))
+    return Run(folder, row, dataset, source, seed, flat_digest(flat_source(source)))
 
 
 def dataset_facts(index: Index, unet: str = "") -> dict[str, Any]:

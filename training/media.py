@@ -6,8 +6,9 @@ its chroma is halved, so what must stay exact stays in the arrays.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
+import math
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
@@ -20,6 +21,7 @@ import torch  # noqa: F401 - before decord: the other order binds torch to a BLA
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
+from pipeline.media import video
 from pipeline.media.encoders import Pixels
 from training.errors import ShardError, UsageError
 from training.writing import beside
@@ -27,6 +29,8 @@ from training.writing import beside
 import decord  # isort: skip
 
 Row = tuple[str, Pixels, Sequence[bool]]  # a label, frames, and which of them are known
+PICTURES = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "GIF")  # EPS would start another program
+LARGE = 100_000_000  # pixels of frames that are kept as they were decoded
 CRF = 16
 GIF_SIDE = 256
 BT709 = 1  # ffmpeg's number of it, for matrix, primaries and transfer
@@ -38,68 +42,92 @@ def read_start(path: Path, size: int, fps: Fraction, max_frames: int = 1) -> Pix
     """What a video starts from, `f size size c`: a picture, or the last `max_frames` frames of a
     clip, taken at `fps` by time. The centre square is kept and resized.
 
-    Raises UsageError if the file is neither.
+    A clip is opened as the pipeline opens videos, with the same list of containers and the same
+    limits. Raises UsageError if the file is neither.
     """
     if not path.is_file():
         raise UsageError(f"{path}: no such file; give a picture or a video to start from")
-    with contextlib.suppress(UnidentifiedImageError):
-        try:
-            with Image.open(path) as picture:
-                if not getattr(picture, "is_animated", False):
-                    return _square(ImageOps.exif_transpose(picture), size)[None]
-        except UnidentifiedImageError:
-            raise
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UsageError(f"{path}: this picture cannot be read: {error}") from error
+    picture = _read_picture(path, size)
+    if picture is not None:
+        return picture[None]
+    path_of_file = path.resolve()  # the opener takes no links, which may be a stranger's
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise UsageError(f"{path}: no video stream in it")
-            stream = container.streams.video[0]
-            last_frames = deque(_by_time(container.decode(stream), fps), maxlen=max_frames)
-            aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)
-    except av.FFmpegError as error:
+        facts = video.probe(path_of_file)
+        _check_size(path, round(facts.width * facts.pixel_aspect), facts.height)
+        shown = _by_time(video.frames(path_of_file, facts), facts, fps, max_frames)
+        if facts.width * facts.height * max_frames > LARGE:
+            squares = deque((_frame_square(frame, facts, size) for frame in shown), max_frames)
+        else:  # made of the last frames alone, which is faster
+            last_frames = deque(shown, max_frames)
+            squares = deque(_frame_square(frame, facts, size) for frame in last_frames)
+    except (video.BadData, av.FFmpegError, ValueError) as error:
+        reason = error.detail if isinstance(error, video.BadData) else error
         raise UsageError(
-            f"{path}: neither a picture nor a video that can be read: {error}"
+            f"{path}: neither a picture nor a video that can be read: {reason}"
         ) from error
-    if not last_frames:
+    if not squares:
         raise UsageError(f"{path}: no frame in it can be decoded")
-    return np.stack([_square(_upright(frame, aspect), size) for frame in last_frames])
+    return np.stack(squares)
 
 
-def _by_time(decoded: Iterable[av.VideoFrame], fps: Fraction) -> Iterator[av.VideoFrame]:
-    """What is on the screen `n / fps` seconds after the first frame, for every `n`."""
-    current: av.VideoFrame | None = None
-    shown, begin, end = 0, 0, Fraction(0)
-    for frame in decoded:
-        if (
-            frame.pts is None
-            or frame.time_base is None
-            or (current is not None and frame.pts <= (current.pts or 0))
-        ):
-            continue
-        begin = frame.pts if current is None else begin
-        at = (frame.pts - begin) * frame.time_base
-        while current is not None and shown / fps < at:
-            yield current
-            shown += 1
-        current, end = frame, at + (frame.duration or 0) * frame.time_base
-    while current is not None and (shown == 0 or shown / fps < end):
-        yield current
-        shown += 1
+def _check_size(path: Path, width: int, height: int) -> None:
+    if max(width, height) > video.MAX_SIDE or width * height > video.MAX_PIXELS:
+        raise UsageError(
+            f"{path}: a picture of {width} x {height}; at most {video.MAX_SIDE} on a side "
+            f"and {video.MAX_PIXELS} pixels are read"
+        )
 
 
-def _upright(frame: av.VideoFrame, aspect: Fraction) -> Image.Image:
+def _read_picture(path: Path, size: int) -> Pixels | None:
+    """The centre square of a picture, `size size c`; None for a file that is no picture, or one
+    that moves.
+    """
+    try:
+        with warnings.catch_warnings(), Image.open(path, formats=PICTURES) as picture:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            if getattr(picture, "is_animated", False):
+                return None
+            _check_size(path, *picture.size)
+            return _square(ImageOps.exif_transpose(picture), size)
+    except (UsageError, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        return None
+    except Exception as error:  # Pillow's readers raise errors of every kind for damaged files
+        raise UsageError(f"{path}: this picture cannot be read: {error}") from error
+
+
+def _by_time(
+    decoded: Iterable[tuple[av.VideoFrame, int, int]],
+    facts: video.Container,
+    fps: Fraction,
+    max_frames: int,
+) -> Iterator[av.VideoFrame]:
+    """What is on the screen `n / fps` seconds after the first frame, for every `n`; of a frame that
+    stays, no more than `max_frames` times.
+    """
+    num_shown, begin = 0, None
+    for frame, pts, end_pts in decoded:
+        begin = pts if begin is None else begin
+        end_s = (end_pts - begin) * facts.time_base
+        num_due = max(1, math.ceil(end_s * fps))
+        for _ in range(min(num_due - num_shown, max_frames)):
+            yield frame
+        num_shown = max(num_due, num_shown)
+
+
+def _frame_square(frame: av.VideoFrame, facts: video.Container, size: int) -> Pixels:
+    """The centre square of a frame, upright, with square pixels."""
     image = Image.fromarray(frame.to_ndarray(format="rgb24"))
-    if aspect != 1:
-        width = max(1, round(image.width * aspect))
+    if facts.pixel_aspect != 1:
+        width = max(1, round(image.width * facts.pixel_aspect))
         image = image.resize((width, image.height), Image.Resampling.BICUBIC)
-    return image.rotate(frame.rotation, expand=True) if frame.rotation else image
+    return _square(image.rotate(frame.rotation, expand=True) if frame.rotation else image, size)
 
 
 def _square(image: Image.Image, size: int) -> Pixels:
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip
-        levels = np.asarray(image).astype(np.float64) / 257
+        levels = np.asarray(image).astype(np.float32) / 257
         image = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
     return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS))
 
@@ -109,9 +137,10 @@ def read_frames(path: Path, indices: Sequence[int]) -> Pixels:
     such frames.
     """
     try:
+        video.clip_frame_bytes(path)  # decord takes no list of containers
         reader = decord.VideoReader(str(path), num_threads=1)
         pixels: Pixels = reader.get_batch(list(indices)).asnumpy()
-    except (RuntimeError, IndexError, decord.DECORDError) as error:
+    except (RuntimeError, IndexError, decord.DECORDError, video.BadData) as error:
         raise ShardError(
             f"{path}: frames {indices[0]} to {indices[-1]} cannot be read "
             f"({type(error).__name__}); build it again"

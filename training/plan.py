@@ -129,6 +129,7 @@ def subject_of(row: Preset, pixels: int | None = None) -> Subject:
     return Subject(
         name=row.name,
         flat_config=config,
+        frames=Subject.frames if row.is_video else (1,),
         size=pixels // PIXELS if pixels else int(config["sample_size"]),
         batch=row.micro_batch,
         trainable=row.trainable,
@@ -321,6 +322,10 @@ def _identity(x: Tensor) -> int:
     return int(x.untyped_storage()._cdata)
 
 
+def _frames(number: int) -> str:
+    return "1 frame" if number == 1 else f"{number} frames"
+
+
 def _bytes(*stores: Mapping[int, Tensor]) -> int:
     """Bytes of all storages, each counted once."""
     storages: dict[int, Tensor] = {}
@@ -335,7 +340,7 @@ def render(plan: Plan) -> Group:
     side = f"{subject.size * PIXELS} x {subject.size * PIXELS} pixels"
     checkpointing = "checkpointing" if subject.checkpointing else "no checkpointing"
     how = f"{subject.precision}, {checkpointing}, {subject.optimizer}"
-    lengths = [f"{step.num_frames} frames" for step in plan.steps]
+    lengths = [_frames(step.num_frames) for step in plan.steps]
     parameters = Table(
         "part",
         "parameters",

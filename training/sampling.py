@@ -291,7 +291,8 @@ def lengths(keyframe: Preset, interp: Preset, count: int = 5) -> list[int]:
 
 def check(keyframe: Run, interp: Run, num_frames: int, out: Path | None = None) -> None:
     """Raise UsageError, before any work, if these runs cannot make such a video together."""
-    if keyframe.preset.tasks[0][0] == "every" or interp.preset.tasks[0][0] != "every":
+    makes_keyframes = keyframe.preset.is_video and keyframe.preset.tasks[0][0] != "every"
+    if not makes_keyframes or interp.preset.tasks[0][0] != "every":
         raise UsageError(
             f"{keyframe.folder} is a run of {keyframe.preset.name} and {interp.folder} of "
             f"{interp.preset.name}: "

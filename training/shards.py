@@ -349,8 +349,11 @@ def parse_header(content: bytes, where: object) -> tuple[int, tuple[int, ...]]:
     header_bytes = 10 + int.from_bytes(content[8:10], "little")
     try:
         version, length, shape, is_fortran, dtype = _read_header(content[:header_bytes])
-    except ValueError as error:
+    except (ValueError, TypeError, RecursionError, MemoryError) as error:
         raise ShardError(f"{where}: not a .npy array: {error}") from None
+    # numpy takes True and -1 for sizes
+    if any(type(size) is not int or size < 0 for size in shape):
+        raise ShardError(f"{where}: {shape} is the shape of no array")
     if version != (1, 0):
         raise ShardError(f"{where}: .npy version {version[0]}.{version[1]}, wanted 1.0")
     if dtype != DTYPE or is_fortran:

@@ -11,7 +11,6 @@ that the number of frames travels beside the tensors, in `Folded`.
 from __future__ import annotations
 
 import copy
-import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.resnet import ResnetBlock2D
@@ -30,10 +30,12 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pipeline.media import encoders
 from training.attention import Backend, TemporalAttention, check_window
+from training.codec import errors_of_training
 from training.errors import Stopped, UsageError
 
-Placement = Literal["resnets", "convolutions"]
+Placement = Literal["resnets", "convolutions", "none"]
 Trainable = Literal["temporal", "temporal+conv", "all"]
 Source = str | Path | Mapping[str, Any] | UNet2DConditionModel
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -90,10 +92,11 @@ class TemporalConv(nn.Module):
         mixed: Tensor = self.conv(rearrange(rows, "b f p c -> b c f p"))
         frames = rearrange(mixed, "b c f (h w) -> (b f) c h w", h=x.shape[-2])
         # diffusers' convolutions pick their algorithm by the memory format, and each rounds in its
-        # own way: the output has the input's
-        is_channels_last = x.is_contiguous(memory_format=torch.channels_last)
-        layout = torch.channels_last if is_channels_last else torch.contiguous_format
-        return frames.contiguous(memory_format=layout)
+        # own way: the output has the input's strides, of which a picture of one pixel has several
+        if frames.stride() == x.stride():
+            return frames
+        same: Tensor = torch.empty_like(x, memory_format=torch.preserve_format).copy_(frames)
+        return same
 
 
 class WidenedConv(nn.Module):
@@ -238,7 +241,9 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
             base.class_embedding = FpsEmbedding(channels, time_channels, like)
         if placement == "convolutions":
             self._follow_convolutions(like)
-        self._follow_blocks(like, placement, window, first_frame, kernel, everywhere)
+        if placement != "none":
+            self._follow_blocks(like, placement, window, first_frame, kernel, everywhere)
+            self._check_attentions()
         self.widened = in_channels != base.config.in_channels
         if self.widened:
             self._widen(in_channels)
@@ -340,6 +345,20 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
             self.unet.conv_in = WidenedConv(first, in_channels)
         self.unet.register_to_config(in_channels=in_channels)
 
+    def _check_attentions(self) -> None:
+        """Raises UsageError if spatial attention stands where no temporal attention follows it."""
+        followed = [
+            f"{name}."
+            for name, unit in self.unet.named_modules()
+            if isinstance(unit, Unit) and isinstance(unit.temporal, TemporalAttention)
+        ]
+        for name, module in self.unet.named_modules():
+            if isinstance(module, Attention) and not name.startswith(tuple(followed)):
+                raise UsageError(
+                    f"This UNet cannot be inflated: the attention {name} is in no "
+                    f"{Transformer2DModel.__name__}, so no temporal attention follows it."
+                )
+
     def _follow_convolutions(self, like: Tensor) -> None:
         modules = list(self.unet.named_modules())  # a list, as modules are replaced on the way
         for name, conv in modules:
@@ -378,8 +397,8 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
 
 def load_flat(source: str | Path, revision: str | None = None) -> UNet2DConditionModel:
-    """The 2-D UNet of a folder or a hub id, from safetensors; its subfolder `unet` if there is
-    one.
+    """The 2-D UNet of a folder or a hub id, from safetensors, as float32; its subfolder `unet` if
+    there is one. Half precision (`fp16`) is read where nothing else is there.
     """
     folder = Path(source)
     if not folder.is_dir() and (isinstance(source, Path) or not HUB_ID.fullmatch(source)):
@@ -387,47 +406,90 @@ def load_flat(source: str | Path, revision: str | None = None) -> UNet2DConditio
             f"{source} is no folder, and no hub id such as "
             "stable-diffusion-v1-5/stable-diffusion-v1-5."
         )
-    options: dict[str, Any] = {"subfolder": "unet", "revision": revision}
     if folder.is_dir():
-        options = {"subfolder": _subfolder(folder)}
+        _check_folder(folder)
+    try:
+        with errors_of_training():
+            place, _, _ = encoders.locate(
+                str(source), revision, "unet", encoders.UNET_LAYOUTS, Path()
+            )
+    except Stopped as error:
+        raise Stopped(
+            f"{error}\nCheck the id and the connection; or download the model elsewhere and give "
+            "its folder."
+        ) from error
+    _check_class(place / "config.json")
+    _check_files(place)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers' own
             flat: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(
-                str(source), use_safetensors=True, **options
+                str(place),
+                use_safetensors=True,
+                variant=encoders.variant_of(place),
+                torch_dtype=torch.float32,
+                local_files_only=True,
             )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         first = str(error).strip().partition("\n")[0]
-        if folder.is_dir():
-            raise UsageError(
-                f"{folder}: no UNet can be read from its safetensors: {first}"
-            ) from error
-        raise Stopped(
-            f"{source} is no folder here, and could not be had from the hub: {first}\n"
-            "Check the id and the connection; or download the model elsewhere and give its folder."
-        ) from error
+        raise UsageError(f"{place}: no UNet can be read from its safetensors: {first}") from error
     return flat
 
 
-def _subfolder(folder: Path) -> str | None:
-    """Where in a folder the 2-D UNet is."""
-    for name in ("unet", None):
-        config = folder / (name or "") / "config.json"
+def flat_digest(source: str | Path) -> str | None:
+    """The identity of the 2-D model that `load_flat` reads from a folder; None for a hub id."""
+    if not Path(source).is_dir():
+        return None
+    _check_folder(Path(source))
+    with errors_of_training():
+        _, weights = encoders.find_weights(str(source), None, "unet", encoders.UNET_LAYOUTS, Path())
+    return weights.sha256
+
+
+def save_flat(model: VideoUNet, folder: Path) -> None:
+    """Write the 2-D model of a video model without temporal layers as a diffusers folder, float16.
+
+    Raises UsageError for one that has temporal layers.
+    """
+    if any(isinstance(module, Unit) for module in model.modules()):
+        raise UsageError(
+            "only a model without temporal layers can be written as a 2-D model: that of an image "
+            "preset"
+        )
+    flat: UNet2DConditionModel = copy.deepcopy(model.unet).half()
+    flat.save_pretrained(folder, safe_serialization=True)
+
+
+def _check_files(folder: Path) -> None:
+    """Raises UsageError for a config or weights that must not be loaded."""
+    for path in (folder / "config.json", *sorted(folder.glob("*.safetensors"))):
+        try:
+            encoders.check_file(path)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{path}: no UNet can be read from it: {error}") from error
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises UsageError for a folder that is no model, or that of another class."""
+    for config in (folder / "unet" / "config.json", folder / "config.json"):
         if config.is_file():
-            kind = _class_name(config)
-            if kind == UNet2DConditionModel.__name__:
-                return name
-            raise UsageError(
-                f"{config} describes a {kind}; only a {UNet2DConditionModel.__name__} can be "
-                "inflated."
-            )
+            _check_class(config)
+            return
     raise UsageError(f"{folder} is not a model: neither config.json nor unet/config.json is in it.")
+
+
+def _check_class(config: Path) -> None:
+    kind = _class_name(config)
+    if kind != UNet2DConditionModel.__name__:
+        raise UsageError(
+            f"{config} describes a {kind}; only a {UNet2DConditionModel.__name__} can be inflated."
+        )
 
 
 def _class_name(config: Path) -> Any:
     try:
-        return json.loads(config.read_text("utf-8"))["_class_name"]
-    except (ValueError, KeyError, TypeError):
+        return encoders.read_config(config)["_class_name"]
+    except (ValueError, KeyError):
         return "thing without a class name"
 
 
@@ -435,9 +497,52 @@ def _plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in dict(config).items() if not key.startswith("_")}
 
 
+BLOCKS = {  # what is known to be inflated rightly: the blocks of Stable Diffusion 1 and 2
+    "DownBlock2D",
+    "CrossAttnDownBlock2D",
+    "UpBlock2D",
+    "CrossAttnUpBlock2D",
+    "UNetMidBlock2DCrossAttn",
+}
+# Options of a 2-D UNet that add an input or change what a layer is. Each must be off.
+UNKNOWN_INPUTS = (
+    "addition_embed_type",
+    "attention_type",
+    "class_embed_type",
+    "conv_in_kernel",
+    "cross_attention_norm",
+    "dual_cross_attention",
+    "encoder_hid_dim",
+    "encoder_hid_dim_type",
+    "num_class_embeds",
+    "time_embedding_act_fn",
+    "time_embedding_dim",
+    "timestep_post_act",
+)
+OFF = {"attention_type": "default", "conv_in_kernel": 3}
+IN_CHANNELS = (4, 9)  # latents; latents, mask and a masked picture (inpainting)
+
+
 def _check_kind(unet: UNet2DConditionModel) -> None:
-    if unet.class_embedding is not None or unet.config.addition_embed_type is not None:
+    """Raises UsageError for a 2-D model that would be inflated wrongly: only those conditioned on
+    time and text alone, with blocks that are known, can be.
+    """
+    config: Any = unet.config
+    blocks = {*config.down_block_types, *config.up_block_types}
+    if config.mid_block_type is not None:
+        blocks.add(config.mid_block_type)
+    problems = [f"block {block}" for block in sorted(blocks - BLOCKS)]
+    for option in UNKNOWN_INPUTS:
+        value = config.get(option)
+        if value not in (None, False, OFF.get(option)):
+            problems.append(f"{option} = {value!r}")
+    if config.time_embedding_type != "positional":
+        problems.append(f"time_embedding_type = {config.time_embedding_type!r}")
+    if config.in_channels not in IN_CHANNELS:
+        problems.append(f"in_channels = {config.in_channels}")
+    if problems:
         raise UsageError(
-            "Only UNets conditioned on time and text alone can be inflated (Stable Diffusion 1 and "
-            "2), not on classes or sizes."
+            f"This UNet cannot be inflated: it has {', '.join(problems)}. longtake inflates UNets "
+            "with the blocks of Stable Diffusion 1 and 2, conditioned on time and text alone, not "
+            "on classes, sizes, depth or another picture."
         )

@@ -11,6 +11,7 @@ Time-outs run from the start of a batch, not from when it was queued, on a clock
 from __future__ import annotations
 
 import atexit
+import contextlib
 import fcntl
 import logging
 import multiprocessing
@@ -153,7 +154,10 @@ class Processes:
         num_workers = min(self.workers, len(batches))
         if num_gpus := work.num_gpus(None):
             num_workers = min(num_workers, num_gpus)  # one process per GPU
-        with tempfile.TemporaryDirectory(prefix="longtake-workers-") as slots:
+        # in the store: what a killed build leaves there goes when the next one begins
+        scratch = work.store.root / "tmp"
+        scratch.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="workers-", dir=scratch) as slots:
             pool = _new_pool(num_workers, slots)
             try:
                 with ThreadPoolExecutor(1) as aside:
@@ -236,11 +240,15 @@ class Ray:
     workers: int
 
     def map(self, work: Job, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Troubles | Lost]]:
-        tasks = _RayTasks(self._connect(), work)
+        ray = self._connect()
         try:
-            yield from tasks.results(batches)
-        finally:
-            tasks.stop()
+            tasks = _RayTasks(ray, work)
+            try:
+                yield from tasks.results(batches)
+            finally:
+                tasks.stop()
+        except ray.exceptions.RayError as error:  # of asking the cluster itself
+            raise Stopped(f"the Ray cluster does not answer: {_last_line(error)}") from error
 
     def _connect(self) -> Any:
         try:
@@ -253,7 +261,11 @@ class Ray:
             return ray
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address := os.environ.get("RAY_ADDRESS"):
-            ray.init(address=address, **quiet)
+            try:
+                ray.init(address=address, **quiet)
+            except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
+                where = f"RAY_ADDRESS={address}"
+                raise Stopped(f"no Ray cluster answers at {where}: {_last_line(error)}") from error
         else:
             ray.init(address="local", num_cpus=self.workers, include_dashboard=False, **quiet)
         return ray
@@ -317,6 +329,7 @@ class _RayTasks:
         self._ray = ray
         self._work = work
         self._nodes = _nodes(ray)
+        self._own_node: str = ray.get_runtime_context().get_node_id()
         self._wants_gpu = work.num_gpus(self._nodes.num_gpus) > 0
         self._notes = work.store.root / "tmp" / f"ray-{uuid.uuid4().hex}"
         self._remote = ray.remote(_run_quietly).options(
@@ -351,8 +364,9 @@ class _RayTasks:
 
     def stop(self) -> None:
         """End whatever still runs, and remove the files of the tasks."""
-        for reference in self._running:
-            self._ray.cancel(reference, force=True)
+        with contextlib.suppress(self._ray.exceptions.RayError):  # it may be what has died
+            for reference in self._running:
+                self._ray.cancel(reference, force=True)
         shutil.rmtree(self._notes, ignore_errors=True)
 
     def _submit(self) -> None:
@@ -380,20 +394,21 @@ class _RayTasks:
         try:
             outcome: Troubles | Exception = self._ray.get(reference)
         except (errors.NodeDiedError, errors.LocalRayletDiedError, errors.ObjectLostError):
-            return self._after_a_node_died()
+            self._look(now=True)
+            return None
         except errors.WorkerCrashedError:
             self._look(now=True)
-            if self._has_died(task):
-                return self._after_a_node_died()
-            return Lost("crashed", DIED)
+            return None if self._has_died(task) else Lost("crashed", DIED)
         except errors.OutOfMemoryError as error:
             advice = (
                 "give it nodes with more memory, or start Ray there with fewer CPUs (each runs a "
                 "task at a time)"
             )
-            return self._after_failure(task, "ran out of memory", advice, error)
+            self._count_failure(task, "ran out of memory", advice, error)
+            return None
         except errors.RaySystemError as error:
-            return self._after_failure(task, "failed", "see the logs of Ray", error)
+            self._count_failure(task, "failed", "see the logs of Ray", error)
+            return None
         except errors.RayError as error:
             # It fits nowhere, a node lacks a package or disk space: no property of any record.
             where = f"stage '{self._work.name}' cannot run on the Ray cluster"
@@ -403,17 +418,7 @@ class _RayTasks:
             raise outcome
         return outcome
 
-    def _after_a_node_died(self) -> None:
-        """Look who is left. Raises Stopped if the build's own node is not."""
-        self._look(now=True)
-        own = self._ray.get_runtime_context().get_node_id()
-        if own not in self._nodes.resources:
-            raise Stopped(
-                "the Ray node that this build is connected to has died: start Ray there again, and "
-                "run the same command"
-            )
-
-    def _after_failure(self, task: _RayTask, what: str, advice: str, error: Exception) -> None:
+    def _count_failure(self, task: _RayTask, what: str, advice: str, error: Exception) -> None:
         """Count a failure of the cluster. Raises Stopped if its batch has had its share."""
         self._failures[id(task.batch)] += 1
         if self._failures[id(task.batch)] < MAX_RAY_FAILURES:
@@ -428,13 +433,18 @@ class _RayTasks:
 
     def _look(self, now: bool = False) -> None:
         """Ask, now and then, which nodes live; queue again what ran on one that does not. Raises
-        Stopped where there has been no room for long.
+        Stopped if the build's own node does not, or there has been no room for long.
         """
         seconds = self._clock.seconds()
         if not now and seconds - self._last_look < LOOK_S:
             return
         self._last_look = seconds
         self._nodes = _nodes(self._ray)
+        if self._own_node not in self._nodes.resources:
+            raise Stopped(
+                "the Ray node that this build is connected to has died: start Ray there again, and "
+                "run the same command"
+            )
         self._read_notes()
         for reference, task in list(self._running.items()):
             if self._has_died(task):

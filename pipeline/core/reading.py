@@ -9,7 +9,6 @@ been read holds no value that arithmetic, a path or a terminal would choke on.
 
 from __future__ import annotations
 
-import functools
 import io
 import re
 import stat
@@ -72,10 +71,14 @@ class Facts(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-@functools.cache
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
+
+
 def adapter(kind: Any) -> TypeAdapter[Any]:
     """What checks values for a type; made once for each."""
-    return TypeAdapter(kind)
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
 
 
 def checked(kind: type[T], value: object, place: str, name: str = "") -> T:

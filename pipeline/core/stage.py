@@ -95,6 +95,8 @@ class Stage:
     `cost` is in seconds of video, `reach` is what a record may have to decode besides, and
     `timeout` turns the sum of both into seconds. In a stage that `waits_on_world` a time-out is
     unavailable, not bad. A `local` stage runs in this process and never on a cluster.
+    What a stage that `must_succeed` takes was all made here. So a worker that dies of it, or runs
+    out of time, stops the build: nothing is rejected.
     `num_gpus(cluster)` is how many GPUs it can use, 0 to run without: of this machine, or of a
     cluster that has so many. It is asked only when there is work, because the answer may take an
     import of torch.
@@ -118,6 +120,7 @@ class Stage:
     reach: Callable[[Any], float] = no_reach
     waits_on_world: bool = False
     local: bool = False
+    must_succeed: bool = False
     num_gpus: Callable[[int | None], int] = no_gpus
     opens: Callable[[Any, Store], Video | None] = opens_none
     gather: Callable[[Sequence[Any]], Sequence[Record]] = tuple
@@ -502,6 +505,11 @@ def _run(
             store.note_failure(task_key, "timeout", result.detail, 2)
             rejection = Rejection(record.key, stage.name, "unavailable", "timeout", result.detail)
             failures[task_key] = rejection
+        elif stage.must_succeed:
+            raise Stopped(
+                f"stage '{stage.name}' on '{record.key}' was tried twice: {result.detail}. Is "
+                "there memory for so many workers (--workers)? The same command goes on"
+            )
         else:
             before = _sound(stage, record, store.recall(task_key))
             entries = [suspicion(result, before)]

@@ -177,7 +177,8 @@ class Store:
                     " whole, and run again",
                 )
             _compare(blob, sha256)
-            return self.settle(taken, blob)
+            # One that is there stays: it may be a name of another file, which nobody edits.
+            return blob if self.has(blob) else self.settle(taken, blob)
 
     def settle(self, path: Path, blob: Blob) -> Blob:
         """Move a finished file in whose digest is known. It is on disk before it has its name, and
@@ -332,6 +333,7 @@ class Store:
         sync(note)
         yield
         note.unlink(missing_ok=True)
+        sync_folder(note.parent)
 
 
 def _is_blob(sha256: object, num_bytes: object) -> bool:

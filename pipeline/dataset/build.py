@@ -21,6 +21,7 @@ import filelock
 
 from pipeline.core.errors import LongtakeError, Stopped
 from pipeline.core.executors import device_here
+from pipeline.core.files import make_folder
 from pipeline.core.params import Setup
 from pipeline.core.stage import Executor, Progress
 from pipeline.core.store import Store
@@ -47,7 +48,7 @@ def opened(data: Path) -> Iterator[Store]:
     work in it.
     """
     store = Store(data.absolute() / "store")
-    store.root.mkdir(parents=True, exist_ok=True)
+    make_folder(store.root)
     try:
         acquired = filelock.FileLock(store.root / "lock").acquire(timeout=0)
     except filelock.Timeout as error:

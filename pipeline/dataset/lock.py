@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import io
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
@@ -455,7 +455,7 @@ def _header_of(line: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return header
 
 
-def _lines_of(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _lines_of(path: Path) -> Generator[tuple[int, dict[str, Any]]]:
     """The lines of a lock, each checked, unpacked as they are read. Raises Damaged."""
     if path.suffix != ".zst":
         yield from sealed_lines(path)

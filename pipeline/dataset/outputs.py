@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.files import make_folder, sync_folder
 from pipeline.core.manifest import Manifest
 from pipeline.core.records import Clip, Sample, Shard
 from pipeline.core.store import Store, link_or_copy
@@ -45,7 +46,7 @@ def write_outputs(
 
 def link_clips(folder: Path, manifest: Manifest, store: Store) -> None:
     """Give every clip a name a person can open; names of clips that are no more go."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     clips = {
         f"{record.key}.mp4": record.blob for record in manifest.records if isinstance(record, Clip)
     }
@@ -56,6 +57,7 @@ def link_clips(folder: Path, manifest: Manifest, store: Store) -> None:
     for name, blob in clips.items():
         if not (folder / name).exists():
             link_or_copy(store.path(blob.sha256), folder / name)
+    sync_folder(folder)
 
 
 def publish(

@@ -25,7 +25,7 @@ from pipeline.core.records import Source
 from pipeline.dataset import removals
 from pipeline.dataset.complaint import complaint_of, header_lines, line_of, value_complaint
 from pipeline.dataset.naming import NAME, toml_of
-from pipeline.dataset.source_table import Columns, SourceEntry, rows_of, values_of_row
+from pipeline.dataset.source_table import Columns, SourceEntry, label, rows_of, values_of_row
 from pipeline.media import detectors
 from pipeline.media.fetch import Params as Download
 from pipeline.media.reel import Params as Extract
@@ -137,7 +137,8 @@ def load(path: Path) -> Loaded:
     sources = _sources_of(recipe, path, text)
     if not sources:
         if recipe.sources is not None:
-            raise RecipeError(f"{path}: no sources: {path.parent / recipe.sources} has no rows")
+            table = label(path.parent / recipe.sources)
+            raise RecipeError(f"{path}: no sources: {table} has no rows")
         raise RecipeError(f'{path}: no sources: write [[source]] tables or sources = "FILE.csv"')
     return Loaded(recipe, sources, path, removals.read(path))
 
@@ -210,11 +211,11 @@ def _entries(recipe: Recipe, path: Path, text: str) -> Iterator[tuple[str, Sourc
     table = path.parent / recipe.sources
     try:
         for number, row in enumerate(rows_of(table), 1):
-            place = f"{table}: row {number}"
+            place = f"{label(table)}: row {number}"
             for entry in _entries_of_row(place, row, recipe.columns):
                 yield place, entry
     except (OSError, ValueError, csv.Error) as error:  # not UTF-8, not parquet, a folder, ...
-        raise RecipeError(f"{table} cannot be read: {shown(str(error))}") from error
+        raise RecipeError(f"{label(table)} cannot be read: {shown(str(error))}") from error
 
 
 def _entries_of_row(place: str, row: Any, columns: Columns) -> list[SourceEntry]:

@@ -17,7 +17,7 @@ from typing import Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.core import canonical
-from pipeline.core.errors import RecipeError
+from pipeline.core.errors import RecipeError, printable
 from pipeline.core.params import Seconds, Table
 from pipeline.core.reading import shown_value
 from pipeline.core.records import Source
@@ -33,6 +33,7 @@ WHEEL_ADDRESS = re.compile(r"pypi:[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9._+!-]+/
 TEMPLATE = re.compile(r"([^{}]|\{\{|\}\}|\{[^][{}.!:]+\})*")
 LONGEST_FIELD = 1 << 27  # bytes of one field of a csv file, or of a row of a jsonl file
 LONGEST_LIST = 1 << 20  # characters of a list that is written as text
+LONGEST_LABEL = 1000  # characters of a path in a message
 BATCH = 256  # rows of a parquet file in memory at a time
 
 
@@ -109,12 +110,17 @@ class Columns(Table):
     )
 
 
+def label(table: Path) -> str:
+    """A table's path for a message: a recipe may name it as it likes."""
+    return printable(str(table)[-LONGEST_LABEL:])
+
+
 def rows_of(table: Path) -> Iterator[Any]:
     """The rows of a table, read one after the other. Raises RecipeError; OSError, ValueError and
     csv.Error for a file that is none of its kind.
     """
     if not table.is_file():
-        raise RecipeError(f"there is no sources table {table}")
+        raise RecipeError(f"there is no sources table {label(table)}")
     if table.suffix == ".csv":
         yield from _rows_of_csv(table)
     elif table.suffix == ".jsonl":
@@ -122,7 +128,7 @@ def rows_of(table: Path) -> Iterator[Any]:
     elif table.suffix == ".parquet":
         yield from _rows_of_parquet(table)
     else:
-        raise RecipeError(f"{table}: a sources table ends in .csv, .jsonl or .parquet")
+        raise RecipeError(f"{label(table)}: a sources table ends in .csv, .jsonl or .parquet")
 
 
 def _rows_of_csv(table: Path) -> Iterator[Any]:
@@ -139,7 +145,7 @@ def _rows_of_jsonl(table: Path) -> Iterator[Any]:
                 # half a character can be written in JSON, and nowhere else
                 json.dumps(row, ensure_ascii=False).encode()
             except (ValueError, RecursionError) as error:
-                raise RecipeError(f"{table}: row {number}: not JSON: {error}") from error
+                raise RecipeError(f"{label(table)}: row {number}: not JSON: {error}") from error
             yield row
 
 

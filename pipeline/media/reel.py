@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+from av.container import InputContainer
 from av.error import FFmpegError, InvalidDataError
 from av.video.frame import VideoFrame
 from pydantic import Field
@@ -275,9 +276,10 @@ def cut_clip(reel: Path, start: int, count: int, out: Path) -> tuple[int, str]:
     copied, pictures = 0, hashlib.sha256()
     try:
         with (
-            av.open(str(reel), options=video.OPTIONS) as source,
+            av.open(video.Reading(reel), options=video.OPTIONS) as source,
             av.open(str(out), "w", format="mp4", options=MUXER) as target,
         ):
+            assert isinstance(source, InputContainer)
             stream: Any = source.streams.video[0]
             copy: Any = target.add_stream_from_template(stream)
             step = math.floor(1 / (stream.average_rate * stream.time_base))  # ticks of one frame
@@ -295,6 +297,8 @@ def cut_clip(reel: Path, start: int, count: int, out: Path) -> tuple[int, str]:
                 copied += 1
     except InvalidDataError as error:
         raise BadData("decode-error", f"the reel cannot be read: {error.strerror}") from error
+    except FFmpegError as error:  # what the disk refuses: of the reel it arrives as an OSError
+        raise OSError(error.errno, error.strerror) from error
     return copied, pictures.hexdigest()
 
 

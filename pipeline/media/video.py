@@ -8,11 +8,15 @@ playlist which calls itself a video is refused instead of followed. Limits: docs
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import logging
 import math
+import os
 import re
 import stat
 import struct
+import weakref
 from array import array
 from collections.abc import Iterator
 from fractions import Fraction
@@ -27,8 +31,9 @@ from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
-from pipeline.core.errors import BadData
-from pipeline.core.records import Container
+# named again, for the trainer, which may not import core
+from pipeline.core.errors import BadData as BadData
+from pipeline.core.records import Container as Container
 
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,ivf,flv,"
@@ -86,12 +91,38 @@ UNTAGGED = ("setparams", "colorspace=unknown:color_primaries=unknown:color_trc=u
 logging.getLogger("libav").setLevel(logging.CRITICAL)
 
 
+class Reading:
+    """A file that FFmpeg reads through us. What the disk refuses arrives as an OSError; FFmpeg by
+    itself would take it for the end of the video, or use the same words for damaged bytes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def read(self, size: int) -> bytes:
+        return os.read(self._descriptor, size)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return os.lseek(self._descriptor, offset, whence)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return -errno.EINVAL  # a place that cannot be: it is the video that asks for it
+
+    def tell(self) -> int:
+        return self.seek(0, os.SEEK_CUR)
+
+
 def _open(path: Path) -> Any:
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise BadData("unreadable", "not a regular file")
+    file = Reading(path)
     try:
-        if not stat.S_ISREG(path.lstat().st_mode):
-            raise BadData("unreadable", "not a regular file")
-        return av.open(str(path), options=OPTIONS, metadata_errors="replace")
-    except (FFmpegError, FileNotFoundError, ValueError) as error:
+        return av.open(file, options=OPTIONS, metadata_errors="replace")
+    except (FFmpegError, ValueError) as error:
         raise BadData("unreadable", f"not a video longtake can open: {_why(error)}") from error
 
 
@@ -419,9 +450,10 @@ def read_clip(path: Path) -> NDArray[np.uint8]:
 
     import decord  # isort: skip
 
-    frame_bytes = _clip_frame_bytes(path)
+    frame_bytes = clip_frame_bytes(path)
+    content = io.BytesIO(path.read_bytes())  # by us: what the disk refuses is an OSError
     try:
-        reader = decord.VideoReader(str(path), num_threads=1)
+        reader = decord.VideoReader(content, num_threads=1)
         _check("bytes of pixels", len(reader) * frame_bytes, MAX_CLIP_BYTES)
         pixels: NDArray[np.uint8] = reader.get_batch(range(len(reader))).asnumpy()
     except (RuntimeError, IndexError, decord.DECORDError) as error:
@@ -431,9 +463,9 @@ def read_clip(path: Path) -> NDArray[np.uint8]:
     return pixels
 
 
-def _clip_frame_bytes(path: Path) -> int:
+def clip_frame_bytes(path: Path) -> int:
     """Bytes of one picture of a clip. decord takes no options, so what it must not open is held
-    back here.
+    back here. Raises BadData: decode-error or too-large.
     """
     try:
         with _open(path) as container, path.open("rb") as file:

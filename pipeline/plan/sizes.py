@@ -4,7 +4,6 @@ embeddings by arithmetic.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
 from pipeline.core.manifest import Manifest
@@ -88,14 +87,13 @@ class Sizes:
         params = self._loaded.recipe.encode
         models = encode.find_encoders(params, self._loaded.folder, True)
         vae = encoders.vae_facts(models.vae_folder)
-        clip = json.loads((models.clip_folder / encoders.CLIP_FILES[0]).read_text())["model_cfg"]
-        tower = clip["text_cfg"]
+        clip = encoders.clip_facts(models.clip_folder)
         side = self._loaded.recipe.extract.size // int(vae["factor"])
-        text = int(tower.get("context_length", 77)) * int(tower.get("width", 512))
+        text = clip["tokens"] * clip["text_width"]
         num_bytes = num_captions * (NPY_HEADER + 2 * text)
         if num_frames:
             latents = NPY_HEADER + 2 * num_frames * int(vae["latent_channels"]) * side * side
             num_bytes += latents * (1 + params.latents_std)
             if params.image_frames:
-                num_bytes += NPY_HEADER + 2 * params.image_frames * int(clip["embed_dim"])
+                num_bytes += NPY_HEADER + 2 * params.image_frames * clip["image_width"]
         return num_bytes

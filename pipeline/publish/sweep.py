@@ -189,14 +189,14 @@ def mentions(task: Any) -> Iterator[tuple[str, Any]]:
     of an older version's lists of videos, ("list", an address).
     """
     if isinstance(task, list):
-        if task[:1] == ["listing"]:
-            yield "list", task[1]
+        if task[:1] == ["listing"] and isinstance(task[-1], str):
+            yield "list", task[-1]
         for part in task:
             yield from mentions(part)
     elif isinstance(task, dict):
-        if "video" in task and "span" in task:
+        if isinstance(task.get("video"), str) and "span" in task:
             yield "video", task
-        elif task.keys() == {"clip"}:
+        elif task.keys() == {"clip"} and isinstance(task["clip"], str):
             yield "clip", task["clip"]
         elif "uri" in task:
             yield "source", task
@@ -204,17 +204,27 @@ def mentions(task: Any) -> Iterator[tuple[str, Any]]:
 
 def facts_in(memo: Memo, name: str) -> Iterator[dict[str, Any]]:
     """What a stage's memo says of each output, if it has a fact of this name."""
-    for entry in memo.outputs if isinstance(memo.outputs, list) else ():
-        if name in entry.get("facts", {}):
-            yield entry["facts"]
+    for facts in _facts_of_outputs(memo):
+        if name in facts:
+            yield facts
+
+
+def _facts_of_outputs(memo: Memo) -> Iterator[dict[str, Any]]:
+    """The facts of each output of a stage, or those of a smaller task. A memo says what whoever
+    wrote it liked: what is no object is passed over.
+    """
+    for entry in memo.outputs if isinstance(memo.outputs, list) else [memo.outputs]:
+        facts = entry.get("facts", entry) if isinstance(entry, dict) else None
+        if isinstance(facts, dict):
+            yield facts
 
 
 def uris_in(memo: Memo) -> set[str]:
     """The videos that a list was found to name, an older version's too."""
-    uris = {facts["uri"] for facts in facts_in(memo, "uri")}
-    if isinstance(memo.outputs, dict):
-        uris |= {uri for _, uri in memo.outputs.get("videos") or ()}
-    return uris
+    uris = [facts["uri"] for facts in facts_in(memo, "uri")]
+    if isinstance(memo.outputs, dict) and isinstance(memo.outputs.get("videos"), list):
+        uris += [pair[-1] for pair in memo.outputs["videos"] if isinstance(pair, list) and pair]
+    return {uri for uri in uris if isinstance(uri, str)}
 
 
 def references_in(data: Path, store: Store, without: str = "") -> References:
@@ -335,8 +345,7 @@ def kinds_in(memo: Memo) -> Iterator[tuple[str, str]]:
     task = LEFT_OVER
     if isinstance(memo.of, list) and memo.of:
         task = TASKS.get(str(memo.of[0]), LEFT_OVER)
-    for entry in memo.outputs if isinstance(memo.outputs, list) else [memo.outputs]:
-        facts = entry.get("facts", entry) if isinstance(entry, dict) else {}
+    for facts in _facts_of_outputs(memo):
         whole = next((kind for name, kind in WHOLE.items() if name in facts), None)
         parts = {"": facts} if facts.keys() == {"sha256", "num_bytes"} else facts
         for name, value in parts.items():

@@ -366,9 +366,10 @@ def _is_of(memo: Memo, target: Target, footage: set[str], kept: References) -> b
     if not kept.blobs.isdisjoint(_digests(memo.outputs)):
         return False
     if isinstance(memo.of, list) and memo.of[:1] == ["text"]:
-        return memo.of[-1] in target.captions
+        return isinstance(memo.of[-1], str) and memo.of[-1] in target.captions
     shards = facts_in(memo, "members")
-    return any(target.scene.fullmatch(key) for facts in shards for key in facts["samples"])
+    keys = [key for facts in shards for key in facts.get("samples") or ()]
+    return any(isinstance(key, str) and target.scene.fullmatch(key) for key in keys)
 
 
 def _failures(target: Target, store: Store) -> Iterator[Path]:

@@ -109,10 +109,10 @@ def verify(loaded: Loaded, data: Path, device: str, progress: Progress) -> Check
     locked = _read_lock(loaded, folder, checked)
     manifests = _read_manifests(folder, checked)
     built = Built(folder, Store(data.absolute() / "store"), manifests, locked)
-    _check_memos(loaded, data, built.store, device, checked)
+    remembered = _check_memos(loaded, data, built.store, device, checked)
     if locked is not None:
         _check_records(built, locked, checked)
-    _check_blobs(built, progress, checked)
+    _check_blobs(built, remembered, progress, checked)
     _check_shards(built, checked)
     _decode_some(loaded, built, device, checked)
     return checked
@@ -164,9 +164,11 @@ def _read_manifests(folder: Path, checked: Checked) -> dict[str, Manifest]:
     return manifests
 
 
-def _check_memos(loaded: Loaded, data: Path, store: Store, device: str, checked: Checked) -> None:
+def _check_memos(
+    loaded: Loaded, data: Path, store: Store, device: str, checked: Checked
+) -> set[Blob]:
     """Every memo and failure note of the store; one that is damaged counts as not there, so it
-    costs time and nothing else.
+    costs time and nothing else. Returns the blobs that memos name.
     """
     steps, _ = known(reproduce.look(loaded, data, device))
     names: dict[str, str] = {}
@@ -175,13 +177,16 @@ def _check_memos(loaded: Loaded, data: Path, store: Store, device: str, checked:
             stage = step.manifest.stage
             names |= {key: f"{stage} of '{name}'" for name, key in step.survey.keys.items()}
     failures = (store.root / "failures").glob("*/*")
+    remembered: set[Blob] = set()
     for path in sorted([*store.memos(), *failures]):
         checked.memos += 1
         try:
-            canonical.unseal(path.read_bytes())
+            memo = canonical.unseal(path.read_bytes())
+            remembered.update(blobs_in(memo.get("outputs")))
         except ValueError as error:
             name = names.get(path.name, path.name[:12])
             checked.add("memo", name, f"{error}; it counts as not there", path)
+    return remembered
 
 
 def _check_records(built: Built, locked: Lock, checked: Checked) -> None:
@@ -256,8 +261,11 @@ def _parts_of_shard(
     return parts
 
 
-def _names_of_blobs(built: Built) -> dict[Blob, list[str]]:
-    """Every blob of the dataset, and what it is: clips, arrays, videos, reels, wheels, shards."""
+def _names_of_blobs(built: Built, remembered: set[Blob]) -> dict[Blob, list[str]]:
+    """Every blob of the dataset, and what it is: clips, arrays, videos, reels, wheels, shards. And
+    every blob that neither the dataset nor any memo (`remembered`) names: when its task runs again,
+    it is named again.
+    """
     names: dict[Blob, list[str]] = defaultdict(list)
     for stage, stage_manifest in built.manifests.items():
         kind = KINDS[stage].__name__.lower()
@@ -284,12 +292,16 @@ def _names_of_blobs(built: Built) -> dict[Blob, list[str]]:
         for blob in blobs_in(memo.outputs) if memo else ():
             if built.store.path(blob.sha256).is_file():
                 names[blob].append(name)
+    digests = {blob.sha256 for blob in names.keys() | remembered}
+    for sha256, num_bytes in built.store.blobs().items():
+        if sha256 not in digests:
+            names[Blob(sha256, num_bytes)].append(f"{sha256[:12]}, left over")
     return names
 
 
-def _check_blobs(built: Built, progress: Progress, checked: Checked) -> None:
+def _check_blobs(built: Built, remembered: set[Blob], progress: Progress, checked: Checked) -> None:
     """Read every blob to its end, and the copies of clips."""
-    names, store = _names_of_blobs(built), built.store
+    names, store = _names_of_blobs(built, remembered), built.store
     released = {blob for blob in names if store.released(blob) and not store.has(blob)}
     if released:
         checked.notes.append(f"{len(released)} raw videos were let go (--keep-raw no)")

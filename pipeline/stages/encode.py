@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pipeline.core import canonical
-from pipeline.core.errors import BadData
+from pipeline.core.errors import BadData, RecipeError
 from pipeline.core.params import Setup, Table
 from pipeline.core.reading import Facts, Number, Text
 from pipeline.core.records import Blob, Clip, Sample, source_of
@@ -29,6 +29,7 @@ from pipeline.media import encoders, video
 VERSION = 1
 MAKES = Sample
 PSNR_FRAMES = 4
+TEXT_SUBFOLDER = "text_encoder"  # where a Stable Diffusion checkpoint keeps its CLIP
 BATCH_S = 200.0  # seconds of video that go to a worker together, so that `prepare` can run ahead
 Pixels = NDArray[np.uint8]
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ class Params(Table):
         default=None, description='Where in it the VAE lies, "" for the top.'
     )
     clip: str | None = Field(
-        default=None, description="Another open_clip model: a folder, or a hub id OWNER/NAME."
+        default=None,
+        description="Another CLIP: a folder or a hub id OWNER/NAME, of open_clip or with a "
+        "`text_encoder` as Stable Diffusion has it (then image_frames = 0).",
     )
     clip_revision: str | None = Field(
         default=None, description="Commit, tag or branch of the CLIP model on the hub."
@@ -103,16 +106,33 @@ def find_encoders(params: Params, folder: Path, offline: bool = False) -> encode
         params.vae or preset.vae,
         params.vae_revision,
         subfolder,
-        encoders.VAE_FILES,
+        encoders.VAE_LAYOUTS,
         folder,
         offline,
     )
     clip_folder, clip = encoders.find_weights(
-        params.clip or preset.clip, params.clip_revision, "", encoders.CLIP_FILES, folder, offline
+        params.clip or preset.clip,
+        params.clip_revision,
+        TEXT_SUBFOLDER,
+        encoders.CLIP_LAYOUTS,
+        folder,
+        offline,
     )
-    layer = params.text_layer or preset.text_layer
+    has_images = encoders.has_images(clip_folder)
+    if params.image_frames and not has_images:
+        raise RecipeError(
+            f"the CLIP '{params.clip or preset.clip}' sees no pictures, it is a text encoder alone "
+            f"({clip_folder}): write image_frames = 0 under [encode], or name a whole CLIP"
+        )
+    # Stable Diffusion 2's text_encoder has lost the last block already
+    layer = params.text_layer or (preset.text_layer if has_images else "last")
     pad = preset.pad_token if params.pad_token is None else params.pad_token
-    return encoders.Encoders(vae, vae_folder, clip, clip_folder, layer, pad)
+    force = (
+        params.clip is None
+        and preset.quick_gelu is True
+        and not encoders.says_quick_gelu(clip_folder)
+    )
+    return encoders.Encoders(vae, vae_folder, clip, clip_folder, layer, pad, force)
 
 
 def stage(setup: Setup) -> Stage:
@@ -186,7 +206,13 @@ def _text_task(models: encoders.Encoders, params: Params) -> list[object]:
         models.text_layer,
         models.pad_token,
         params.precision,
+        *_forced(models),
     ]
+
+
+def _forced(models: encoders.Encoders) -> list[object]:
+    """What a task's key says of an activation that is not the config's."""
+    return ["quick_gelu"] if models.force_quick_gelu else []
 
 
 def _latents_task(clip: Clip, models: encoders.Encoders, params: Params) -> list[object]:
@@ -213,6 +239,7 @@ def _images_task(clip: Clip, models: encoders.Encoders, params: Params) -> list[
         models.clip.sha256,
         params.precision,
         params.image_frames,
+        *_forced(models),
     ]
 
 
@@ -346,6 +373,7 @@ class _Coder:
                 self.models.clip_folder,
                 self.params.precision,
                 encoders.choose_device(self.device),
+                self.models.force_quick_gelu,
             )
             return self.store.put(encoders.npy(encoders.images(model, self.frames.all()[picks])))
 
@@ -372,7 +400,10 @@ def text(
 
     def embed() -> Blob:
         model = encoders.load_clip(
-            models.clip_folder, params.precision, encoders.choose_device(device)
+            models.clip_folder,
+            params.precision,
+            encoders.choose_device(device),
+            models.force_quick_gelu,
         )
         hidden = encoders.text(model, caption, models.text_layer, models.pad_token)
         return store.put(encoders.npy(hidden))

@@ -63,6 +63,7 @@ def stage(setup: Setup) -> Stage:
         process=process,
         identity=identity,
         cost=seconds,
+        must_succeed=True,
         gather=partial(pack, params=setup.table(Params)),
     )
 
@@ -313,6 +314,8 @@ def index_of(
         "text_layer": models.text_layer,
         "pad_token": models.pad_token,
     }
+    if models.force_quick_gelu:
+        clip["quick_gelu"] = True
     index = {
         "format": FORMAT,
         "name": about.name,

@@ -28,16 +28,17 @@ from pipeline.core.executors import Executor, Inline, Processes
 from pipeline.core.manifest import Manifest
 from pipeline.core.params import Setup
 from pipeline.core.records import Record, Rejection, Source, Video
-from pipeline.core.stage import Progress, Stage, run_stage
+from pipeline.core.stage import MAX_SUSPICIONS, Progress, Stage, run_stage
 from pipeline.core.store import Store
 from pipeline.dataset import build, removals
 from pipeline.dataset import recipe as recipes
-from pipeline.dataset.chain import Step
+from pipeline.dataset.chain import Step, runner, surveyor
 from pipeline.media import encoders, fetch, reel
 from pipeline.media.detectors import whole
 from pipeline.stages import cut, download
 from pipeline.stages import filter as filtering
 from tests.making import behave, footage
+from tests.making.deadly import Deadly
 from tests.making.downloads import download_all
 from tests.making.serving import Answer, content, endless, page, serving, silent, status
 from tests.making.steps import step_of
@@ -290,6 +291,47 @@ def test_what_is_remembered_as_bad_is_tried_again_if_its_class_is_named(
         for classes, number in [(None, 1), (None, 1), ({"truncated"}, 1), ({"unreadable"}, 2)]:
             built(loaded, classes)
             assert len(seen) == number
+
+
+SUSPECT = [Source("a", "pass:a")]
+
+
+def visited(store: Store, executor: Executor, classes: set[str] | None = None) -> list[str]:
+    """Take a good record through a stage, as a build does; the classes of its rejections."""
+    visit = runner(store, executor, Progress(), behave.STAGE, classes)
+    return [rejection.reason for rejection in visit(behave.STAGE, SUSPECT).manifest.rejections]
+
+
+def test_a_survey_tells_a_suspicion_with_its_tries_and_as_nothing_pending(store: Store) -> None:
+    deadly = Deadly("timed-out")
+    for number in range(1, MAX_SUSPICIONS + 2):
+        visited(store, deadly)
+        step = surveyor(store)(behave.STAGE, SUSPECT)
+        [failed] = step.failures
+        assert (failed.rejection.fate, failed.rejection.reason) == ("bad", "timed-out")
+        assert failed.tries == 2 * min(number, MAX_SUSPICIONS)
+        assert (step.num_pending, len(step.manifest.rejections)) == (0, 1)
+
+
+def test_retry_tries_a_suspicion_that_stands_and_then_counts_anew(store: Store) -> None:
+    deadly = Deadly("crashed")
+    for _ in range(MAX_SUSPICIONS + 1):
+        visited(store, deadly)
+    assert deadly.num_tried == 2 * MAX_SUSPICIONS
+    assert visited(store, deadly, {"timed-out"}) == ["crashed"]
+    assert deadly.num_tried == 2 * MAX_SUSPICIONS
+    assert visited(store, deadly, {"crashed"}) == ["crashed"]
+    [failed] = surveyor(store)(behave.STAGE, SUSPECT).failures
+    assert failed.tries == 2
+    deadly.is_out_of_order = False
+    assert visited(store, deadly, {"timed-out"}) == ["crashed"]  # another class: it stands
+    assert visited(store, deadly, {"crashed"}) == []
+
+
+def test_a_build_in_this_process_does_not_try_what_may_kill_it(store: Store) -> None:
+    visited(store, Deadly("crashed"))
+    assert visited(store, Inline()) == ["crashed"]
+    assert visited(store, Inline(), {"crashed"}) == []  # somebody looks for the fault
 
 
 def test_words_in_brackets_are_shown_as_they_are() -> None:

@@ -193,8 +193,8 @@ def test_a_cluster_that_fails_twice_is_asked_again(
 
 
 STOPS = {
-    "memory": "stage 'behave' on 'a1' ran out of memory 3 times on the Ray cluster: give it nodes "
-    "with more memory, .* and run the same command",
+    "memory": r"stage 'behave' on 'a1' ran out of memory 3 times on the Ray cluster: give it nodes "
+    r"with more memory, .* and run the same command",
     "system": "stage 'behave' on 'a1' failed 3 times on the Ray cluster: .*Broken pipe",
     "unschedulable": "stage 'behave' cannot run on the Ray cluster: .*no such node",
     "environment": "stage 'behave' cannot run on the Ray cluster: .*no package longtake",

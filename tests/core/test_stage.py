@@ -23,6 +23,7 @@ from pipeline.core.stage import (
     survey,
 )
 from pipeline.core.store import Store
+from tests.making.deadly import Deadly
 
 
 def log(store: Store, line: str) -> None:
@@ -364,23 +365,6 @@ def test_one_lost_batch_is_tried_record_by_record_and_only_the_guilty_one_is_rej
     again, cached = run_stage(stage, records, store, Inline(), Progress())
     assert (logged(store), cached) == (["d", "d"], 3)  # now `b` is remembered
     assert again.encode() == made.encode()
-
-
-class Deadly:
-    """Loses every batch, without having done anything, as long as it is out of order."""
-
-    def __init__(self, reason: Literal["crashed", "timed-out"]) -> None:
-        self.reason = reason
-        self.is_out_of_order = True
-        self.num_tried = 0
-
-    def map(self, work: Work, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Troubles | Lost]]:
-        for batch in batches:
-            self.num_tried += 1
-            if self.is_out_of_order:
-                yield batch, Lost(self.reason, "no word of it")
-            else:
-                yield batch, work(batch)
 
 
 @pytest.mark.parametrize("reason", ["crashed", "timed-out"])

@@ -255,6 +255,26 @@ def test_another_detector_fetches_raw_videos_again(world: World) -> None:
     )
 
 
+def test_a_raw_video_stays_noted_as_let_go_until_it_is_there_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.build(raws=RawVideos(8), until="extract")
+    videos = [path.name for path in (world.store.root / "released").iterdir()]
+    seen: list[bool] = []
+    real = fetch.from_filesystem
+
+    def looking(*args: Any) -> Blob:
+        seen.append(all(world.store.released(Blob(sha256, 0)) for sha256 in videos))
+        if len(seen) == 1:
+            return real(*args)
+        raise KeyboardInterrupt  # the build is killed while it asks for the second one
+
+    monkeypatch.setattr(fetch, "from_filesystem", looking)
+    with pytest.raises(KeyboardInterrupt):
+        world.build(BIGGER, until="extract")
+    assert seen == [True, True]
+
+
 @pytest.mark.parametrize("wave", [None, 2])
 def test_bytes_that_have_changed_meanwhile_are_refused_and_the_build_goes_on(
     world: World, film: Callable[..., Path], wave: int | None

@@ -66,8 +66,8 @@ def encoder_identity() -> dict[str, Any]:
     """What a run remembers of the encoders of its shards: those of the tiny preset."""
     tiny = encoders.PRESETS["tiny"]
     return {
-        "encoders.vae.sha256": weights_digest(tiny.vae, encoders.VAE_FILES),
-        "encoders.clip.sha256": weights_digest(tiny.clip, encoders.CLIP_FILES),
+        "encoders.vae.sha256": weights_digest(tiny.vae, encoders.VAE_LAYOUTS),
+        "encoders.clip.sha256": weights_digest(tiny.clip, encoders.CLIP_LAYOUTS),
         "encoders.clip.text_layer": tiny.text_layer,
         "encoders.clip.pad_token": tiny.pad_token,
         "latents.shape": list(SHAPE),

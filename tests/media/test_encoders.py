@@ -4,6 +4,7 @@ beside them.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -136,6 +137,132 @@ def test_text_is_what_transformers_computes_with_the_same_weights(
     )
 
 
+@pytest.fixture
+def openai_like(tmp_path: Path) -> dict[str, Path]:
+    """One CLIP of random weights in three folders: open_clip's, whose config is silent on
+    QuickGELU (`whole`); one that says it (`quick`); and transformers' text encoder (`text`).
+    """
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = json.loads((encoders.TINY / "clip" / "open_clip_config.json").read_text())
+    for name in ("whole", "quick"):
+        (tmp_path / name).mkdir()
+        config["model_cfg"]["quick_gelu"] = name == "quick"
+        (tmp_path / name / "open_clip_config.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    clip = open_clip.create_model(f"local-dir:{tmp_path / 'quick'}", load_weights=False)
+    for parameter in clip.parameters():
+        parameter.data = torch.randn(parameter.shape)  # so that the activation matters
+    for name in ("whole", "quick"):
+        save_file(clip.state_dict(), tmp_path / name / "open_clip_model.safetensors")
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            hidden_size=32,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            hidden_act="quick_gelu",
+        )
+    )
+    text.load_state_dict(as_transformers(clip.state_dict(), text.state_dict().keys()))
+    text.save_pretrained(tmp_path / "sd" / "text_encoder")
+    return {"whole": tmp_path / "whole", "quick": tmp_path / "quick", "text": tmp_path / "sd"}
+
+
+def caption(folder: Path, force_quick_gelu: bool = False) -> Any:
+    clip = encoders.new_clip(folder, "float32", "cpu", force_quick_gelu)
+    return encoders.text(clip, "a fish", "last", 49407)
+
+
+def transformers_caption(folder: Path) -> Any:
+    import open_clip
+    import torch
+    from transformers import CLIPTextModel
+
+    model = CLIPTextModel.from_pretrained(folder).eval()
+    tokens = open_clip.SimpleTokenizer()("a fish")
+    tokens[0, int(tokens[0].argmax()) + 1 :] = 49407
+    with torch.no_grad():
+        return model(input_ids=tokens).last_hidden_state[0].numpy()
+
+
+def test_openai_s_clip_is_quick_gelu_whatever_its_config_says(
+    openai_like: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = transformers_caption(openai_like["text"] / "text_encoder")
+    np.testing.assert_allclose(caption(openai_like["quick"]), theirs, atol=5e-3)
+    assert np.abs(caption(openai_like["whole"]) - theirs).max() > 0.02
+    np.testing.assert_allclose(caption(openai_like["whole"], True), theirs, atol=5e-3)
+    sd15 = replace(encoders.PRESETS["sd15"], clip=str(openai_like["whole"]))
+    monkeypatch.setitem(encoders.PRESETS, "sd15", sd15)
+    params = encode.Params(preset="sd15", vae=str(encoders.TINY / "vae"))
+    models = encode.find_encoders(params, Path())
+    assert models.force_quick_gelu
+    embedding = encoders.load_clip(models.clip_folder, "float32", "cpu", models.force_quick_gelu)
+    ours = encoders.text(embedding, "a fish", models.text_layer, models.pad_token)
+    np.testing.assert_allclose(ours, theirs, atol=5e-3)
+
+
+def test_a_clip_that_the_recipe_names_is_what_its_config_says(
+    openai_like: dict[str, Path],
+) -> None:
+    tiny_vae = str(encoders.TINY / "vae")
+    params = encode.Params(preset="sd15", vae=tiny_vae, clip=str(openai_like["whole"]))
+    assert not encode.find_encoders(params, Path()).force_quick_gelu
+
+
+def test_stable_diffusion_s_text_encoder_folder_gives_the_whole_clip_s_numbers(
+    openai_like: dict[str, Path],
+) -> None:
+    params = encode.Params(preset="tiny", clip=str(openai_like["text"]), image_frames=0)
+    models = encode.find_encoders(params, Path())
+    assert models.clip_folder.name == "text_encoder"
+    assert not encoders.has_images(models.clip_folder)
+    np.testing.assert_array_equal(caption(models.clip_folder), caption(openai_like["quick"]))
+
+
+def test_a_text_encoder_reads_its_own_last_layer(openai_like: dict[str, Path]) -> None:
+    """Stable Diffusion 2's was published without the block that `penultimate` would leave out."""
+    params = encode.Params(
+        preset="sd21", vae=str(encoders.TINY / "vae"), clip=str(openai_like["text"]), image_frames=0
+    )
+    assert encode.find_encoders(params, Path()).text_layer == "last"
+
+
+def test_a_text_encoder_cannot_embed_pictures(openai_like: dict[str, Path]) -> None:
+    params = encode.Params(preset="tiny", clip=str(openai_like["text"]))
+    with pytest.raises(RecipeError, match="write image_frames = 0"):
+        encode.find_encoders(params, Path())
+
+
+def test_a_model_of_another_kind_is_no_text_encoder(openai_like: dict[str, Path]) -> None:
+    path = openai_like["text"] / "text_encoder" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "bert"}))
+    params = encode.Params(preset="tiny", clip=str(openai_like["text"]), image_frames=0)
+    with pytest.raises(RecipeError, match=r"is no CLIP: .* has model_type 'bert'"):
+        encode.find_encoders(params, Path())
+
+
+def test_a_vae_of_half_precision_is_read_where_there_is_no_other(
+    tmp_path: Path, frames: Any
+) -> None:
+    from diffusers import AutoencoderKL
+
+    vae = encoders.new_vae(encoders.TINY / "vae", "float32", "cpu")
+    vae.half().save_pretrained(tmp_path / "vae", variant="fp16")
+    assert not (tmp_path / "vae" / encoders.VAE_LAYOUTS[0][1]).exists()
+    params = encode.Params(preset="tiny", vae=str(tmp_path), vae_subfolder="vae")
+    half = encoders.new_vae(encode.find_encoders(params, Path()).vae_folder, "float32", "cpu")
+    assert isinstance(half, AutoencoderKL)
+    ours, _ = encoders.latents(half, frames[:2], 2, with_std=False)
+    whole = encoders.new_vae(encoders.TINY / "vae", "float32", "cpu")
+    theirs, _ = encoders.latents(whole, frames[:2], 2, with_std=False)
+    np.testing.assert_allclose(ours, theirs, atol=0.05)
+
+
 def as_transformers(state: dict[str, Any], names: Any) -> dict[str, Any]:
     """open_clip's text weights under transformers' names."""
     import torch
@@ -211,7 +338,9 @@ def test_a_folder_without_safetensors_is_a_recipe_error(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     with pytest.raises(
-        RecipeError, match=r"'model' has no diffusion_pytorch_model.safetensors .*safetensors only"
+        RecipeError,
+        match=r"'model' has no diffusion_pytorch_model.safetensors, nor "
+        r"diffusion_pytorch_model.fp16.safetensors .*safetensors only",
     ):
         encode.find_encoders(encode.Params(preset="tiny", vae="model"), tmp_path)
 
@@ -226,9 +355,9 @@ def test_a_model_the_hub_does_not_give_stops_the_build_with_what_to_do(
         Stopped,
         match=r"cannot get the model 'nobody/nothing' from the hub: .*name a folder that holds",
     ):
-        encoders.find_weights("nobody/nothing", None, "vae", encoders.VAE_FILES, tmp_path)
+        encoders.find_weights("nobody/nothing", None, "vae", encoders.VAE_LAYOUTS, tmp_path)
     with pytest.raises(RecipeError, match="neither a folder nor a hub id"):
-        encoders.find_weights("no/such/place", None, "", encoders.VAE_FILES, tmp_path)
+        encoders.find_weights("no/such/place", None, "", encoders.VAE_LAYOUTS, tmp_path)
 
 
 def test_a_model_is_what_its_bytes_are_not_where_it_lies(tmp_path: Path) -> None:
@@ -236,13 +365,18 @@ def test_a_model_is_what_its_bytes_are_not_where_it_lies(tmp_path: Path) -> None
     copied = encode.find_encoders(encode.Params(preset="tiny", vae="copy"), tmp_path)
     assert copied.vae.sha256 == FOUND.vae.sha256
     assert (copied.vae.name, FOUND.vae.name) == ("copy", "longtake/tiny-vae")
-    config = tmp_path / "copy" / "config.json"
-    config.write_text(config.read_text().replace("}", ', "more": 1}'))
-    encode.find_encoders.cache_clear()
-    assert (
-        encode.find_encoders(encode.Params(preset="tiny", vae="copy"), tmp_path).vae.sha256
-        != FOUND.vae.sha256
-    )
+    path = tmp_path / "copy" / "config.json"
+    config = json.loads(path.read_text())
+
+    def identity(**changes: object) -> str:
+        path.write_text(json.dumps(config | changes, indent=4, sort_keys=True))
+        encode.find_encoders.cache_clear()
+        params = encode.Params(preset="tiny", vae="copy")
+        return encode.find_encoders(params, tmp_path).vae.sha256
+
+    words = {"_diffusers_version": "0.1", "_name_or_path": "/home/me/vae", "sample_size": 512}
+    assert identity(**words) == FOUND.vae.sha256
+    assert identity(norm_num_groups=2) != FOUND.vae.sha256
 
 
 def test_precision_enters_the_key_and_the_device_does_not(clip: Clip) -> None:

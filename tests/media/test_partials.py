@@ -6,6 +6,8 @@ import gc
 import gzip
 import json
 import os
+import subprocess
+import sys
 import threading
 import tracemalloc
 import zlib
@@ -41,6 +43,8 @@ YT_DLP = fetch._yt_dlp
 Says = Callable[[Path], dict[str, str]]
 CUT = 4000  # bytes after which a download breaks off
 PIECE = 3000
+HEAD = "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXT-X-VERSION:4\n"
+HLS = "application/x-mpegurl"
 
 
 def nothing(path: Path) -> dict[str, str]:
@@ -419,12 +423,58 @@ def test_a_packed_page_is_bounded_as_it_is_unpacked(
     assert peak < 50_000_000
 
 
+FETCH = """
+import sys, time
+from pathlib import Path
+import yt_dlp
+from pipeline.core.store import Store
+from pipeline.media import fetch
+store = Store(Path(sys.argv[1]))
+store.prepare()
+YT_DLP = fetch._yt_dlp
+fetch._yt_dlp = lambda options: YT_DLP({**options, "allowed_extractors": ["generic"]})
+begin = time.monotonic()
+for index, address in enumerate(sys.argv[2:]):
+    try:
+        fetch.from_web(address, store, store.partial(str(index)), "b", 1, 1)
+    except (fetch.Unavailable, fetch.BadData) as error:
+        print(error)
+seconds = time.monotonic() - begin
+status = Path("/proc/self/status").read_text()  # ru_maxrss counts the process that forked, too
+print(seconds, status.partition("VmHWM:")[2].split()[0])
+"""
+
+
+def test_a_hostile_server_ends_in_one_line_within_ten_seconds_and_a_gigabyte(
+    tmp_path: Path,
+) -> None:
+    bomb = gzip.compress(bytes(100_000_000), 9) * 30  # 3 MB that unpack to 3 GB
+    assert len(bomb) < 3_500_000
+    manifest = page(f"{HEAD}#EXTINF:1,\n/film\n#EXT-X-ENDLIST\n", HLS)
+    answers = {
+        "/film.mp4": packed(bomb, "gzip", "video/mp4"),
+        "/film": packed(bomb, "gzip", "application/octet-stream"),
+        "/page": packed(bomb, "gzip", "text/html"),
+        "/playlist": packed(bomb, "gzip", HLS),
+        "/film.m3u8": manifest,
+    }
+    with serving.serving(answers) as (address, _):
+        command = [sys.executable, "-c", FETCH, str(tmp_path / "store")]
+        command += [f"{address}{path}" for path in answers]
+        process = subprocess.run(command, capture_output=True, text=True, check=True)
+    *lines, figures = process.stdout.splitlines()
+    seconds, kilobytes = map(float, figures.split())
+    assert len(lines) == len(answers)
+    assert all(line.startswith("unsupported: ") for line in lines)
+    assert seconds < 10 * len(answers)
+    assert kilobytes < 1_000_000
+    assert not [path for path in tmp_path.rglob("*") if path.stat().st_size > 1_000_000]
+
+
 # Fragments
 
 # yt-dlp leaves the file of a download in fragments open when it fails
 leaves_a_file_open = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-HEAD = "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXT-X-VERSION:4\n"
-HLS = "application/x-mpegurl"
 
 
 def playlist(*lines: str) -> Answer:

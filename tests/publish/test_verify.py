@@ -22,7 +22,7 @@ from pipeline.core.store import Store
 from pipeline.dataset import build, lock
 from pipeline.dataset import recipe as recipes
 from pipeline.media import reel
-from pipeline.publish import verify
+from pipeline.publish import sweep, verify
 from tests.making.command import longtake
 from tests.making.dataset import Dataset
 
@@ -302,6 +302,27 @@ def test_nonsense_in_a_manifest_is_damage_and_no_traceback(built: Dataset, line:
 def test_a_shortened_reel_is_found_dropped_and_not_missed(built: Dataset) -> None:
     path = reel_of(built)
     path.write_bytes(path.read_bytes()[:-5])
+    assert verify.drop(checked(built)) == 1
+    assert checked(built).findings == []
+
+
+def test_a_damaged_blob_that_nothing_names_any_more_is_found_too(built: Dataset) -> None:
+    path = reel_of(built)
+    store = Store(built.data / "store")
+    [key] = [
+        memo.key
+        for memo in sweep.memos_of(store)
+        if path.name in {sha256 for sha256, _ in sweep.kinds_in(memo)}
+    ]
+    store.memo_path(key).write_bytes(b"damaged")
+    assert verify.drop(checked(built)) == 1
+    built.build()  # its clips are remembered, so nobody makes the reel again
+    assert not store.remembers(key)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    [finding] = checked(built).findings
+    assert (finding.name, finding.path) == (f"{path.name[:12]}, left over", path)
     assert verify.drop(checked(built)) == 1
     assert checked(built).findings == []
 

@@ -180,9 +180,7 @@ def test_a_page_that_calls_itself_a_video_is_refused(store: Store, tmp_path: Pat
     assert causes["b"] == ("unavailable", "unsupported")
 
 
-def test_any_fsspec_address_is_fetched_and_a_partial_one_continued(
-    store: Store, small: Path
-) -> None:
+def test_any_fsspec_address_is_fetched(store: Store, small: Path) -> None:
     uri = f"local://{small}"
     folder = store.partial("x")
     (folder / "video.part").write_bytes(small.read_bytes()[:1000])

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.core import canonical
 from pipeline.media import encoders
 from training import codec
 from training.codec import Codec
@@ -24,7 +23,7 @@ SCALE = encoders.vae_facts(Path(TINY.vae))["scaling_factor"]
 def said(kind: str) -> dict[str, Any]:
     """What an index says of a shipped model."""
     name, files = (
-        (TINY.vae, encoders.VAE_FILES) if kind == "vae" else (TINY.clip, encoders.CLIP_FILES)
+        (TINY.vae, encoders.VAE_LAYOUTS) if kind == "vae" else (TINY.clip, encoders.CLIP_LAYOUTS)
     )
     _, weights = encoders.find_weights(name, None, "", files, Path())
     return {"name": weights.name, "revision": weights.revision, "sha256": weights.sha256}
@@ -118,8 +117,9 @@ def test_another_vae_is_refused_with_both_digests(
 ) -> None:
     other = tmp_path / "other"
     shutil.copytree(TINY.vae, other)
-    (other / "config.json").write_text((other / "config.json").read_text() + "\n")
-    _, weights = encoders.find_weights(str(other), None, "", encoders.VAE_FILES, Path())
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "scaling_factor": 0.5}))
+    _, weights = encoders.find_weights(str(other), None, "", encoders.VAE_LAYOUTS, Path())
     with pytest.raises(UsageError, match=rf"{weights.sha256}, {described['vae']['sha256']}.*--vae"):
         Codec(described, SCALE, vae=other).check()
     with pytest.raises(ShardError, match=rf"{described['vae']['sha256']}, {'0' * 64}"):
@@ -177,10 +177,7 @@ def test_a_clip_that_leads_to_another_model_is_refused_as_the_pipeline_refuses_i
     config = json.loads(path.read_text())
     config["model_cfg"].setdefault(tower, {})[key] = other
     path.write_text(json.dumps(config))
-    digest = canonical.digest(
-        [[name, canonical.file_digest(folder / name)] for name in encoders.CLIP_FILES]
-    )
-    clip = {**described["clip"], "sha256": digest}  # even where the shards were made with it
+    clip = {**described["clip"], "sha256": "0" * 64}  # it is refused before digests are compared
     with pytest.raises(UsageError, match=f"is made of another one, '{other}'"):
         Codec({**described, "clip": clip}, SCALE, clip=folder).embed("a fish")
 
@@ -189,9 +186,24 @@ def test_a_damaged_model_is_refused_before_any_work(
     tmp_path: Path, described: dict[str, Any]
 ) -> None:
     shutil.copytree(TINY.vae, tmp_path / "vae")
-    (tmp_path / "vae" / encoders.VAE_FILES[1]).write_bytes(b"\x80\x04cos\nsystem\n")  # a pickle
+    (tmp_path / "vae" / encoders.VAE_LAYOUTS[0][1]).write_bytes(
+        b"\x80\x04cos\nsystem\n"
+    )  # a pickle
     with pytest.raises(UsageError, match="is damaged"):
         Codec(described, SCALE, vae=tmp_path / "vae").check()
+
+
+def test_shards_that_were_made_before_a_config_s_words_were_left_out_are_still_trained_on(
+    described: dict[str, Any],
+) -> None:
+    before = {
+        kind: {**described[kind], "sha256": encoders.former_digest(Path(folder), layouts)}
+        for kind, folder, layouts in (
+            ("vae", TINY.vae, encoders.VAE_LAYOUTS),
+            ("clip", TINY.clip, encoders.CLIP_LAYOUTS),
+        )
+    }
+    Codec({**described, **before}, SCALE).check()
 
 
 def test_a_folder_that_is_not_there_is_never_looked_for_on_the_hub(

@@ -176,3 +176,17 @@ def test_tasks_are_drawn_by_weight_and_repeat() -> None:
         known = diffusion.draw_known(5, (("prefix", 1.0),), torch.Generator().manual_seed(seed))
         assert 1 <= sum(known) <= 4
         assert sorted(known, reverse=True) == list(known)
+
+
+def test_detail_counts_more_where_the_picture_changes_and_a_frame_as_much_as_before() -> None:
+    generator = torch.Generator().manual_seed(0)
+    latents = 0.1 * torch.randn(2, 3, 4, 16, 16, generator=generator)
+    latents[..., 5, 6] += 2  # a fish in every frame
+    weight = diffusion.detail_weight(latents, 0.5)
+    assert weight.shape == (2, 3, 1, 16, 16)
+    torch.testing.assert_close(weight.mean((2, 3, 4)), torch.ones(2, 3))
+    fish = weight[..., 5, 6]
+    assert (fish > 5 * weight.median()).all()
+    assert (weight >= 0.5).all()
+    even = diffusion.detail_weight(torch.zeros(1, 1, 4, 8, 8), 0.5)
+    assert torch.equal(even, torch.full((1, 1, 1, 8, 8), 0.5))

@@ -83,7 +83,14 @@ def test_a_damaged_key_json_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"[]", b"{}", b'{"source": 3}', b'{"source": {"key": 4, "sha256": "../x"}}']
+    "content",
+    [
+        b"[]",
+        b"{}",
+        b'{"source": 3}',
+        b'{"source": {"key": 4, "sha256": "../x"}}',
+        b'{"source": {"key": "[red]\\u001b[2J", "sha256": ["a"]}}',
+    ],
 )
 def test_a_key_json_that_names_no_video_leaves_the_sample_a_film_of_its_own(
     tmp_path: Path, content: bytes
@@ -95,6 +102,15 @@ def test_a_key_json_that_names_no_video_leaves_the_sample_a_film_of_its_own(
 def test_a_key_json_that_cannot_be_parsed_is_refused(tmp_path: Path) -> None:
     index = new_shards(tmp_path, {"a": {**new_clip(0, 5), "json": b"{"}}, split="validation")
     with pytest.raises(ShardError, match="cannot be parsed"):
+        heldout.films(index)
+
+
+def test_a_key_json_that_is_no_such_thing_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = shards_of(tmp_path, {"a-0": "a"})
+    monkeypatch.setattr(heldout, "MAX_BYTES", 50)
+    with pytest.raises(ShardError, match=r"a-0\.json is too long"):
         heldout.films(index)
 
 

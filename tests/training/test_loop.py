@@ -23,10 +23,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from rich.console import Console
 
+from tests.making.models import SHAPE
 from tests.making.runs import UNET, damaged_shards, run_of, short_preset, train, wave_shards
-from training import ablate, checkpoint, journal, loop, presets, shards
+from tests.making.shards import new_clip, new_shards, npy
+from training import ablate, checkpoint, journal, loop, presets, shards, unet
 from training.errors import NonFinite, ShardError, UsageError
 from training.frames import Window
 from training.shards import Index, open_index
@@ -98,6 +101,7 @@ CHILD = """
 import sys, time
 from pathlib import Path
 import torch
+from tests.making.models import SHAPE
 from tests.making.runs import run_of, train
 from training.shards import open_index
 from training.stream import Stream
@@ -176,7 +180,9 @@ RANK = """
 import io, json, os, sys
 from pathlib import Path
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from rich.console import Console
+from tests.making.models import SHAPE
 from tests.making.runs import damaged_shards, run_of
 from training import loop
 from training.shards import open_index
@@ -224,6 +230,25 @@ def test_another_preset_or_other_shards_are_refused_with_what_differs(
     )  # going on for longer is no other run
 
 
+def test_a_run_does_not_go_on_from_other_2d_weights_of_the_same_name(
+    tmp_path: Path, index: Index, folder: Path
+) -> None:
+    flat = UNet2DConditionModel.from_config(UNET)
+    flat.save_pretrained(tmp_path / "flat")
+
+    def run() -> checkpoint.Run:
+        begun = loop.begin("tiny-keyframe", index, tmp_path / "run", str(tmp_path / "flat"), 0, 1)
+        return checkpoint.open_run(begun)
+
+    run()
+    assert run().unet_sha256 == unet.flat_digest(tmp_path / "flat")
+    with torch.no_grad():
+        flat.conv_out.weight += 1
+    flat.save_pretrained(tmp_path / "flat")
+    with pytest.raises(UsageError, match="unet_sha256: '"):
+        run()
+
+
 def test_a_loss_that_is_no_number_stops_with_the_samples(
     tmp_path: Path, index: Index, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,6 +261,57 @@ def test_a_loss_that_is_no_number_stops_with_the_samples(
     monkeypatch.setattr(Stream, "batch", poisoned)
     with pytest.raises(NonFinite, match=r"step 3: the loss is nan.*k\d at frame \d"):
         train(run_of(tmp_path / "run", index, folder), index)
+
+
+def test_a_gradient_that_stays_exactly_zero_stops_the_run_with_a_sentence(
+    tmp_path: Path, index: Index, folder: Path
+) -> None:
+    """Temporal layers in front of a last layer of zeros, which is frozen: nothing can be learnt."""
+    run = run_of(tmp_path / "run", index, folder, trainable="temporal", steps=30)
+    with pytest.raises(UsageError, match=r"exactly 0 in 10 steps, up to step 10.*'temporal'"):
+        train(run, index)
+
+
+@pytest.mark.parametrize("preset", ["sd15-keyframe", "seeds-interp"])
+def test_a_preset_of_stable_diffusion_learns_from_random_weights_too(
+    tmp_path: Path, preset: str
+) -> None:
+    """They train temporal layers alone; behind random frozen weights these would learn nothing."""
+    index = wave_shards(tmp_path, 1, 70)
+    run = loop.begin(preset, index, tmp_path / "run", str(tmp_path / "small.json"), 0, 2)
+    assert run.preset.trainable == "all"
+    changes = {"precision": "float32", "windows": (Window(5, 2),), "batch_size": 1}
+    run = replace(run, preset=replace(run.preset, **changes))
+    console = Console(file=io.StringIO(), width=200)
+    loop.Trainer(run, index, "cpu", console=console, pictures=False).train()
+    assert "random weights, so all of them are trained" in console.file.getvalue()
+    history = journal.read_history(tmp_path / "run")
+    assert all(line["grad_norm"] > 0 for line in history if "loss" in line)
+
+
+@pytest.mark.skipif(
+    "LONGTAKE_SLOW" not in os.environ, reason="10 GB and minutes: LONGTAKE_SLOW=1, before a release"
+)
+def test_stable_diffusion_s_interpolation_model_is_trained_saved_loaded_and_sampled_at_full_size(
+    tmp_path: Path,
+) -> None:
+    clip = {**new_clip(0, 70, shape=SHAPE), "text.npy": npy(np.zeros((77, 768), np.float16))}
+    index = new_shards(tmp_path / "shards", {"k": clip}, shape=SHAPE, text_shape=(77, 768))
+    flat = UNet2DConditionModel.from_config(presets.UNETS[presets.SD15_FILL])
+    flat.half().save_pretrained(tmp_path / "unet", variant="fp16")
+    del flat
+    run = loop.begin("sd15-interp", index, tmp_path / "run", str(tmp_path / "unet"), 0, 1)
+    changes = {"windows": (Window(17, 4),), "batch_size": 1}
+    run = replace(run, preset=replace(run.preset, **changes))
+    train(run, index)
+    [line] = [line for line in journal.read_history(tmp_path / "run") if "loss" in line]
+    assert line["grad_norm"] > 0
+    model = checkpoint.load_model(checkpoint.load_run(tmp_path / "run"))
+    assert sum(weight.numel() for weight in model.parameters()) > 859_520_964
+    noisy = torch.zeros(1, 5, 9, *SHAPE[1:])
+    with torch.no_grad():
+        made = model(noisy, torch.tensor([9]), torch.zeros(1, 77, 768), torch.tensor([10.0]))
+    assert made.shape == (1, 5, *SHAPE)
 
 
 def test_one_clip_is_learnt_by_heart(tmp_path: Path) -> None:

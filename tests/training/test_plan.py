@@ -14,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import gpu
 from tests.making.models import NARROW_UNET
+from training import presets
 from training.errors import UsageError
-from training.plan import GIB, Plan, Subject, plan, render
+from training.plan import GIB, Plan, Subject, plan, render, subject_of
 from training.presets import SD15_UNET
 from training.unet import VideoUNet
 
@@ -148,6 +149,14 @@ def test_the_tables_say_totals_and_lengths(small_plan: Plan) -> None:
         "0.05 MB",
     ):
         assert said in text
+
+
+def test_an_image_preset_is_planned_for_single_frames() -> None:
+    image_plan = plan(subject_of(presets.find("tiny-image")))
+    assert [step.num_frames for step in image_plan.steps] == [1]
+    output = StringIO()
+    Console(file=output, width=120).print(render(image_plan))
+    assert "1 frame " in output.getvalue()
 
 
 def test_what_cannot_be_a_model_is_no_plan() -> None:

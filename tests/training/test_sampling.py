@@ -390,6 +390,12 @@ def test_runs_in_the_wrong_places_are_told_apart(runs: tuple[Run, Run]) -> None:
         sampling.check(runs[1], runs[0], 65)
 
 
+def test_a_run_of_single_frames_makes_no_keyframes(runs: tuple[Run, Run]) -> None:
+    image = replace(runs[0], preset=presets.find("tiny-image"))
+    with pytest.raises(UsageError, match=r"is a run of tiny-image.*wants a keyframe run"):
+        sampling.check(image, runs[1], 65)
+
+
 def test_runs_of_different_datasets_are_refused_with_what_differs(runs: tuple[Run, Run]) -> None:
     keyframe, interp = runs
     other = {

@@ -17,6 +17,8 @@ from typer.testing import CliRunner, Result
 from tests.making.runs import wave_shards
 from training import presets
 from training.__main__ import app
+from training.shards import open_index
+from training.unet import flat_digest
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = {  # frozen: an option is a promise
@@ -59,6 +61,7 @@ OPTIONS = {  # frozen: an option is a promise
         "--as_json",  # --json
     },
     "plan": {"--preset", "--size", "--as_json"},
+    "export": {"--run", "--out"},
     "ablate": {"--shards", "--out", "--preset", "--question", "--steps", "--seeds", "--device"},
 }
 
@@ -234,6 +237,35 @@ def test_a_model_is_trained_and_gone_on_with_and_refused_as_another(
     ended = call("evaluate", "--run", tmp_path / "run", "--shards", shards)
     assert ended.exit_code == 2
     assert "validation" in ended.stderr
+
+
+def test_an_image_model_is_trained_exported_and_begun_with(shards: Path, tmp_path: Path) -> None:
+    """Three commands: a step of single frames, its 2-D model, keyframes that begin with that."""
+    where = ["--shards", shards, "--device", "cpu", "--steps", 1]
+    image = ["train", "--preset", "tiny-image", "--run", tmp_path / "image", *where]
+    trained = call(*image, "--unet", shards / "small.json")
+    assert trained.exit_code == 0, trained.output
+    assert "windows 1@1" in trained.output
+    exported = call("export", "--run", tmp_path / "image", "--out", tmp_path / "flat")
+    assert exported.exit_code == 0, exported.output
+    written = {path.name for path in (tmp_path / "flat").iterdir()}
+    assert written == {"config.json", "diffusion_pytorch_model.safetensors", "training.json"}
+    facts = json.loads((tmp_path / "flat" / "training.json").read_text())
+    assert facts["step"] == 1
+    assert facts["samples_seen"] == 16
+    assert facts["dataset"]["root_digest"] == open_index(shards).root_digest
+    again = call("export", "--run", tmp_path / "image", "--out", tmp_path / "flat")
+    assert again.exit_code == 2
+    assert "is there already" in again.stderr
+
+    keys = ["train", "--preset", "tiny-keyframe", "--run", tmp_path / "keys", *where]
+    inflated = call(*keys, "--unet", tmp_path / "flat")
+    assert inflated.exit_code == 0, inflated.output
+    run = json.loads((tmp_path / "keys" / "run.json").read_text())
+    assert run["unet_sha256"] == flat_digest(tmp_path / "flat")
+    refused = call("export", "--run", tmp_path / "keys", "--out", tmp_path / "other")
+    assert refused.exit_code == 2
+    assert "without temporal layers" in refused.stderr
 
 
 def test_the_plan_of_a_preset_prints_its_totals() -> None:

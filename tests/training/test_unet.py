@@ -13,13 +13,23 @@ from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from einops import rearrange
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.making.models import NARROW_UNET
 from training.attention import TemporalAttention
 from training.errors import Stopped, UsageError
 from training.presets import SD15_UNET, SD21_UNET, TINY_UNET
-from training.unet import FpsEmbedding, TemporalConv, Unit, VideoUNet
+from training.unet import (
+    BLOCKS,
+    FpsEmbedding,
+    TemporalConv,
+    Unit,
+    VideoUNet,
+    flat_digest,
+    load_flat,
+    save_flat,
+)
 
 FAMILIES = {
     "sd1": NARROW_UNET,
@@ -356,7 +366,7 @@ def test_bfloat16_trains(trained: VideoUNet) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"placement": "everywhere"}, "'everywhere'; there are resnets, convolutions"),
+        ({"placement": "everywhere"}, "'everywhere'; there are resnets, convolutions, none"),
         ({"window": 4}, "window of 4"),
         ({"in_channels": 3}, "has 4 input channels, 3 are wanted"),
     ],
@@ -364,6 +374,42 @@ def test_bfloat16_trains(trained: VideoUNet) -> None:
 def test_an_option_that_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         VideoUNet.inflate(NARROW_UNET, **options)
+
+
+@torch.no_grad()
+def test_without_temporal_layers_it_is_the_2d_model_in_computing_and_on_disk(
+    tmp_path: Path,
+) -> None:
+    flat = new_flat()
+    model = VideoUNet.inflate(flat, in_channels=4, placement="none", fps_conditioning=False)
+    inputs = new_inputs(num_frames=1, channels=4)
+    assert torch.equal(model(*inputs), by_frame(flat, inputs, 4))
+    save_flat(model, tmp_path / "flat")
+    stored = load_file(tmp_path / "flat" / "diffusion_pytorch_model.safetensors")
+    assert stored.keys() == flat.state_dict().keys()
+    assert all(torch.equal(stored[name], w.half()) for name, w in flat.state_dict().items())
+    again = load_flat(tmp_path / "flat").state_dict()
+    assert all(torch.equal(again[name], stored[name].float()) for name in stored)
+    assert next(model.parameters()).dtype == torch.float32
+
+
+def test_a_model_with_temporal_layers_is_not_written_as_a_2d_model(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="only a model without temporal layers"):
+        save_flat(VideoUNet.inflate(NARROW_UNET), tmp_path / "flat")
+    assert not (tmp_path / "flat").exists()
+
+
+def test_the_digest_of_a_2d_model_is_that_of_its_weights(tmp_path: Path) -> None:
+    flat = new_flat()
+    flat.save_pretrained(tmp_path / "a")
+    flat.save_pretrained(tmp_path / "b" / "unet")
+    digest = flat_digest(tmp_path / "a")
+    assert digest == flat_digest(str(tmp_path / "b"))
+    with torch.no_grad():
+        flat.conv_out.bias += 1
+    flat.save_pretrained(tmp_path / "c")
+    assert flat_digest(tmp_path / "c") not in (None, digest)
+    assert flat_digest("stable-diffusion-v1-5/stable-diffusion-v1-5") is None
 
 
 def test_what_to_train_is_refused_by_name() -> None:
@@ -376,9 +422,51 @@ def test_heads_of_odd_width_are_refused() -> None:
         VideoUNet.inflate({**NARROW_UNET, "attention_head_dim": 8})
 
 
-def test_a_unet_that_wants_more_than_time_and_text_is_refused() -> None:
-    with pytest.raises(UsageError, match="time and text alone"):
-        VideoUNet.inflate({**NARROW_UNET, "num_class_embeds": 3})
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"num_class_embeds": 3}, "num_class_embeds = 3"),
+        ({"class_embed_type": "timestep"}, "class_embed_type = 'timestep'"),
+        ({"in_channels": 5}, "in_channels = 5"),  # depth
+        ({"in_channels": 8}, "in_channels = 8"),  # another picture
+        ({"time_embedding_type": "fourier"}, "time_embedding_type = 'fourier'"),
+        (
+            {"encoder_hid_dim_type": "text_proj", "encoder_hid_dim": 8},
+            "encoder_hid_dim_type = 'text_proj'",
+        ),
+        ({"dual_cross_attention": True}, "dual_cross_attention = True"),
+        (
+            {"down_block_types": ["SimpleCrossAttnDownBlock2D", "DownBlock2D"]},
+            "block SimpleCrossAttnDownBlock2D",
+        ),
+        (
+            {"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"},
+            "block UNetMidBlock2DSimpleCrossAttn",
+        ),
+        (
+            {
+                "down_block_types": ["KCrossAttnDownBlock2D", "KDownBlock2D"],
+                "up_block_types": ["KUpBlock2D", "KCrossAttnUpBlock2D"],
+            },
+            "block KCrossAttnDownBlock2D",
+        ),
+        ({"down_block_types": ["AttnDownBlock2D", "DownBlock2D"]}, "block AttnDownBlock2D"),
+    ],
+)
+def test_a_unet_that_is_not_understood_is_refused_with_what_it_has(
+    changes: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(UsageError, match="time and text alone") as caught:
+        VideoUNet.inflate({**NARROW_UNET, **changes})
+    assert problem in str(caught.value)
+
+
+def test_a_spatial_attention_without_a_temporal_one_behind_it_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("training.unet.BLOCKS", {*BLOCKS, "AttnDownBlock2D"})
+    with pytest.raises(UsageError, match=r"the attention down_blocks.0.attentions.0 is in no"):
+        VideoUNet.inflate({**NARROW_UNET, "down_block_types": ["AttnDownBlock2D", "DownBlock2D"]})
 
 
 def test_a_folder_without_a_model_says_what_is_missing(tmp_path: Path) -> None:
@@ -398,8 +486,40 @@ def test_weights_that_are_not_safetensors_are_not_read(tmp_path: Path) -> None:
     with safe_open(weights, "pt") as file:
         assert len(list(file.keys())) > 100
     weights.rename(tmp_path / "diffusion_pytorch_model.bin")
-    with pytest.raises(UsageError, match="no UNet can be read from its safetensors"):
+    with pytest.raises(
+        UsageError,
+        match=r"has no diffusion_pytorch_model.safetensors, nor "
+        r"diffusion_pytorch_model.fp16.safetensors .*"
+        r"diffusion_pytorch_model.bin is a pickle and is never read",
+    ):
         VideoUNet.inflate(tmp_path)
+
+
+def test_half_precision_is_read_where_there_is_nothing_else(tmp_path: Path) -> None:
+    flat = new_flat()
+    flat.half().save_pretrained(tmp_path / "unet", variant="fp16")
+    (tmp_path / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n.")
+    model = VideoUNet.inflate(tmp_path)
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    torch.testing.assert_close(model.unet.conv_out.weight, flat.conv_out.weight.float())
+
+
+def test_a_hub_repository_with_half_precision_alone_is_asked_for_the_plain_file_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As `stable-diffusion-v1-5/stable-diffusion-inpainting` has it: `.bin` and fp16."""
+    new_flat().half().save_pretrained(tmp_path / "abc" / "unet", variant="fp16")
+    asked = []
+
+    def snapshot(name: str, allow_patterns: list[str], **_: Any) -> str:
+        asked.append(allow_patterns)
+        return str(tmp_path / "abc")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    VideoUNet.inflate("owner/name")
+    assert asked[0][1] == "unet/diffusion_pytorch_model.safetensors"
+    assert asked[1][1] == "unet/diffusion_pytorch_model.fp16.safetensors"
+    assert not any(pattern.endswith(".bin") for patterns in asked for pattern in patterns)
 
 
 @pytest.mark.parametrize("source", [Path("no/such"), "/no/such/folder", "one-word", "a/b/c"])
@@ -413,7 +533,5 @@ def test_a_hub_that_cannot_be_reached_stops_with_advice(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(
-        Stopped, match="longtake/no-such-model is no folder here, and could not be had from the hub"
-    ):
+    with pytest.raises(Stopped, match="cannot get the model 'longtake/no-such-model' from the hub"):
         VideoUNet.inflate("longtake/no-such-model", revision="main")

@@ -13,6 +13,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,10 +33,12 @@ from pipeline.dataset.chain import KINDS, manifest_path
 from pipeline.dataset.likeness import compare_locks
 from pipeline.dataset.removals import Removal
 from pipeline.publish import card, reproduce, sweep
+from tests.making.bombs import BOMBS
 from tests.making.dataset import Dataset
 from training import errors as training_errors
 from training.shards import open_index
 
+ROOT = Path(__file__).parents[2]
 EXAMPLES = int(os.environ.get("LONGTAKE_FUZZ", "0"))
 MOST_S = 10.0  # of one example, on the processor
 OURS = (errors.LongtakeError, training_errors.LongtakeError)
@@ -80,7 +84,7 @@ def changed(value: Any, data: st.DataObject) -> Any:
     for _ in range(data.draw(st.integers(1, 3))):
         places = places_in(value)
         if not places:
-            return data.draw(st.sampled_from(WRONG))
+            return copy.deepcopy(data.draw(st.sampled_from(WRONG)))
         container, key = data.draw(st.sampled_from(places))
         act = data.draw(st.sampled_from(["replace", "replace", "drop", "copy", "add", "wrap"]))
         if act == "replace":
@@ -92,9 +96,10 @@ def changed(value: Any, data: st.DataObject) -> Any:
         elif act == "wrap":
             container[key] = data.draw(st.sampled_from([[container[key]], {"a": container[key]}]))
         elif isinstance(container, dict):
-            container[data.draw(st.sampled_from(NAMES))] = data.draw(st.sampled_from(WRONG))
+            name = data.draw(st.sampled_from(NAMES))
+            container[name] = copy.deepcopy(data.draw(st.sampled_from(WRONG)))
         else:
-            container.append(data.draw(st.sampled_from(WRONG)))
+            container.append(copy.deepcopy(data.draw(st.sampled_from(WRONG))))
     return value
 
 
@@ -148,12 +153,12 @@ def check(read: Callable[[], object], name: str, num_lines: int = 1) -> None:
     assert len(lines) <= num_lines, message
     for line in lines if message else ():
         assert name in line or line.startswith("and "), line
-        assert len(line) < 2000, line
+        assert len(line) < 3000, line
         assert errors.printable(line) == line, ascii(line)
     assert time.process_time() - start < MOST_S
 
 
-@fuzzed(150)
+@fuzzed(80)
 @given(st.data())
 def test_any_lock_is_read_or_refused_in_a_line(
     small_dataset: Dataset, tmp_path: Path, data: st.DataObject
@@ -176,7 +181,7 @@ def test_any_lock_is_read_or_refused_in_a_line(
     check(read, "small.lock.jsonl")
 
 
-@fuzzed(100)
+@fuzzed(50)
 @given(st.data())
 def test_any_removals_file_is_read_or_refused_in_a_line(
     tmp_path: Path, data: st.DataObject
@@ -192,7 +197,7 @@ def test_any_removals_file_is_read_or_refused_in_a_line(
     check(lambda: removals.head_of(removals.read(recipe)), "mine.removed.jsonl")
 
 
-@fuzzed(150)
+@fuzzed(80)
 @given(st.data())
 def test_any_manifest_is_read_or_refused_in_a_line(
     small_dataset: Dataset, tmp_path: Path, data: st.DataObject
@@ -208,7 +213,7 @@ def test_any_manifest_is_read_or_refused_in_a_line(
     check(lambda: sweep.references_of([path.parent], store), path.name)
 
 
-@fuzzed(100)
+@fuzzed(50)
 @given(st.data())
 def test_any_index_is_read_or_refused_in_a_line(
     small_dataset: Dataset, tmp_path: Path, data: st.DataObject
@@ -236,7 +241,7 @@ def notes(small_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> N
     return Notes(small_dataset, folder)
 
 
-@fuzzed(60)
+@fuzzed(50)
 @given(st.data())
 def test_a_memo_or_note_that_is_wrong_counts_as_not_there_and_stops_nothing(
     notes: Notes, data: st.DataObject
@@ -255,7 +260,7 @@ def test_a_memo_or_note_that_is_wrong_counts_as_not_there_and_stops_nothing(
         path.write_bytes(whole)
 
 
-@fuzzed(60)
+@fuzzed(50)
 @given(st.data())
 def test_rates_that_are_wrong_are_none(tmp_path: Path, data: st.DataObject) -> None:
     store = Store(tmp_path)
@@ -297,7 +302,7 @@ VALUES = (
 LINES = ("", "[[source]]", "[source]", "[x]", "[columns]", "." * 100 + "=1", "a." * 5000 + "a=1")
 
 
-@fuzzed(150)
+@fuzzed(80)
 @given(st.data())
 def test_any_recipe_is_read_or_refused_in_lines(tmp_path: Path, data: st.DataObject) -> None:
     rows = [{"name": "b", "caption": "x", "ranges": [[0, 1], ["0:01", 2.5]]}, {"name": "c"}]
@@ -316,7 +321,7 @@ def test_any_recipe_is_read_or_refused_in_lines(tmp_path: Path, data: st.DataObj
     check(lambda: naming.name_of(tmp_path / "mine.toml"), "mine.toml")
 
 
-@fuzzed(100)
+@fuzzed(50)
 @given(st.data())
 def test_any_table_is_read_or_refused_in_a_line(tmp_path: Path, data: st.DataObject) -> None:
     row = {
@@ -334,3 +339,29 @@ def test_any_table_is_read_or_refused_in_a_line(tmp_path: Path, data: st.DataObj
     columns = "\n".join(f'{name} = "{name}"' for name in names)
     (tmp_path / "mine.toml").write_text(f'sources = "t.jsonl"\n[columns]\n{columns}\n')
     check(lambda: recipes.load(tmp_path / "mine.toml").digest, "t.jsonl")
+
+
+# What would take all memory, or hours
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What a process of its own made of every bomb, by the bomb's name."""
+    folder = tmp_path_factory.mktemp("bombs")
+    command = [sys.executable, "-m", "tests.making.bombs", str(folder)]
+    said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=900)
+    assert said.returncode == 0, said.stderr
+    rows = [json.loads(line) for line in said.stdout.splitlines()]
+    return {row["bomb"]: row for row in rows}
+
+
+@pytest.mark.parametrize("name", [bomb.__name__ for bomb in BOMBS])
+def test_a_bomb_is_refused_within_10_s_and_1_gb(
+    outcomes: dict[str, dict[str, Any]], name: str
+) -> None:
+    outcome = outcomes[name]
+    assert outcome["error"] in ("Damaged", "RecipeError", "ShardError"), outcome
+    num_lines = 101 if name == "many_wrong_sources" else 1
+    assert outcome["message"].count("\n") < num_lines
+    assert outcome["seconds"] < MOST_S
+    assert outcome["mib"] < 1000

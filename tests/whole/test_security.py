@@ -437,7 +437,7 @@ def test_a_damaged_model_is_named_before_any_work(
 ) -> None:
     (model_folder(tmp_path / "model") / file).write_bytes(content)
     with pytest.raises(RecipeError, match=rf"the model 'model' is damaged: .*/model/{file}: "):
-        encoders.find_weights("model", None, "", encoders.CLIP_FILES, tmp_path)
+        encoders.find_weights("model", None, "", encoders.CLIP_LAYOUTS, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -447,7 +447,7 @@ def test_a_damaged_model_is_named_before_any_work(
 def test_a_model_does_not_lead_to_another(tmp_path: Path, tower: str, key: str, other: str) -> None:
     model_folder(tmp_path / "model", tower, **{key: other})
     with pytest.raises(RecipeError, match=f"the model 'model' is made of another one, '{other}'"):
-        encoders.find_weights("model", None, "", encoders.CLIP_FILES, tmp_path)
+        encoders.find_weights("model", None, "", encoders.CLIP_LAYOUTS, tmp_path)
 
 
 def test_a_model_that_cannot_be_made_stops_the_build_in_a_line(tmp_path: Path) -> None:
