@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers import UNet2DConditionModel
 from rich.console import Console
 
+from tests.making.models import SMALL_UNET
 from tests.making.runs import run_of, wave_shards
 from tests.making.shards import change_index, new_clip, new_shards
 from training import checkpoint, heldout, loop
@@ -175,7 +177,7 @@ def test_a_film_too_short_for_a_window_takes_none_away_from_the_others(tmp_path:
 def test_a_run_remembers_its_videos_and_those_of_the_model_it_began_with(tmp_path: Path) -> None:
     index = shards_of(tmp_path / "shards", {"t": "t", "u": "u", "a": "a"}, train=2)
     base = tmp_path / "base"
-    base.mkdir()
+    UNet2DConditionModel.from_config(SMALL_UNET).save_pretrained(base)
     assert heldout.training_videos(index, str(base)) == sorted(map(sha256_of, "tu"))
     facts = {"dataset": {"videos": [sha256_of("a"), sha256_of("t")]}}
     (base / "training.json").write_text(json.dumps(facts))
@@ -184,9 +186,10 @@ def test_a_run_remembers_its_videos_and_those_of_the_model_it_began_with(tmp_pat
     assert loop.begin("tiny-interp", index, tmp_path / "run", None, 0, 5).dataset[
         "videos"
     ] == sorted(map(sha256_of, "tu"))
-    (base / "training.json").write_text("[]")
-    with pytest.raises(UsageError, match="which videos the model was trained on"):
-        heldout.training_videos(index, str(base))
+    for strange in ("[]", '{"dataset": {"videos": ["../x"]}}', '{"dataset": {"videos": [1]}}'):
+        (base / "training.json").write_text(strange)
+        with pytest.raises(UsageError, match="which videos the model was trained on"):
+            heldout.training_videos(index, str(base))
 
 
 def test_an_old_run_that_does_not_name_its_videos_goes_on_and_does_from_then_on(
