@@ -117,9 +117,11 @@ def _source(content: bytes, key: str, where: str) -> tuple[str, str | None]:
     if not isinstance(source, dict):
         return key, None
     name, sha256 = source.get("key"), source.get("sha256")
-    is_digest = isinstance(sha256, str) and SHA256.fullmatch(sha256) is not None
-    is_name = isinstance(name, str) and NAME.fullmatch(name) is not None
-    return name if is_name else key, sha256 if is_digest else None
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        name = key
+    if not isinstance(sha256, str) or not SHA256.fullmatch(sha256):
+        sha256 = None
+    return name, sha256
 
 
 def training_videos(index: Index, unet: str = "") -> list[str]:

@@ -351,7 +351,8 @@ def test_no_clip_is_needed_for_shards_hold_their_texts(
     run: Run, dataset: tuple[Index, Codec]
 ) -> None:
     index, codec = dataset
-    models = {**codec.models, "clip": {"name": "a-folder-elsewhere", "sha256": "0" * 64}}
+    clip = {**codec.models["clip"], "name": "a-folder-elsewhere", "sha256": "0" * 64}
+    models = {**codec.models, "clip": clip}
     without = Codec(models, codec.scaling_factor)
     with pytest.raises(UsageError, match="--clip"):
         without.check()
