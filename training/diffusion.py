@@ -150,7 +150,8 @@ def detail_weight(latents: Tensor, share: float) -> Tensor:
     mean_change = change.mean((2, 3), keepdim=True).clamp(min=1e-6)
     relative = (change / mean_change).clamp(max=MAX_DETAIL)
     relative = relative / relative.mean((2, 3), keepdim=True).clamp(min=1e-6)
-    return (1 - share + share * relative).unflatten(0, latents.shape[:2])
+    weight: Tensor = 1 - share + share * relative
+    return weight.reshape(*latents.shape[:2], *weight.shape[1:])
 
 
 def losses(

@@ -68,7 +68,7 @@ def new_model(preset: Preset, unet: str, seed: int) -> VideoUNet:
     model: VideoUNet = VideoUNet.inflate(config, **preset.inflation)
     # random weights would predict noise of their own; a last layer of zeros predicts nothing
     last: Any = model.unet.conv_out
-    conv = last.spatial if isinstance(last, Unit) else last
+    conv: Any = last.spatial if isinstance(last, Unit) else last
     nn.init.zeros_(conv.weight)
     nn.init.zeros_(conv.bias)
     return model

@@ -177,8 +177,11 @@ class Store:
                     " whole, and run again",
                 )
             _compare(blob, sha256)
-            # One that is there stays: it may be a name of another file, which nobody edits.
-            return blob if self.has(blob) else self.settle(taken, blob)
+            # A sound one stays: it may be a name of another file, one that nobody edits.
+            return blob if self._is_sound(blob) else self.settle(taken, blob)
+
+    def _is_sound(self, blob: Blob) -> bool:
+        return self.has(blob) and canonical.file_digest(self.path(blob.sha256)) == blob.sha256
 
     def settle(self, path: Path, blob: Blob) -> Blob:
         """Move a finished file in whose digest is known. It is on disk before it has its name, and
@@ -294,7 +297,10 @@ class Store:
         make_folder(marker.parent)
         marker.touch()
         sync_folder(marker.parent)
-        self.path(blob.sha256).unlink(missing_ok=True)
+        path = self.path(blob.sha256)
+        path.unlink(missing_ok=True)
+        if path.parent.is_dir():
+            sync_folder(path.parent)
 
     def reclaim(self, blob: Blob) -> None:
         """Take back `release`: what names the blob counts as not there until it is there again."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import itertools
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from av.error import MemoryError
 
 from pipeline.core.errors import Stopped
 from pipeline.core.executors import Inline
@@ -88,6 +91,45 @@ def test_a_read_error_is_the_disk_s_and_not_the_video_s(
         with pytest.raises(Stopped, match="Input/output error"):
             run("cut", film_in_store, store)
     assert not is_remembered("cut", film_in_store, store)
+
+
+@pytest.mark.parametrize("number", [1, 2, 5])
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOMEM, errno.EACCES])
+def test_a_read_that_fails_once_while_ffmpeg_reads_rejects_nothing(
+    film_in_store: Video, store: Store, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    real, numbers = video.Reading.read, itertools.count(1)
+
+    def failing(file: video.Reading, size: int) -> bytes:
+        if next(numbers) == number:
+            raise OSError(code, os.strerror(code))
+        return real(file, size)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(video.Reading, "read", failing)
+        with pytest.raises(Stopped, match=os.strerror(code)):
+            run("cut", film_in_store, store)
+    assert not is_remembered("cut", film_in_store, store)
+    assert run("cut", film_in_store, store).key.startswith(film_in_store.key)
+
+
+def test_a_clip_that_cannot_be_written_stops_the_build_and_is_no_bug(
+    film_in_store: Video, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = run("cut", film_in_store, store)
+    real = reel.av.open
+
+    def refuse(path: object, mode: str = "r", **options: object) -> object:
+        if mode == "w":
+            raise MemoryError(errno.ENOMEM, "Cannot allocate memory")
+        return real(path, mode, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(reel.av, "open", refuse)
+        with pytest.raises(Stopped, match="Cannot allocate memory"):
+            run("extract", scene, store)
+    assert not is_remembered("extract", scene, store)
+    assert run("extract", scene, store).key.startswith(scene.key)
 
 
 def test_a_video_that_is_bad_is_remembered_as_bad(
