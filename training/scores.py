@@ -162,9 +162,10 @@ def table(report: Report) -> Table:
     films = report.films
     names = ", ".join(films) if len(films) <= 3 else f"{films[0]} ... {films[-1]}"
     of_films = f"1 film ({names}), so no ±" if len(films) == 1 else f"{len(films)} films ({names})"
-    num_windows = len(report.places)
+    number = len(report.places)
+    windows = "1 window" if number == 1 else f"{number} windows"
     rows = Table(
-        title=f"{report.window}: {float(report.fps):g} fps, {num_windows} windows of {of_films}",
+        title=f"{report.window}: {float(report.fps):g} fps, {windows} of {of_films}",
         box=box.SIMPLE,
         padding=0,
         show_edge=False,
