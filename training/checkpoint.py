@@ -50,7 +50,7 @@ MAY_CHANGE = {
         "validate_every",
         "checkpoint_every",
     },
-    "dataset.": {"encoders"},
+    "dataset.": {"encoders", "videos"},  # older runs do not say on which videos
 }
 
 
@@ -78,6 +78,7 @@ class DatasetFields(BaseModel):
     size: Side
     identity: IdentityFields
     encoders: dict[str, Any] | None = None
+    videos: list[Sha256] | None = None  # older runs do not say
 
 
 class CountFields(BaseModel):
@@ -94,9 +95,9 @@ class CountFields(BaseModel):
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder's constants. `dataset` has name, root_digest, encoders and their identity, fps
-    and size; `unet_sha256` is the digest of the 2-D weights the run began with, if they lay in a
-    folder.
+    """A run folder's constants. `dataset` has name, root_digest, encoders and their identity, fps,
+    size, and the digests of the videos its samples are of; `unet_sha256` is the digest of the 2-D
+    weights the run began with, if they lay in a folder.
     """
 
     folder: Path

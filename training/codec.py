@@ -185,9 +185,11 @@ class Codec:
             }
         return cls(models, identity["latents.scaling_factor"], vae, clip, device)
 
-    def check(self) -> None:
-        """Find both models and compare their digests with the index, before any work."""
-        for kind in LAYOUTS:
+    def check(self, *kinds: str) -> None:
+        """Find these models ("vae", "clip"; by default both) and compare their digests with the
+        index, before any work.
+        """
+        for kind in kinds or LAYOUTS:
             self._folder(kind)
 
     def _folder(self, kind: str) -> Path:

@@ -1,15 +1,18 @@
-"""Compares interpolation with copied and blended frames, on held-out clips.
+"""Compares a model with what one would take instead, on films it has not seen.
 
-Only in-between frames count. Each is compared twice: with the decoded latents of the truth, which
-is the model's own part, and with the clip's pixels, where the VAE's loss is included; the row
-`truth` of the latter is what that VAE allows at best. Numbers are a window's; over windows stand
-mean and standard deviation, and JSON has each. Cost: sampling, and up to four decoded pictures a
-frame (0.2 s each on a CPU, for the tiny VAE at 256 pixels).
+Of an interpolation run the frames in between are measured, beside copied, blended and flow-warped
+ones, ffmpeg's `minterpolate`, and RIFE if it is there. Of a keyframe run it is the keyframes:
+`training.keyframe_scores`.
+
+Each frame in between is compared twice: with the decoded latents of the truth, which is the model's
+own part, and with the clip's pixels, where the VAE's loss is included; the row `truth` of the
+latter is what that VAE allows at best. Cost: sampling, up to four decoded pictures a frame (0.2 s
+each on a CPU, for the tiny VAE at 256 pixels), and 6 ms of flow a frame and method; RIFE takes 0.1
+s a frame.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -19,116 +22,46 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from rich import box
-from rich.table import Table
 from torch import Tensor
 
 from pipeline.media.encoders import Pixels, psnr_db
-from training import diffusion, media, quality, writing
+from training import diffusion, ffmpeg, heldout, keyframe_scores, media, quality
 from training.checkpoint import Run, load_model
 from training.codec import Codec
 from training.errors import UsageError
 from training.frames import Window, interpolated, known_frames
+from training.heldout import SPLIT, Film, Place
 from training.presets import Preset
+from training.rivals import FLOW, NEAREST, PIXEL_BLEND, Rival, rivals
 from training.sampling import Progress, Script, Settings, interpolate, no_progress
+from training.scores import Column, Evaluation, Report, save, scores, table
 from training.shards import Index, check_identity
-from training.stream import Batch, Stream, draw, fixed_windows
+from training.stream import Batch, Stream, draw
+
+__all__ = ["Evaluation", "evaluate", "save", "table"]
 
 WINDOWS = (Window(17, 4), Window(65, 1))
-SPLIT = "validation"
 TRUTH = "truth"
 MODEL = "model"
 ONE_STEP = "model, 1 step"
-NEAREST = "nearest"
 LATENT_BLEND = "latent blend"
-PIXEL_BLEND = "pixel blend"
-METHODS = (TRUTH, MODEL, ONE_STEP, NEAREST, LATENT_BLEND, PIXEL_BLEND)
-METRICS = ("psnr_db", "ssim", "psnr_original_db", "ssim_original", "motion", "seam")
+ALIKE = ("psnr_db", "psnr_moving_db", "ssim", "vmaf", "xpsnr_db")  # how like the truth
+ORIGINAL = ("psnr_original_db", "ssim_original")  # how like the clip's own pixels
+MOTION = ("flow_ratio", "flow_error", "warping_error", "seam")
+METRICS = (*ALIKE, *ORIGINAL, *MOTION)
+COLUMNS = (
+    Column("psnr_db", "PSNR", 2, spread=1),
+    Column("psnr_moving_db", "PSNR\nmoving", 2, spread=1),
+    Column("ssim", "SSIM", 3),
+    Column("vmaf", "VMAF", 1, spread=0),
+    Column("xpsnr_db", "XPSNR", 1),
+    Column("flow_ratio", "flow", 2),
+    Column("flow_error", "flow\nerror", 2),
+    Column("warping_error", "warp", 2),
+    Column("seam", "seam", 2),
+)
 SHOWN_FRAMES = 17  # of a window, in the comparison sheet
-
-
-@dataclass(frozen=True)
-class Spread:
-    """One number of each window; None where it has none, as motion where nothing moves."""
-
-    values: tuple[float | None, ...]
-
-    @property
-    def numbers(self) -> list[float]:
-        return [value for value in self.values if value is not None]
-
-    @property
-    def mean(self) -> float | None:
-        return statistics.fmean(self.numbers) if self.numbers else None
-
-    @property
-    def std(self) -> float | None:
-        if not self.numbers:
-            return None
-        return statistics.stdev(self.numbers) if len(self.numbers) > 1 else 0.0
-
-    def plain(self) -> dict[str, Any]:
-        return {"mean": self.mean, "std": self.std, "values": list(self.values)}
-
-
-@dataclass(frozen=True)
-class Score:
-    """One way to fill the gaps.
-
-    `motion`: mean change from frame to frame over the truth's, 0 is frozen. `seam`: change beside
-    keyframes over change elsewhere, to be compared with the truth's own.
-    """
-
-    method: str
-    metrics: Mapping[str, Spread]  # of METRICS
-
-
-@dataclass(frozen=True, eq=False)
-class Report:
-    """All ways, over the windows of one stride. `known_error_*`: how far the model moved a frame it
-    was given; must be 0.
-    """
-
-    window: Window
-    fps: Fraction
-    windows: tuple[tuple[str, int], ...]
-    known_error_latents: float
-    known_error_levels: int
-    scores: tuple[Score, ...]
-    sheet: Image.Image
-
-    def spread(self, method: str, metric: str) -> Spread:
-        """KeyError if there is no such row."""
-        return {score.method: score for score in self.scores}[method].metrics[metric]
-
-    def plain(self) -> dict[str, Any]:
-        return {
-            "window": str(self.window),
-            "fps": f"{self.fps.numerator}/{self.fps.denominator}",
-            "num_windows": len(self.windows),
-            "windows": [list(pair) for pair in self.windows],
-            "known_error": {"latents": self.known_error_latents, "levels": self.known_error_levels},
-            "scores": {
-                score.method: {name: spread.plain() for name, spread in score.metrics.items()}
-                for score in self.scores
-            },
-        }
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """All that was measured; `facts` say of what, `notes` what could not be measured."""
-
-    facts: dict[str, Any]
-    reports: tuple[Report, ...]
-    notes: tuple[str, ...]
-
-    def plain(self) -> dict[str, Any]:
-        return {
-            **self.facts,
-            "notes": list(self.notes),
-            "reports": [report.plain() for report in self.reports],
-        }
+SHOWN_METHODS = (TRUTH, MODEL, FLOW, PIXEL_BLEND, NEAREST)
 
 
 def evaluate(
@@ -142,57 +75,72 @@ def evaluate(
     device: torch.device | str = "cpu",
     progress: Progress = no_progress,
 ) -> Evaluation:
-    """Measure an interpolation run on `num_windows` evenly spaced held-out windows of each shape.
+    """Measure a run on `num_windows` held-out windows of each shape, of as many films as there can
+    be. A keyframe run is measured on windows of the shape it was trained on.
 
-    Raises UsageError if it is no such run, if nothing was held out or no clip is long enough,
-    ShardError if the shards are of other encoders, and what `Codec.check` and `load_model` raise.
+    No CLIP is needed: texts are the shards' own. Raises UsageError if nothing was held out, if all
+    of it was trained on or no clip is long enough, ShardError if the shards are of other encoders,
+    and what `Codec.check` and `load_model` raise.
     """
     settings = settings or Settings()
-    if run.preset.tasks[0][0] != "every":
-        raise UsageError(
-            f"{run.folder} is a run of {run.preset.name}; what is evaluated is interpolation: give "
-            "a run of tiny-interp or alike"
-        )
-    if not index.entries.get(SPLIT):
-        raise UsageError(
-            f"{index.url}: no video was held out; set `validation = 0.1` in [shard] of the recipe "
-            "and build the shards again"
-        )
-    check_identity(index, run.dataset["identity"])
-    codec.check()
+    preset = run.preset
+    interpolates = preset.tasks[0][0] == "every"
+    if not interpolates:
+        windows = preset.windows[:1]
     notes: list[str] = []
-    places = _places(index, run.preset, windows, num_windows, notes)
-    keys = {key for _, pairs in places for key, _ in pairs}
-    clips = _clips(index, keys, notes)
+    films = heldout.unseen(run, index, notes)
+    check_identity(index, run.dataset["identity"])
+    codec.check("vae")
     null_text = torch.tensor(index.null_text, dtype=torch.float32)
-    script = Script(run.preset, null_text, null_text, index.fps, settings)
-    stage = _Stage(
-        load_model(run, device),
-        script,
-        Stream(index, SPLIT, [window for window, _ in places]),
-        codec,
-        clips,
-        progress,
-    )
-    reports = tuple(_report(stage, window, pairs) for window, pairs in places)
+    script = Script(preset, null_text, null_text, index.fps, settings)
     facts = {
         "run": run.folder.name,
-        "preset": run.preset.name,
+        "preset": preset.name,
         "dataset": {"name": index.name, "root_digest": index.root_digest},
         "split": SPLIT,
+        "films": {film.name: film.sha256 for film in films},
         "scheduler": settings.scheduler,
         "steps": script.steps,
         "guidance": script.guidance,
         "seed": settings.seed,
     }
+    if interpolates:
+        plan = _plan(index, preset, films, windows, num_windows, notes)
+        clips = _clips(index, {place.key for _, places in plan for place in places}, notes)
+        functions, absent = rivals()
+        notes += absent
+        stage = _Stage(
+            load_model(run, device),
+            script,
+            Stream(index, SPLIT, [window for window, _ in plan]),
+            codec,
+            clips,
+            functions,
+            progress,
+        )
+        reports = tuple(_report(stage, window, places) for window, places in plan)
+    else:
+        places = heldout.places(index, films, windows[0], num_windows)
+        if run.dataset["root_digest"] != index.root_digest:
+            notes.append(
+                "the nearest training frame is looked for in these shards, and the run was trained "
+                "on others"
+            )
+        model = load_model(run, device)
+        reports = (keyframe_scores.report(model, script, index, codec, places, progress),)
     return Evaluation(facts, reports, tuple(notes))
 
 
-def _places(
-    index: Index, preset: Preset, windows: Sequence[Window], num_windows: int, notes: list[str]
-) -> list[tuple[Window, list[tuple[str, int]]]]:
-    """Where each window is taken: (key, first frame) pairs."""
-    places = []
+def _plan(
+    index: Index,
+    preset: Preset,
+    films: Sequence[Film],
+    windows: Sequence[Window],
+    num_windows: int,
+    notes: list[str],
+) -> list[tuple[Window, list[Place]]]:
+    """Where each window is taken."""
+    plan = []
     for window in windows:
         possible = {interpolated(num, preset.every) for num in range(2, window.num_frames)}
         if window.num_frames not in possible:
@@ -201,12 +149,12 @@ def _places(
                 "13, 17, ..."
             )
         try:
-            places.append((window, fixed_windows(index, SPLIT, window, num_windows)))
+            plan.append((window, heldout.places(index, films, window, num_windows)))
         except UsageError as error:
             notes.append(f"{window} is left out: {error}")
-    if not places:
-        raise UsageError(notes[0])
-    return places
+    if not plan:
+        raise UsageError(notes[-1])
+    return plan
 
 
 def _clips(index: Index, keys: set[str], notes: list[str]) -> Path | None:
@@ -231,51 +179,69 @@ class _Stage:
     stream: Stream
     codec: Codec
     clips: Path | None
+    rivals: Mapping[str, Rival]
     progress: Progress
 
 
 @dataclass(frozen=True, eq=False)
 class _Outcome:
-    """One window. `videos` by method, `f h w c`."""
+    """One window. `videos` by method, `f h w c`; `moving` is the share of pixels that move."""
 
     metrics: dict[str, dict[str, float | None]]
+    moving: float
     known_error_latents: float
     known_error_levels: int
     videos: dict[str, Pixels]
 
 
-def _report(stage: _Stage, window: Window, pairs: Sequence[tuple[str, int]]) -> Report:
+def _report(stage: _Stage, window: Window, places: Sequence[Place]) -> Report:
     outcomes = []
     sheet = None
-    for number, (key, start) in enumerate(pairs):
-        counter = _Counter(stage.progress, f"{window}, window {number + 1} of {len(pairs)}")
-        outcome = _outcome(stage, window, key, start, counter)
-        if number == len(pairs) // 2:
+    for number, place in enumerate(places):
+        counter = _Counter(stage.progress, f"{window}, window {number + 1} of {len(places)}")
+        outcome = _outcome(stage, window, place, counter)
+        if number == len(places) // 2:
             known = known_frames("every", window.num_frames, every=stage.script.preset.every)
-            caption = f"{key}, frame {start} on, {window}: known frames have a border"
+            caption = f"{place.key}, frame {place.start} on, {window}: known frames have a border"
             sheet = _sheet(outcome.videos, known, caption)
         outcomes.append(replace(outcome, videos={}))
     assert sheet is not None
-    scores = []
-    for method in outcomes[0].metrics:
-        spreads = {}
-        for name in METRICS:
-            values = [outcome.metrics[method][name] for outcome in outcomes]
-            spreads[name] = Spread(tuple(values))
-        scores.append(Score(method, spreads))
-    return Report(
+    error_latents = max(outcome.known_error_latents for outcome in outcomes)
+    error_levels = max(outcome.known_error_levels for outcome in outcomes)
+    moving = float(np.mean([outcome.moving for outcome in outcomes]))
+    rows = scores(places, [outcome.metrics for outcome in outcomes])
+    report = Report(
         window=window,
         fps=stage.stream.index.fps / window.stride,
-        windows=tuple(pairs),
-        known_error_latents=max(outcome.known_error_latents for outcome in outcomes),
-        known_error_levels=max(outcome.known_error_levels for outcome in outcomes),
-        scores=tuple(scores),
+        places=tuple(places),
+        scores=rows,
+        columns=COLUMNS,
         sheet=sheet,
+        facts={
+            "known_error": {"latents": error_latents, "levels": error_levels},
+            "moving_share": moving,
+        },
     )
+    lines = [
+        f"{window}: known frames are off by {error_latents:g}; {moving:.1%} of the pixels move"
+    ]
+    if stage.clips is not None:
+        lines.append(_of_clip(report))
+    return replace(report, lines=tuple(lines))
+
+
+def _of_clip(report: Report) -> str:
+    """What is said of the clip's own pixels, in one line."""
+    likeness = []
+    for score in report.scores:
+        mean = score.metrics["psnr_original_db"].mean
+        if mean is not None:
+            likeness.append(f"{score.method} {mean:.2f}")
+    return f"{report.window}: PSNR of the clip's own pixels: {', '.join(likeness)}"
 
 
 class _Counter:
-    """Pictures decoded, for the progress bar."""
+    """Pictures decoded and videos made and measured, for the progress bar."""
 
     def __init__(self, progress: Progress, what: str) -> None:
         self._progress = progress
@@ -283,43 +249,57 @@ class _Counter:
         self._done = 0
         self.total = 0
 
+    def advance(self) -> None:
+        self._done += 1
+        self._progress(self._what, self._done, self.total)
+
     def decode(self, codec: Codec, latents: Tensor) -> Pixels:
         pictures = []
         for frame in latents:
             pictures.append(codec.decode(frame[None])[0])
-            self._done += 1
-            self._progress(self._what, self._done, self.total)
+            self.advance()
         return np.stack(pictures)
 
 
-def _outcome(stage: _Stage, window: Window, key: str, start: int, counter: _Counter) -> _Outcome:
-    batch = stage.stream.gather([(key, start)], window)
+def _outcome(stage: _Stage, window: Window, place: Place, counter: _Counter) -> _Outcome:
+    batch = stage.stream.gather([(place.key, place.start)], window)
     truth = batch.latents[0]
     known = known_frames("every", window.num_frames, every=stage.script.preset.every)
     flags = torch.tensor(known)
-    filled = _fill(stage, window, batch, flags, seed=(key, start))
+    filled = _fill(stage, window, batch, flags, seed=(place.key, place.start))
     num_unknown = len(truth) - sum(known)
-    counter.total = 2 * len(truth) + (len(filled) - 1) * num_unknown
+    num_pictures = 2 * len(truth) + (len(filled) - 1) * num_unknown
+    num_rivals = len(stage.rivals)
+    counter.total = num_pictures + num_rivals + 1 + len(filled) + num_rivals
     videos = {
         TRUTH: counter.decode(stage.codec, truth),
         MODEL: counter.decode(stage.codec, filled[MODEL]),
     }
-    for method in filled.keys() - {MODEL}:
-        # equal latents are equal pixels: known frames need no decoding
-        videos[method] = videos[TRUTH].copy()
-        videos[method][~flags.numpy()] = counter.decode(stage.codec, filled[method][~flags])
-    videos[NEAREST] = quality.nearest(videos[TRUTH], known)
-    videos[PIXEL_BLEND] = quality.pixel_blend(videos[TRUTH], known)
-    videos = {method: videos[method] for method in METHODS if method in videos}
+    for method, latents in filled.items():
+        if method != MODEL:
+            # equal latents are equal pixels: known frames need no decoding
+            videos[method] = videos[TRUTH].copy()
+            videos[method][~flags.numpy()] = counter.decode(stage.codec, latents[~flags])
+    for method, rival in stage.rivals.items():
+        videos[method] = rival(videos[TRUTH], known)
+        counter.advance()
     original = None
     if stage.clips is not None:
-        original = media.read_frames(stage.clips / f"{key}.mp4", window.indices(start))
+        original = media.read_frames(stage.clips / f"{place.key}.mp4", window.indices(place.start))
     off = np.abs(videos[MODEL].astype(int) - videos[TRUTH].astype(int))[flags.numpy()]
+    motion = quality.motion(videos[TRUTH], known)
+    fps = stage.stream.index.fps / window.stride
+    metrics = {}
+    for method, video in videos.items():
+        metrics[method] = _metrics(video, videos[TRUTH], motion, known, fps)
+        if method == TRUTH:
+            metrics[method] |= dict.fromkeys(ALIKE)  # it is itself
+        if original is not None:
+            metrics[method] |= _likeness(video, original, known)
+        counter.advance()
     return _Outcome(
-        metrics={
-            method: _metrics(video, videos[TRUTH], original, known, method)
-            for method, video in videos.items()
-        },
+        metrics=metrics,
+        moving=float(motion.moves.mean()),
         known_error_latents=float((filled[MODEL] - truth)[flags].abs().max()),
         known_error_levels=int(off.max()),
         videos=videos,
@@ -343,69 +323,37 @@ def _fill(
 
 
 def _metrics(
-    video: Pixels, truth: Pixels, original: Pixels | None, known: Sequence[bool], method: str
+    video: Pixels, truth: Pixels, motion: quality.Motion, known: Sequence[bool], fps: Fraction
 ) -> dict[str, float | None]:
+    """A video beside the truth, which moves as `motion` says; those of the clip's own pixels are
+    None.
+    """
     between = ~np.array(known)
+    own = quality.flows(video)
     metrics: dict[str, float | None] = dict.fromkeys(METRICS)
-    if method != TRUTH:
-        metrics["psnr_db"] = psnr_db(video[between], truth[between])
-        metrics["ssim"] = quality.ssim(video[between], truth[between])
-    if original is not None:
-        metrics["psnr_original_db"] = psnr_db(video[between], original[between])
-        metrics["ssim_original"] = quality.ssim(video[between], original[between])
-    truth_change = quality.change(truth)
-    if truth_change.any():
-        metrics["motion"] = float(quality.change(video).mean() / truth_change.mean())
+    metrics["psnr_db"] = psnr_db(video[between], truth[between])
+    metrics["psnr_moving_db"] = quality.psnr_moving(video, truth, motion.moves, known)
+    metrics["ssim"] = quality.ssim(video[between], truth[between])
+    for name, values in ffmpeg.scores(video, truth, fps).items():
+        metrics[name] = float(values[between].mean())
+    metrics["flow_ratio"] = quality.flow_ratio(own, motion)
+    metrics["flow_error"] = quality.flow_error(own, motion)
+    metrics["warping_error"] = quality.warping_error(video, motion)
     metrics["seam"] = quality.seam(video, known)
     return metrics
 
 
+def _likeness(video: Pixels, original: Pixels, known: Sequence[bool]) -> dict[str, float | None]:
+    """A video beside the clip's own pixels."""
+    between = ~np.array(known)
+    return {
+        "psnr_original_db": psnr_db(video[between], original[between]),
+        "ssim_original": quality.ssim(video[between], original[between]),
+    }
+
+
 def _sheet(videos: Mapping[str, Pixels], known: Sequence[bool], caption: str) -> Image.Image:
     rows = [
-        (method, videos[method][:SHOWN_FRAMES], known[:SHOWN_FRAMES])
-        for method in (TRUTH, MODEL, LATENT_BLEND, NEAREST)
+        (method, videos[method][:SHOWN_FRAMES], known[:SHOWN_FRAMES]) for method in SHOWN_METHODS
     ]
     return media.side_by_side(rows, caption, side=96)
-
-
-def table(report: Report) -> Table:
-    """For a terminal of 80 columns: a row a method."""
-    rows = Table(
-        title=(
-            f"{report.window}: {float(report.fps):g} fps, {len(report.windows)} windows, "
-            f"known frames off by {report.known_error_latents:g}"
-        ),
-        box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
-        show_edge=False,
-        pad_edge=False,
-    )
-    rows.add_column("", no_wrap=True)
-    for name in ("PSNR", "SSIM", "PSNR\nof clip", "SSIM\nof clip", "motion", "seam"):
-        rows.add_column(name, justify="right")
-    for score in report.scores:
-        rows.add_row(score.method, *(_cell(name, score.metrics[name]) for name in METRICS))
-    return rows
-
-
-def _cell(name: str, spread: Spread) -> str:
-    if spread.mean is None or spread.std is None:
-        return "-"
-    if "psnr" in name:
-        return f"{spread.mean:.2f} ±{spread.std:.2f}"
-    if "ssim" in name:  # ±.012, as the table must fit 80 columns
-        return f"{spread.mean:.3f} ±{spread.std:.3f}".replace("±0.", "±.")
-    return f"{spread.mean:.2f}"
-
-
-def save(evaluation: Evaluation, folder: Path) -> list[Path]:
-    """Write evaluation.json, and a comparison sheet of each stride, into a run's folder. Returns
-    their paths.
-    """
-    paths = [folder / "evaluation.json"]
-    writing.write_json(paths[0], evaluation.plain())
-    for report in evaluation.reports:
-        name = f"evaluation-{report.window.num_frames}-at-{report.window.stride}.png"
-        paths.append(folder / name)
-        media.write_image(paths[-1], report.sheet)
-    return paths

@@ -30,7 +30,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from training import checkpoint, diffusion, presets, shards, validation
+from training import checkpoint, diffusion, heldout, presets, shards, validation
 from training.checkpoint import Replan, Run, State
 from training.errors import LongtakeError, NonFinite, Stopped, UsageError
 from training.journal import Journal
@@ -488,11 +488,12 @@ def begin(
         row = replace(row, trainable="all")
     if steps:
         row = replace(row, steps=steps)
-    return Run(folder, row, dataset_facts(index), source, seed, flat_digest(flat_source(source)))
+    dataset = dataset_facts(index, flat_source(source))
+    return Run(folder, row, dataset, source, seed, flat_digest(flat_source(source)))
 
 
-def dataset_facts(index: Index) -> dict[str, Any]:
-    """What a run remembers of its shards."""
+def dataset_facts(index: Index, unet: str = "") -> dict[str, Any]:
+    """What a run remembers of its shards, and of what the model it begins with was trained on."""
     return {
         "name": index.name,
         "root_digest": index.root_digest,
@@ -500,4 +501,5 @@ def dataset_facts(index: Index) -> dict[str, Any]:
         "identity": index.identity(),
         "fps": f"{index.fps.numerator}/{index.fps.denominator}",
         "size": index.size,
+        "videos": heldout.training_videos(index, unet),
     }

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training import diffusion, media, sampling
+from training import diffusion, heldout, media, sampling
 from training.checkpoint import Run
 from training.codec import Codec, find_folder
 from training.errors import LongtakeError, UsageError
@@ -119,6 +119,9 @@ class Validation:
 def _batches(run: Run, index: Index, say: Callable[[str], None]) -> Iterator[Batch]:
     """Held-out windows, a batch of each of the preset's shapes."""
     windows = dict.fromkeys(run.preset.windows)
+    if not index.entries.get(heldout.SPLIT):
+        say(_nothing_held_out(index))
+        return
     try:
         stream = Stream(index, "validation", tuple(windows), seed=run.seed)
         pairs = {
@@ -129,3 +132,13 @@ def _batches(run: Run, index: Index, say: Callable[[str], None]) -> Iterator[Bat
         return
     for window in windows:
         yield stream.gather(pairs[window], window)
+
+
+def _nothing_held_out(index: Index) -> str:
+    """What is said before the first step of a run that nothing can judge."""
+    line = "!" * 79
+    return (
+        f"{line}\nNOTHING IS HELD OUT of {index.name}: no number of this run will tell what it "
+        "learns from what\nit remembers, there is no validation loss and no sample picture, and "
+        f"`make evaluate` will\nrefuse. Now is the time: {heldout.advice(index)}.\n{line}"
+    )

@@ -4,12 +4,12 @@ real small clips.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,144 +19,66 @@ from rich.console import Console
 
 from pipeline.media.encoders import MAX_PSNR_DB, psnr_db
 from tests.making import footage
+from tests.making.frames import sliding
 from tests.making.models import OBJECTIVES, SHAPE, encoder_identity, small_model
-from tests.making.shards import new_shards, npy
-from training import evaluate, media, presets, quality
+from tests.making.shards import change_index, new_shards, npy
+from training import evaluate, keyframe_scores, media, presets, quality
 from training.checkpoint import Run
 from training.codec import Codec
 from training.errors import ShardError, UsageError
-from training.evaluate import LATENT_BLEND, MODEL, NEAREST, ONE_STEP, PIXEL_BLEND, TRUTH
+from training.evaluate import ALIKE, LATENT_BLEND, MODEL, ONE_STEP, TRUTH, Evaluation
 from training.frames import Window, known_frames
-from training.shards import Index
+from training.keyframe_scores import REPEATED, START, WORDS
+from training.rivals import FLOW, MINTERPOLATE, NEAREST, PIXEL_BLEND, RIFE
+from training.scores import Column, Spread
+from training.shards import Index, open_index
+from training.stream import Stream
 
 KNOWN = known_frames("every", 9)
 SHORT = (Window(9, 2), Window(9, 1))
 
 
-@pytest.fixture
-def picture() -> Any:
-    return (
-        np.random.default_rng(0)
-        .integers(40, 200, (1, 16, 16, 3), dtype=np.uint8)
-        .repeat(2, 1)
-        .repeat(2, 2)
-    )
+def test_the_spread_is_over_films_and_a_film_s_number_is_the_mean_of_its_windows() -> None:
+    spread = Spread((1.0, None, 3.0, 8.0), ("a", "a", "b", "b"))
+    assert spread.by_film == {"a": 1, "b": 5.5}
+    assert (spread.mean, spread.std) == (3.25, pytest.approx(4.5 / 2**0.5))
+    assert Spread((None,), ("a",)).mean is None
 
 
-def ramp(num_frames: int, step: int = 8) -> Any:
-    """Every pixel brightens by `step` from frame to frame."""
-    base = np.random.default_rng(1).integers(0, 100, (1, 24, 24, 3))
-    return (base + step * np.arange(num_frames)[:, None, None, None]).astype(np.uint8)
-
-
-def test_psnr_is_that_of_the_mean_squared_error() -> None:
-    black = np.zeros((2, 8, 8, 3), np.uint8)
-    assert psnr_db(black, black + 255) == 0
-    assert psnr_db(black, black + 1) == pytest.approx(48.1308, abs=1e-3)
-    assert psnr_db(black, black) == MAX_PSNR_DB
-
-
-def test_ssim_is_one_for_equal_pictures_symmetric_and_falls_with_noise(picture: Any) -> None:
-    noise = np.random.default_rng(1).normal(0, 1, picture.shape)
-    noisy = [(picture + sigma * noise).clip(0, 255).astype(np.uint8) for sigma in (5, 15, 45)]
-    scores = [quality.ssim(picture, each) for each in noisy]
-    assert quality.ssim(picture, picture) == pytest.approx(1, abs=1e-12)
-    assert 1 > scores[0] > scores[1] > scores[2] > -1
-    assert quality.ssim(noisy[1], picture) == pytest.approx(scores[1], abs=1e-12)
-    assert quality.ssim(picture, 255 - picture) < 0
-
-
-def test_ssim_of_flat_pictures_is_its_luminance_term() -> None:
-    dark, bright = np.full((1, 16, 16, 3), 100, np.uint8), np.full((1, 16, 16, 3), 150, np.uint8)
-    c1 = (0.01 * 255) ** 2
-    assert quality.ssim(dark, bright) == pytest.approx(
-        (2 * 100 * 150 + c1) / (100**2 + 150**2 + c1), abs=1e-9
-    )
-
-
-def test_ssim_is_its_definition_window_by_window(picture: Any) -> None:
-    other = np.roll(picture, 1, axis=2)
-    x, y = (
-        frames[0, :11, :11].astype(float) @ [0.299, 0.587, 0.114] for frames in (picture, other)
-    )
-    at = np.arange(11) - 5
-    weights = np.exp(-(at[:, None] ** 2 + at[None, :] ** 2) / (2 * 1.5**2))
-    weights /= weights.sum()
-    mx, my = (weights * x).sum(), (weights * y).sum()
-    vx, vy, cov = (
-        (weights * (x - mx) ** 2).sum(),
-        (weights * (y - my) ** 2).sum(),
-        (weights * (x - mx) * (y - my)).sum(),
-    )
-    c1, c2 = 2.55**2, 7.65**2
-    score = (2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
-    assert quality.ssim(picture[:, :11, :11], other[:, :11, :11]) == pytest.approx(score, abs=1e-9)
-
-
-def test_on_a_ramp_the_blend_is_perfect_and_the_copy_is_not() -> None:
-    frames = ramp(9)
-    assert np.array_equal(quality.pixel_blend(frames, KNOWN), frames)
-    copied = quality.nearest(frames, KNOWN)
-    assert [int((copied[index].astype(int) - frames[index]).mean()) for index in range(9)] == [
-        0,
-        -8,
-        -16,
-        8,
-        0,
-        -8,
-        -16,
-        8,
-        0,
-    ]
-
-
-def test_motion_and_seam_tell_frozen_stuttering_and_even_motion_apart() -> None:
-    frames = ramp(9)
-    frozen = frames[:1].repeat(9, 0)
-    assert quality.change(frames) == pytest.approx(np.full(8, 8.0))
-    assert quality.change(frozen).max() == 0
-    assert quality.seam(frames, KNOWN) == pytest.approx(1)
-    assert quality.seam(frozen, KNOWN) is None
-    stuttering = frames.copy()
-    for key in (0, 4):
-        stuttering[key + 1 : key + 4] = (
-            frames[key + 2].astype(int) + np.array([-1, 0, 1])[:, None, None, None]
-        )
-    assert quality.seam(stuttering, KNOWN) == pytest.approx(15)
-
-
-def measured(video: Any, truth: Any) -> dict[str, float | None]:
-    return evaluate._metrics(video, truth, None, KNOWN, MODEL)
-
-
-def test_the_motion_ratio_is_one_for_the_truth_and_nought_for_a_frozen_video() -> None:
-    frames = ramp(9)
-    assert measured(frames, frames)["motion"] == 1
-    assert measured(frames[:1].repeat(9, 0), frames)["motion"] == 0
-    assert measured(frames, frames[:1].repeat(9, 0))["motion"] is None
+def test_one_film_has_no_spread_however_many_windows_it_has() -> None:
+    spread = Spread((4.0, 6.0), ("a", "a"))
+    assert (spread.mean, spread.std) == (5, None)
+    assert Column("psnr_db", "PSNR", 2, spread=1).cell(spread) == "5.00"
+    of_two = Spread((4.0, 6.0), ("a", "b"))
+    assert Column("psnr_db", "PSNR", 2, spread=1).cell(of_two) == "5.00 ±1.4"
 
 
 def test_known_frames_do_not_count_for_likeness() -> None:
-    frames = ramp(9)
+    frames = sliding(9)
     other = frames.copy()
     other[list(KNOWN)] = 0
-    assert measured(other, frames)["psnr_db"] == MAX_PSNR_DB
-
-
-def test_the_spread_is_over_windows_that_have_a_value() -> None:
-    spread = evaluate.Spread((1.0, None, 3.0))
-    assert (spread.mean, spread.std) == (2, pytest.approx(2**0.5))
-    assert evaluate.Spread((None,)).mean is None
-    assert evaluate.Spread((4.0,)).std == 0
+    motion = quality.motion(frames, KNOWN)
+    measured = evaluate._metrics(other, frames, motion, KNOWN, Fraction(10))
+    assert measured["psnr_db"] == measured["psnr_moving_db"] == MAX_PSNR_DB
 
 
 # On shards
 
 
+def key_json(key: str) -> bytes:
+    """What a sample says of the video it is of."""
+    source = {"key": f"film-{key}", "sha256": sha256_of(key)}
+    return json.dumps({"key": key, "source": source}).encode()
+
+
+def sha256_of(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, Codec]:
-    """Two held-out clips of 64 x 64: test footage of 30 frames, and one whose latents move along a
-    line.
+    """Two held-out films of 64 x 64, test footage of 30 frames and one whose latents move along a
+    line; and one to train on.
     """
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("dataset")
@@ -168,22 +90,25 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, Codec]:
     ends = codec.encode(moving[[0, 29]]) / 0.5
     weights = torch.linspace(0, 1, 33)[:, None, None, None]  # in steps that float16 has
     straight = torch.lerp(ends[:1].mul(32).round() / 32, ends[1:].mul(32).round() / 32, weights)
-    latents = {"moving": codec.encode(moving) / 0.5, "straight": straight}
+    latents = {
+        "moving": codec.encode(moving) / 0.5,
+        "straight": straight,
+        "taught": codec.encode(moving[::-1].copy())[:20] / 0.5,
+    }
     media.write_mp4(folder / "clips" / "moving.mp4", moving, Fraction(10))
     media.write_mp4(folder / "clips" / "straight.mp4", codec.decode(straight * 0.5), Fraction(10))
     text = npy(codec.embed("a test").numpy().astype(np.float16))
     clips = {
         key: {
-            "json": b"{}",
+            "json": key_json(key),
             "latents.npy": npy(numbers.numpy().astype(np.float16)),
             "text.npy": text,
         }
         for key, numbers in latents.items()
     }
-    index = new_shards(
-        folder / "shards", clips, split="validation", shape=SHAPE, text_shape=(77, 32)
-    )
-    return index, codec
+    new_shards(folder / "shards", clips, 1, split="validation", shape=SHAPE, text_shape=(77, 32))
+    change_index(folder / "shards", lambda plain: plain["shards"][2].update(split="train"))
+    return open_index(folder / "shards"), codec
 
 
 @pytest.fixture(scope="module")
@@ -205,27 +130,42 @@ def run(tmp_path_factory: pytest.TempPathFactory, dataset: tuple[Index, Codec]) 
 
 
 @pytest.fixture(scope="module")
-def evaluation(run: Run, dataset: tuple[Index, Codec]) -> evaluate.Evaluation:
+def evaluation(run: Run, dataset: tuple[Index, Codec]) -> Evaluation:
     return evaluate.evaluate(run, *dataset, num_windows=2, windows=SHORT)
 
 
 def test_known_frames_are_off_by_nothing_and_every_method_has_a_row(
-    evaluation: evaluate.Evaluation,
+    evaluation: Evaluation,
 ) -> None:
     assert [str(report.window) for report in evaluation.reports] == ["9@2", "9@1"]
     assert [report.fps for report in evaluation.reports] == [5, 10]
-    assert evaluation.notes == ()
+    assert [note for note in evaluation.notes if not note.startswith("RIFE")] == []
     for report in evaluation.reports:
-        assert (report.known_error_latents, report.known_error_levels) == (0, 0)
-        assert [score.method for score in report.scores] == [
+        assert report.facts["known_error"] == {"latents": 0, "levels": 0}
+        methods = [score.method for score in report.scores if score.method != RIFE]
+        assert methods == [
             TRUTH,
             MODEL,
             ONE_STEP,
-            NEAREST,
             LATENT_BLEND,
+            NEAREST,
             PIXEL_BLEND,
+            FLOW,
+            MINTERPOLATE,
         ]
-        assert len(report.windows) == 2
+        assert [place.film for place in report.places] == ["film-moving", "film-straight"]
+
+
+def test_every_measure_has_a_number_for_every_method_but_the_truth_beside_itself(
+    evaluation: Evaluation,
+) -> None:
+    for report in evaluation.reports:
+        for score in report.scores:
+            missing = {name for name, spread in score.metrics.items() if spread.mean is None}
+            assert missing <= (set(ALIKE) if score.method == TRUTH else {"seam"}), score.method
+        assert report.spread(TRUTH, "flow_ratio").mean == 1
+        assert report.spread(TRUTH, "flow_error").mean == 0
+        assert 0 < report.facts["moving_share"] < 1
 
 
 def test_a_model_that_moves_a_given_frame_is_found_out(
@@ -235,16 +175,16 @@ def test_a_model_that_moves_a_given_frame_is_found_out(
         evaluate, "interpolate", lambda model, script, keys, stride: torch.zeros(9, *SHAPE)
     )
     report = evaluate.evaluate(run, *dataset, num_windows=1, windows=SHORT[:1]).reports[0]
-    assert report.known_error_latents > 0.1
-    assert report.known_error_levels > 1
-    assert report.spread(MODEL, "motion").mean == 0
+    assert report.facts["known_error"]["latents"] > 0.1
+    assert report.facts["known_error"]["levels"] > 1
+    assert report.spread(MODEL, "flow_ratio").mean == pytest.approx(0, abs=0.01)
 
 
 def test_where_latents_move_along_a_line_the_latent_blend_is_perfect(
-    evaluation: evaluate.Evaluation,
+    evaluation: Evaluation,
 ) -> None:
     for report in evaluation.reports:
-        row = [key for key, _ in report.windows].index("straight")
+        row = [place.key for place in report.places].index("straight")
         likeness = {
             method: report.spread(method, "psnr_db").values[row] or 0
             for method in (NEAREST, LATENT_BLEND, MODEL)
@@ -259,30 +199,27 @@ def test_where_latents_move_along_a_line_the_latent_blend_is_perfect(
 
 
 def test_the_truth_s_row_is_the_vae_s_ceiling(
-    evaluation: evaluate.Evaluation, dataset: tuple[Index, Codec]
+    evaluation: Evaluation, dataset: tuple[Index, Codec]
 ) -> None:
     index, codec = dataset
     report = evaluation.reports[1]
-    row = [key for key, _ in report.windows].index("moving")
-    start = report.windows[row][1]
+    row = [place.key for place in report.places].index("moving")
+    start = report.places[row].start
     clip = media.read_frames(
         Path(index.url).parent / "clips" / "moving.mp4", range(start, start + 9)
     )
     latents = (
-        evaluate.Stream(index, "validation", SHORT)
-        .gather([("moving", start)], Window(9, 1))
-        .latents[0]
+        Stream(index, "validation", SHORT).gather([("moving", start)], Window(9, 1)).latents[0]
     )
     between = ~np.array(KNOWN)
     assert report.spread(TRUTH, "psnr_original_db").values[row] == pytest.approx(
         psnr_db(codec.decode(latents)[between], clip[between])
     )
-    assert report.spread(TRUTH, "motion").mean == 1
     assert report.spread(TRUTH, "psnr_db").mean is None
 
 
 def test_all_is_saved_as_json_and_sheets_and_fits_a_terminal(
-    evaluation: evaluate.Evaluation, tmp_path: Path
+    evaluation: Evaluation, tmp_path: Path
 ) -> None:
     paths = evaluate.save(evaluation, tmp_path)
     assert [path.name for path in paths] == [
@@ -295,6 +232,12 @@ def test_all_is_saved_as_json_and_sheets_and_fits_a_terminal(
         evaluation.reports[0].spread(MODEL, "psnr_db").values
     )
     assert (plain["steps"], plain["guidance"], plain["split"]) == (2, 1.0, "validation")
+    assert plain["films"] == {
+        "film-moving": sha256_of("moving"),
+        "film-straight": sha256_of("straight"),
+    }
+    assert plain["reports"][0]["num_films"] == 2
+    assert plain["reports"][0]["windows"][0]["film"] == "film-moving"
     with Image.open(paths[1]) as sheet:
         assert sheet.width > 9 * 96
     console = Console(width=80, record=True, file=(tmp_path / "shown").open("w"))
@@ -313,22 +256,27 @@ def test_without_the_clips_their_half_is_left_out_and_said_so(
     (tmp_path / "shards").symlink_to(index.url)
     alone = replace(index, url=str(tmp_path / "shards"))
     result = evaluate.evaluate(run, alone, codec, num_windows=1, windows=SHORT[:1])
-    assert "clips has no " in result.notes[0]
+    assert any("clips has no " in note for note in result.notes)
     assert result.reports[0].spread(MODEL, "psnr_original_db").mean is None
     assert result.reports[0].spread(MODEL, "psnr_db").mean is not None
+
+
+def trained_on(run: Run, *keys: str) -> Run:
+    """The run, that says it was trained on the videos of these samples."""
+    return replace(run, dataset={**run.dataset, "videos": sorted(map(sha256_of, keys))})
 
 
 Change = Callable[[Run, Index], tuple[Run, Index]]
 REFUSED: dict[str, tuple[Change, type[Exception], str]] = {
     "nothing held out": (
-        lambda run, index: (run, replace(index, entries={"train": index.entries["validation"]})),
+        lambda run, index: (run, replace(index, entries={"train": index.entries["train"]})),
         UsageError,
-        r"set `validation = 0\.1` in \[shard\] of the recipe",
+        r"set `validation = 0\.5` in \[shard\] of the recipe",
     ),
-    "a keyframe run": (
-        lambda run, index: (replace(run, preset=presets.find("tiny-keyframe")), index),
+    "all of it was trained on": (
+        lambda run, index: (trained_on(run, "moving", "straight"), index),
         UsageError,
-        "give a run of tiny-interp",
+        r"was trained on every film that is held out here \(film-moving, film-straight\)",
     ),
     "other encoders": (
         lambda run, index: (
@@ -366,8 +314,119 @@ def test_windows_too_long_are_noted_and_it_is_an_error_only_if_none_is_left(
 ) -> None:
     result = evaluate.evaluate(run, *dataset, num_windows=1, windows=(Window(5, 1), Window(65, 1)))
     assert [str(report.window) for report in result.reports] == ["5@1"]
-    assert "65@1 is left out" in result.notes[0]
+    assert any("65@1 is left out" in note for note in result.notes)
     with pytest.raises(UsageError, match="a window spans 65"):
         evaluate.evaluate(run, *dataset, windows=(Window(65, 1),))
     with pytest.raises(UsageError, match=r"take 5, 9, 13, 17"):
         evaluate.evaluate(run, *dataset, windows=(Window(8, 1),))
+
+
+# What was trained on
+
+
+def test_a_film_that_was_trained_on_is_not_scored_whatever_the_shards_say(
+    run: Run, dataset: tuple[Index, Codec]
+) -> None:
+    of_other_shards = {**run.dataset, "root_digest": "0" * 64}
+    taught = trained_on(replace(run, dataset=of_other_shards), "moving")
+    result = evaluate.evaluate(taught, *dataset, num_windows=2, windows=SHORT[1:])
+    assert result.reports[0].films == ["film-straight"]
+    assert "film-moving is not scored: the run was trained on that video" in result.notes
+    assert list(result.facts["films"]) == ["film-straight"]
+
+
+def test_an_old_run_of_other_shards_gets_a_note_and_one_of_these_shards_none(
+    run: Run, dataset: tuple[Index, Codec]
+) -> None:
+    def notes(of_run: Run) -> str:
+        result = evaluate.evaluate(of_run, *dataset, num_windows=1, windows=(Window(5, 1),))
+        return " ".join(result.notes)
+
+    old = replace(run, dataset={**run.dataset, "root_digest": "0" * 64})
+    assert "does not say which videos it was trained on" in notes(old)
+    assert "does not say" not in notes(run)
+
+
+def test_no_clip_is_needed_for_shards_hold_their_texts(
+    run: Run, dataset: tuple[Index, Codec]
+) -> None:
+    index, codec = dataset
+    clip = {**codec.models["clip"], "name": "a-folder-elsewhere", "sha256": "0" * 64}
+    models = {**codec.models, "clip": clip}
+    without = Codec(models, codec.scaling_factor)
+    with pytest.raises(UsageError, match="--clip"):
+        without.check()
+    result = evaluate.evaluate(run, index, without, num_windows=1, windows=(Window(5, 1),))
+    assert result.reports[0].spread(MODEL, "psnr_db").mean is not None
+
+
+# Keyframes
+
+
+@pytest.fixture(scope="module")
+def keyframe_run(run: Run) -> Run:
+    preset = replace(
+        presets.find("tiny-keyframe"),
+        windows=(Window(3, 8),),
+        objective=OBJECTIVES["latents"],
+        sampler_steps=2,
+        guidance=1.0,
+    )
+    return replace(run, preset=preset)
+
+
+def test_keyframes_stand_beside_the_truth_and_a_start_beside_repeating_it(
+    keyframe_run: Run, dataset: tuple[Index, Codec], tmp_path: Path
+) -> None:
+    result = evaluate.evaluate(keyframe_run, *dataset, num_windows=2)
+    [report] = result.reports
+    assert str(report.window) == "3@8"
+    assert [score.method for score in report.scores] == [TRUTH, WORDS, START, REPEATED]
+    assert (report.spread(TRUTH, "change").mean or 0) > 1
+    assert report.spread(REPEATED, "change").mean == 0
+    for method in (TRUTH, WORDS, START):
+        assert (report.spread(method, "nearest").mean or 0) > 0
+    assert report.spread(REPEATED, "nearest").mean is None
+    for method in (START, REPEATED):
+        assert report.spread(method, "psnr_db").mean is not None
+    assert report.spread(WORDS, "psnr_db").mean is None
+    assert report.facts["num_training_frames"] == 20
+    assert [path.name for path in evaluate.save(result, tmp_path)] == [
+        "evaluation.json",
+        "evaluation-3-at-8.png",
+    ]
+
+
+def test_a_model_that_gives_training_frames_back_is_at_no_distance_from_them(
+    keyframe_run: Run, dataset: tuple[Index, Codec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, codec = dataset
+    stream = Stream(index, "train", [Window(3, 8)])
+    memory = stream.gather([("taught", 2)], Window(3, 8)).latents[0]
+    monkeypatch.setattr(
+        keyframe_scores, "keyframes", lambda model, script, shape, start=None: memory
+    )
+    monkeypatch.setattr(keyframe_scores, "READ_AT_ONCE", 7)
+    [report] = evaluate.evaluate(keyframe_run, index, codec, num_windows=1).reports
+    assert report.spread(WORDS, "nearest").mean == pytest.approx(0, abs=1e-6)
+    assert (report.spread(TRUTH, "nearest").mean or 0) > 0.01
+    assert report.facts["num_training_frames"] == 20
+
+
+def test_of_very_many_training_frames_evenly_spaced_ones_are_read(
+    keyframe_run: Run, dataset: tuple[Index, Codec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keyframe_scores, "MAX_TRAINING_FRAMES", 7)
+    [report] = evaluate.evaluate(keyframe_run, *dataset, num_windows=1).reports
+    assert report.facts["num_training_frames"] == 7
+
+
+def test_a_model_of_single_pictures_has_no_change_and_no_start(
+    keyframe_run: Run, dataset: tuple[Index, Codec]
+) -> None:
+    preset = replace(keyframe_run.preset, windows=(Window(1, 1),))
+    single = replace(keyframe_run, preset=preset)
+    [report] = evaluate.evaluate(single, *dataset, num_windows=1).reports
+    assert [score.method for score in report.scores] == [TRUTH, WORDS]
+    assert report.spread(WORDS, "change").mean is None
+    assert (report.spread(WORDS, "nearest").mean or 0) > 0
