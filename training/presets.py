@@ -228,7 +228,7 @@ INTERP = Objective("epsilon", "blend", min_snr=5.0)
 SEEDS_INTERP = Objective("epsilon", "left", mask="seed")
 V_KEYFRAME = Objective("v_prediction", "left", min_snr=5.0)
 V_IMAGE = Objective("v_prediction", "zeros", zero_snr=True, detail=0.6)
-TINY_KEYFRAME = Objective("v_prediction", "left", zero_snr=True)
+TINY_KEYFRAME = Objective("v_prediction", "left", zero_snr=True, detail=0.6)
 TINY_INTERP = Objective(
     "v_prediction", "blend", target="residual", residual_std=0.15, zero_snr=True
 )
@@ -248,13 +248,11 @@ IMAGE: dict[str, Any] = {
     "terminal": 0.05, "warmup": 100, "ema_decay": 0.999, "sampler_steps": 20,
     "validate_every": 200, "checkpoint_every": 200,
 }  # fmt: skip
-TINY_KEYS = {
+TINY_KEYS: dict[str, Any] = {
     **TINY,
-    "sampler_steps": 1,
-    "terminal": 0.25,
-    "learning_rate": 1.5e-3,
-    "everywhere": True,
-}
+    "trainable": "temporal", "terminal": 0.05, "learning_rate": 1.5e-3, "everywhere": True,
+    "sampler_steps": 20,
+}  # fmt: skip
 TINY_FILL = {**TINY, "sampler_steps": 1, "terminal": 0.4, "kernel": 9}
 FILL = {**SD, "frame_window": 9}
 SEEDS = {**SD, "frame_window": 5, "placement": "convolutions", "fps_conditioning": False}
@@ -262,8 +260,8 @@ ONE, KEYS = (Window(1),), (K5,)
 GAPS, ALL_GAPS = (I17, I17, I17_1), (I17, I17, I17, I65)  # how often each is drawn
 TABLE = (
     # name, 2-D model, windows, tasks, objective, batch size, steps, guidance, and its family's
-    Preset("tiny-image", "tiny-untrained", ONE, IMAGE_TASKS, V_IMAGE, 16, 5000, 1.0, **IMAGE),
-    Preset("tiny-keyframe", "tiny", KEYS, TINY_TASKS, TINY_KEYFRAME, 4, 500, 1.0, **TINY_KEYS),
+    Preset("tiny-image", "tiny-untrained", ONE, IMAGE_TASKS, V_IMAGE, 16, 2300, 1.0, **IMAGE),
+    Preset("tiny-keyframe", TINY_IMAGE, KEYS, TINY_TASKS, TINY_KEYFRAME, 4, 300, 1.0, **TINY_KEYS),
     Preset("tiny-interp", "tiny", GAPS, INTERP_TASKS, TINY_INTERP, 1, 350, 1.0, **TINY_FILL),
     Preset("sd15-keyframe", SD15, KEYS, KEYFRAME_TASKS, KEYFRAME, 8, 100_000, 7.5, **SD),
     Preset("sd15-interp", SD15_FILL, ALL_GAPS, INTERP_TASKS, INTERP, 8, 50_000, 3.0, **FILL),

@@ -25,8 +25,9 @@ import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from rich.console import Console
+from safetensors.torch import load_file
 
-from tests.making.models import SHAPE
+from tests.making.models import SHAPE, encoder_identity
 from tests.making.runs import UNET, damaged_shards, run_of, short_preset, train, wave_shards
 from tests.making.shards import new_clip, new_shards, npy
 from training import ablate, checkpoint, journal, loop, presets, shards, unet
@@ -228,6 +229,27 @@ def test_another_preset_or_other_shards_are_refused_with_what_differs(
     checkpoint.open_run(
         replace(other, preset=replace(other.preset, steps=50))
     )  # going on for longer is no other run
+
+
+def test_the_2d_model_that_comes_along_was_trained_with_the_encoders_that_come_along() -> None:
+    facts = json.loads((loop.TINY_IMAGE_FOLDER / "training.json").read_text("utf-8"))
+    assert facts["preset"]["name"] == "tiny-image"
+    identity = {name: facts["dataset"]["identity"][name] for name in encoder_identity()}
+    assert identity == {**encoder_identity(), "latents.shape": [4, 32, 32]}
+
+
+def test_the_2d_model_that_comes_along_is_small_and_keyframes_begin_with_it() -> None:
+    weights = loop.TINY_IMAGE_FOLDER / "diffusion_pytorch_model.safetensors"
+    assert weights.stat().st_size <= 8_000_000
+    row = presets.find("tiny-keyframe")
+    model = loop.new_model(row, row.unet, 0)
+    stored = load_file(weights)
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    bottom = "mid_block.resnets.0.conv1.weight"
+    inflated = model.unet.get_submodule("mid_block.resnets.0").spatial.conv1.weight
+    assert torch.equal(inflated, stored[bottom].float())
+    trained = model.select_trainable(row.trainable)
+    assert not any(parameter is inflated for parameter in trained)
 
 
 def test_a_run_does_not_go_on_from_other_2d_weights_of_the_same_name(
