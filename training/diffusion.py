@@ -99,19 +99,28 @@ def model_input(
     """The channels a model sees, `b f c h w`: noisy latents alone, or with mask and hint behind
     them.
 
-    A model of residuals sees hints as residuals, too: less the mean of the known frames, in units
-    of `residual_std`. What stands still is seven times what moves, and would drown it.
+    A model of residuals sees hints as residuals, too: see `_differences`.
     """
     if num_channels == noisy.shape[2]:
         return noisy
     if objective.target == "residual":
-        weights = known.to(hint.dtype)[:, :, None, None, None]
-        num_known = weights.sum(1, keepdim=True).clamp(min=1)
-        mean = (hint * weights).sum(1, keepdim=True) / num_known
-        hint = (hint - mean) / objective.residual_std
+        hint = _differences(hint, known, objective.residual_std)
     unknown = torch.zeros_like(known) if objective.mask == "seed" else ~known
     mask = unknown.to(noisy.dtype)[:, :, None, None, None].expand(-1, -1, 1, *noisy.shape[3:])
     return torch.cat([noisy, mask, hint.to(noisy.dtype)], dim=2)
+
+
+def _differences(hint: Tensor, known: Tensor, std: float) -> Tensor:
+    """Hints less the mean of the known frames, in units of `std`, `b f c h w`; of a clip with one
+    known frame, or none, the hints as they are.
+
+    What stands still is seven times what moves, and would drown it. One frame is its own mean:
+    less that nothing would be left to see.
+    """
+    weights = rearrange(known.to(hint.dtype), "b f -> b f 1 1 1")
+    num_known = weights.sum(1, keepdim=True)
+    mean = (hint * weights).sum(1, keepdim=True) / num_known.clamp(min=1)
+    return torch.where(num_known > 1, (hint - mean) / std, hint)
 
 
 def draw_known(

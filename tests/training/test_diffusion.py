@@ -72,6 +72,17 @@ def test_the_mask_is_one_where_unknown_and_zero_everywhere_in_the_seeds_mode() -
     assert torch.equal(diffusion.model_input(x, known, x, EPSILON, 4), x)
 
 
+def test_a_residual_model_sees_the_one_frame_that_is_known() -> None:
+    x = latents()
+    known = torch.tensor([known_frames("first", 5), known_frames("every", 5)])
+    hint = diffusion.hints(x, known, "blend")
+    shown = diffusion.model_input(x, known, hint, RESIDUAL, 9)[:, :, 5:]
+    assert torch.equal(shown[0], x[0, :1].expand(5, -1, -1, -1))
+    # with more than one, what they share is left out
+    mean = (x[1, 0] + x[1, 4]) / 2
+    torch.testing.assert_close(shown[1], (hint[1] - mean) / 0.2)
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_what_is_diffused_comes_back(objective: Objective) -> None:
     x, known = latents(), every()
