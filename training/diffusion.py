@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
-from training import frames
+from training import flow, frames
 from training.presets import Hint, Objective, Tasks
 
 # inputs `b f c h w`, t `b`, text `b n d`, fps `b`, to `b f c h w`
@@ -61,7 +61,8 @@ def hints(latents: Tensor, known: Tensor, mode: Hint) -> Tensor:
     `mode` says.
 
     `latents` `b f c h w`, of which only known frames are read; `known` `b f` bool. An unknown frame
-    with one known neighbour only takes that one; with none, zeros.
+    with one known neighbour only takes that one; with none, zeros. "flow" is computed on the CPU,
+    wherever the latents are.
     """
     rows = []
     for clip, flags in zip(latents, known.tolist(), strict=True):
@@ -70,8 +71,8 @@ def hints(latents: Tensor, known: Tensor, mode: Hint) -> Tensor:
             if flags[index]:
                 row[index] = clip[index]
             elif mode != "zeros" and (left is not None or right is not None):
-                row[index] = _between(clip, left, right, weight if mode == "blend" else 0.0)
-        rows.append(row)
+                row[index] = _between(clip, left, right, 0.0 if mode == "left" else weight)
+        rows.append(flow.moved(row, flags) if mode == "flow" else row)
     return torch.stack(rows)
 
 

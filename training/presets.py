@@ -18,7 +18,7 @@ from typing import Any, Literal
 from training.errors import UsageError
 from training.frames import Task, Window
 
-Hint = Literal["zeros", "left", "blend"]
+Hint = Literal["zeros", "left", "blend", "flow"]
 Mask = Literal["unknown", "seed"]
 Target = Literal["latents", "residual"]
 Prediction = Literal["epsilon", "v_prediction"]
@@ -33,12 +33,13 @@ Optimizer = Literal["adamw", "adamw8bit"]
 class Objective:
     """What a model is asked for; sampling must ask the same of it.
 
-    `hint`: what unknown frames carry: zeros, the known frame on their left (the seeds' way), or the
-    blend of both neighbours. `mask`: "unknown" is 1 = unknown; "seed" says 0, known, of every
-    frame, as the seeds did. `target`: see `training.diffusion`; `residual_std` is in units of
-    scaled latents. `zero_snr`: zero terminal SNR (Lin et al. 2023). `min_snr`: gamma of Hang et al.
-    2023, 0 for none. `detail`: the share of the loss, 0 to 1, that counts a place by how much the
-    picture changes around it; the rest counts all places alike.
+    `hint`: what unknown frames carry: zeros, the known frame on their left (the seeds' way), the
+    blend of both neighbours, or both neighbours moved along the flow between them. `mask`:
+    "unknown" is 1 = unknown; "seed" says 0, known, of every frame, as the seeds did. `target`: see
+    `training.diffusion`; `residual_std` is in units of scaled latents. `zero_snr`: zero terminal
+    SNR (Lin et al. 2023). `min_snr`: gamma of Hang et al. 2023, 0 for none. `detail`: the share of
+    the loss, 0 to 1, that counts a place by how much the picture changes around it; the rest counts
+    all places alike.
     """
 
     prediction: Prediction

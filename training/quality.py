@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
 from pipeline.media.encoders import Pixels, psnr_db
-from training.rivals import Array, flow, warp
+from training.flow import Array, warp
+from training.rivals import flow
 
 LUMA = np.array([0.299, 0.587, 0.114])
 MOVING_LEVELS = 16  # of 255: what a pixel's luma spans where something passes

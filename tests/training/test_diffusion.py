@@ -9,7 +9,7 @@ from torch import Tensor
 from training import diffusion
 from training.errors import UsageError
 from training.frames import known_frames
-from training.presets import Objective
+from training.presets import Hint, Objective
 
 EPSILON = Objective("epsilon", "blend")
 RESIDUAL = Objective("v_prediction", "blend", target="residual", residual_std=0.2, zero_snr=True)
@@ -18,6 +18,7 @@ OBJECTIVES = [
     Objective("v_prediction", "left", zero_snr=True),
     RESIDUAL,
     Objective("epsilon", "zeros", min_snr=5.0),
+    Objective("v_prediction", "flow", target="residual", residual_std=0.2),
 ]
 
 
@@ -31,7 +32,7 @@ def every(b: int = 2, f: int = 5) -> Tensor:
 
 def test_known_frames_carry_their_own_latents_in_every_mode() -> None:
     x, known = latents(), every()
-    for mode in ("zeros", "left", "blend"):
+    for mode in ("zeros", "left", "blend", "flow"):
         assert torch.equal(diffusion.hints(x, known, mode)[known], x[known])  # type: ignore[arg-type]
 
 
@@ -47,13 +48,14 @@ def test_unknown_frames_carry_zeros_the_left_keyframe_or_the_blend() -> None:
 def test_a_frame_with_one_known_neighbour_takes_that_one_and_with_none_zeros() -> None:
     x = latents()
     first = torch.tensor(known_frames("first", 5)).expand(2, 5)
-    assert torch.equal(
-        diffusion.hints(x, first, "blend")[:, 1:], x[:, :1].expand(-1, 4, -1, -1, -1)
-    )
-    assert not diffusion.hints(x, torch.zeros_like(first), "blend").any()
+    modes: tuple[Hint, ...] = ("blend", "flow")
+    for mode in modes:
+        hint = diffusion.hints(x, first, mode)
+        assert torch.equal(hint[:, 1:], x[:, :1].expand(-1, 4, -1, -1, -1))
+        assert not diffusion.hints(x, torch.zeros_like(first), mode).any()
 
 
-@pytest.mark.parametrize("mode", ["zeros", "left", "blend"])
+@pytest.mark.parametrize("mode", ["zeros", "left", "blend", "flow"])
 def test_hints_never_read_an_unknown_frame(mode: Any) -> None:
     x, known = latents(), every()
     other = torch.where(known[:, :, None, None, None], x, torch.nan)
