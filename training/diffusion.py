@@ -1,10 +1,12 @@
 """The diffusion task: what is noised, what the model sees, what counts as loss.
 
 Input channels follow SD-inpainting: noisy latents, mask (1 = unknown, 0 = known), hint latents.
-Known frames carry their own latents in the hint, the loss counts unknown frames alone. Schedules
-come from diffusers. With `target="residual"` what is diffused is (latents - hint) / residual_std:
-the same process about another origin, so a model that still predicts zeros gives the hint,
-where one that diffuses latents must first learn to copy it. A backbone trained on images needs
+Known frames carry their own latents in the hint, the loss counts unknown frames alone. In training
+these are true frames, in sampling often generated ones, so noise may be added to them, of a level
+that the mask tells (as Ho et al. 2021, section 4, and Stable Video Diffusion do). Schedules come
+from diffusers. With `target="residual"` what is diffused is (latents - hint) / residual_std: the
+same process about another origin, so a model that still predicts zeros gives the hint, where one
+that diffuses latents must first learn to copy it. A backbone trained on images needs
 `target="latents"`.
 """
 
@@ -84,6 +86,13 @@ def _between(latents: Tensor, left: int | None, right: int | None, weight: float
     return latents[left] if weight == 0 else torch.lerp(latents[left], latents[right], weight)
 
 
+def with_noise(latents: Tensor, known: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+    """Latents `b f c h w` whose known frames, `b f` bool, have noise of a level `b` added."""
+    levels = rearrange(level, "b -> b 1 1 1 1")
+    is_known = rearrange(known, "b f -> b f 1 1 1")
+    return torch.where(is_known, latents + levels * noise, latents)
+
+
 def to_target(latents: Tensor, hint: Tensor, objective: Objective) -> Tensor:
     """Scaled latents to what is diffused, `b f c h w`."""
     return (latents - hint) / objective.residual_std if objective.target == "residual" else latents
@@ -95,19 +104,28 @@ def from_target(target: Tensor, hint: Tensor, objective: Objective) -> Tensor:
 
 
 def model_input(
-    noisy: Tensor, known: Tensor, hint: Tensor, objective: Objective, num_channels: int
+    noisy: Tensor,
+    known: Tensor,
+    hint: Tensor,
+    objective: Objective,
+    num_channels: int,
+    level: Tensor | None = None,
 ) -> Tensor:
     """The channels a model sees, `b f c h w`: noisy latents alone, or with mask and hint behind
     them.
 
-    A model of residuals sees hints as residuals, too: see `_differences`.
+    A model of residuals sees hints as residuals, too: see `_differences`. `level` `b`, how much
+    noise known frames have, stands in their mask: 0 is exact, 1 unknown.
     """
     if num_channels == noisy.shape[2]:
         return noisy
     if objective.target == "residual":
         hint = _differences(hint, known, objective.residual_std)
     unknown = torch.zeros_like(known) if objective.mask == "seed" else ~known
-    mask = unknown.to(noisy.dtype)[:, :, None, None, None].expand(-1, -1, 1, *noisy.shape[3:])
+    flags = unknown.to(noisy.dtype)
+    if level is not None:
+        flags = torch.where(known, level[:, None].to(noisy.dtype), flags)
+    mask = rearrange(flags, "b f -> b f 1 1 1").expand(-1, -1, 1, *noisy.shape[3:])
     return torch.cat([noisy, mask, hint.to(noisy.dtype)], dim=2)
 
 
@@ -177,16 +195,19 @@ def losses(
     fps: Tensor,
     noise: Tensor,
     t: Tensor,
+    level: Tensor | None = None,
 ) -> Tensor:
     """Each sample's loss, `b` float32: mean squared error over its unknown frames, weighted.
 
     `latents` and `noise` `b f c h w`, scaled; `known` `b f` bool, at least one frame of each
-    unknown; `text` `b n d`; `fps` and `t` `b`.
+    unknown; `text` `b n d`; `fps` and `t` `b`; `level` `b`: how much noise known frames have been
+    given, if any.
     """
     hint = hints(latents, known, objective.hint)
     target = to_target(latents, hint, objective)
     noisy = schedule.add_noise(target, noise, t)
-    predicted = network(model_input(noisy, known, hint, objective, num_channels), t, text, fps)
+    shown = model_input(noisy, known, hint, objective, num_channels, level)
+    predicted = network(shown, t, text, fps)
     is_epsilon = objective.prediction == "epsilon"
     answer = noise if is_epsilon else schedule.get_velocity(target, noise, t)
     squares = (predicted.float() - answer.float()).square()

@@ -116,6 +116,20 @@ def draw_task(
     return torch.tensor(known), torch.stack(noise), torch.stack(t)
 
 
+def noisy_known(preset: Preset, batch: Batch, known: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """The batch's latents `b f c h w` with noise on known frames, and its level `b`, from 0 to the
+    preset's most; by (seed, sample index) alone.
+    """
+    levels, noise = [], []
+    for index in batch.sample_indices:
+        generator = torch.Generator().manual_seed(draw("hint noise", seed, index) % 2**63)
+        levels.append(torch.rand((), generator=generator) * preset.objective.hint_noise)
+        noise.append(torch.randn(batch.latents.shape[1:], generator=generator))
+    device = batch.latents.device
+    level = torch.stack(levels).to(device)
+    return diffusion.with_noise(batch.latents, known, level, torch.stack(noise).to(device)), level
+
+
 class Trainer:
     """One process of a run: the model, what moves it, and the loop."""
 
@@ -301,7 +315,10 @@ class Trainer:
             preset, batch, self.run.seed, self.schedule.config.num_train_timesteps
         )
         known, noise, t = (part.to(self.accelerator.device) for part in (known, noise, t))
-        size = len(batch.latents)
+        latents, level = batch.latents, None
+        if preset.objective.hint_noise:
+            latents, level = noisy_known(preset, batch, known, self.run.seed)
+        size = len(latents)
         total = torch.zeros((), device=self.accelerator.device)
         starts = range(0, size, preset.micro_batch)
         parts = [slice(start, min(start + preset.micro_batch, size)) for start in starts]
@@ -315,12 +332,13 @@ class Trainer:
                     self.schedule,
                     preset.objective,
                     preset.in_channels,
-                    batch.latents[part],
+                    latents[part],
                     known[part],
                     batch.text[part],
                     batch.fps[part],
                     noise[part],
                     t[part],
+                    None if level is None else level[part],
                 )
                 share = each.sum() / size
                 self.accelerator.backward(share)

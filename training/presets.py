@@ -39,7 +39,8 @@ class Objective:
     `training.diffusion`; `residual_std` is in units of scaled latents. `zero_snr`: zero terminal
     SNR (Lin et al. 2023). `min_snr`: gamma of Hang et al. 2023, 0 for none. `detail`: the share of
     the loss, 0 to 1, that counts a place by how much the picture changes around it; the rest counts
-    all places alike.
+    all places alike. `hint_noise`: most noise, in scaled latents, that is added to known frames in
+    training; the mask says how much (0: no such noise).
     """
 
     prediction: Prediction
@@ -50,8 +51,15 @@ class Objective:
     zero_snr: bool = False
     min_snr: float = 0.0
     detail: float = 0.0
+    hint_noise: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.hint_noise < 1:
+            raise UsageError(
+                f"hint_noise {self.hint_noise}: 0 to below 1, where a frame is unknown"
+            )
+        if self.hint_noise and self.mask == "seed":
+            raise UsageError("hint_noise needs mask = unknown: that mask tells how much there is")
         if self.zero_snr and self.prediction != "v_prediction":
             raise UsageError(
                 "zero_snr needs prediction = v_prediction: at an SNR of zero, epsilon says nothing "

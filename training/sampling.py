@@ -88,6 +88,7 @@ def sample_window(
     steps: int = 30,
     guidance: float = 1.0,
     seed: int = 0,
+    hint_noise: float = 0.0,
     bf16: bool = False,
     progress: Callable[[int, int], object] | None = None,
 ) -> Tensor:
@@ -97,7 +98,7 @@ def sample_window(
     Of `latents` `b f c h w` only known frames are read; `known` is `f` or `b f` bool, `text` `b n
     d`, `null_text` `n d`, `fps` `b`. `guidance` 1 asks the model once a step, anything else twice
     (Ho and Salimans 2022). Two windows of a batch have noise of their own, by (seed, place in the
-    batch).
+    batch). `hint_noise` is added to what the model sees of known frames, and told to it.
     """
     device = next(model.parameters()).device
     if known.ndim == 1:
@@ -105,8 +106,13 @@ def sample_window(
     known = known.to(device)
     is_known = rearrange(known, "b f -> b f 1 1 1")
     exact = latents.to(device, torch.float32)
-    hint = diffusion.hints(exact, known, objective.hint)
-    clean = diffusion.to_target(exact, hint, objective)
+    given, level = exact, None
+    if hint_noise:
+        level = torch.full((len(latents),), hint_noise, device=device)
+        added = starting_noise(latents.shape, draw("hint noise", seed)).to(device)
+        given = diffusion.with_noise(exact, known, level, added)
+    hint = diffusion.hints(given, known, objective.hint)
+    clean = diffusion.to_target(given, hint, objective)
     noise = starting_noise(latents.shape, seed).to(device)
     fps = fps.to(device)
     texts = [text.to(device)]
@@ -118,7 +124,9 @@ def sample_window(
     for done, t in enumerate(schedule.timesteps):
         batch_t = t.to(device).expand(len(latents))
         noisy = torch.where(is_known, levels.add_noise(clean, noise, batch_t), noisy)
-        inputs = diffusion.model_input(noisy, known, hint, objective, model.config.in_channels)
+        inputs = diffusion.model_input(
+            noisy, known, hint, objective, model.config.in_channels, level
+        )
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16 and device.type == "cuda"):
             outputs = [
                 model(inputs.to(model.dtype), batch_t, words.to(model.dtype), fps).float()

@@ -42,6 +42,7 @@ OBJECTIVES = {
     "residual": Objective(
         "v_prediction", "blend", target="residual", residual_std=0.2, zero_snr=True
     ),
+    "flow": Objective("v_prediction", "flow", target="residual", residual_std=0.2, zero_snr=True),
     "epsilon": Objective("epsilon", "zeros"),
 }
 

@@ -85,6 +85,26 @@ def test_a_residual_model_sees_the_one_frame_that_is_known() -> None:
     torch.testing.assert_close(shown[1], (hint[1] - mean) / 0.2)
 
 
+def test_noise_is_added_to_known_frames_alone_and_their_mask_tells_how_much() -> None:
+    x, known, level = latents(), every(), torch.tensor([0.0, 0.25])
+    given = diffusion.with_noise(x, known, level, torch.ones_like(x))
+    assert torch.equal(given[0], x[0])
+    assert torch.equal(given[1, 1:4], x[1, 1:4])
+    assert torch.equal(given[1, ::4], x[1, ::4] + 0.25)
+    shown = diffusion.model_input(x, known, x, EPSILON, 9, level)
+    exact = torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0])
+    assert torch.equal(shown[0, :, 4, 0, 0], exact)
+    assert torch.equal(shown[1, :, 4, 0, 0], torch.where(exact == 1, 1.0, 0.25))
+
+
+def test_a_level_of_noise_that_cannot_be_told_is_refused() -> None:
+    with pytest.raises(UsageError, match="mask = unknown"):
+        Objective("epsilon", "left", mask="seed", hint_noise=0.1)
+    for level in (-0.1, 1.0):
+        with pytest.raises(UsageError, match="below 1"):
+            Objective("epsilon", "left", hint_noise=level)
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_what_is_diffused_comes_back(objective: Objective) -> None:
     x, known = latents(), every()

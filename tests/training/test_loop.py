@@ -32,7 +32,8 @@ from tests.making.runs import UNET, damaged_shards, run_of, short_preset, train,
 from tests.making.shards import new_clip, new_shards, npy
 from training import ablate, checkpoint, journal, loop, presets, shards, unet
 from training.errors import NonFinite, ShardError, UsageError
-from training.frames import Window
+from training.frames import Window, known_frames
+from training.presets import Objective
 from training.shards import Index, open_index
 from training.stream import Stream
 
@@ -492,6 +493,43 @@ def test_what_is_drawn_depends_on_the_sample_alone(index: Index) -> None:
     for rank in range(2):
         assert all(torch.equal(a[rank::2], b) for a, b in zip(together, apart[rank], strict=True))
     assert not torch.equal(together[1], loop.draw_task(row, whole, 4, 1000)[1])
+
+
+def test_noise_of_known_frames_depends_on_the_sample_alone_and_stays_below_the_preset_s_most(
+    index: Index,
+) -> None:
+    objective = Objective("v_prediction", "flow", hint_noise=0.3)
+    row = short_preset(batch_size=4, objective=objective)
+    whole = Stream(index, "train", row.windows, 4, 3).batch(5)
+    half = Stream(index, "train", row.windows, 4, 3, rank=1, world=2).batch(5)
+    known = torch.tensor(known_frames("every", whole.window.num_frames)).expand(4, -1)
+    together, levels = loop.noisy_known(row, whole, known, 3)
+    apart, half_levels = loop.noisy_known(row, half, known[1::2], 3)
+    assert torch.equal(together[1::2], apart)
+    assert torch.equal(levels[1::2], half_levels)
+    assert len(levels.unique()) == 4
+    assert (levels >= 0).all()
+    assert (levels < 0.3).all()
+    assert torch.equal(together[~known], whole.latents[~known])
+    off = (together - whole.latents)[known].std()
+    assert 0.5 * levels.mean() < off < 2 * levels.mean()
+
+
+def test_a_run_with_noisy_hints_goes_on_to_the_same_bits(
+    tmp_path: Path, index: Index, folder: Path
+) -> None:
+    objective = Objective("v_prediction", "flow", target="residual", hint_noise=0.3)
+    row = {"steps": 4, "checkpoint_every": 2, "objective": objective}
+    straight = tmp_path / "straight"
+    train(run_of(straight, index, folder, **row), index)
+    halted = tmp_path / "halted"
+    shutil.copytree(straight, halted)
+    shutil.rmtree(halted / "checkpoints" / "step-000004")
+    train(run_of(halted, index, folder, **row), index)
+    assert newest(halted) == newest(straight)
+    without = {**row, "objective": replace(objective, hint_noise=0.0)}
+    train(run_of(tmp_path / "without", index, folder, **without), index)
+    assert losses(tmp_path / "without") != losses(straight)
 
 
 def test_the_share_of_terminal_timesteps_is_what_was_asked_for(index: Index) -> None:

@@ -168,6 +168,30 @@ def test_one_step_of_zero_snr_is_the_model_s_guess_from_nothing_but_the_hint(
     torch.testing.assert_close(sampled, torch.where(is_known, asked["latents"], hint + 0.2 * guess))
 
 
+def test_known_frames_with_noise_come_back_without_it_and_the_model_hears_its_level(
+    model: VideoUNet, asked: dict[str, Any]
+) -> None:
+    masks, hints = [], []
+
+    class Listening(Watched):
+        def __call__(
+            self, noisy: torch.Tensor, t: torch.Tensor, text: torch.Tensor, fps: torch.Tensor
+        ) -> torch.Tensor:
+            masks.append(noisy[:, :, 4])
+            hints.append(noisy[:, asked["known"], 5:])
+            return super().__call__(noisy, t, text, fps)
+
+    sampled = sample_window(
+        Listening(model), OBJECTIVES["latents"], **{**asked, "steps": 1}, hint_noise=0.25
+    )
+    known = asked["known"]
+    assert torch.equal(sampled[:, known], asked["latents"][:, known])
+    assert (masks[0][:, known] == 0.25).all()
+    assert (masks[0][:, ~known] == 1).all()
+    added = hints[0] - asked["latents"][:, known]
+    assert 0.2 < added.std() < 0.3
+
+
 def test_the_same_seed_makes_the_same_and_another_something_else(
     model: VideoUNet, asked: dict[str, Any]
 ) -> None:
