@@ -159,6 +159,14 @@ def train(
             help="Another 2-D UNet: a folder, a hub id, or a config.json for random weights."
         ),
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="FIELD=VALUE: another value for any field of the preset, such as "
+            "learning_rate=5e-5, optimizer=adamw8bit or objective.hint=zeros; again for more.",
+        ),
+    ] = None,
     seed: Seed = 0,
     workers: Annotated[
         int, typer.Option(min=0, help="Processes that read shards; 0 reads in this one.")
@@ -181,7 +189,7 @@ def train(
         from training.shards import open_index
 
         index = open_index(shards)
-        asked_run = loop.begin(preset, index, run, unet, seed, steps)
+        asked_run = loop.begin(preset, index, run, unet, seed, steps, settings or ())
         place = choose_device(device)
         with progress(console) as advance:
             check = _count_bytes(index, advance) if verify else None
@@ -234,7 +242,9 @@ def _print_outcome(console: Any, outcome: Any) -> None:
             "validation loss", f"{validations[0]:.4f} at first, {validations[-1]:.4f} at last"
         )
     table.add_row("peak memory", f"{peak_memory_gib():.1f} GiB")
-    table.add_row("curve, pictures", f"{folder / 'loss.png'}, {folder / 'samples'}")
+    table.add_row("curve", str(folder / "loss.png"))
+    if any((folder / "samples").glob("*")):
+        table.add_row("pictures", str(folder / "samples"))
     console.print(table)
     if outcome.interrupted:
         console.print("interrupted: a checkpoint was written, the same command goes on from it")
