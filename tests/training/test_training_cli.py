@@ -28,6 +28,7 @@ OPTIONS = {  # frozen: an option is a promise
         "--run",
         "--steps",
         "--unet",
+        "--settings",  # --set
         "--seed",
         "--workers",
         "--verify",
@@ -150,6 +151,8 @@ def test_a_damaged_shard_stops_before_the_first_step(shards: Path, tmp_path: Pat
         "tiny-interp",
         "--shards",
         copy,
+        "--unet",
+        copy / "small.json",
         "--run",
         tmp_path / "run",
         "--device",
