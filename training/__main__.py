@@ -262,9 +262,7 @@ def export(
     def act(console: Any) -> int:
         from training import checkpoint
 
-        for path in checkpoint.export(checkpoint.load_run(run), out):
-            size_kb = path.stat().st_size / 1000
-            console.print(f"{path}  {size_kb:.0f} kB", markup=False, soft_wrap=True)
+        _print_paths(console, checkpoint.export(checkpoint.load_run(run), out))
         return 0
 
     guarded(act)
@@ -287,6 +285,12 @@ def sample(
         Path | None, typer.Option(help="A picture, or a clip that is gone on from.")
     ] = None,
     frames: Annotated[int, typer.Option(min=1, help="5, 17, 65, 257, ...")] = 65,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Instead of --frames: a video that goes on for so long, at the clips' own rate."
+        ),
+    ] = None,
     steps: Steps = None,
     guidance: Guidance = None,
     sampler: Sampler = SamplerName.ddim,
@@ -300,7 +304,7 @@ def sample(
     """
 
     def act(console: Any) -> int:
-        from training import sampling
+        from training import continuation, sampling
         from training.checkpoint import load_run
         from training.codec import Codec, choose_device
         from training.errors import UsageError
@@ -310,10 +314,27 @@ def sample(
                 'nothing to make: give --prompt "...", or --start with a picture or a clip'
             )
         runs = load_run(keyframe), load_run(interp)
-        sampling.check(*runs, frames, out)
+        if seconds is None:
+            sampling.check(*runs, frames, out)
         place = choose_device(device)
         codec = Codec.of_run(runs[0].dataset, vae, clip, place)
         settings = sampling.Settings(_kind(sampler), steps, guidance, seed)
+        if seconds is not None:
+            with progress(console) as advance:
+                paths, drifts = continuation.write(
+                    *runs,
+                    prompt,
+                    codec,
+                    out,
+                    seconds=seconds,
+                    start=start,
+                    settings=settings,
+                    device=place,
+                    progress=advance,
+                )
+            console.print(_drift_table(drifts))
+            _print_paths(console, paths)
+            return 0
         with progress(console) as advance:
             film = sampling.generate(
                 *runs,
@@ -325,12 +346,33 @@ def sample(
                 device=place,
                 progress=advance,
             )
-        for path in sampling.save(film, out):
-            size_kb = path.stat().st_size / 1000
-            console.print(f"{path}  {size_kb:.0f} kB", markup=False, soft_wrap=True)
+        _print_paths(console, sampling.save(film, out))
         return 0
 
     guarded(act)
+
+
+def _print_paths(console: Any, paths: list[Path]) -> None:
+    for path in paths:
+        size_kb = path.stat().st_size / 1000
+        console.print(f"{path}  {size_kb:.0f} kB", markup=False, soft_wrap=True)
+
+
+def _drift_table(drifts: Any) -> Any:
+    """How a long video changes from stretch to stretch."""
+    from rich import box
+    from rich.table import Table
+
+    title = "Drift: means of each stretch, levels of 0 to 255"
+    columns = ("seconds", "red", "green", "blue", "sharpness", "change")
+    table = Table(*columns, box=box.SIMPLE, title=title)
+    for drift in drifts:
+        numbers = (*drift.colour, drift.sharpness, drift.change)
+        span = f"{drift.start_s:g} to {drift.end_s:g}"
+        table.add_row(span, *(f"{number:.1f}" for number in numbers))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
 
 
 @app.command()

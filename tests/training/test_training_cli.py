@@ -42,6 +42,7 @@ OPTIONS = {  # frozen: an option is a promise
         "--prompt",
         "--start",
         "--frames",
+        "--seconds",
         "--steps",
         "--guidance",
         "--sampler",
