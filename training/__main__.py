@@ -448,7 +448,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """What a preset costs before anything is trained: parameters, memory and arithmetic by part,
-    storage of a clip.
+    storage of a clip, days on some GPUs.
     """
 
     def act(console: Any) -> int:
@@ -458,9 +458,11 @@ def plan(
         row = presets.find(preset)
         result = planning.plan(planning.subject_of(row, size))
         if as_json:
-            _print_json(result.plain())
+            _print_json({**result.plain(), "days": planning.days(result, row)})
         else:
             console.print(planning.render(result))
+            if row.precision == "bf16":
+                console.print(planning.time_table(result, row))
         return 0
 
     guarded(act)
