@@ -65,11 +65,11 @@ def chained_keyframes(
     latents = sampling.keyframes(model, script, frame_shape, start)
     known = torch.arange(window.num_frames) < overlap
     for number in range(1, num_windows):
-        given = torch.zeros(window.num_frames, *frame_shape)
-        given[:overlap] = latents[-overlap:]
+        start_of_window = torch.zeros(window.num_frames, *frame_shape)
+        start_of_window[:overlap] = latents[-overlap:]
         stride = Fraction(window.stride)
-        made = script.window(model, given, known, stride, number, num_windows)
-        latents = torch.cat([latents, made[overlap:]])
+        sampled = script.window(model, start_of_window, known, stride, number, num_windows)
+        latents = torch.cat([latents, sampled[overlap:]])
     return latents
 
 
@@ -149,8 +149,8 @@ def write(
     caption = f"{prompt or 'no prompt'}   {float(num_frames / fps):g} s, seed {settings.seed}"
     known = [False] * len(meter.kept)
     media.write_image(sheet, media.contact_sheet(np.stack(meter.kept), known, caption))
-    made_with = sampling.facts_of(keyframe, interp, prompt, start, quiet, num_frames, fps)
-    writing.write_json(facts, {**made_with, "drift": [drift.__dict__ for drift in drifts]})
+    facts_of_film = sampling.facts_of(keyframe, interp, prompt, start, quiet, num_frames, fps)
+    writing.write_json(facts, {**facts_of_film, "drift": [drift.__dict__ for drift in drifts]})
     return [out, sheet, facts], drifts
 
 

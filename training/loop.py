@@ -218,11 +218,11 @@ class Trainer:
     def _check_encoders(self, config: Mapping[str, Any]) -> None:
         """Raises UsageError if a 2-D model's config does not fit what made the shards."""
         channels, width = self.index.frame_shape[0], self.index.null_text.shape[1]
-        made, read = config["out_channels"], config["cross_attention_dim"]
-        if made != channels or read != width:
+        own_channels, own_width = config["out_channels"], config["cross_attention_dim"]
+        if (own_channels, own_width) != (channels, width):
             raise UsageError(
-                f"the model of preset {self.run.preset.name} makes {made} latent channels and "
-                f"reads text of width {read}; the shards of {self.index.name} have {channels} and "
+                f"the model of preset {self.run.preset.name} makes {own_channels} latent "
+                f"channels and reads text of width {own_width}; the shards of {self.index.name} have {channels} and "
                 f"{width}: take the preset whose encoders made them"
             )
 
