@@ -222,8 +222,8 @@ class Trainer:
         if (own_channels, own_width) != (channels, width):
             raise UsageError(
                 f"the model of preset {self.run.preset.name} makes {own_channels} latent "
-                f"channels and reads text of width {own_width}; the shards of {self.index.name} have {channels} and "
-                f"{width}: take the preset whose encoders made them"
+                f"channels and reads text of width {own_width}; the shards of {self.index.name} "
+                f"have {channels} and {width}: take the preset whose encoders made them"
             )
 
     def _load(self, state: State) -> None:
