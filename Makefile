@@ -119,8 +119,8 @@ train-interp: setup  ## train the model that fills in between: 5 -> 17 -> 65
 	@$(HAVE_SHARDS)
 	@$(TRAIN) --preset $(or $(PRESET),tiny-interp) --run "$(or $(RUN),$(INTERP))"
 
-sample: setup  ## make a video with both models: PROMPT, FRAMES, OUT
-	@$(PY) -m training sample --keyframe "$(KEYFRAME)" --interp "$(INTERP)" --prompt "$(PROMPT)" --frames $(FRAMES) --out "$(OUT)" --device $(DEVICE)
+sample: setup  ## make a video with both models: PROMPT, FRAMES (or SECONDS), OUT
+	@$(PY) -m training sample --keyframe "$(KEYFRAME)" --interp "$(INTERP)" --prompt "$(PROMPT)" $(if $(SECONDS),--seconds $(SECONDS),--frames $(FRAMES)) --out "$(OUT)" --device $(DEVICE)
 
 evaluate: setup  ## both models beside what one would take instead, on held-out films: one, RUN=
 	@$(HAVE_SHARDS)

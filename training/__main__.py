@@ -159,6 +159,14 @@ def train(
             help="Another 2-D UNet: a folder, a hub id, or a config.json for random weights."
         ),
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="FIELD=VALUE: another value for any field of the preset, such as "
+            "learning_rate=5e-5, optimizer=adamw8bit or objective.hint=zeros; again for more.",
+        ),
+    ] = None,
     seed: Seed = 0,
     workers: Annotated[
         int, typer.Option(min=0, help="Processes that read shards; 0 reads in this one.")
@@ -181,7 +189,7 @@ def train(
         from training.shards import open_index
 
         index = open_index(shards)
-        asked_run = loop.begin(preset, index, run, unet, seed, steps)
+        asked_run = loop.begin(preset, index, run, unet, seed, steps, settings or ())
         place = choose_device(device)
         with progress(console) as advance:
             check = _count_bytes(index, advance) if verify else None
@@ -234,7 +242,9 @@ def _print_outcome(console: Any, outcome: Any) -> None:
             "validation loss", f"{validations[0]:.4f} at first, {validations[-1]:.4f} at last"
         )
     table.add_row("peak memory", f"{peak_memory_gib():.1f} GiB")
-    table.add_row("curve, pictures", f"{folder / 'loss.png'}, {folder / 'samples'}")
+    table.add_row("curve", str(folder / "loss.png"))
+    if any((folder / "samples").glob("*")):
+        table.add_row("pictures", str(folder / "samples"))
     console.print(table)
     if outcome.interrupted:
         console.print("interrupted: a checkpoint was written, the same command goes on from it")
@@ -252,9 +262,7 @@ def export(
     def act(console: Any) -> int:
         from training import checkpoint
 
-        for path in checkpoint.export(checkpoint.load_run(run), out):
-            size_kb = path.stat().st_size / 1000
-            console.print(f"{path}  {size_kb:.0f} kB", markup=False, soft_wrap=True)
+        _print_paths(console, checkpoint.export(checkpoint.load_run(run), out))
         return 0
 
     guarded(act)
@@ -277,6 +285,12 @@ def sample(
         Path | None, typer.Option(help="A picture, or a clip that is gone on from.")
     ] = None,
     frames: Annotated[int, typer.Option(min=1, help="5, 17, 65, 257, ...")] = 65,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Instead of --frames: a video that goes on for so long, at the clips' own rate."
+        ),
+    ] = None,
     steps: Steps = None,
     guidance: Guidance = None,
     sampler: Sampler = SamplerName.ddim,
@@ -290,7 +304,7 @@ def sample(
     """
 
     def act(console: Any) -> int:
-        from training import sampling
+        from training import continuation, sampling
         from training.checkpoint import load_run
         from training.codec import Codec, choose_device
         from training.errors import UsageError
@@ -300,10 +314,27 @@ def sample(
                 'nothing to make: give --prompt "...", or --start with a picture or a clip'
             )
         runs = load_run(keyframe), load_run(interp)
-        sampling.check(*runs, frames, out)
+        if seconds is None:
+            sampling.check(*runs, frames, out)
         place = choose_device(device)
         codec = Codec.of_run(runs[0].dataset, vae, clip, place)
         settings = sampling.Settings(_kind(sampler), steps, guidance, seed)
+        if seconds is not None:
+            with progress(console) as advance:
+                paths, drifts = continuation.write(
+                    *runs,
+                    prompt,
+                    codec,
+                    out,
+                    seconds=seconds,
+                    start=start,
+                    settings=settings,
+                    device=place,
+                    progress=advance,
+                )
+            console.print(_drift_table(drifts))
+            _print_paths(console, paths)
+            return 0
         with progress(console) as advance:
             film = sampling.generate(
                 *runs,
@@ -315,12 +346,33 @@ def sample(
                 device=place,
                 progress=advance,
             )
-        for path in sampling.save(film, out):
-            size_kb = path.stat().st_size / 1000
-            console.print(f"{path}  {size_kb:.0f} kB", markup=False, soft_wrap=True)
+        _print_paths(console, sampling.save(film, out))
         return 0
 
     guarded(act)
+
+
+def _print_paths(console: Any, paths: list[Path]) -> None:
+    for path in paths:
+        size_kb = path.stat().st_size / 1000
+        console.print(f"{path}  {size_kb:.0f} kB", markup=False, soft_wrap=True)
+
+
+def _drift_table(drifts: Any) -> Any:
+    """How a long video changes from stretch to stretch."""
+    from rich import box
+    from rich.table import Table
+
+    title = "Drift: means of each stretch, levels of 0 to 255"
+    columns = ("seconds", "red", "green", "blue", "sharpness", "change")
+    table = Table(*columns, box=box.SIMPLE, title=title)
+    for drift in drifts:
+        numbers = (*drift.colour, drift.sharpness, drift.change)
+        span = f"{drift.start_s:g} to {drift.end_s:g}"
+        table.add_row(span, *(f"{number:.1f}" for number in numbers))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
 
 
 @app.command()
@@ -396,7 +448,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """What a preset costs before anything is trained: parameters, memory and arithmetic by part,
-    storage of a clip.
+    storage of a clip, days on some GPUs.
     """
 
     def act(console: Any) -> int:
@@ -406,9 +458,11 @@ def plan(
         row = presets.find(preset)
         result = planning.plan(planning.subject_of(row, size))
         if as_json:
-            _print_json(result.plain())
+            _print_json({**result.plain(), "days": planning.days(result, row)})
         else:
             console.print(planning.render(result))
+            if row.precision == "bf16":
+                console.print(planning.time_table(result, row))
         return 0
 
     guarded(act)

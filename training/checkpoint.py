@@ -22,10 +22,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -81,8 +81,17 @@ class DatasetFields(BaseModel):
     videos: list[Sha256] | None = None  # older runs do not say
 
 
+def _odd(number: int) -> int:
+    if number % 2 == 0:
+        raise ValueError("an odd number is wanted, so that it has a middle")
+    return number
+
+
+Odd = Annotated[int, AfterValidator(_odd)]
+
+
 class CountFields(BaseModel):
-    """What of a preset says how much is done."""
+    """What of a preset says how much is done, and how fast."""
 
     windows: tuple[Any, ...] = Field(min_length=1)
     tasks: tuple[Any, ...] = Field(min_length=1)
@@ -90,7 +99,14 @@ class CountFields(BaseModel):
     micro_batch: int = Field(ge=1, le=1 << 20)
     steps: int = Field(ge=1, le=1 << 40)
     sampler_steps: int = Field(ge=1, le=10_000)
-    kernel: int = Field(ge=1, le=999)
+    kernel: Odd = Field(ge=1, le=999)
+    learning_rate: float = Field(gt=0, le=1)
+    ema_decay: float = Field(ge=0, lt=1)
+    text_dropout: float = Field(ge=0, le=1)
+    terminal: float = Field(ge=0, le=1)
+    warmup: int = Field(ge=0)
+    validate_every: int = Field(ge=1)
+    checkpoint_every: int = Field(ge=1)
 
 
 @dataclass(frozen=True)
@@ -119,8 +135,8 @@ class Run:
         }
 
 
-def open_run(run: Run) -> Run:
-    """Begin a run, or go on with it; what a killed process left half-written is removed.
+def check_run(run: Run) -> None:
+    """Whether a run can begin in its folder, or go on there. Nothing is written.
 
     Raises UsageError if its folder holds another run, naming what differs.
     """
@@ -134,6 +150,13 @@ def open_run(run: Run) -> Run:
                 f"{lines}\n"
                 "Ask for what it was begun with, or give this run another name (RUN=, --run)."
             )
+
+
+def open_run(run: Run) -> Run:
+    """Begin a run, or go on with it; what a killed process left half-written is removed. Raises
+    UsageError as `check_run` does.
+    """
+    check_run(run)
     for folder in (run.folder, run.folder / "checkpoints", run.folder / "samples"):
         writing.sweep(folder)
     writing.write_json(run.folder / "run.json", run.plain(), sort_keys=True)
@@ -179,6 +202,14 @@ def _verified_facts(index: Index) -> dict[str, str]:
     return {"root_digest": index.root_digest, "shards": place}
 
 
+def check_preset(preset: Preset) -> None:
+    """Whether every field has its type, and every count is one. Raises pydantic's
+    ValidationError.
+    """
+    TypeAdapter(Preset).validate_python(preset.plain())
+    CountFields.model_validate(preset.plain())
+
+
 def load_run(folder: Path) -> Run:
     """The run in a folder. Raises UsageError if there is none."""
     path = folder / "run.json"
@@ -194,8 +225,7 @@ def load_run(folder: Path) -> Run:
         if type(values["format"]) is not int or values["format"] != FORMAT:
             raise UsageError(f"{path}: format {values['format']}, this longtake reads {FORMAT}")
         preset = presets.from_plain(values["preset"])
-        TypeAdapter(Preset).validate_python(preset.plain())
-        CountFields.model_validate(preset.plain())
+        check_preset(preset)
         DatasetFields.model_validate(values["dataset"])
         TypeAdapter(tuple[str, int]).validate_python((values["unet"], values["seed"]), strict=True)
         return Run(

@@ -14,7 +14,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from diffusers.optimization import (
     get_cosine_schedule_with_warmup,
 )
 from diffusers.training_utils import EMAModel
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -149,7 +150,11 @@ class Trainer:
         """
         preset = run.preset
         self.accelerator = new_accelerator(preset, device)
-        self.index, self.workers = index, workers
+        self.index, self.workers, self.run = index, workers, run
+        # What cannot go on is said before anything is read or fetched, and leaves no folder.
+        checkpoint.check_run(run)
+        if run.unet in presets.UNETS:
+            self._check_encoders(presets.UNETS[run.unet])
         self.stream = Stream(
             index,
             "train",
@@ -162,15 +167,14 @@ class Trainer:
             self.accelerator.num_processes,
         )
         self.main = self.accelerator.is_main_process
-        self.run = run
         if verify is not None:
             self._verify(verify)
+        self._prepare()
+        self.accelerator.wait_for_everyone()
         if self.main:
             checkpoint.open_run(run)
             if verify is not None:
                 checkpoint.remember_verified(run, index)
-        self.accelerator.wait_for_everyone()
-        self._prepare()
         self.journal = Journal(run, self.step, console if self.main else None)
         self.validation: validation.Validation | None = None
         if self.main:
@@ -206,7 +210,7 @@ class Trainer:
             model = checkpoint.load_model(self.run)
         else:
             model = new_model(preset, self.run.unet, self.run.seed)
-        self._check(model)
+        self._check_encoders(model.unet.config)
         self.parameters = model.select_trainable(preset.trainable)
         if preset.checkpointing:
             model.enable_gradient_checkpointing()
@@ -225,15 +229,15 @@ class Trainer:
         self.rate = new_rate(preset, _bare(self.optimizer), self.step, self.replan)
         self.schedule = diffusion.scheduler(preset.objective)
 
-    def _check(self, model: VideoUNet) -> None:
-        config, channels = model.unet.config, self.index.frame_shape[0]
-        width = self.index.null_text.shape[1]
-        if config.out_channels != channels or config.cross_attention_dim != width:
+    def _check_encoders(self, config: Mapping[str, Any]) -> None:
+        """Raises UsageError if a 2-D model's config does not fit what made the shards."""
+        channels, width = self.index.frame_shape[0], self.index.null_text.shape[1]
+        own_channels, own_width = config["out_channels"], config["cross_attention_dim"]
+        if (own_channels, own_width) != (channels, width):
             raise UsageError(
-                f"the model of preset {self.run.preset.name} makes {config.out_channels} latent "
-                f"channels and reads text of width {config.cross_attention_dim}; the shards of "
-                f"{self.index.name} have {channels} and {width}: "
-                "take the preset whose encoders made them"
+                f"the model of preset {self.run.preset.name} makes {own_channels} latent "
+                f"channels and reads text of width {own_width}; the shards of {self.index.name} "
+                f"have {channels} and {width}: take the preset whose encoders made them"
             )
 
     def _load(self, state: State) -> None:
@@ -270,11 +274,17 @@ class Trainer:
                 f"for {preset.steps}: from {self.rate.get_last_lr()[0]:.1e} it goes over to the "
                 f"new plan in {preset.warmup} steps"
             )
+        if self.step >= preset.steps:
+            self.journal.say(
+                f"nothing to train: {self.step} steps are done, {preset.steps} were asked for; "
+                "STEPS= (--steps) beyond that goes on"
+            )
         if self.step == 0:
-            if preset.trainable != presets.find(preset.name).trainable:
+            usual = presets.find(preset.name).trainable
+            if begins_random(self.run.unet) and usual != preset.trainable == "all":
                 self.journal.say(
                     f"{self.run.unet} gives random weights, so all of them are trained, not "
-                    f"'{presets.find(preset.name).trainable}' alone as {preset.name} says"
+                    f"'{usual}' alone as {preset.name} says"
                 )
             self._validate()
         num_still = 0  # steps in a row without any gradient
@@ -493,9 +503,16 @@ def _asked_to_stop() -> Iterator[threading.Event]:
 
 
 def begin(
-    preset: str, index: Index, folder: Path, unet: str | None, seed: int, steps: int | None
+    preset: str,
+    index: Index,
+    folder: Path,
+    unet: str | None,
+    seed: int,
+    steps: int | None,
+    settings: Sequence[str] = (),
 ) -> Run:
-    """The run these arguments describe; nothing is written yet.
+    """The run these arguments describe; nothing is written yet. `settings` change fields of the
+    preset: see `presets.with_settings`.
 
     A model that begins with random weights is trained whole, whatever the preset says: temporal
     layers alone cannot learn behind frozen noise.
@@ -504,6 +521,13 @@ def begin(
     source = unet or row.unet
     if begins_random(source):
         row = replace(row, trainable="all")
+    row = presets.with_settings(row, settings)
+    try:
+        checkpoint.check_preset(row)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(map(str, problem["loc"]))
+        raise UsageError(f"--set {field}: {problem['msg']}, got {problem['input']!r}") from None
     if steps:
         row = replace(row, steps=steps)
     dataset = dataset_facts(index, flat_source(source))

@@ -153,18 +153,20 @@ def write_image(path: Path, image: Image.Image) -> None:
         image.save(partial, format=path.suffix.removeprefix(".").upper() or "PNG")
 
 
-def write_mp4(path: Path, frames: Pixels, fps: Fraction) -> None:
-    """h264; height and width must be even."""
+def write_mp4(path: Path, frames: Iterable[Pixels], fps: Fraction) -> None:
+    """Frames `h w c`, all at once or one by one, as h264; height and width must be even."""
+    pictures = iter(frames)
+    first = next(pictures)
     with (
         beside(path) as partial,
         av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container,
     ):
         stream: Any = container.add_stream("libx264", rate=fps, options={"crf": str(CRF)})
-        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        stream.height, stream.width, stream.pix_fmt = first.shape[0], first.shape[1], "yuv420p"
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = BT709
         context.color_range = int(ColorRange.MPEG)
-        for pixels in frames:
+        for pixels in itertools.chain([first], pictures):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             frame = frame.reformat(
                 format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG

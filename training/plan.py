@@ -40,6 +40,11 @@ from training.unet import (
 PIXELS = 8  # a latent's side, in pixels
 CLIP_FRAMES = 100
 GIB = 2**30
+# Dense bf16 TFLOP/s of data sheets, and the share of them that well-tuned training reaches; nobody
+# has measured longtake on these cards.
+GPUS = {"RTX 3090": 71.0, "RTX 4090": 165.0, "A100": 312.0, "H100": 989.0}
+SHARE = 0.4
+FEW_DAYS = 3
 Part = Literal[
     "spatial convolutions", "spatial attention", "temporal convolutions", "temporal attention"
 ]
@@ -150,6 +155,41 @@ def plan(subject: Subject) -> Plan:
     latents = CLIP_FRAMES * int(subject.flat_config.get("out_channels", 4)) * subject.size**2
     text = subject.text_tokens * int(subject.flat_config["cross_attention_dim"])
     return Plan(subject, parameters, trainable, steps, 2 * (latents + text))
+
+
+def days(result: Plan, row: Preset) -> dict[str, float]:
+    """Days that a preset's steps take on one GPU of each kind, by arithmetic alone. Lengths that
+    were not measured count as the nearest that was.
+    """
+    by_length = {step.num_frames: sum(step.flops.values()) for step in result.steps}
+    total = 0
+    for window in row.windows:
+        distances = {abs(length - window.num_frames): length for length in by_length}
+        total += by_length[distances[min(distances)]]
+    each = total / len(row.windows) / result.subject.batch
+    flops = each * row.batch_size * row.steps
+    return {gpu: flops / (1e12 * rate * SHARE) / 86_400 for gpu, rate in GPUS.items()}
+
+
+def time_table(result: Plan, row: Preset) -> Group:
+    """How long the preset's steps take, and how many fit into a few days."""
+    table = Table(
+        "one GPU",
+        "TFLOP/s, bf16",
+        "days",
+        f"steps in {FEW_DAYS} days",
+        title=f"Time of {row.steps:,} steps of {row.batch_size} windows",
+    )
+    for gpu, number in days(result, row).items():
+        steps = min(row.steps, int(row.steps * FEW_DAYS / number))
+        table.add_row(gpu, f"{GPUS[gpu]:g}", f"{number:.1f}", f"{steps:,}")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    remark = (
+        f"At {SHARE:.0%} of the data sheet's rate, by arithmetic, not measured. "
+        "Fewer steps: STEPS= (--steps)."
+    )
+    return Group(table, remark)
 
 
 def _model(subject: Subject) -> VideoUNet:

@@ -12,6 +12,7 @@ frames are 6.5 s.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -67,6 +68,7 @@ class Objective:
             )
 
 
+_OBJECTIVE_FIELDS = [f"objective.{field.name}" for field in fields(Objective)]
 Tasks = tuple[tuple[Task, float], ...]  # each task, and how often it is drawn
 KEYFRAME_TASKS: Tasks = (("unconditional", 0.6), ("first", 0.2), ("prefix", 0.2))
 TINY_TASKS: Tasks = (("unconditional", 0.7), ("first", 0.15), ("prefix", 0.15))
@@ -156,6 +158,42 @@ def from_plain(values: dict[str, Any]) -> Preset:
         "objective": Objective(**values["objective"]),
     }
     return Preset(**{**values, **rebuilt})
+
+
+def with_settings(row: Preset, settings: Sequence[str]) -> Preset:
+    """A preset with some fields changed, each given as FIELD=VALUE, such as learning_rate=5e-5,
+    objective.hint=zeros or windows=[{"num_frames": 9, "stride": 8}]; a value is JSON or a word.
+    Raises UsageError for a field that is none, or a value of another type.
+    """
+    import json
+
+    from pydantic import TypeAdapter, ValidationError
+
+    values = row.plain()
+    for setting in settings:
+        field, equals, word = setting.partition("=")
+        *path, name = field.split(".")
+        place: Any = values
+        for part in path:
+            place = place.get(part) if isinstance(place, dict) else None
+        if not equals or not isinstance(place, dict) or name not in place or field == "name":
+            near = difflib.get_close_matches(field, [*values, *_OBJECTIVE_FIELDS], 1)
+            guess = f"; did you mean {near[0]}?" if near else ""
+            raise UsageError(
+                f"--set {setting}: wanted is FIELD=VALUE with a field of the preset{guess} There "
+                f"are {', '.join(sorted({*values, *_OBJECTIVE_FIELDS} - {'name', 'objective'}))}"
+            )
+        try:
+            place[name] = json.loads(word)
+        except ValueError:
+            place[name] = word
+    try:
+        changed: Preset = TypeAdapter(Preset).validate_python(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(map(str, problem["loc"]))
+        raise UsageError(f"--set {field}: {problem['msg']}, got {problem['input']!r}") from None
+    return changed
 
 
 def find(name: str) -> Preset:

@@ -361,12 +361,7 @@ def generate(
     settings = settings or Settings()
     clip_fps, size = Fraction(keyframe.dataset["fps"]), int(keyframe.dataset["size"])
     stride = Fraction(keyframe.preset.windows[0].stride)
-    pictures = start_latents = start_keyframes = None
-    if start is not None:
-        pictures = media.read_start(start, size, clip_fps, MAX_START_FRAMES)
-        pictures = _whole_keyframes(pictures, int(stride))
-        start_latents = codec.encode(pictures)
-        start_keyframes = start_latents[:: int(stride)]
+    pictures, start_latents, start_keyframes = read_start(start, size, clip_fps, int(stride), codec)
     model = load_model(keyframe, device)
     scripts = [
         Script(run.preset, codec.embed(prompt), codec.embed(""), clip_fps, settings, progress)
@@ -387,8 +382,22 @@ def generate(
         for index, at in _on_frames(len(frames), stride, len(pictures)):
             frames[index] = pictures[at]
             known[index] = True
-    facts = _facts(keyframe, interp, prompt, start, scripts, num_frames, clip_fps / stride)
+    facts = facts_of(keyframe, interp, prompt, start, scripts, num_frames, clip_fps / stride)
     return Film(latents, frames, clip_fps / stride, tuple(known), facts)
+
+
+def read_start(
+    path: Path | None, size: int, fps: Fraction, stride: int, codec: Codec
+) -> tuple[Pixels | None, Tensor | None, Tensor | None]:
+    """What a video begins with: pictures `f h w c`, their scaled latents `f c h w`, and those of
+    them that are keyframes; None three times without a start.
+    """
+    if path is None:
+        return None, None, None
+    pictures = media.read_start(path, size, fps, MAX_START_FRAMES)
+    pictures = _whole_keyframes(pictures, stride)
+    latents = codec.encode(pictures)
+    return pictures, latents, latents[::stride]
 
 
 def _whole_keyframes(pictures: Pixels, stride: int) -> Pixels:
@@ -405,7 +414,7 @@ def decode(codec: Codec, latents: Tensor, progress: Progress = no_progress) -> P
     return np.stack(pictures)
 
 
-def _facts(
+def facts_of(
     keyframe: Run,
     interp: Run,
     prompt: str,

@@ -253,6 +253,77 @@ def test_the_2d_model_that_comes_along_is_small_and_keyframes_begin_with_it() ->
     assert not any(parameter is inflated for parameter in trained)
 
 
+def test_a_start_that_fails_leaves_no_folder(tmp_path: Path, index: Index) -> None:
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "config.json").write_text(json.dumps({**UNET, "_class_name": "Other"}))
+    run = replace(run_of(tmp_path / "run", index, tmp_path), unet=str(tmp_path / "flat"))
+    with pytest.raises(UsageError, match="describes a Other"):
+        train(run, index)
+    assert not (tmp_path / "run").exists()
+
+
+def test_shards_of_other_encoders_are_named_before_the_hub_is_asked(
+    tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", pytest.fail)
+    settings = ["precision=float32"]  # of one process, as accelerate wants it
+    run = loop.begin("sd15-keyframe", index, tmp_path / "run", None, 0, 1, settings)
+    with pytest.raises(UsageError, match=r"text of width 768; the shards of .* have 4 and 8"):
+        train(run, index)
+    assert not (tmp_path / "run").exists()
+
+
+def test_fewer_steps_than_are_done_train_nothing_and_say_so(
+    tmp_path: Path, index: Index, folder: Path
+) -> None:
+    train(run_of(tmp_path / "run", index, folder, steps=3), index)
+    console = Console(file=io.StringIO(), width=200)
+    run = run_of(tmp_path / "run", index, folder, steps=2)
+    outcome = loop.Trainer(run, index, "cpu", console=console, pictures=False).train()
+    assert outcome.step == 3
+    assert "nothing to train: 3 steps are done, 2 were asked for" in console.file.getvalue()
+
+
+def test_any_field_of_a_preset_can_be_set_and_is_recorded(
+    tmp_path: Path, index: Index, folder: Path
+) -> None:
+    settings = [
+        "learning_rate=5e-5",
+        "optimizer=adamw8bit",
+        "objective.hint=zeros",
+        'windows=[{"num_frames": 9, "stride": 2}]',
+    ]
+    unet = str(folder / "small.json")
+    run = loop.begin("tiny-interp", index, tmp_path / "run", unet, 0, 1, settings)
+    assert (run.preset.learning_rate, run.preset.optimizer) == (5e-5, "adamw8bit")
+    assert (run.preset.objective.hint, run.preset.windows) == ("zeros", (Window(9, 2),))
+    checkpoint.open_run(run)
+    assert checkpoint.load_run(tmp_path / "run").preset == run.preset
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("learning_rat=1", r"did you mean learning_rate\?"),
+        ("learning_rate", "wanted is FIELD=VALUE"),
+        ("learning_rate=fast", "--set learning_rate: .* got 'fast'"),
+        ("learning_rate=-1", "--set learning_rate: .* got -1"),
+        ("objective.hint=right", "--set objective.hint: .* got 'right'"),
+        ("objective.hints=left", r"did you mean objective.hint\?"),
+        ("kernel=4", "--set kernel: .*odd number"),
+        ("windows=[]", "--set windows"),
+        ("steps=0", "--set steps"),
+        ("name=mine", "wanted is FIELD=VALUE"),
+        ("objective=1", "--set objective"),
+    ],
+)
+def test_a_setting_that_is_none_is_refused_with_what_is_wrong(
+    tmp_path: Path, index: Index, setting: str, problem: str
+) -> None:
+    with pytest.raises(UsageError, match=problem):
+        loop.begin("tiny-interp", index, tmp_path / "run", None, 0, 1, [setting])
+
+
 def test_a_run_does_not_go_on_from_other_2d_weights_of_the_same_name(
     tmp_path: Path, index: Index, folder: Path
 ) -> None:

@@ -16,7 +16,19 @@ from benchmarks import gpu
 from tests.making.models import NARROW_UNET
 from training import presets
 from training.errors import UsageError
-from training.plan import GIB, Plan, Subject, plan, render, subject_of
+from training.frames import Window
+from training.plan import (
+    GIB,
+    GPUS,
+    SHARE,
+    Plan,
+    Subject,
+    days,
+    plan,
+    render,
+    subject_of,
+    time_table,
+)
 from training.presets import SD15_UNET
 from training.unet import VideoUNet
 
@@ -211,3 +223,22 @@ def test_the_benchmark_says_what_is_missing(
     monkeypatch.setattr(gpu, "NEEDED", ("torch", "no_such_module"))
     assert gpu.main([]) == 4
     assert "-m pip install no_such_module" in capsys.readouterr().err
+
+
+def test_the_days_of_a_preset_follow_from_its_windows_and_a_gpu_s_rate() -> None:
+    subject = Subject("small", NARROW_UNET, (5, 17), size=8, batch=2)
+    small_plan = plan(subject)
+    short, long = (sum(step.flops.values()) / 2 for step in small_plan.steps)  # of a window
+    row = replace(
+        presets.find("sd15-interp"),
+        windows=(Window(5, 1), Window(5, 4), Window(17, 4), Window(65, 1)),
+        batch_size=8,
+        steps=1000,
+    )
+    flops = (2 * short + 2 * long) / 4 * 8 * 1000  # 65 was not measured: as 17
+    result = days(small_plan, row)
+    assert result["A100"] == pytest.approx(flops / (GPUS["A100"] * 1e12 * SHARE) / 86_400)
+    output = StringIO()
+    Console(file=output, width=120).print(time_table(small_plan, row))
+    assert "Time of 1,000 steps of 8 windows" in output.getvalue()
+    assert "not measured" in output.getvalue()

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from tests.making.models import OBJECTIVES, SHAPE, encoder_identity, small_model
-from training import presets, sampling
+from training import continuation, presets, sampling
 from training.checkpoint import Run
 from training.codec import Codec
 from training.errors import UsageError
@@ -447,3 +447,87 @@ def test_a_run_that_was_never_trained_is_said_so(
     shutil.copy(runs[0].folder / "run.json", tmp_path)
     with pytest.raises(UsageError, match="no checkpoint yet"):
         sampling.generate(untrained, runs[1], "a fish", coded)
+
+
+# Videos that go on
+
+
+def test_keyframes_go_on_from_the_last_two_which_stay_as_they_were(
+    model: VideoUNet, script: Script
+) -> None:
+    first = replace(script, preset=replace(presets.find("tiny-keyframe"), sampler_steps=2))
+    watched = Watched(model)
+    chain = continuation.chained_keyframes(watched, first, SHAPE, 10)
+    assert len(chain) == 11  # windows of 5 that share 2: 5, 8, 11
+    assert torch.equal(chain[:5], sampling.keyframes(model, first, SHAPE))
+    assert {frames for _, frames in watched.calls} == {5}
+    assert torch.equal(continuation.chained_keyframes(model, first, SHAPE, 8), chain[:8])
+    assert len({frame.sum().item() for frame in chain}) == 11
+
+
+def test_a_long_video_begins_as_the_short_one_and_its_stretches_meet(
+    runs: tuple[Run, Run], coded: Codec, generate: Generate, tmp_path: Path
+) -> None:
+    out = tmp_path / "long.mp4"
+    calls: list[tuple[str, int, int]] = []
+    paths, drifts = continuation.write(
+        *runs, "a fish", coded, out, seconds=9.0, progress=lambda *what: calls.append(what)
+    )
+    assert [path.name for path in paths] == ["long.mp4", "long.png", "long.json"]
+    with av.open(str(out)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        assert container.streams.video[0].average_rate == Fraction(10)
+    assert len(frames) == 90
+    short = generate(num_frames=65)
+    sampling.media.write_mp4(tmp_path / "short.mp4", short.frames, short.fps)
+    with av.open(str(tmp_path / "short.mp4")) as container:
+        begin = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    # compressed one after the other: the same pictures, nearly the same pixels
+    assert np.abs(np.stack(frames[:60]).astype(int) - np.stack(begin[:60])).mean() < 2
+    assert [(drift.start_s, drift.end_s) for drift in drifts] == [(0.0, 6.4), (6.4, 9.0)]
+    assert all(drift.sharpness > 0 and drift.change > 0 for drift in drifts)
+    facts = json.loads(paths[2].read_text())
+    assert (facts["num_frames"], facts["fps"], len(facts["drift"])) == (90, "10/1", 2)
+    assert [call for call in calls if call[0] == "stretches"] == [
+        ("stretches", 1, 2),
+        ("stretches", 2, 2),
+    ]
+
+
+def test_stretches_are_made_one_at_a_time(model: VideoUNet, script: Script) -> None:
+    """However long a video is, no more than a stretch of it is in memory."""
+    keyframes = torch.randn(21, *SHAPE, generator=torch.Generator().manual_seed(0))
+    watched = Watched(model)
+    parts = continuation.stretches(watched, script, keyframes, Fraction(16), 5)
+    first = next(parts)
+    calls = len(watched.calls)
+    assert len(first) == 65
+    assert torch.equal(first[::16], keyframes[:5])
+    assert [len(part) for part in parts] == [64] * 4
+    assert len(watched.calls) == 5 * calls
+
+
+def test_a_clip_is_gone_on_from_for_seconds(
+    runs: tuple[Run, Run], coded: Codec, tmp_path: Path
+) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    out = tmp_path / "on.mp4"
+    paths, _ = continuation.write(
+        *runs, "", coded, out, seconds=1.0, start=tmp_path / "a.png", settings=Settings(steps=1)
+    )
+    assert json.loads(paths[2].read_text())["start"] == "a.png"
+    with av.open(str(out)) as container:
+        first = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    blurred = np.asarray(Image.fromarray(picture).resize((8, 8), Image.Resampling.BOX), int)
+    own = np.asarray(Image.fromarray(first).resize((8, 8), Image.Resampling.BOX), int)
+    assert np.abs(blurred - own).mean() < 8
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, 4000.0, float("nan")])
+def test_a_length_that_cannot_be_is_refused(
+    runs: tuple[Run, Run], coded: Codec, tmp_path: Path, seconds: float
+) -> None:
+    with pytest.raises(UsageError, match="wanted is more than 0 and at most 3600"):
+        continuation.write(*runs, "", coded, tmp_path / "a.mp4", seconds=seconds)
+    assert not list(tmp_path.iterdir())
