@@ -36,13 +36,17 @@ def recipe(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("target", ["train-keyframe", "train-interp", "evaluate"])
 def test_training_takes_the_shards_of_the_recipe_that_was_given(target: str, recipe: Path) -> None:
-    build, train = dry(target, f"MANIFEST={recipe}", "DATA=there").stdout.splitlines()
+    build, train, *others = dry(target, f"MANIFEST={recipe}", "DATA=there").stdout.splitlines()
     assert build.startswith('test -f "there/mine/shards/index.json" || ')
     assert f'pipeline build "{recipe}"' in build
     assert '--shards "there/mine/shards"' in train
     assert "demo" not in train
     run = "runs/mine-keyframe" if target == "train-keyframe" else "runs/mine-interp"
     assert f'--run "{run}"' in train
+    for line in others:  # keyframes are evaluated too, where there are some
+        assert target == "evaluate"
+        assert 'test -f "runs/mine-keyframe/run.json"' in line
+        assert '--shards "there/mine/shards"' in line
 
 
 def test_a_sample_is_made_by_the_runs_of_the_recipe_that_was_given(recipe: Path) -> None:

@@ -717,4 +717,4 @@ def test_a_question_that_is_none_is_refused() -> None:
         (variant.question, variant.answer)
         for variant in ablate.variants(presets.find("tiny-interp"), ablate.QUESTIONS)
     ]
-    assert len(set(answers)) == 5 + 2 + 3 + 2
+    assert len(set(answers)) == 5 + 2 + 4 + 2
