@@ -81,6 +81,8 @@ class Store:
     def prepare(self) -> None:
         """Make the folders and throw away what a killed build left half written."""
         shutil.rmtree(self.root / "tmp", ignore_errors=True)
+        for left_over in self.root.glob(".*.tmp"):  # beside a file that was being replaced
+            left_over.unlink(missing_ok=True)
         for name in ("blobs", "memos", "partial", "tmp"):
             make_folder(self.root / name)
 

@@ -212,3 +212,12 @@ def test_what_is_no_digest_leads_nowhere(store: Store, name: str) -> None:
         store.path(name)
     with pytest.raises(Damaged):
         store.has(Blob(name, 1))
+
+
+def test_what_a_power_cut_left_beside_a_file_of_the_store_is_gone_at_the_next_build(
+    store: Store,
+) -> None:
+    left_over = store.root / ".rates.json.6c999a74d3cf5b14.tmp"
+    left_over.write_bytes(b"")
+    store.prepare()
+    assert not left_over.exists()
