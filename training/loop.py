@@ -525,9 +525,7 @@ def begin(
     try:
         checkpoint.check_preset(row)
     except ValidationError as error:
-        problem = error.errors()[0]
-        field = ".".join(map(str, problem["loc"]))
-        raise UsageError(f"--set {field}: {problem['msg']}, got {problem['input']!r}") from None
+        raise presets.wrong_setting(error) from None
     if steps:
         row = replace(row, steps=steps)
     dataset = dataset_facts(index, flat_source(source))

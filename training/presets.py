@@ -190,10 +190,15 @@ def with_settings(row: Preset, settings: Sequence[str]) -> Preset:
     try:
         changed: Preset = TypeAdapter(Preset).validate_python(values)
     except ValidationError as error:
-        problem = error.errors()[0]
-        field = ".".join(map(str, problem["loc"]))
-        raise UsageError(f"--set {field}: {problem['msg']}, got {problem['input']!r}") from None
+        raise wrong_setting(error) from None
     return changed
+
+
+def wrong_setting(error: Any) -> UsageError:
+    """What pydantic says of a preset's field, as one line with the option that gave it."""
+    problem = error.errors()[0]
+    field = ".".join(map(str, problem["loc"]))
+    return UsageError(f"--set {field}: {problem['msg']}, got {problem['input']!r}")
 
 
 def find(name: str) -> Preset:
