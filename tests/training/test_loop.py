@@ -742,6 +742,16 @@ def test_a_keyframe_model_is_asked_for_more_frames_than_it_was_trained_on(tmp_pa
     assert all("change_ratio" in line for line in ablate.plain(results, 1))
 
 
+def test_a_setting_names_another_2d_model(tmp_path: Path) -> None:
+    index = wave_shards(tmp_path, 1, 70)
+    asked = ("tiny-keyframe", index, tmp_path / "run")
+    run = loop.begin(*asked, None, 0, None, ["unet=tiny-untrained"])
+    assert (run.unet, run.preset.trainable) == ("tiny-untrained", "all")
+    settings = ["unet=tiny-untrained", "trainable=temporal"]
+    assert loop.begin(*asked, None, 0, None, settings).preset.trainable == "temporal"
+    assert loop.begin(*asked, None, 0, None, []).unet == "tiny-image"
+
+
 def held_out(index: Index) -> list[Any]:
     return [shard.model_copy(update={"split": "validation"}) for shard in index.shards]
 
