@@ -286,7 +286,7 @@ V_KEYFRAME = Objective("v_prediction", "left", min_snr=5.0)
 V_IMAGE = Objective("v_prediction", "zeros", zero_snr=True, detail=0.6)
 TINY_KEYFRAME = Objective("v_prediction", "left", zero_snr=True, detail=0.6)
 TINY_INTERP = Objective(
-    "v_prediction", "blend", target="residual", residual_std=0.15, zero_snr=True
+    "v_prediction", "flow", target="residual", residual_std=0.1, zero_snr=True, gate=0.17
 )
 TINY: dict[str, Any] = {
     "trainable": "all", "precision": "float32", "checkpointing": False, "micro_batch": 4,
