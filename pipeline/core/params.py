@@ -43,6 +43,7 @@ class Setup:
 
 LONGEST = 60  # characters of a number that is written as text
 LARGEST = 10**12  # of a number; its fraction's denominator may be the square of a square of it
+NO_TIME = "a time is seconds or [H:]MM:SS, with decimals if need be"
 TOO_LONG = "a number is smaller than 10^12, and written with at most 60 characters"
 
 
@@ -71,12 +72,18 @@ def _time(value: object) -> object:
     """Seconds, or the form [H:]M:S with decimals."""
     if isinstance(value, str) and ":" in value:
         if not re.fullmatch(r"([0-9]{1,9}:){1,2}[0-9]{1,9}(\.[0-9]{1,20})?", value):
-            raise ValueError("a time is seconds or [H:]MM:SS, with decimals if need be")
+            raise ValueError(NO_TIME)
         total = Fraction(0)
         for part in value.split(":"):
             total = total * 60 + Fraction(part)
         return total
-    return _exact(value)
+    exact = _exact(value)
+    if isinstance(exact, str):
+        try:
+            return Fraction(exact)
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(NO_TIME) from None
+    return exact
 
 
 def _own_folder(name: str) -> str:

@@ -1,40 +1,39 @@
 """Sources as people write them: one `[[source]]` of a recipe, or one row of a table beside it.
 
-Tables are csv, jsonl or parquet with a column mapping, so that published lists of addresses, time
-ranges and captions are usable as they are.
+Tables (see rows.py) come with a column mapping, so that published lists of addresses, time ranges
+and captions are usable as they are. A cell keeps its meaning: a number is a text where a text is
+due, a duration is a time; what cannot be meant is refused.
 """
 
 from __future__ import annotations
 
-import ast
-import csv
-import json
+import math
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from datetime import time, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from string import Formatter
 from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.core import canonical
-from pipeline.core.errors import RecipeError, printable
-from pipeline.core.params import Seconds, Table
+from pipeline.core.params import LONGEST, Seconds, Table
 from pipeline.core.reading import shown_value
 from pipeline.core.records import Source
 from pipeline.dataset.naming import NAME
+from pipeline.dataset.written_lists import as_list, is_nothing
+from pipeline.media.addresses import ADDRESS
 
 SCHEMES = (
     "https:, http:, file:, pypi:NAME==VERSION/path/in/wheel, or any that fsspec opens "
     "(s3:, gs:, ...)"
 )
-ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*:[^\x00-\x1f\x7f-\x9f]+")
 WHEEL_ADDRESS = re.compile(r"pypi:[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9._+!-]+/.+")
 # plain {column} names and nothing in them that `str.format` would look into objects for
 TEMPLATE = re.compile(r"([^{}]|\{\{|\}\}|\{[^][{}.!:]+\})*")
-LONGEST_FIELD = 1 << 27  # bytes of one field of a csv file, or of a row of a jsonl file
-LONGEST_LIST = 1 << 20  # characters of a list that is written as text
-LONGEST_LABEL = 1000  # characters of a path in a message
-BATCH = 256  # rows of a parquet file in memory at a time
+LARGEST_WHOLE = 2**53  # larger whole numbers lose digits as a float
 
 
 class SourceEntry(Table):
@@ -104,117 +103,167 @@ class Columns(Table):
     ranges: str | None = Field(
         default=None,
         description=(
-            "Column with a list of [start, end]: one source each, with one caption each if there "
-            "are as many."
+            "Column with a list of [start, end]: one source each. A list of captions has one for "
+            "each; a caption that is no list serves all."
         ),
     )
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The columns of the table that are needed, those in templates too."""
+        return frozenset(name for value in self._mapped.values() for name in names_in(value))
 
-def label(table: Path) -> str:
-    """A table's path for a message: a recipe may name it as it likes."""
-    return printable(str(table)[-LONGEST_LABEL:])
+    @property
+    def _mapped(self) -> dict[str, str]:
+        return {name: value for name, value in self if value is not None}
 
 
-def rows_of(table: Path) -> Iterator[Any]:
-    """The rows of a table, read one after the other. Raises RecipeError; OSError, ValueError and
-    csv.Error for a file that is none of its kind.
+def names_in(column: str) -> tuple[str, ...]:
+    """The columns that a template names; of what is none, itself. `_filled` says what is wrong with
+    a wrong one.
     """
-    if not table.is_file():
-        raise RecipeError(f"there is no sources table {label(table)}")
-    if table.suffix == ".csv":
-        yield from _rows_of_csv(table)
-    elif table.suffix == ".jsonl":
-        yield from _rows_of_jsonl(table)
-    elif table.suffix == ".parquet":
-        yield from _rows_of_parquet(table)
-    else:
-        raise RecipeError(f"{label(table)}: a sources table ends in .csv, .jsonl or .parquet")
+    if "{" not in column:
+        return (column,)
+    if not TEMPLATE.fullmatch(column):
+        return ()
+    return tuple(name for _, name, _, _ in Formatter().parse(column) if name is not None)
 
 
-def _rows_of_csv(table: Path) -> Iterator[Any]:
-    csv.field_size_limit(LONGEST_FIELD)
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        yield from csv.DictReader(file)
+class CellError(ValueError):
+    """What is wrong with a cell, or several of a row; `column` is as the recipe has it."""
 
-
-def _rows_of_jsonl(table: Path) -> Iterator[Any]:
-    with table.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(iter(lambda: file.readline(LONGEST_FIELD), ""), 1):
-            try:
-                row = json.loads(line)
-                # half a character can be written in JSON, and nowhere else
-                json.dumps(row, ensure_ascii=False).encode()
-            except (ValueError, RecursionError) as error:
-                raise RecipeError(f"{label(table)}: row {number}: not JSON: {error}") from error
-            yield row
-
-
-def _rows_of_parquet(table: Path) -> Iterator[Any]:
-    from pyarrow import parquet
-
-    for batch in parquet.ParquetFile(table).iter_batches(BATCH):
-        yield from batch.to_pylist()
+    def __init__(self, column: str, problem: str) -> None:
+        super().__init__(f"{column}: {problem}")
 
 
 def values_of_row(row: Mapping[str, Any], columns: Columns) -> Iterator[dict[str, Any]]:
     """One row as the values of one source, or of one per time range. Raises KeyError for a column
     that is not there, ValueError.
     """
-    captions = as_list(_cell(row, columns.caption))
-    common = _filled(row, columns, ("uri", "id", "license", "sha256"))
+    texts = {
+        name: _text(row, getattr(columns, name)) for name in ("uri", "id", "license", "sha256")
+    }
+    common = {name: text for name, text in texts.items() if text is not None}
+    captions, is_list = _captions(row, columns.caption)
     if columns.ranges is None:
-        yield {**common, "caption": captions, **_filled(row, columns, ("start", "end"))}
+        times = {name: _time(row, getattr(columns, name)) for name in ("start", "end")}
+        given = {name: value for name, value in times.items() if value is not None}
+        yield {**common, **given, "caption": [caption for caption in captions if caption]}
         return
-    ranges = as_list(_cell(row, columns.ranges))
-    has_caption_each = len(captions) == len(ranges)
-    for index, span in enumerate(ranges):
-        if not isinstance(span, list | tuple) or len(span) != 2:
-            raise ValueError(
-                f"{columns.ranges}: got {shown_value(span)}, a time range is [start, end]"
-            )
-        values = {**common, "start": span[0], "end": span[1], "caption": captions}
-        if has_caption_each:
-            values["caption"] = captions[index : index + 1]
+    ranges = _ranges(row, columns.ranges)
+    if is_list and len(captions) != len(ranges):
+        raise CellError(
+            columns.caption or "caption",
+            f"got {len(captions)} captions, wanted is one for each of the {len(ranges)} time "
+            f"ranges of {columns.ranges!r}, or one text for all",
+        )
+    for index, (start, end) in enumerate(ranges):
+        own = captions[index : index + 1] if is_list else captions
+        values = {**common, "start": start, "end": end}
+        values["caption"] = [caption for caption in own if caption]
         if "id" in common:
             values["id"] = f"{common['id']}-{index:03d}"
         yield values
 
 
-def _filled(row: Mapping[str, Any], columns: Columns, names: tuple[str, ...]) -> dict[str, Any]:
-    """The values of those columns that hold something in this row."""
-    values = {name: _cell(row, getattr(columns, name)) for name in names}
-    return {name: value for name, value in values.items() if value not in (None, "")}
+def _captions(row: Mapping[str, Any], column: str | None) -> tuple[list[str | None], bool]:
+    """The captions of a row, None for one that is left out of a list, and whether they are one."""
+    if column is None:
+        return [], False
+    value = row[column] if "{" not in column else _filled(row, column)
+    captions, is_list = _in_column(column, as_list, value)
+    return [None if is_nothing(one) else text_of(column, one) for one in captions], is_list
 
 
-def _cell(row: Mapping[str, Any], column: str | None) -> Any:
-    """What stands in a column, or a template of columns."""
+def _ranges(row: Mapping[str, Any], column: str) -> list[tuple[object, object]]:
+    spans, _ = _in_column(column, as_list, row[column] if "{" not in column else None)
+    if not spans:
+        raise CellError(column, "is empty, wanted is a list of [start, end]")
+    for span in spans:
+        if not isinstance(span, list | tuple) or len(span) != 2 or any(map(is_nothing, span)):
+            raise CellError(column, f"got {shown_value(span)}, a time range is [start, end]")
+    return [(seconds_of(column, start), seconds_of(column, end)) for start, end in spans]
+
+
+def _in_column(column: str, read: Any, value: object) -> Any:
+    try:
+        return read(value)
+    except CellError:
+        raise
+    except ValueError as error:
+        raise CellError(column, str(error)) from error
+
+
+def _text(row: Mapping[str, Any], column: str | None) -> str | None:
+    """The text in a column, or a template of columns; None if nothing stands there."""
     if column is None:
         return None
-    if "{" not in column:
-        return row[column]
-    if not TEMPLATE.fullmatch(column):
+    if "{" in column:
+        return _filled(row, column)
+    value = row[column]
+    return None if is_nothing(value) else text_of(column, value)
+
+
+def _time(row: Mapping[str, Any], column: str | None) -> object:
+    if column is None:
+        return None
+    value = row[column] if "{" not in column else _filled(row, column)
+    return None if is_nothing(value) else seconds_of(column, value)
+
+
+def _filled(row: Mapping[str, Any], template: str) -> str | None:
+    """A template, filled; None if all its columns are empty. Raises CellError if one of them is:
+    half an address is another one.
+    """
+    if not TEMPLATE.fullmatch(template):
         raise ValueError(
-            f"{column!r}: a template holds plain {{column}} names: no '.', '[', '!' or ':' in "
+            f"{template!r}: a template holds plain {{column}} names: no '.', '[', '!' or ':' in "
             "braces"
         )
-    return column.format_map(row)
+    names = names_in(template)
+    empty = [name for name in names if is_nothing(row[name])]
+    if names and len(empty) == len(names):
+        return None
+    if empty:
+        raise CellError(empty[0], f"is empty, and {template!r} needs it")
+    return template.format_map({name: text_of(name, row[name]) for name in names})
 
 
-def as_list(value: Any) -> list[Any]:
-    """A list as it is, one written as text read, anything else as a list of one."""
-    if value is None or value == "":
-        return []
-    if isinstance(value, str) and value.startswith("["):
-        if len(value) > LONGEST_LIST:
-            raise ValueError(
-                f"got {value[:20]!r}..., a list of more than {LONGEST_LIST} characters"
-            )
+def text_of(column: str, value: object) -> str:
+    """A cell as a text: a whole number without a point, as whoever counted wrote it. Raises
+    CellError for what is no text and no number.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        if not value.is_integer():
+            return str(value)
+        if abs(value) < LARGEST_WHOLE:  # a column of whole numbers and gaps is one of floats
+            return str(int(value))
+        raise CellError(column, f"got {value!r}, a number whose last digits are lost")
+    if isinstance(value, Decimal) and value.is_finite() and abs(value.adjusted()) < LONGEST:
+        return format(value, "f")
+    if isinstance(value, bytes):
         try:
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-            if isinstance(error, RecursionError | MemoryError) or "nested" in str(error):
-                raise ValueError(
-                    f"got {value[:20]!r}..., which is nested too deeply for a list"
-                ) from None
-            return [value]
-    return list(value) if isinstance(value, list | tuple) else [value]
+            return value.decode()
+        except UnicodeDecodeError:
+            pass
+    raise CellError(column, f"got {shown_value(value)}, wanted is a text")
+
+
+def seconds_of(column: str, value: object) -> object:
+    """A cell as what `Seconds` takes. Raises CellError for what is no time in a video."""
+    if isinstance(value, timedelta):
+        return Fraction(value // timedelta(microseconds=1), 10**6)
+    if isinstance(value, time):
+        since = timedelta(hours=value.hour, minutes=value.minute, seconds=value.second)
+        return Fraction(since // timedelta(seconds=1)) + Fraction(value.microsecond, 10**6)
+    if isinstance(value, Decimal) and value.is_finite() and abs(value.adjusted()) < LONGEST:
+        return Fraction(value)
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, int | float | Fraction) and not isinstance(value, bool):
+        return value
+    raise CellError(column, f"got {shown_value(value)}, wanted is seconds or [H:]MM:SS")

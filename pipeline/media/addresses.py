@@ -6,13 +6,18 @@ import glob
 import hashlib
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import unquote
 
 from pipeline.core.errors import RecipeError
 from pipeline.core.records import Source
+
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*:[^\x00-\x1f\x7f-\x9f]+")
+FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
 
 
 def scheme(uri: str) -> str:
@@ -30,15 +35,67 @@ def identity(source: Source, folder: Path) -> object:
 
 
 def matches(uri: str, folder: Path) -> list[Path]:
-    """Files a `file:` address means, sorted; a relative one begins at the recipe's folder."""
-    pattern = re.sub(r"^file:(//)?", "", uri)
+    """Files a `file:` address means, sorted; a relative one begins at the recipe's folder.
+
+    A name is taken as it is written. Only where no file has it, it may be a URL's (`%20`, the host
+    `localhost`), begin at the home folder (`~`), or be spelt in the other Unicode form.
+    """
+    for pattern in local_patterns(uri):
+        if paths := _files(pattern, folder, is_glob=glob.has_magic(uri)):
+            return paths
+    return []
+
+
+def local_patterns(uri: str) -> list[str]:
+    """What the path of a `file:` address may be, the most literal reading first."""
+    path = uri.partition(":")[2]
+    path = path.removeprefix("//localhost") if path.startswith("//localhost/") else path
+    path = path.removeprefix("//") if path.startswith("//") else path
+    readings = [path, os.path.expanduser(path)] if path.startswith("~") else [path]
+    return list(dict.fromkeys([*readings, *map(unquote, readings)]))
+
+
+def is_there(uri: str, folder: Path) -> bool:
+    """Whether what an address names on this machine is there; of other addresses nobody is
+    asked.
+    """
+    return scheme(uri) != "file" or bool(matches(uri, folder))
+
+
+def _files(pattern: str, folder: Path, is_glob: bool) -> list[Path]:
     path = os.path.join(folder, pattern)
     # a file whose name holds brackets or stars is meant as it is
-    if os.path.exists(path) or not glob.has_magic(pattern):
-        paths = [path]
+    if (exact := _in_any_form(path)) is not None:
+        paths = {exact}
+    elif is_glob:
+        forms = {pattern, *(unicodedata.normalize(form, pattern) for form in FORMS)}
+        roots = [os.path.join(glob.escape(str(folder)), form) for form in forms]
+        paths = {path for root in roots for path in glob.glob(root, recursive=True)}
     else:
-        paths = glob.glob(os.path.join(glob.escape(str(folder)), pattern), recursive=True)
+        return []
     return sorted(Path(path) for path in paths if os.path.isfile(path))
+
+
+def _in_any_form(path: str) -> str | None:
+    """The path of that name as it is on disk, where composed letters (NFC) and decomposed ones
+    (NFD, as macOS writes) are two names; None if there is none.
+    """
+    if os.path.exists(path):
+        return path
+    if path.isascii() or "\0" in path:
+        return None
+    parent, name = os.path.split(path)
+    there = _in_any_form(parent) if name and parent != path else None
+    if there is None or not os.path.isdir(there):
+        return None
+    plain = plain_form(name)
+    siblings = [sibling for sibling in os.listdir(there) if plain_form(sibling) == plain]
+    return os.path.join(there, min(siblings)) if siblings else None
+
+
+def plain_form(name: str) -> str:
+    """A name in one of its Unicode forms, so that two spellings of it are equal."""
+    return unicodedata.normalize("NFC", name)
 
 
 def path_in_recipe(path: Path, folder: Path) -> str:

@@ -205,13 +205,18 @@ def _file_of_glob(video: LockedVideo, entry: Source, folder: Path) -> Path | Non
     paths = [
         path
         for path in addresses.matches(entry.uri, folder)
-        if public(f"file:{addresses.path_in_recipe(path, folder)}") == video.uri
+        if _public_name(path, folder) == addresses.plain_form(video.uri)
     ]
     if len(paths) > 1:
         for path in paths:
             if canonical.file_digest(path) == video.sha256:
                 return path
     return paths[0] if paths else None
+
+
+def _public_name(path: Path, folder: Path) -> str:
+    """A file as a lock names it, whatever Unicode form this disk has."""
+    return addresses.plain_form(public(f"file:{addresses.path_in_recipe(path, folder)}"))
 
 
 def walk(loaded: Loaded, locked: Lock, visit: Visit, device: str) -> Iterator[Step]:

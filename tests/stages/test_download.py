@@ -445,6 +445,32 @@ def test_files_of_a_renamed_folder_are_found_again(
     assert len(download_all([source], store, tmp_path).records) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "uri"),
+    [
+        ("my film.mp4", "file://{folder}/my%20film.mp4"),
+        ("my film.mp4", "file://localhost{folder}/my%20film.mp4"),
+        ("my film.mp4", "file:my%20film.mp4"),
+        ("my%20film.mp4", "file:my%20film.mp4"),
+        ("50%.mp4", "file:50%.mp4"),
+        ("a*.mp4", "file:a%2A.mp4"),
+        ("film.mp4", "file:~/film.mp4"),
+        ("film.mp4", "file://{folder}/film.mp4"),
+        ("\u00e9t\u00e9/\u00e9.mp4", "file:e\u0301te\u0301/e\u0301.mp4"),
+        ("e\u0301te\u0301/e\u0301.mp4", "file:\u00e9t\u00e9/\u00e9.mp4"),
+        ("e\u0301te\u0301/e\u0301.mp4", "file:\u00e9t\u00e9/\u00e9*.mp4"),
+    ],
+)
+def test_a_file_is_found_in_each_way_its_name_is_written(
+    store: Store, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, uri: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    shutil.copy(small, tmp_path / name)
+    source = Source("a", uri.format(folder=tmp_path))
+    assert len(download_all([source], store, tmp_path).records) == 1
+
+
 def test_a_recipe_may_lie_in_a_folder_with_brackets(
     store: Store, small: Path, tmp_path: Path
 ) -> None:
