@@ -1,9 +1,9 @@
 """Lists that somebody wrote as text: JSON, Python, and what numpy, pandas and datasets print.
 
-    ["a man", null]   ['a man', "it's"]   ['a man' 'a dog']   [array(['0:01'], dtype=object)]
+    ["a man", null]   ['a man', "it's"]   [array(['0:01', '0:05'], dtype=object)]   [[0.  1.5]]
 
-The items of one list are parted by commas or by blanks, never by both: Python would join two
-strings that stand side by side. Numbers come as they are written.
+The items of one list are parted by commas or by blanks, never by both. Strings need commas: of two
+that stand side by side Python makes one, and numpy means two. Numbers come as they are written.
 """
 
 from __future__ import annotations
@@ -141,6 +141,7 @@ class _Reader:
     def _items(self, depth: int) -> list[Any]:
         values: list[Any] = []
         separators: set[str] = set()
+        quoted: list[bool] = []  # of each value, whether it begins with a quote
         while True:
             has_blank = self._blank()
             has_comma = bool(values) and self._next("comma") is not None
@@ -153,4 +154,9 @@ class _Reader:
                 separators.add("comma" if has_comma else "blank")
             if len(separators) > 1:
                 raise _NoListError("some of its values are parted by commas, others by blanks")
+            quoted.append(self._text[self._at : self._at + 1] in ("'", '"'))
+            if not has_comma and quoted[-2:] == [True, True]:
+                raise _NoListError(
+                    "two strings stand side by side without a comma: numpy means two, Python one"
+                )
             values.append(self._value(depth + 1))

@@ -853,8 +853,7 @@ SPANS = "[['0:00:01','0:00:05'],['0:00:05','0:00:09']]"
 @pytest.mark.parametrize(
     ("spans", "captions", "expected"),
     [
-        (SPANS, "['a man' 'a dog']", ["a man", "a dog"]),
-        (SPANS, "['a man'\n 'it\\'s a dog']", ["a man", "it's a dog"]),
+        (SPANS, "['a man',\n 'it\\'s a dog']", ["a man", "it's a dog"]),
         (SPANS, '["a man", "a dog"]', ["a man", "a dog"]),
         (SPANS, "array(['a man', 'a dog'], dtype=object)", ["a man", "a dog"]),
         (SPANS, "[np.str_('a man'), np.str_('a dog')]", ["a man", "a dog"]),
@@ -895,7 +894,10 @@ def test_lists_as_others_write_them(
             '["a man"]',
             "caption: got 1 captions, wanted is one for each of the 2",
         ),
-        ("[[1, 2]]", "['a man' 'a dog', 'a cat']", "parted by commas, others by blanks"),
+        ("[[1, 2], [2, 3]]", "['a man' 'a dog']", "side by side without a comma: numpy means two"),
+        ("[[1, 2]]", "['a man'\n 'a dog']", "side by side without a comma"),
+        ("[[1, 2]]", "['a man' 'a dog', 'a cat']", "side by side without a comma"),
+        ("[[1 2, 3]]", "x", "parted by commas, others by blanks"),
         ("[[1, 2]]", "['a man' 'a d", "which is no list"),
         ("[[1, 2]]", "['a man' ... 'a dog']", "which is no list"),
         ("[[1, 2]]", "[a man, a dog]", "which is no list"),
@@ -917,7 +919,7 @@ def test_lists_that_are_half_or_do_not_agree_are_refused(
 
 
 def test_a_list_without_ranges_is_several_captions(tmp_path: Path) -> None:
-    write_table(tmp_path / "t.csv", [{"uri": "file:a", "caption": "['a man' 'a dog']"}])
+    write_table(tmp_path / "t.csv", [{"uri": "file:a", "caption": "['a man', 'a dog']"}])
     (source,) = sources(tmp_path, f'sources = "t.csv"\n[columns]\n{CAPTION}\n')
     assert source.captions == ("a man", "a dog")
 
