@@ -107,6 +107,11 @@ class Loaded:
         """The sources, by key."""
         return {source.key: source for source in self.sources}
 
+    @cached_property
+    def footage(self) -> removals.Footage:
+        """What was taken down, by its bytes."""
+        return removals.footage_of(self.removed)
+
     def setup(self, device: str, offline: bool = False) -> Setup:
         """What the stages of this dataset are made from."""
         tables = tuple(value for _, value in self.recipe if isinstance(value, Table))

@@ -17,6 +17,9 @@ from pipeline.core.errors import RecipeError
 from pipeline.core.records import Source
 
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*:[^\x00-\x1f\x7f-\x9f]+")
+PLAIN = re.compile(r"[A-Za-z0-9_-]{1,80}")  # a name that is a part of a key as it is
+DIGITS = 12  # of a digest in a key: a million files have less than one chance in 500 to share one
+LONGEST = 60  # characters of a name before its digest: the end tells files apart
 FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
 
 
@@ -35,15 +38,32 @@ def identity(source: Source, folder: Path) -> object:
 
 
 def matches(uri: str, folder: Path) -> list[Path]:
-    """Files a `file:` address means, sorted; a relative one begins at the recipe's folder.
+    """Files a `file:` address means, sorted; see `named_matches`."""
+    return [path for path, _ in named_matches(uri, folder)]
+
+
+def named_matches(uri: str, folder: Path) -> list[tuple[Path, str]]:
+    """Files a `file:` address means, sorted, each with its path from the folder on that the address
+    names without any star; a relative address begins at the recipe's folder.
 
     A name is taken as it is written. Only where no file has it, it may be a URL's (`%20`, the host
     `localhost`), begin at the home folder (`~`), or be spelt in the other Unicode form.
     """
     for pattern in local_patterns(uri):
         if paths := _files(pattern, folder, is_glob=glob.has_magic(uri)):
-            return paths
+            depth = _fixed_depth(pattern, folder)
+            return [(path, "/".join(path.parts[depth:]) or path.name) for path in paths]
     return []
+
+
+def _fixed_depth(pattern: str, folder: Path) -> int:
+    """How many parts of a matching path are the same for all: those before the first star, or all
+    but the last.
+    """
+    parts = Path(pattern).parts
+    depth = 0 if os.path.isabs(pattern) else len(folder.parts)
+    fixed = next((index for index, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    return depth + min(fixed, len(parts) - 1)
 
 
 def local_patterns(uri: str) -> list[str]:
@@ -118,14 +138,33 @@ def stamp(path: Path) -> list[Any]:
     return [path.name, status.st_size, status.st_mtime_ns, status.st_ino]
 
 
-def unique(names: Sequence[str]) -> list[str]:
-    """Names fit for keys: letters, digits, - and _; what is no longer unique then gets a digest."""
-    short = [re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:80] for name in names]
-    counts = Counter(short)
-    keys: list[str] = []
-    for index, name in enumerate(names):
-        key = short[index]
-        if counts[key] > 1:
-            key += "-" + hashlib.sha256(f"{index}/{name}".encode()).hexdigest()[:8]
-        keys.append(key)
+def key_of_file(name: str) -> str:
+    """A file of many as a part of a key: by its path alone, so that no other file changes it.
+
+    `a.mp4` is `a`; another ending, a folder, or letters that no key has cost a short digest, with
+    which two names stay two.
+    """
+    name = plain_form(name)
+    stem, ending = os.path.splitext(name)
+    return stem if ending == ".mp4" and PLAIN.fullmatch(stem) else _with_digest(stem, name)
+
+
+def keys_of_list(entries: Sequence[tuple[str, str]]) -> list[str]:
+    """Videos of a list, as (id, address), as parts of keys: by the id. Only an id that the list
+    gives to two addresses needs these too.
+    """
+    counts = Counter(name for name, _ in entries)
+    keys = []
+    for name, address in entries:
+        if counts[name] > 1:
+            keys.append(_with_digest(name, f"{name} {address}"))
+        else:
+            keys.append(name if PLAIN.fullmatch(name) else _with_digest(name, name))
     return keys
+
+
+def _with_digest(short: str, whole: str) -> str:
+    """What of a name is fit for a key, and a digest of the whole of it."""
+    readable = re.sub(r"[^A-Za-z0-9_-]+", "_", unicodedata.normalize("NFKD", short).strip("/"))
+    digest = hashlib.sha256(whole.encode()).hexdigest()[:DIGITS]
+    return f"{readable.strip('_')[-LONGEST:]}-{digest}".lstrip("-_")

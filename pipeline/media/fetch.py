@@ -200,6 +200,11 @@ def _yt_dlp(options: dict[str, Any]) -> Any:
             finally:
                 self.depth -= 1
 
+        def process_video_result(self, answer: dict[str, Any], *rest: Any, **options: Any) -> Any:
+            for form in (answer, *(answer.get("formats") or ())):
+                _name_by_nothing(form, is_direct=bool(answer.get("direct")))
+            return super().process_video_result(answer, *rest, **options)
+
         def urlopen(self, request: Any) -> Any:
             if isinstance(request, str):
                 request = Request(request)
@@ -257,6 +262,21 @@ def _without_urllib_for_http(handlers: Any) -> list[Any]:
         _SUPPORTED_URL_SCHEMES = ("data", "ftp")
 
     return [WithoutHttpRH if handler is UrllibRH else handler for handler in handlers]
+
+
+def _name_by_nothing(form: dict[str, Any], is_direct: bool) -> None:
+    """Have a format fetched whatever its address ends in (`.php`, `.MTS`, nothing) and whatever a
+    server calls the bytes of a direct address: what they are is seen when they are probed.
+
+    yt-dlp refuses endings that are not on its list, since it names files by them; here the ending
+    becomes one that is.
+    """
+    from yt_dlp.utils._utils import _UnsafeExtensionError
+
+    if form.get("ext") and form["ext"] not in _UnsafeExtensionError.ALLOWED_EXTENSIONS:
+        form["ext"] = "unknown_video"
+    if is_direct and form.get("vcodec") == "none":
+        form["vcodec"] = None
 
 
 def _bounded(response: Any, most: int, is_video: bool) -> Callable[..., bytes]:

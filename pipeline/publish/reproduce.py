@@ -163,6 +163,11 @@ def source_of(
     if removal:
         detail = removal.why or f"taken down on {removal.at}"
         return Rejection(video.key, "download", "bad", "removed", detail)
+    span = (video.start_s, video.end_s)
+    part = loaded.footage.removal_of_part(video.key, video.sha256, span)
+    if part:
+        detail = f"the footage of '{part[0]}', taken down on {part[1].at}"
+        return Rejection(video.key, "download", "bad", "removed", detail)
     if entry is None:
         return _not_found(video, "the recipe does not name it any more")
     uri = entry.uri

@@ -1,8 +1,9 @@
 """Source -> Source*: what names many videos (a glob, a playlist, a channel) into one source each.
 
 Local files are looked at anew each time. A list on the web is remembered by its address, so that an
-edited caption does not ask for it again; `refresh` forgets it. Keys of the videos follow from their
-names; captions, licence and time range are the source's.
+edited caption does not ask for it again; `refresh` forgets it. The key of a video follows from what
+it is (its path, its id), never from its place in the list; captions, licence and time range are the
+source's.
 """
 
 from __future__ import annotations
@@ -19,9 +20,15 @@ from pipeline.core.records import Source
 from pipeline.core.stage import Stage
 from pipeline.core.store import Store
 from pipeline.media import fetch
-from pipeline.media.addresses import matches, path_in_recipe, scheme, unique
+from pipeline.media.addresses import (
+    key_of_file,
+    keys_of_list,
+    named_matches,
+    path_in_recipe,
+    scheme,
+)
 
-VERSION = 2
+VERSION = 3
 MAKES = Source
 
 
@@ -52,11 +59,11 @@ def process(source: Source, store: Store, params: fetch.Params, folder: Path) ->
     read.
     """
     if scheme(source.uri) == "file" and glob.has_magic(source.uri):
-        paths = matches(source.uri, folder)
-        if not paths:
+        files = named_matches(source.uri, folder)
+        if not files:
             raise Unavailable("not-found", f"no file matches {source.uri}")
-        uris = [f"file:{path_in_recipe(path, folder)}" for path in paths]
-        names = unique([path.stem for path in paths])
+        uris = [f"file:{path_in_recipe(path, folder)}" for path, _ in files]
+        names = [key_of_file(name) for _, name in files]
     elif needs_no_answer(source):
         yield source
         return
@@ -65,7 +72,8 @@ def process(source: Source, store: Store, params: fetch.Params, folder: Path) ->
         if entries is None:
             yield source
             return
+        entries = list(dict.fromkeys(entries))  # a list may name a video twice
         uris = [uri for _, uri in entries]
-        names = unique([name for name, _ in entries])
+        names = keys_of_list(entries)
     for uri, name in zip(uris, names, strict=True):
         yield replace(source, key=f"{source.key}-{name}", uri=uri)
