@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import Field, ValidationError, create_model, model_validator
 
 from pipeline.core import canonical
+from pipeline.core.columns import CellError, Columns
 from pipeline.core.errors import RecipeError, printable
 from pipeline.core.params import DatasetName, Setup, Table
 from pipeline.core.reading import shown, shown_value
@@ -25,7 +26,7 @@ from pipeline.dataset import removals
 from pipeline.dataset.complaint import complaint_of, header_lines, line_of, value_complaint
 from pipeline.dataset.naming import NAME, toml_of
 from pipeline.dataset.rows import KINDS, label, no_column, rows_of
-from pipeline.dataset.source_table import CellError, Columns, SourceEntry, values_of_row
+from pipeline.dataset.source_table import SourceEntry, values_of_row
 from pipeline.media import addresses, detectors
 from pipeline.media.fetch import Params as Download
 from pipeline.media.reel import Params as Extract

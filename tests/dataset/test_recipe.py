@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from pipeline.core import canonical
+from pipeline.core.columns import Columns
 from pipeline.core.errors import RecipeError
 from pipeline.core.executors import Inline
 from pipeline.core.params import Setup, Table
@@ -28,8 +29,8 @@ from pipeline.core.records import Source
 from pipeline.core.stage import Progress, run_stage
 from pipeline.core.store import Store
 from pipeline.dataset import recipe
-from pipeline.dataset.recipe import Columns, SourceEntry
 from pipeline.dataset.recipe import FullRecipe as Recipe
+from pipeline.dataset.recipe import SourceEntry
 from pipeline.media import detectors, fetch
 from pipeline.stages import NAMES, download, expand
 
