@@ -25,19 +25,24 @@ T = TypeVar("T", bound=Table)
 @dataclass(frozen=True)
 class Setup:
     """What stages are made from: a recipe's tables, the folder it lies in, where models run, and
-    whether they must be on this machine already (`offline`).
+    whether they must be on this machine already (`offline`), and whether what was fetched stays
+    when it has been used (`keep_raw`).
     """
 
     tables: tuple[Table, ...]
     folder: Path = Path()
     device: str = "auto"
     offline: bool = False
+    keep_raw: bool = True
+
+    def find(self, kind: type[T]) -> T | None:
+        """The table of that kind, or None if the recipe has none."""
+        return next((table for table in self.tables if isinstance(table, kind)), None)
 
     def table(self, kind: type[T]) -> T:
         """The table of that kind. Raises LookupError if the recipe has none."""
-        for table in self.tables:
-            if isinstance(table, kind):
-                return table
+        if (table := self.find(kind)) is not None:
+            return table
         raise LookupError(f"no table of {kind.__module__}.{kind.__name__} in the recipe")
 
 

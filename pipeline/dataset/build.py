@@ -138,7 +138,7 @@ def _pass_raw_videos(
     raws: RawVideos,
 ) -> None:
     """Take every source as far as clips, a few raw videos at a time."""
-    setup = loaded.setup(device)
+    setup = replace(loaded.setup(device), keep_raw=False)
     visit = runner(store, executor, progress, stage_of("download", setup))
     raws.kept = passage.videos_of_others(data, loaded.recipe.name, store)
     [expand] = walk(setup, visit, loaded.sources, NAMES[:1], loaded.removed)

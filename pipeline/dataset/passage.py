@@ -55,7 +55,7 @@ class Passage:
         for sources in by_address.values():
             self._take(sources)
         for uri in by_address:
-            fetch.forget_wheel(uri, self.store)
+            fetch.forget_bundle(uri, self.store)
         return ()
 
     def _take(self, sources: Sequence[Record]) -> None:

@@ -27,7 +27,7 @@ from pipeline.dataset.complaint import complaint_of, header_lines, line_of, valu
 from pipeline.dataset.naming import NAME, toml_of
 from pipeline.dataset.rows import KINDS, label, no_column, rows_of
 from pipeline.dataset.source_table import SourceEntry, values_of_row
-from pipeline.media import addresses, detectors
+from pipeline.media import addresses, archives, detectors
 from pipeline.media.fetch import Params as Download
 from pipeline.media.reel import Params as Extract
 from pipeline.stages import NAMES
@@ -125,6 +125,10 @@ class Loaded:
         """
         written_otherwise = {"source", "sources", "columns"}  # what they give is in `sources`
         options = self.recipe.model_dump(exclude=written_otherwise, exclude_defaults=True)
+        if any(addresses.scheme(source.uri) in addresses.ARCHIVES for source in self.sources):
+            # what stands beside a video in an archive is read by them
+            columns = self.recipe.columns
+            options["columns"] = {"caption": columns.caption, "license": columns.license}
         return canonical.digest([canonical.plain(options), self.sources])
 
 
@@ -148,7 +152,7 @@ def check_files(path: Path, removed: Collection[str]) -> None:
     complaints = []
     for place, entry in _entries(recipe, path, text):
         source = entry.source()
-        if source.key not in removed and not addresses.is_there(source.uri, path.parent):
+        if source.key not in removed and not archives.is_there(source.uri, path.parent):
             complaints.append(f"{place}: uri: there is no file {printable(source.uri)}")
     if complaints:
         raise RecipeError("\n".join(_first(complaints)))

@@ -27,17 +27,17 @@ from pipeline.core.reading import shown_value
 from pipeline.core.records import Source
 from pipeline.core.written_lists import as_list, is_nothing
 from pipeline.dataset.naming import NAME
-from pipeline.media.addresses import ADDRESS
+from pipeline.media.addresses import ADDRESS, ARCHIVES, archive_of
 
 SCHEMES = (
-    "https:, http:, file:, pypi:NAME==VERSION/path/in/wheel, or any that fsspec opens "
-    "(s3:, gs:, ...)"
+    "https:, http:, file:, tar: and zip: (archives), pypi:NAME==VERSION/path/in/wheel, or any "
+    "that fsspec opens (s3:, gs:, ...)"
 )
 WHEEL_ADDRESS = re.compile(r"pypi:[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9._+!-]+/.+")
 
 
 class SourceEntry(Table):
-    """`[[source]]`: one video, or a glob, playlist or channel of many."""
+    """`[[source]]`: one video, or a glob, archive, playlist or channel of many."""
 
     uri: str = Field(description=f"Where the video is: {SCHEMES}.")
     id: str | None = Field(
@@ -69,7 +69,16 @@ class SourceEntry(Table):
             )
         if uri.startswith("pypi:") and not WHEEL_ADDRESS.match(uri):
             raise ValueError("a pypi: address has the form pypi:NAME==VERSION/path/in/wheel")
+        if uri.partition(":")[0] in ARCHIVES:
+            archive_of(uri)
         return uri
+
+    @model_validator(mode="after")
+    def _of_one_video(self) -> Self:
+        is_archive = self.uri.partition(":")[0] in ARCHIVES
+        if self.sha256 is not None and is_archive and archive_of(self.uri).member is None:
+            raise ValueError("sha256 is of one video: an archive holds many")
+        return self
 
     @model_validator(mode="after")
     def _forward(self) -> Self:

@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote
@@ -17,6 +18,8 @@ from pipeline.core.errors import RecipeError
 from pipeline.core.records import Source
 
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*:[^\x00-\x1f\x7f-\x9f]+")
+ARCHIVES = ("tar", "zip")  # schemes
+UNSAFE = re.compile("[%!\x00-\x1f\x7f-\x9f\ud800-\udfff]+")  # of a member's name in an address
 PLAIN = re.compile(r"[A-Za-z0-9_-]{1,80}")  # a name that is a part of a key as it is
 DIGITS = 12  # of a digest in a key: a million files have less than one chance in 500 to share one
 LONGEST = 60  # characters of a name before its digest: the end tells files apart
@@ -27,10 +30,65 @@ def scheme(uri: str) -> str:
     return uri.partition(":")[0].lower()
 
 
+@dataclass(frozen=True)
+class Archive:
+    """`tar:PLACE` or `zip:PLACE`, or a member of one, `tar:PLACE!/MEMBER`. `place` is an address:
+    `file:...`, `https://...`, `s3://...`.
+    """
+
+    kind: str
+    place: str
+    member: str | None = None
+
+    @property
+    def uri(self) -> str:
+        """The address; a local place is written without its `file:`."""
+        whole = f"{self.kind}:{self.place.removeprefix('file:')}"
+        if self.member is None:
+            return whole
+        return f"{whole}!/{UNSAFE.sub(_quoted, self.member)}"
+
+
+def archive_of(uri: str) -> Archive:
+    """The archive that a `tar:` or `zip:` address names. Raises ValueError for one that names
+    none.
+    """
+    kind, _, rest = uri.partition(":")
+    place, mark, member = rest.rpartition("!/")
+    if not mark:
+        place, member = rest, ""
+    if not re.match(r"[a-z][a-z0-9+.-]+:", place):
+        place = f"file:{place}"
+    if not place.partition(":")[2].strip("/") or (mark and not member):
+        raise ValueError(f"{kind}:PATH, {kind}:https://... or {kind}:PATH!/MEMBER is wanted")
+    if scheme(place) in (*ARCHIVES, "pypi") or "::" in place:
+        raise ValueError("an archive lies in no other archive: name the file where it is")
+    name = unquote(member, errors="surrogateescape") if mark else None
+    return Archive(kind, place, name)
+
+
+def _quoted(match: re.Match[str]) -> str:
+    return "".join(f"%{byte:02X}" for byte in os.fsencode(match[0]))
+
+
+def is_from_web(uri: str) -> bool:
+    """Whether an address is asked for over a network, if it is a list or an archive."""
+    place = archive_of(uri).place if scheme(uri) in ARCHIVES else uri
+    return scheme(place) in ("http", "https") or (scheme(uri) in ARCHIVES and not is_local(place))
+
+
+def is_local(uri: str) -> bool:
+    """Whether an address is of a file of this machine."""
+    return scheme(uri) == "file"
+
+
 def identity(source: Source, folder: Path) -> object:
     """What a source's bytes depend on. A local file is known by its size and time stamps as well as
     by its name, so that an edited file is seen; anything else by its address.
     """
+    if scheme(source.uri) in ARCHIVES:
+        place = archive_of(source.uri).place
+        return [source.identity(), *(stamp(path) for path in matches(place, folder))]
     if scheme(source.uri) != "file":
         return source.identity()
     files = [[path_in_recipe(path, folder), *stamp(path)] for path in matches(source.uri, folder)]
@@ -51,18 +109,19 @@ def named_matches(uri: str, folder: Path) -> list[tuple[Path, str]]:
     """
     for pattern in local_patterns(uri):
         if paths := _files(pattern, folder, is_glob=glob.has_magic(uri)):
-            depth = _fixed_depth(pattern, folder)
+            depth = fixed_depth(pattern, folder)
             return [(path, "/".join(path.parts[depth:]) or path.name) for path in paths]
     return []
 
 
-def _fixed_depth(pattern: str, folder: Path) -> int:
-    """How many parts of a matching path are the same for all: those before the first star, or all
-    but the last.
+def fixed_depth(pattern: str, folder: Path) -> int:
+    """How many parts of a matching path are the same for all: those before the first star or brace,
+    or all but the last.
     """
     parts = Path(pattern).parts
     depth = 0 if os.path.isabs(pattern) else len(folder.parts)
-    fixed = next((index for index, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    stars = [index for index, part in enumerate(parts) if glob.has_magic(part) or "{" in part]
+    fixed = stars[0] if stars else len(parts)
     return depth + min(fixed, len(parts) - 1)
 
 
@@ -73,13 +132,6 @@ def local_patterns(uri: str) -> list[str]:
     path = path.removeprefix("//") if path.startswith("//") else path
     readings = [path, os.path.expanduser(path)] if path.startswith("~") else [path]
     return list(dict.fromkeys([*readings, *map(unquote, readings)]))
-
-
-def is_there(uri: str, folder: Path) -> bool:
-    """Whether what an address names on this machine is there; of other addresses nobody is
-    asked.
-    """
-    return scheme(uri) != "file" or bool(matches(uri, folder))
 
 
 def _files(pattern: str, folder: Path, is_glob: bool) -> list[Path]:
@@ -149,6 +201,12 @@ def key_of_file(name: str) -> str:
     return stem if ending == ".mp4" and PLAIN.fullmatch(stem) else _with_digest(stem, name)
 
 
+def key_of_member(archive: str, member: str) -> str:
+    """A member of an archive as a part of a key: by the archive's name and its own."""
+    stem = f"{os.path.splitext(archive)[0]}/{member.partition('.')[0]}"
+    return _with_digest(stem, f"{plain_form(archive)}!/{plain_form(member)}")
+
+
 def keys_of_list(entries: Sequence[tuple[str, str]]) -> list[str]:
     """Videos of a list, as (id, address), as parts of keys: by the id. Only an id that the list
     gives to two addresses needs these too.
@@ -166,5 +224,5 @@ def keys_of_list(entries: Sequence[tuple[str, str]]) -> list[str]:
 def _with_digest(short: str, whole: str) -> str:
     """What of a name is fit for a key, and a digest of the whole of it."""
     readable = re.sub(r"[^A-Za-z0-9_-]+", "_", unicodedata.normalize("NFKD", short).strip("/"))
-    digest = hashlib.sha256(whole.encode()).hexdigest()[:DIGITS]
+    digest = hashlib.sha256(whole.encode(errors="surrogateescape")).hexdigest()[:DIGITS]
     return f"{readable.strip('_')[-LONGEST:]}-{digest}".lstrip("-_")

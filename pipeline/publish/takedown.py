@@ -77,7 +77,7 @@ class Target:
     @cached_property
     def wheels(self) -> set[str | None]:
         """Keys of the memos of wheels in which sources lie."""
-        return {fetch.wheel_key(source["uri"]) for source in self.sources}
+        return {fetch.bundle_key(source["uri"]) for source in self.sources}
 
 
 @dataclass

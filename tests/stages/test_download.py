@@ -618,10 +618,10 @@ def test_a_wheel_s_memo_is_found_by_the_address_of_any_file_in_it(
     fetch.from_wheel(uri, store, 1, 1)
     assert fetch.bundle_of(uri) == fetch.bundle_of("pypi:some==1.0") == "pypi:some==1.0"
     for address in (uri, "pypi:some==1.0/another", "pypi:some==1.0"):
-        key = fetch.wheel_key(address)
+        key = fetch.bundle_key(address)
         assert key is not None
         assert store.memo(key) is not None
-    assert fetch.wheel_key("https://example.org/pypi:some==1.0") is None
+    assert fetch.bundle_key("https://example.org/pypi:some==1.0") is None
     assert fetch.bundle_of("https://example.org/a/b") == "https://example.org/a/b"
 
 
