@@ -642,7 +642,9 @@ def _wheel(requirement: str, store: Store, per_host: int) -> Blob:
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "--no-input"]
         options = ["--no-deps", "--only-binary=:all:", "--dest", str(folder)]
         command = [*pip, "download", *options, "--", requirement]
-        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        process = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False
+        )
         wheels = list(folder.glob("*.whl")) if folder.is_dir() else []
         if process.returncode != 0 or len(wheels) != 1:
             raise _pip_error(requirement, process.stderr)
