@@ -9,9 +9,10 @@ finished is kept in every case; the same command goes on.
 
 from __future__ import annotations
 
-from pipeline.core import interrupts  # isort: split
+from pipeline.core import interrupts, terminal  # isort: split
 
 if __name__ == "__main__":
+    terminal.escape_what_it_cannot_show()
     interrupts.leave_at_once()  # before the imports below: they take half a second
 
 # Each of these modules adds its commands to `app`.

@@ -184,10 +184,11 @@ def train(
     """
 
     def act(console: Any) -> int:
-        from training import loop
+        from training import launch, loop
         from training.codec import choose_device
         from training.shards import open_index
 
+        launch.check()
         index = open_index(shards)
         asked_run = loop.begin(preset, index, run, unet, seed, steps, settings or ())
         place = choose_device(device)
@@ -522,4 +523,7 @@ def ablate(
 
 
 if __name__ == "__main__":
+    from training.launch import escape_what_a_terminal_cannot_show
+
+    escape_what_a_terminal_cannot_show()
     app()

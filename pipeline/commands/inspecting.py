@@ -117,13 +117,15 @@ def show(
 
 @app.command()
 def check(recipe: RecipePath, as_json: Json = False) -> None:
-    """Validate a recipe and its sources table without doing any work."""
+    """Validate a recipe, its sources table and which local files it names, without any work."""
 
     def act(console: Any) -> tuple[int, Facts]:
         from pipeline.commands import facts
-        from pipeline.dataset.recipe import load
+        from pipeline.dataset.recipe import check_files, load
 
-        terms = facts.recipe(load(recipe))
+        loaded = load(recipe)
+        check_files(recipe, loaded.removed)
+        terms = facts.recipe(loaded)
         kinds = ", ".join(f"{count} {kind}:" for kind, count in terms["kinds"].items())
         say(
             console,

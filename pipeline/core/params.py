@@ -25,24 +25,30 @@ T = TypeVar("T", bound=Table)
 @dataclass(frozen=True)
 class Setup:
     """What stages are made from: a recipe's tables, the folder it lies in, where models run, and
-    whether they must be on this machine already (`offline`).
+    whether they must be on this machine already (`offline`), and whether what was fetched stays
+    when it has been used (`keep_raw`).
     """
 
     tables: tuple[Table, ...]
     folder: Path = Path()
     device: str = "auto"
     offline: bool = False
+    keep_raw: bool = True
+
+    def find(self, kind: type[T]) -> T | None:
+        """The table of that kind, or None if the recipe has none."""
+        return next((table for table in self.tables if isinstance(table, kind)), None)
 
     def table(self, kind: type[T]) -> T:
         """The table of that kind. Raises LookupError if the recipe has none."""
-        for table in self.tables:
-            if isinstance(table, kind):
-                return table
+        if (table := self.find(kind)) is not None:
+            return table
         raise LookupError(f"no table of {kind.__module__}.{kind.__name__} in the recipe")
 
 
 LONGEST = 60  # characters of a number that is written as text
 LARGEST = 10**12  # of a number; its fraction's denominator may be the square of a square of it
+NO_TIME = "a time is seconds or [H:]MM:SS, with decimals if need be"
 TOO_LONG = "a number is smaller than 10^12, and written with at most 60 characters"
 
 
@@ -71,12 +77,18 @@ def _time(value: object) -> object:
     """Seconds, or the form [H:]M:S with decimals."""
     if isinstance(value, str) and ":" in value:
         if not re.fullmatch(r"([0-9]{1,9}:){1,2}[0-9]{1,9}(\.[0-9]{1,20})?", value):
-            raise ValueError("a time is seconds or [H:]MM:SS, with decimals if need be")
+            raise ValueError(NO_TIME)
         total = Fraction(0)
         for part in value.split(":"):
             total = total * 60 + Fraction(part)
         return total
-    return _exact(value)
+    exact = _exact(value)
+    if isinstance(exact, str):
+        try:
+            return Fraction(exact)
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(NO_TIME) from None
+    return exact
 
 
 def _own_folder(name: str) -> str:

@@ -259,9 +259,14 @@ def grid_index(pts: int, time_base: Fraction, fps: Fraction) -> int:
 
 def public(uri: str) -> str:
     """An address without the folders of this machine, and without user and password."""
-    path = uri.removeprefix("file:")
-    if uri.startswith("file:") and os.path.isabs(path):
-        return f"file:{os.path.basename(path)}"
+    kind, _, rest = uri.partition(":")
+    if kind in ("tar", "zip"):
+        path, mark, member = rest.removeprefix("file:").rpartition("!/")
+        path = path if mark else member
+        if os.path.isabs(path):
+            return f"{kind}:{os.path.basename(path)}{mark}{member if mark else ''}"
+    elif kind == "file" and os.path.isabs(rest):
+        return f"file:{os.path.basename(rest)}"
     return without_credentials(uri)
 
 

@@ -23,6 +23,7 @@ from pipeline.core.errors import LongtakeError, Stopped
 from pipeline.core.executors import device_here
 from pipeline.core.files import make_folder
 from pipeline.core.params import Setup
+from pipeline.core.records import Video
 from pipeline.core.stage import Executor, Progress
 from pipeline.core.store import Store
 from pipeline.dataset import passage
@@ -118,6 +119,8 @@ def build(
             if raws is not None:
                 step = _credit(step, start_ns, store)
                 raws.count(step, start_ns, store)
+            if step.removed:
+                _let_go(step, data, loaded.recipe.name, store)
             steps.append(step)
             yield step
         if last == NAMES[-1] and steps[-1].manifest.records:
@@ -135,11 +138,23 @@ def _pass_raw_videos(
     raws: RawVideos,
 ) -> None:
     """Take every source as far as clips, a few raw videos at a time."""
-    setup = loaded.setup(device)
+    setup = replace(loaded.setup(device), keep_raw=False)
     visit = runner(store, executor, progress, stage_of("download", setup))
     raws.kept = passage.videos_of_others(data, loaded.recipe.name, store)
     [expand] = walk(setup, visit, loaded.sources, NAMES[:1], loaded.removed)
-    passage.take_through(setup, expand.manifest.records, store, executor, progress, raws.kept)
+    sources = expand.manifest.records
+    passage.take_through(setup, sources, store, executor, progress, raws.kept, loaded.removed)
+
+
+def _let_go(step: Step, data: Path, name: str, store: Store) -> None:
+    """Release what was fetched once more though it had been taken down, unless somebody else has
+    it: no build fetches it again, and none has it.
+    """
+    used = {record.blob for record in step.manifest.records if isinstance(record, Video)}
+    kept = passage.videos_of_others(data, name, store)
+    for video in step.removed:
+        if video.blob not in used and video.blob.sha256 not in kept:
+            store.release(video.blob)
 
 
 def _credit(step: Step, start_ns: int, store: Store) -> Step:

@@ -22,7 +22,7 @@ from pipeline.core.records import Blob, Clip, Record, Rejection, Sample, Shard, 
 from pipeline.core.stage import Executor, Progress, Stage, Survey, collect, complete, survey
 from pipeline.core.store import Store
 from pipeline.dataset import rates, raw
-from pipeline.dataset.removals import Removal
+from pipeline.dataset.removals import Removal, footage_of
 from pipeline.stages import NAMES, shard
 
 CHAIN: Mapping[str, ModuleType] = {name: import_module(f"pipeline.stages.{name}") for name in NAMES}
@@ -33,7 +33,7 @@ KINDS: Mapping[str, type[Record]] = {name: module.MAKES for name, module in CHAI
 class Step:
     """One stage of a dataset: its manifest, and how many of its tasks were done before, are to do,
     were run now. `failures` (of a survey) are the rejections with their history; `released` are raw
-    videos that are no longer there.
+    videos that are no longer there, `removed` those that were taken down by their bytes.
     """
 
     manifest: Manifest
@@ -43,6 +43,7 @@ class Step:
     failures: tuple[ledger.Failure, ...] = ()
     survey: Survey | None = None
     released: frozenset[Blob] = frozenset()
+    removed: tuple[Video, ...] = ()
 
     @property
     def num_bytes(self) -> int:
@@ -91,7 +92,8 @@ def walk(
 ) -> Iterator[Step]:
     """Take records through stages in order; yields a step for each.
 
-    Sources of `removed`, by key, become rejections of `expand`. `gather` replaces, by stage, how a
+    Sources of `removed`, by key, become rejections of `expand`, and by their bytes of `download`.
+    `gather` replaces, by stage, how a
     stage's records come from the outputs of the one before.
     """
     for name in names:
@@ -104,6 +106,8 @@ def walk(
             step = _expand_without(removed, stage, gathered, visit)
         else:
             step = visit(stage, gathered)
+        if name == "download" and removed:
+            step = _without_footage(removed, step)
         yield step
         records = step.manifest.records
 
@@ -132,6 +136,29 @@ def _expand_without(
         rejections=manifest.rejections + rejections,
     )
     return replace(step, manifest=manifest, failures=step.failures + failures)
+
+
+def _without_footage(removed: Mapping[str, Removal], step: Step) -> Step:
+    """Leave out videos whose bytes were taken down under another key."""
+    footage = footage_of(removed)
+    kept: list[Record] = []
+    videos: list[Video] = []
+    failures: list[ledger.Failure] = []
+    for record in step.manifest.records:
+        removal = footage.removal_of(record) if isinstance(record, Video) else None
+        if removal is None or not isinstance(record, Video):
+            kept.append(record)
+            continue
+        source, facts = removal
+        detail = f"the footage of '{source}', taken down on {facts.at}"
+        rejection = Rejection(record.key, step.manifest.stage, "bad", "removed", detail)
+        failures.append(ledger.Failure(rejection, facts.at, facts.at, 1))
+        videos.append(record)
+    rejections = (*step.manifest.rejections, *(failure.rejection for failure in failures))
+    manifest = replace(step.manifest, records=tuple(kept), rejections=rejections)
+    return replace(
+        step, manifest=manifest, failures=(*step.failures, *failures), removed=tuple(videos)
+    )
 
 
 def runner(

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.columns import Columns
 from pipeline.core.errors import printable
 from pipeline.core.params import Table
 from pipeline.core.reading import shown, shown_value
-from pipeline.dataset.source_table import Columns, SourceEntry
+from pipeline.dataset.source_table import SourceEntry
 from pipeline.media import detectors
 
 Location = list[Any]  # names of tables and fields, and indices, from the outside in

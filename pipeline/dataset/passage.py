@@ -23,6 +23,7 @@ from pipeline.core.records import Blob, Clip, Record, Video, source_of
 from pipeline.core.stage import Batch, Executor, Progress, Stage, Troubles
 from pipeline.core.store import Store, blobs_in
 from pipeline.dataset.chain import Step, manifest_path, runner, stage_of, surveyor, until, walk
+from pipeline.dataset.removals import Removal
 from pipeline.media import fetch, video
 from pipeline.media.addresses import scheme
 
@@ -38,6 +39,7 @@ class Passage:
     setup: Setup
     store: Store
     kept: frozenset[str]  # digests of videos that another dataset has: those stay
+    removed: Mapping[str, Removal]
     name: str = NAME
 
     def num_gpus(self, cluster: int | None) -> int:
@@ -53,7 +55,7 @@ class Passage:
         for sources in by_address.values():
             self._take(sources)
         for uri in by_address:
-            fetch.forget_wheel(uri, self.store)
+            fetch.forget_bundle(uri, self.store)
         return ()
 
     def _take(self, sources: Sequence[Record]) -> None:
@@ -61,7 +63,7 @@ class Passage:
         fetching = stage_of("download", self.setup)
         visit = runner(self.store, Inline(), Progress(), fetching, tries_suspicions=True)
         first, *others = NAMES_TO_CLIPS
-        [download] = walk(self.setup, visit, sources, [first])
+        [download] = walk(self.setup, visit, sources, [first], self.removed)
         videos = [record for record in download.manifest.records if isinstance(record, Video)]
         if not videos:
             return
@@ -114,6 +116,7 @@ def take_through(
     executor: Executor,
     progress: Progress,
     kept: Collection[str],
+    removed: Mapping[str, Removal],
 ) -> None:
     """Take sources, each of one video, as far as clips and release their raw videos. Raises
     Stopped for a bad clip.
@@ -122,12 +125,12 @@ def take_through(
     look = surveyor(store)
     groups: dict[str, list[tuple[str, Record]]] = {}
     for source in sources:
-        if not _is_through(list(walk(setup, look, [source], NAMES_TO_CLIPS)), store):
+        if not _is_through(list(walk(setup, look, [source], NAMES_TO_CLIPS, removed)), store):
             group = groups.setdefault(fetch.bundle_of(source_of(source).uri), [])
             group.append((fetching.task_key(source), source))
     timeout_s = fetching.timeout(0)
     batches = [Batch(tuple(group), len(group), timeout_s * len(group)) for group in groups.values()]
-    work = Passage(setup, store, frozenset(kept))
+    work = Passage(setup, store, frozenset(kept), removed)
     num_sources = sum(len(batch.tasks) for batch in batches)
     progress.start(NAME, num_sources, num_sources)
     for batch, _ in executor.map(work, batches):

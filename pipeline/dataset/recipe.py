@@ -6,9 +6,8 @@ error names file, line or row, field, what it got and what is allowed (see compl
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
@@ -18,15 +17,17 @@ from typing import Any
 from pydantic import Field, ValidationError, create_model, model_validator
 
 from pipeline.core import canonical
-from pipeline.core.errors import RecipeError
+from pipeline.core.columns import CellError, Columns
+from pipeline.core.errors import RecipeError, printable
 from pipeline.core.params import DatasetName, Setup, Table
 from pipeline.core.reading import shown, shown_value
 from pipeline.core.records import Source
 from pipeline.dataset import removals
 from pipeline.dataset.complaint import complaint_of, header_lines, line_of, value_complaint
 from pipeline.dataset.naming import NAME, toml_of
-from pipeline.dataset.source_table import Columns, SourceEntry, label, rows_of, values_of_row
-from pipeline.media import detectors
+from pipeline.dataset.rows import KINDS, label, no_column, rows_of
+from pipeline.dataset.source_table import SourceEntry, values_of_row
+from pipeline.media import addresses, archives, detectors
 from pipeline.media.fetch import Params as Download
 from pipeline.media.reel import Params as Extract
 from pipeline.stages import NAMES
@@ -46,7 +47,7 @@ class Recipe(Table):
     )
     description: str = Field(default="", description="What the dataset is, in a sentence or two.")
     sources: str | None = Field(
-        default=None, description="A table of sources beside the recipe: .csv, .jsonl or .parquet."
+        default=None, description=f"A table of sources beside the recipe: {KINDS}."
     )
     columns: Columns = Field(
         default=Columns(), description="Which column of that table holds what."
@@ -107,6 +108,11 @@ class Loaded:
         """The sources, by key."""
         return {source.key: source for source in self.sources}
 
+    @cached_property
+    def footage(self) -> removals.Footage:
+        """What was taken down, by its bytes."""
+        return removals.footage_of(self.removed)
+
     def setup(self, device: str, offline: bool = False) -> Setup:
         """What the stages of this dataset are made from."""
         tables = tuple(value for _, value in self.recipe if isinstance(value, Table))
@@ -119,21 +125,16 @@ class Loaded:
         """
         written_otherwise = {"source", "sources", "columns"}  # what they give is in `sources`
         options = self.recipe.model_dump(exclude=written_otherwise, exclude_defaults=True)
+        if any(addresses.scheme(source.uri) in addresses.ARCHIVES for source in self.sources):
+            # what stands beside a video in an archive is read by them
+            columns = self.recipe.columns
+            options["columns"] = {"caption": columns.caption, "license": columns.license}
         return canonical.digest([canonical.plain(options), self.sources])
 
 
 def load(path: Path) -> Loaded:
     """Read and check a recipe and its table. Raises RecipeError."""
-    text, values = toml_of(path)
-    try:
-        recipe = FullRecipe.model_validate({"name": path.stem, **values})
-    except ValidationError as error:
-        # each takes a search through the text
-        problems = error.errors(include_url=False)[:MAX_COMPLAINTS]
-        complaints = [complaint_of(problem, path, text, FullRecipe) for problem in problems]
-        if error.error_count() > MAX_COMPLAINTS:
-            complaints.append(f"and {error.error_count() - MAX_COMPLAINTS} more")
-        raise RecipeError("\n".join(dict.fromkeys(complaints))) from error
+    recipe, text = _recipe_at(path)
     sources = _sources_of(recipe, path, text)
     if not sources:
         if recipe.sources is not None:
@@ -141,6 +142,34 @@ def load(path: Path) -> Loaded:
             raise RecipeError(f"{path}: no sources: {table} has no rows")
         raise RecipeError(f'{path}: no sources: write [[source]] tables or sources = "FILE.csv"')
     return Loaded(recipe, sources, path, removals.read(path))
+
+
+def check_files(path: Path, removed: Collection[str]) -> None:
+    """Look whether the local files that a recipe names are there, but those of `removed` sources.
+    Raises RecipeError with those that are not.
+    """
+    recipe, text = _recipe_at(path)
+    complaints = []
+    for place, entry in _entries(recipe, path, text):
+        source = entry.source()
+        if source.key not in removed and not archives.is_there(source.uri, path.parent):
+            complaints.append(f"{place}: uri: there is no file {printable(source.uri)}")
+    if complaints:
+        raise RecipeError("\n".join(_first(complaints)))
+
+
+def _recipe_at(path: Path) -> tuple[Recipe, str]:
+    """A recipe without its sources, and its text."""
+    text, values = toml_of(path)
+    try:
+        return FullRecipe.model_validate({"name": path.stem, **values}), text
+    except ValidationError as error:
+        # each takes a search through the text
+        problems = error.errors(include_url=False)[:MAX_COMPLAINTS]
+        complaints = [complaint_of(problem, path, text, FullRecipe) for problem in problems]
+        if error.error_count() > MAX_COMPLAINTS:
+            complaints.append(f"and {error.error_count() - MAX_COMPLAINTS} more")
+        raise RecipeError("\n".join(dict.fromkeys(complaints))) from error
 
 
 def schema() -> str:
@@ -154,8 +183,8 @@ def schema() -> str:
 
 
 def _sources_of(recipe: Recipe, path: Path, text: str) -> tuple[Source, ...]:
-    """Inline sources and the table's, in key order. Twice the same id is an error; twice the same
-    row unites captions.
+    """Inline sources and the table's, in key order. An id that is taken is an error; of
+    equal sources the captions are united.
     """
     places: dict[str, str] = {}
     sources: dict[str, Source] = {}
@@ -163,8 +192,7 @@ def _sources_of(recipe: Recipe, path: Path, text: str) -> tuple[Source, ...]:
         source = entry.source()
         first = sources.get(source.key)
         if first is not None:
-            is_same = replace(source, captions=()) == replace(first, captions=())
-            if entry.id is not None or not is_same:
+            if replace(source, captions=()) != replace(first, captions=()):
                 raise RecipeError(
                     f"{place}: the id '{source.key}' is taken by {places[source.key]}: ids must "
                     "differ"
@@ -192,10 +220,15 @@ def _check_licenses(
             complaints.append(f"{places[key]}: '{key}' has {has}{near.get(name.lower(), '')}")
     if not complaints:
         return
-    lines = complaints[:MAX_NAMED]
-    if len(complaints) > MAX_NAMED:
-        lines.append(f"and {len(complaints) - MAX_NAMED} more")
-    raise RecipeError("\n".join([*lines, f"{rule} allows {', '.join(map(repr, allowed))}"]))
+    raise RecipeError(
+        "\n".join([*_first(complaints), f"{rule} allows {', '.join(map(repr, allowed))}"])
+    )
+
+
+def _first(complaints: Sequence[str]) -> list[str]:
+    """The first complaints of one kind, and how many there are besides."""
+    num_more = len(complaints) - MAX_NAMED
+    return [*complaints[:MAX_NAMED], *([f"and {num_more} more"] if num_more > 0 else [])]
 
 
 def _entries(recipe: Recipe, path: Path, text: str) -> Iterator[tuple[str, SourceEntry]]:
@@ -208,13 +241,18 @@ def _entries(recipe: Recipe, path: Path, text: str) -> Iterator[tuple[str, Sourc
         yield f"{path}:{line}: source[{index}]", entry
     if recipe.sources is None:
         return
-    table = path.parent / recipe.sources
+    table, columns = path.parent / recipe.sources, recipe.columns
+    if columns.ranges is not None and (columns.start is not None or columns.end is not None):
+        line = line_of(text, ["columns", "ranges"])
+        raise RecipeError(
+            f"{path}:{line}: columns.ranges: a row has ranges, or a start and an end: name one"
+        )
     try:
-        for number, row in enumerate(rows_of(table), 1):
+        for number, row in rows_of(table, columns.names, columns.uri):
             place = f"{label(table)}: row {number}"
-            for entry in _entries_of_row(place, row, recipe.columns):
+            for entry in _entries_of_row(place, row, columns):
                 yield place, entry
-    except (OSError, ValueError, csv.Error) as error:  # not UTF-8, not parquet, a folder, ...
+    except (OSError, ValueError) as error:  # not parquet, a folder, ...
         raise RecipeError(f"{label(table)} cannot be read: {shown(str(error))}") from error
 
 
@@ -226,10 +264,15 @@ def _entries_of_row(place: str, row: Any, columns: Columns) -> list[SourceEntry]
         return [SourceEntry.model_validate(values) for values in values_of_row(row, columns)]
     except ValidationError as error:
         problem: Any = error.errors()[0]
-        field_name = ".".join(str(part) for part in problem["loc"][:1]) or "the row"
-        raise RecipeError(f"{place}: {field_name}: {value_complaint(problem)}") from error
+        field_name = ".".join(str(part) for part in problem["loc"][:1])
+        column = getattr(columns, field_name, None) or columns.ranges
+        name = field_name or "the row"
+        if column not in (None, field_name):
+            name = f"{name} (column {shown_value(column)})"
+        raise RecipeError(f"{place}: {name}: {value_complaint(problem)}") from error
     except KeyError as error:
-        names = shown(", ".join(map(str, row)))
-        raise RecipeError(f"{place}: no column {error}; there are {names}") from error
+        raise no_column(place, str(error.args[0]), list(row)) from error
+    except CellError as error:
+        raise RecipeError(f"{place}: {printable(str(error))}") from error
     except (ValueError, AttributeError, IndexError, TypeError) as error:
         raise RecipeError(f"{place}: {shown(str(error))}") from error

@@ -14,14 +14,13 @@ from pipeline.core.records import Source
 from pipeline.dataset.build import opened
 from pipeline.dataset.chain import stage_of
 from pipeline.dataset.recipe import Loaded
-from pipeline.media.addresses import scheme
-
-WEB = ("http", "https")
+from pipeline.media import archives, fetch
+from pipeline.media.addresses import ARCHIVES, is_from_web, scheme
 
 
 def refresh(loaded: Loaded, data: Path, key: str | None = None) -> list[str]:
-    """Forget the lists of all sources from the web, or of one; returns the keys of those sources
-    whose list was remembered. Raises RecipeError for a source that is none, Stopped.
+    """Forget the lists and archives of all sources from the web, or of one; returns the keys of
+    those sources whose list was remembered. Raises RecipeError for a source that is none, Stopped.
     """
     sources = _chosen(loaded, key)
     expand = stage_of("expand", loaded.setup("auto", offline=True))
@@ -32,12 +31,15 @@ def refresh(loaded: Loaded, data: Path, key: str | None = None) -> list[str]:
             if store.remembers(task_key):
                 forgotten.append(source.key)
             store.forget(task_key)
+            if scheme(source.uri) in ARCHIVES:
+                for place, _ in archives.places(source.uri, loaded.folder):
+                    fetch.forget_bundle(f"{scheme(source.uri)}:{place}", store)
     return forgotten
 
 
 def _chosen(loaded: Loaded, key: str | None) -> list[Source]:
     """The sources whose lists are meant."""
-    from_web = {source.key: source for source in loaded.sources if scheme(source.uri) in WEB}
+    from_web = {source.key: source for source in loaded.sources if is_from_web(source.uri)}
     if key is None:
         return list(from_web.values())
     if key in from_web:

@@ -1,5 +1,6 @@
 """`manifests/NAME.removed.jsonl`: sources that were taken down, and stay so whatever the recipe
-says. Lines are only ever added.
+says: by their key, and by the digest of their video, so that no new name brings one back. Lines
+are only ever added.
 
 It stands beside the recipe and is published with it: a rebuild leaves the same sources out. It
 names ids, no addresses.
@@ -14,8 +15,9 @@ before, whose lines name none, are read as they are; the first line added to one
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,7 +37,9 @@ from pipeline.core.reading import (
     problem_of,
     sealed_lines,
 )
+from pipeline.core.records import Video
 
+Span = tuple[Fraction | None, Fraction | None]
 HINT = "it says which sources were taken down, so nothing is built without it"
 Seconds = Annotated[str, Field(strict=True, pattern=r"^-?[0-9]{1,100}/[0-9]{1,100}$")]
 
@@ -75,6 +79,7 @@ class _Line(Facts):
     videos: dict[Text, _Video] = Field(default_factory=dict)
     samples: Texts = ()
     shards: Texts = ()
+    others: Texts = ()  # keys that had the same footage, and kept it
     root_digest: _Roots | None = None
     previous: Digest | None = None
 
@@ -131,6 +136,46 @@ def _read(path: Path) -> dict[str, Removal]:
         own_digests = (*known.digests, digest) if known else (digest,)
         removals[line.source] = Removal(line.at, line.why, line.facts(), number, own_digests)
     return removals
+
+
+@dataclass(frozen=True)
+class Footage:
+    """What was taken down by its bytes: by a video's digest, the part of it, in seconds, with the
+    source it was removed as.
+    """
+
+    parts: Mapping[str, Sequence[tuple[Span, str, Removal]]]
+
+    def removal_of(self, video: Video) -> tuple[str, Removal] | None:
+        """Under which key this video, or a part of what its source asks for, was taken down, and
+        how; None if it was not. A key that had the same footage then, and kept it, keeps it.
+        """
+        span = (video.source.start_s, video.source.end_s)
+        return self.removal_of_part(video.key, video.blob.sha256, span)
+
+    def removal_of_part(self, key: str, sha256: str, span: Span) -> tuple[str, Removal] | None:
+        """The same, of a part of a video, in seconds."""
+        for part, source, removal in self.parts.get(sha256, ()):
+            if key not in removal.facts.get("others", ()) and overlap(part, span):
+                return source, removal
+        return None
+
+
+def footage_of(removed: Mapping[str, Removal]) -> Footage:
+    """What removals say of the bytes of videos."""
+    parts: dict[str, list[tuple[Span, str, Removal]]] = {}
+    for source, removal in sorted(removed.items()):
+        for facts in removal.facts.get("videos", {}).values():
+            start, end = (None if time is None else Fraction(time) for time in facts["span"])
+            parts.setdefault(facts["video"], []).append(((start, end), source, removal))
+    return Footage(parts)
+
+
+def overlap(part: Span, other: Span) -> bool:
+    """Whether two parts of a video share a moment."""
+    first_ends = part[1] is not None and part[1] <= (other[0] or 0)
+    other_ends = other[1] is not None and other[1] <= (part[0] or 0)
+    return not first_ends and not other_ends
 
 
 def _digest_of(line: bytes) -> str:

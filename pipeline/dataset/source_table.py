@@ -1,44 +1,43 @@
 """Sources as people write them: one `[[source]]` of a recipe, or one row of a table beside it.
 
-Tables are csv, jsonl or parquet with a column mapping, so that published lists of addresses, time
-ranges and captions are usable as they are.
+Tables (see rows.py) come with a column mapping, so that published lists of addresses, time ranges
+and captions are usable as they are.
 """
 
 from __future__ import annotations
 
-import ast
-import csv
-import json
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.core import canonical
-from pipeline.core.errors import RecipeError, printable
+from pipeline.core.columns import (
+    CellError,
+    Columns,
+    captions_of,
+    in_column,
+    seconds_of,
+    text_in,
+    time_in,
+)
 from pipeline.core.params import Seconds, Table
 from pipeline.core.reading import shown_value
 from pipeline.core.records import Source
+from pipeline.core.written_lists import as_list, is_nothing
 from pipeline.dataset.naming import NAME
+from pipeline.media.addresses import ADDRESS, ARCHIVES, archive_of
 
 SCHEMES = (
-    "https:, http:, file:, pypi:NAME==VERSION/path/in/wheel, or any that fsspec opens "
-    "(s3:, gs:, ...)"
+    "https:, http:, file:, tar: and zip: (archives), pypi:NAME==VERSION/path/in/wheel, or any "
+    "that fsspec opens (s3:, gs:, ...)"
 )
-ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*:[^\x00-\x1f\x7f-\x9f]+")
 WHEEL_ADDRESS = re.compile(r"pypi:[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9._+!-]+/.+")
-# plain {column} names and nothing in them that `str.format` would look into objects for
-TEMPLATE = re.compile(r"([^{}]|\{\{|\}\}|\{[^][{}.!:]+\})*")
-LONGEST_FIELD = 1 << 27  # bytes of one field of a csv file, or of a row of a jsonl file
-LONGEST_LIST = 1 << 20  # characters of a list that is written as text
-LONGEST_LABEL = 1000  # characters of a path in a message
-BATCH = 256  # rows of a parquet file in memory at a time
 
 
 class SourceEntry(Table):
-    """`[[source]]`: one video, or a glob, playlist or channel of many."""
+    """`[[source]]`: one video, or a glob, archive, playlist or channel of many."""
 
     uri: str = Field(description=f"Where the video is: {SCHEMES}.")
     id: str | None = Field(
@@ -70,7 +69,16 @@ class SourceEntry(Table):
             )
         if uri.startswith("pypi:") and not WHEEL_ADDRESS.match(uri):
             raise ValueError("a pypi: address has the form pypi:NAME==VERSION/path/in/wheel")
+        if uri.partition(":")[0] in ARCHIVES:
+            archive_of(uri)
         return uri
+
+    @model_validator(mode="after")
+    def _of_one_video(self) -> Self:
+        is_archive = self.uri.partition(":")[0] in ARCHIVES
+        if self.sha256 is not None and is_archive and archive_of(self.uri).member is None:
+            raise ValueError("sha256 is of one video: an archive holds many")
+        return self
 
     @model_validator(mode="after")
     def _forward(self) -> Self:
@@ -86,135 +94,41 @@ class SourceEntry(Table):
         return Source(key, self.uri, captions, self.license, self.sha256, self.start, self.end)
 
 
-class Columns(Table):
-    """`[columns]`: which column of the table holds what; {braces} make a template of columns."""
-
-    uri: str = Field(
-        default="uri",
-        description='A column, or a template such as "https://www.youtube.com/watch?v={YoutubeID}".',
-    )
-    id: str | None = Field(default=None, description="Column or template of the id.")
-    caption: str | None = Field(
-        default=None, description="Column or template of the caption; a list is several captions."
-    )
-    license: str | None = Field(default=None, description="Column or template of the licence.")
-    sha256: str | None = Field(default=None, description="Column of the digest.")
-    start: str | None = Field(default=None, description="Column of the start time.")
-    end: str | None = Field(default=None, description="Column of the end time.")
-    ranges: str | None = Field(
-        default=None,
-        description=(
-            "Column with a list of [start, end]: one source each, with one caption each if there "
-            "are as many."
-        ),
-    )
-
-
-def label(table: Path) -> str:
-    """A table's path for a message: a recipe may name it as it likes."""
-    return printable(str(table)[-LONGEST_LABEL:])
-
-
-def rows_of(table: Path) -> Iterator[Any]:
-    """The rows of a table, read one after the other. Raises RecipeError; OSError, ValueError and
-    csv.Error for a file that is none of its kind.
-    """
-    if not table.is_file():
-        raise RecipeError(f"there is no sources table {label(table)}")
-    if table.suffix == ".csv":
-        yield from _rows_of_csv(table)
-    elif table.suffix == ".jsonl":
-        yield from _rows_of_jsonl(table)
-    elif table.suffix == ".parquet":
-        yield from _rows_of_parquet(table)
-    else:
-        raise RecipeError(f"{label(table)}: a sources table ends in .csv, .jsonl or .parquet")
-
-
-def _rows_of_csv(table: Path) -> Iterator[Any]:
-    csv.field_size_limit(LONGEST_FIELD)
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        yield from csv.DictReader(file)
-
-
-def _rows_of_jsonl(table: Path) -> Iterator[Any]:
-    with table.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(iter(lambda: file.readline(LONGEST_FIELD), ""), 1):
-            try:
-                row = json.loads(line)
-                # half a character can be written in JSON, and nowhere else
-                json.dumps(row, ensure_ascii=False).encode()
-            except (ValueError, RecursionError) as error:
-                raise RecipeError(f"{label(table)}: row {number}: not JSON: {error}") from error
-            yield row
-
-
-def _rows_of_parquet(table: Path) -> Iterator[Any]:
-    from pyarrow import parquet
-
-    for batch in parquet.ParquetFile(table).iter_batches(BATCH):
-        yield from batch.to_pylist()
-
-
 def values_of_row(row: Mapping[str, Any], columns: Columns) -> Iterator[dict[str, Any]]:
     """One row as the values of one source, or of one per time range. Raises KeyError for a column
     that is not there, ValueError.
     """
-    captions = as_list(_cell(row, columns.caption))
-    common = _filled(row, columns, ("uri", "id", "license", "sha256"))
+    texts = {
+        name: text_in(row, getattr(columns, name)) for name in ("uri", "id", "license", "sha256")
+    }
+    common = {name: text for name, text in texts.items() if text is not None}
+    captions, is_list = captions_of(row, columns.caption)
     if columns.ranges is None:
-        yield {**common, "caption": captions, **_filled(row, columns, ("start", "end"))}
+        times = {name: time_in(row, getattr(columns, name)) for name in ("start", "end")}
+        given = {name: value for name, value in times.items() if value is not None}
+        yield {**common, **given, "caption": [caption for caption in captions if caption]}
         return
-    ranges = as_list(_cell(row, columns.ranges))
-    has_caption_each = len(captions) == len(ranges)
-    for index, span in enumerate(ranges):
-        if not isinstance(span, list | tuple) or len(span) != 2:
-            raise ValueError(
-                f"{columns.ranges}: got {shown_value(span)}, a time range is [start, end]"
-            )
-        values = {**common, "start": span[0], "end": span[1], "caption": captions}
-        if has_caption_each:
-            values["caption"] = captions[index : index + 1]
+    ranges = _ranges(row, columns.ranges)
+    if is_list and len(captions) != len(ranges):
+        raise CellError(
+            columns.caption or "caption",
+            f"got {len(captions)} captions, wanted is one for each of the {len(ranges)} time "
+            f"ranges of {columns.ranges!r}, or one text for all",
+        )
+    for index, (start, end) in enumerate(ranges):
+        own = captions[index : index + 1] if is_list else captions
+        values = {**common, "start": start, "end": end}
+        values["caption"] = [caption for caption in own if caption]
         if "id" in common:
             values["id"] = f"{common['id']}-{index:03d}"
         yield values
 
 
-def _filled(row: Mapping[str, Any], columns: Columns, names: tuple[str, ...]) -> dict[str, Any]:
-    """The values of those columns that hold something in this row."""
-    values = {name: _cell(row, getattr(columns, name)) for name in names}
-    return {name: value for name, value in values.items() if value not in (None, "")}
-
-
-def _cell(row: Mapping[str, Any], column: str | None) -> Any:
-    """What stands in a column, or a template of columns."""
-    if column is None:
-        return None
-    if "{" not in column:
-        return row[column]
-    if not TEMPLATE.fullmatch(column):
-        raise ValueError(
-            f"{column!r}: a template holds plain {{column}} names: no '.', '[', '!' or ':' in "
-            "braces"
-        )
-    return column.format_map(row)
-
-
-def as_list(value: Any) -> list[Any]:
-    """A list as it is, one written as text read, anything else as a list of one."""
-    if value is None or value == "":
-        return []
-    if isinstance(value, str) and value.startswith("["):
-        if len(value) > LONGEST_LIST:
-            raise ValueError(
-                f"got {value[:20]!r}..., a list of more than {LONGEST_LIST} characters"
-            )
-        try:
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-            if isinstance(error, RecursionError | MemoryError) or "nested" in str(error):
-                raise ValueError(
-                    f"got {value[:20]!r}..., which is nested too deeply for a list"
-                ) from None
-            return [value]
-    return list(value) if isinstance(value, list | tuple) else [value]
+def _ranges(row: Mapping[str, Any], column: str) -> list[tuple[object, object]]:
+    spans, _ = in_column(column, as_list, row[column] if "{" not in column else None)
+    if not spans:
+        raise CellError(column, "is empty, wanted is a list of [start, end]")
+    for span in spans:
+        if not isinstance(span, list | tuple) or len(span) != 2 or any(map(is_nothing, span)):
+            raise CellError(column, f"got {shown_value(span)}, a time range is [start, end]")
+    return [(seconds_of(column, start), seconds_of(column, end)) for start, end in spans]

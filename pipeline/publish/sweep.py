@@ -1,7 +1,8 @@
 """What the manifests under a data folder refer to, and `gc`: what they do not refer to goes.
 
 Kept are the blobs that any dataset's manifests name, the reels of their videos and the null
-prompt's embedding. Wheels are not: they serve fetching only. What a build remembered that was
+prompt's embedding. Wheels and archives from the web are not:
+they serve fetching only. What a build remembered that was
 broken off is kept too, for no manifest can name it yet. Of the memos those go that name a blob that
 goes or is gone, and those (rejections, cuts and lists of videos among them) of sources and videos
 that no manifest has. Memos are read one after the other, twice, and never held together.
@@ -42,7 +43,12 @@ PARTS = {
     "image": "image embeddings",
 }
 # kinds by the name of a smaller task
-TASKS = {"wheel": "wheels", "text": "text embeddings", "images": "image embeddings"}
+TASKS = {
+    "wheel": "wheels",
+    "archive": "archives",
+    "text": "text embeddings",
+    "images": "image embeddings",
+}
 LEFT_OVER = "left over"  # blobs that no memo names
 
 

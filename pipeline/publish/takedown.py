@@ -15,6 +15,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ class Target:
     @cached_property
     def wheels(self) -> set[str | None]:
         """Keys of the memos of wheels in which sources lie."""
-        return {fetch.wheel_key(source["uri"]) for source in self.sources}
+        return {fetch.bundle_key(source["uri"]) for source in self.sources}
 
 
 @dataclass
@@ -239,18 +240,36 @@ def _root_digest(shards: Sequence[Shard]) -> str:
 
 def audit(target: Target, records: Records, done: Removed) -> dict[str, Any]:
     """What the audit line says beside who, when and why. No addresses; digests of the videos, by
-    which an unfinished removal goes on.
+    which an unfinished removal goes on and no new name brings one back; keys of others that have
+    the same footage and keep it.
     """
     samples = _samples(records, target)
     shards = records.get("shard", ())
+    footage = removals.footage_of({"": Removal("", "", {"videos": target.videos})})
+    others = {
+        video["key"]
+        for video in records.get("download", ())
+        if video["key"] not in target.keys and _has(footage, video)
+    }
     return {
         "videos": dict(target.videos),
         "samples": samples,
+        "others": sorted(others),
         "shards": [
             shard["key"] for shard in shards if not set(samples).isdisjoint(shard["samples"])
         ],
         "root_digest": {"before": done.before, "after": done.after},
     }
+
+
+def _has(footage: removals.Footage, video: Mapping[str, Any]) -> bool:
+    """Whether a video, as plain JSON, is some of that footage."""
+    source = video["source"]
+    start, end = (
+        None if time is None else Fraction(time) for time in (source["start_s"], source["end_s"])
+    )
+    part = footage.removal_of_part(video["key"], video["blob"]["sha256"], (start, end))
+    return part is not None
 
 
 def _relock(loaded: Loaded, steps: Sequence[Step], folder: Path, store: Store) -> list[str]:

@@ -280,7 +280,7 @@ def _names_of_blobs(built: Built, remembered: set[Blob]) -> dict[Blob, list[str]
     # made again.
     tasks: list[tuple[str | None, str]] = []
     for key, record in built.records("download").items():
-        tasks.append((fetch.wheel_key(record.source.uri), f"wheel of '{key}'"))
+        tasks.append((fetch.bundle_key(record.source.uri), f"wheel of '{key}'"))
         if "extract" in built.manifests:
             reel_key = reel.memo_key(record.identity(), built.manifests["extract"].params)
             tasks.append((reel_key, f"reel of '{key}'"))

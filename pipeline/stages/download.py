@@ -17,7 +17,7 @@ from pipeline.core.params import Setup
 from pipeline.core.records import Blob, Source, Video
 from pipeline.core.stage import Stage
 from pipeline.core.store import Store
-from pipeline.media import addresses, fetch, video
+from pipeline.media import addresses, archives, fetch, video
 from pipeline.media.addresses import matches, scheme
 
 VERSION = 2
@@ -76,6 +76,10 @@ def fetch_blob(
         return store.link(paths[0], sha256), "file"
     if kind == "pypi":
         return fetch.from_wheel(source.uri, store, per_host, attempts, sha256), "file"
+    if kind in addresses.ARCHIVES:
+        archive = addresses.archive_of(source.uri)
+        path = archives.path_of(archive, store, folder, per_host, attempts)
+        return archives.put_member(archive, path, store, sha256), "file"
     chosen = source.format or params.format
     rest = store.partial(partial_key(source, params.format))
     if kind in ("http", "https"):

@@ -205,6 +205,7 @@ def test_brackets_and_long_names_are_shown_as_they_are(command: str, tmp_path: P
     folder.mkdir()
     recipe = folder / "sea.toml"
     recipe.write_text('[[source]]\nuri = "file:a.mp4"\n')
+    (folder / "a.mp4").touch()
     said = longtake(command, recipe, *(["--data", folder] if command == "rejections" else []))
     assert said.returncode == 0
     assert str(folder) in said.stdout

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from rich.table import Table
@@ -43,3 +47,26 @@ def test_a_rejection_is_listed_with_its_words_as_they_are(
     text = shown(report.rejections([row]))
     for words in ("[red]cut", "[/]a", "[link=x]y", "[b]z", "[i]"):
         assert words in text
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+@pytest.mark.parametrize("program", ["pipeline", "longtake"])
+def test_a_terminal_that_is_not_utf_8_ends_no_command(
+    tmp_path: Path, encoding: str, program: str
+) -> None:
+    recipe = tmp_path / "\u6620\u753b.toml"
+    recipe.write_text('name = "a"\n[[source]]\nuri = "file:\u97f3\u697d.mp4"\n', "utf-8")
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    for command, code, shown in (("check", 2, "\\u97f3"), ("build", 3, "not-found")):
+        data = ["--data", str(tmp_path / "data"), "--executor", "inline", "--until", "download"]
+        process = subprocess.run(
+            [sys.executable, "-m", program, command, str(recipe), *(data if code == 3 else [])],
+            env=environment,
+            capture_output=True,
+            check=False,
+            cwd=Path(__file__).parents[2],
+        )
+        said = (process.stdout + process.stderr).decode(encoding)
+        assert process.returncode == code, said
+        assert shown in said
+        assert "Traceback" not in said

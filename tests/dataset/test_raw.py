@@ -387,7 +387,7 @@ def test_sources_of_one_address_and_files_of_one_wheel_travel_together(
     setup = Setup(
         (fetch.Params(), detectors.DEFAULT, filter_stage.Params(), reel.Params()), tmp_path
     )
-    passage.take_through(setup, sources, store, Watching(), Progress(), ())
+    passage.take_through(setup, sources, store, Watching(), Progress(), (), {})
     keys = [[record.key for _, record in batch.tasks] for batch in batches]
     assert keys == [["s0", "s3"], ["s1", "s4"], ["s2"], ["s5"]]
 

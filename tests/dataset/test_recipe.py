@@ -8,10 +8,12 @@ import csv
 import json
 import re
 import tomllib
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from pipeline.core import canonical
+from pipeline.core.columns import Columns
 from pipeline.core.errors import RecipeError
 from pipeline.core.executors import Inline
 from pipeline.core.params import Setup, Table
@@ -26,8 +29,8 @@ from pipeline.core.records import Source
 from pipeline.core.stage import Progress, run_stage
 from pipeline.core.store import Store
 from pipeline.dataset import recipe
-from pipeline.dataset.recipe import Columns, SourceEntry
 from pipeline.dataset.recipe import FullRecipe as Recipe
+from pipeline.dataset.recipe import SourceEntry
 from pipeline.media import detectors, fetch
 from pipeline.stages import NAMES, download, expand
 
@@ -254,6 +257,9 @@ OPENVID = {
     "fps": 30.0,
     "seconds": 4.1,
 }
+
+
+FIRST_ROW = {".csv": 2, ".jsonl": 1, ".parquet": 1}  # a spreadsheet counts the header
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -624,10 +630,11 @@ def test_rows_with_another_licence_are_named_up_to_ten_and_then_counted(
     said = complaint(
         tmp_path, f'sources = "t{suffix}"\n{ONLY}[columns]\nid = "name"\nlicense = "terms"\n'
     ).splitlines()
-    assert said[0] == f"t{suffix}: row 1: 'n0' has the licence 'all rights reserved'"
+    first = FIRST_ROW[suffix]
+    assert said[0] == f"t{suffix}: row {first}: 'n0' has the licence 'all rights reserved'"
     assert said[3:] == [
         *(
-            f"t{suffix}: row {n + 1}: 'n{n}' has the licence 'all rights reserved'"
+            f"t{suffix}: row {n + first}: 'n{n}' has the licence 'all rights reserved'"
             for n in range(4, 11)
         ),
         "and 3 more",
@@ -664,7 +671,7 @@ def test_a_table_of_another_kind_is_told_the_kinds_there_are(tmp_path: Path) -> 
     (tmp_path / "t.xlsx").write_text("x")
     assert (
         complaint(tmp_path, 'sources = "t.xlsx"')
-        == "t.xlsx: a sources table ends in .csv, .jsonl or .parquet"
+        == "t.xlsx: a sources table ends in .csv, .tsv, .jsonl or .parquet"
     )
 
 
@@ -678,14 +685,14 @@ GOOD = {"uri": "file:a.mp4", "from": "1", "to": "2"}
         (
             'start = "from"',
             {"from": "soon"},
-            "row 2: start: got 'soon', input is not a valid fraction",
+            "start (column 'from'): got 'soon', a time is seconds or [H:]MM:SS",
         ),
         ('start = "from"\nend = "to"', {"from": "3"}, "end (2.0 s) must lie after start (3.0 s)"),
-        ("", {"uri": "a.mp4"}, "row 2: uri: got 'a.mp4', an address begins with its kind: https:"),
+        ("", {"uri": "a.mp4"}, "uri: got 'a.mp4', an address begins with its kind: https:"),
         (
             'ranges = "from"',
             {"from": "[[1, 2, 3]]"},
-            "row 1: from: got '1', a time range is [start, end]",
+            "from: got '1', a time range is [start, end]",
         ),
     ],
 )
@@ -695,7 +702,8 @@ def test_a_bad_row_is_named_by_its_number(
     write_table(tmp_path / f"t{suffix}", [GOOD, {**GOOD, "uri": "file:b.mp4", **bad}])
     said = complaint(tmp_path, f'sources = "t{suffix}"\n[columns]\n{columns}\n')
     assert expected in said
-    assert said.startswith(f"t{suffix}: row ")
+    number = FIRST_ROW[suffix] + (0 if "ranges" in columns else 1)
+    assert said.startswith(f"t{suffix}: row {number}: ")
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
@@ -714,7 +722,7 @@ def test_a_template_that_cannot_be_filled_is_an_error_of_the_recipe(
 ) -> None:
     write_table(tmp_path / "t.csv", [GOOD])
     assert complaint(tmp_path, f'sources = "t.csv"\n[columns]\nuri = "{template}"\n').startswith(
-        "t.csv: row 1: "
+        "t.csv: row "
     )
 
 
@@ -723,8 +731,12 @@ def test_a_template_that_cannot_be_filled_is_an_error_of_the_recipe(
     [
         ("t.jsonl", b'{"uri": "file:a.mp4"}\n{"uri"\n', "t.jsonl: row 2: not JSON: "),
         ("t.jsonl", b"[1]\n", "t.jsonl: row 1: got [1], a row is an object of columns"),
-        ("t.jsonl", b"\xff", "t.jsonl cannot be read: 'utf-8' codec"),
-        ("t.csv", b"uri\nfile:\xff\n", "t.csv cannot be read: 'utf-8' codec"),
+        ("t.jsonl", b"\xff", "t.jsonl: line 1 is not UTF-8; in cp1252 it would be '\xff': if that"),
+        (
+            "t.csv",
+            b"uri\nfile:\xff\n",
+            "t.csv: line 2 is not UTF-8; in cp1252 it would be 'file:\xff'",
+        ),
         ("t.csv", b"uri,from\n", "mine.toml: no sources: t.csv has no rows"),
         ("t.parquet", b"PAR1", "t.parquet cannot be read: "),
     ],
@@ -736,13 +748,272 @@ def test_a_table_that_cannot_be_read_says_so(
     assert complaint(tmp_path, f'sources = "{name}"').startswith(expected)
 
 
+def table_sources(folder: Path, name: str, content: str | bytes, columns: str) -> list[Source]:
+    """The sources of a table, in key order."""
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return list(sources(folder, f'sources = "{name}"\n[columns]\n{columns}\n'))
+
+
+def table_complaint(folder: Path, name: str, content: str | bytes, columns: str) -> str:
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return complaint(folder, f'sources = "{name}"\n[columns]\n{columns}\n')
+
+
+CAPTION = 'caption = "caption"'
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ('a,"the end\nfile:b,a dog\n', "t.csv: row 3: a cell begins with a quote"),
+        ('a,"the end\nfile:b,a dog"\n', "t.csv: row 3: the column 'caption' holds whole rows"),
+        ('a,"the end\nfile:b,"a dog"\n', "t.csv: row 3: text follows the closing quote"),
+        ("a\n", "t.csv: row 3: ends after 1 of 2 cells, before the column 'caption'; it holds"),
+        ("a,a dog, brown\n", "t.csv: row 3: has 3 cells, the header names 2 columns; too much is "),
+    ],
+)
+def test_a_row_that_is_cut_or_runs_on_is_refused_with_its_number(
+    tmp_path: Path, rows: str, expected: str
+) -> None:
+    content = 'uri,caption\nfile:0,"two\nlines"\nfile:' + rows
+    assert table_complaint(tmp_path, "t.csv", content, CAPTION).startswith(expected)
+
+
+def test_a_row_without_content_is_none(tmp_path: Path) -> None:
+    content = "uri,caption\nfile:a,x\n\n,\nfile:b,y,\n,,,\n"
+    listed = table_sources(tmp_path, "t.csv", content, CAPTION)
+    assert sorted(source.uri for source in listed) == ["file:a", "file:b"]
+
+
+def test_equal_rows_with_an_id_unite_their_captions(tmp_path: Path) -> None:
+    content = "uri,id,caption\nfile:a,sea,waves\nfile:a,sea,foam\nfile:a,sea,waves\n"
+    (source,) = table_sources(tmp_path, "t.csv", content, f'id = "id"\n{CAPTION}')
+    assert source == Source("sea", "file:a", ("waves", "foam"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.tsv", "uri\tcaption\nfile:a\tred, green\n"),
+        ("t.csv", "uri\tcaption\nfile:a\tred, green\n"),
+        ("t.csv", "uri;caption\nfile:a;red, green\n"),
+        ("t.csv", "sep=;\r\nuri;caption\r\nfile:a;red, green\r\n"),
+        ("t.csv", 'uri|caption\nfile:a|"red, green"\n'),
+        ("t.csv", 'uri,caption\rfile:a,"red, green"\r'),
+        ("T.CSV", 'uri,caption\nfile:a,"red, green"\n'.encode("utf-8-sig")),
+        ("t.csv", "uri\tcaption\r\nfile:a\tred, green\r\n".encode("utf-16")),
+        ("t.csv", b"\xfe\xff" + 'uri,caption\nfile:a,"red, green"\n'.encode("utf-16-be")),
+    ],
+)
+def test_delimiters_and_marked_encodings_are_recognised(
+    tmp_path: Path, name: str, content: str | bytes
+) -> None:
+    (source,) = table_sources(tmp_path, name, content, CAPTION)
+    assert (source.uri, source.captions) == ("file:a", ("red, green",))
+
+
+def test_an_encoding_that_says_nothing_is_refused_with_what_helps(tmp_path: Path) -> None:
+    said = table_complaint(tmp_path, "t.csv", "uri,caption\nfile:a,é\n".encode("cp1252"), CAPTION)
+    assert said == (
+        "t.csv: line 2 is not UTF-8; in cp1252 it would be 'file:a,é': if that is right, save it "
+        "as UTF-8 (a spreadsheet calls that 'CSV UTF-8'), or convert it: iconv -f CP1252 -t UTF-8"
+    )
+    said = table_complaint(tmp_path, "t.csv", "uri,caption\n".encode("utf-16-le"), CAPTION)
+    assert "iconv -f UTF-16 -t UTF-8" in said
+
+
+def test_a_column_is_named_once_and_a_near_one_is_suggested(tmp_path: Path) -> None:
+    said = table_complaint(tmp_path, "t.csv", "uri, Caption\nfile:a,x\n", CAPTION)
+    assert said.endswith("no column 'caption'; there are uri,  Caption; did you mean ' Caption'?")
+    said = table_complaint(tmp_path, "t.csv", "uri,caption,caption\nfile:a,x,y\n", CAPTION)
+    assert said == "t.csv: row 1: the column 'caption' stands there twice: rename one"
+    said = table_complaint(tmp_path, "t.jsonl", '{"uri": "file:a", "uri": "file:b"}\n', "")
+    assert said == "t.jsonl: row 1: not JSON: 'uri' stands there twice"
+
+
+def test_local_files_that_are_not_there_are_named_with_their_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    rows = [{"uri": f"file:{name}.mp4", "id": name} for name in "abc"]
+    write_table(tmp_path / "t.csv", rows)
+    text = 'sources = "t.csv"\n[columns]\nid = "id"\n[[source]]\nuri = "file:x/*.mp4"\n'
+    path = recipe_at(tmp_path, text + '[[source]]\nuri = "https://example.org/a.mp4"\n')
+    with pytest.raises(RecipeError) as caught:
+        recipe.check_files(path, {"c"})
+    assert str(caught.value).replace(f"{tmp_path}/", "").splitlines() == [
+        "mine.toml:4: source[0]: uri: there is no file file:x/*.mp4",
+        "t.csv: row 3: uri: there is no file file:b.mp4",
+    ]
+
+
+# Lists
+
+
+SPANS = "[['0:00:01','0:00:05'],['0:00:05','0:00:09']]"
+
+
+@pytest.mark.parametrize(
+    ("spans", "captions", "expected"),
+    [
+        (SPANS, "['a man',\n 'it\\'s a dog']", ["a man", "it's a dog"]),
+        (SPANS, '["a man", "a dog"]', ["a man", "a dog"]),
+        (SPANS, "array(['a man', 'a dog'], dtype=object)", ["a man", "a dog"]),
+        (SPANS, "[np.str_('a man'), np.str_('a dog')]", ["a man", "a dog"]),
+        (SPANS, '["a man", null]', ["a man", None]),
+        (SPANS, "['a man', nan]", ["a man", None]),
+        (SPANS, "[1 2]", ["1", "2"]),
+        (SPANS, "a man", ["a man", "a man"]),
+        (SPANS, "[music]", ["[music]", "[music]"]),
+        ("[[1.  5.]\n [5.  9.]]", "a man", ["a man", "a man"]),
+        ("[[1, 5], [5, 9.0]]", "a man", ["a man", "a man"]),
+        ("[list(['1', '5']) list(['5', '9'])]", "a man", ["a man", "a man"]),
+        ("[array([1., 5.]) array([5., 9.])]", "a man", ["a man", "a man"]),
+    ],
+)
+def test_lists_as_others_write_them(
+    tmp_path: Path, spans: str, captions: str, expected: list[str | None]
+) -> None:
+    write_table(tmp_path / "t.csv", [{"uri": "file:a", "at": spans, "caption": captions}])
+    columns = f'[columns]\nranges = "at"\n{CAPTION}\n'
+    listed = sources(tmp_path, f'sources = "t.csv"\n{columns}')
+    by_start = sorted(listed, key=lambda source: source.start_s or 0)
+    assert [(source.start_s, source.end_s) for source in by_start] == [(1, 5), (5, 9)]
+    assert [source.captions for source in by_start] == [
+        (each,) if each else () for each in expected
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spans", "captions", "expected"),
+    [
+        (
+            "[[1, 2], [2, 3], [3, 4]]",
+            "['a man', 'a dog']",
+            "caption: got 2 captions, wanted is one",
+        ),
+        (
+            "[[1, 2], [2, 3]]",
+            '["a man"]',
+            "caption: got 1 captions, wanted is one for each of the 2",
+        ),
+        ("[[1, 2], [2, 3]]", "['a man' 'a dog']", "side by side without a comma: numpy means two"),
+        ("[[1, 2]]", "['a man'\n 'a dog']", "side by side without a comma"),
+        ("[[1, 2]]", "['a man' 'a dog', 'a cat']", "side by side without a comma"),
+        ("[[1 2, 3]]", "x", "parted by commas, others by blanks"),
+        ("[[1, 2]]", "['a man' 'a d", "which is no list"),
+        ("[[1, 2]]", "['a man' ... 'a dog']", "which is no list"),
+        ("[[1, 2]]", "[a man, a dog]", "which is no list"),
+        ("[[1, 2]]", "[{'a': 1}]", "which is no list"),
+        ("[[1, 2]]", '[["a"]]', "caption: got ['a'], wanted is a text"),
+        ("[]", "x", "at: is empty, wanted is a list of [start, end]"),
+        ("", "x", "at: is empty, wanted is a list of [start, end]"),
+        ("[[1, null]]", "x", "at: got ['1', None], a time range is [start, end]"),
+        ("[[1, 'soon']]", "x", "end (column 'at'): got 'soon', a time is seconds or [H:]MM:SS"),
+    ],
+)
+def test_lists_that_are_half_or_do_not_agree_are_refused(
+    tmp_path: Path, spans: str, captions: str, expected: str
+) -> None:
+    write_table(tmp_path / "t.csv", [{"uri": "file:a", "at": spans, "caption": captions}])
+    said = complaint(tmp_path, f'sources = "t.csv"\n[columns]\nranges = "at"\n{CAPTION}\n')
+    assert said.startswith("t.csv: row 2: ")
+    assert expected in said
+
+
+def test_a_list_without_ranges_is_several_captions(tmp_path: Path) -> None:
+    write_table(tmp_path / "t.csv", [{"uri": "file:a", "caption": "['a man', 'a dog']"}])
+    (source,) = sources(tmp_path, f'sources = "t.csv"\n[columns]\n{CAPTION}\n')
+    assert source.captions == ("a man", "a dog")
+
+
+def test_ranges_and_a_start_exclude_each_other(tmp_path: Path) -> None:
+    said = table_complaint(tmp_path, "t.csv", "uri,x\n", 'ranges = "x"\nend = "x"')
+    assert said.startswith("mine.toml:3: columns.ranges: a row has ranges, or a start and an end")
+
+
+# Types of columns
+
+
+def arrow(folder: Path, columns: dict[str, pa.Array], mapping: str) -> list[Source]:
+    parquet.write_table(pa.table(columns), folder / "t.parquet")
+    return list(sources(folder, f'sources = "t.parquet"\n[columns]\n{mapping}\n'))
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([13.58], pa.float32()),
+        pa.array([13.58], pa.float64()),
+        pa.array(["13.580"]),
+        pa.array(["0:13.58"]),
+        pa.array([13580], pa.duration("ms")),
+        pa.array([13580000000], pa.duration("ns")),
+        pa.array([13580], pa.time32("ms")),
+        pa.array([13580000000], pa.time64("ns")),
+        pa.array([Decimal("13.58")], pa.decimal128(9, 4)),
+        pa.array(["13.58"]).dictionary_encode(),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_a_time_is_what_was_meant_whatever_the_column_s_type(tmp_path: Path, column: Any) -> None:
+    uris = pa.array(["file:a"])
+    (source,) = arrow(tmp_path, {"uri": uris, "to": column}, 'end = "to"')
+    assert source.end_s == Fraction(1358, 100)
+    (source,) = arrow(
+        tmp_path, {"uri": uris, "at": pa.array([[[0.5, 13.58]]], RANGES)}, 'ranges = "at"'
+    )
+    assert (source.start_s, source.end_s) == (Fraction(1, 2), Fraction(1358, 100))
+
+
+RANGES = pa.list_(pa.list_(pa.float32()))
+
+
+def test_half_floats_and_nanoseconds_are_exact(tmp_path: Path) -> None:
+    columns = {
+        "uri": pa.array(["file:a"]),
+        "from": pa.array([np.float16(1.1)], pa.float16()),
+        "to": pa.array([3_000_000_001], pa.duration("ns")),
+    }
+    (source,) = arrow(tmp_path, columns, 'start = "from"\nend = "to"')
+    assert (source.start_s, source.end_s) == (Fraction(11, 10), Fraction(3_000_000_001, 10**9))
+
+
+def test_numbers_are_texts_where_texts_are_due(tmp_path: Path) -> None:
+    columns = {
+        "n": pa.array([7], pa.int64()),
+        "x": pa.array([5.0], pa.float64()),  # a column of whole numbers with gaps
+        "label": pa.array([12], pa.int8()),
+        "empty": pa.array([float("nan")]),
+    }
+    mapping = 'uri = "file:{n}-{x}"\nid = "x"\ncaption = "label"\nend = "empty"'
+    (source,) = arrow(tmp_path, columns, mapping)
+    assert source == Source("5", "file:7-5", ("12",))
+
+
+@pytest.mark.parametrize(
+    ("column", "mapping", "expected"),
+    [
+        (pa.array([0], pa.timestamp("s")), 'start = "x"', "start (column 'x'): got '1970-01-01"),
+        (pa.array([True]), 'start = "x"', "x: got True, wanted is seconds or [H:]MM:SS"),
+        (pa.array([True]), 'id = "x"', "x: got True, wanted is a text"),
+        (pa.array([1e20]), 'id = "x"', "x: got 1e+20, a number whose last digits are lost"),
+        (pa.array([None], pa.string()), 'id = "{uri}{x}"', "x: is empty, and '{uri}{x}' needs it"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_with_its_column(
+    tmp_path: Path, column: Any, mapping: str, expected: str
+) -> None:
+    parquet.write_table(pa.table({"uri": ["file:a"], "x": column}), tmp_path / "t.parquet")
+    said = complaint(tmp_path, f'sources = "t.parquet"\n[columns]\n{mapping}\n')
+    assert said.startswith(f"t.parquet: row 1: {expected}")
+
+
 def test_two_rows_with_one_id_are_both_named(tmp_path: Path) -> None:
     write_table(
         tmp_path / "t.csv",
         [{"uri": "file:a.mp4", "name": "sea"}, {"uri": "file:b.mp4", "name": "sea"}],
     )
     said = complaint(tmp_path, 'sources = "t.csv"\n[columns]\nid = "name"\n')
-    assert said == "t.csv: row 2: the id 'sea' is taken by t.csv: row 1: ids must differ"
+    assert said == "t.csv: row 3: the id 'sea' is taken by t.csv: row 2: ids must differ"
 
 
 # Anything at all

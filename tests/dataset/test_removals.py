@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +145,20 @@ def test_a_file_of_before_whose_lines_name_no_other_is_read_and_goes_on_as_a_cha
     rewrite(recipe, [lines[1], lines[2], lines[0]])
     with pytest.raises(RecipeError, match="line 3 does not name a line that it follows"):
         removals.read(recipe)
+
+
+def part_of(key: str, sha256: str, start: int | None, end: int | None, **facts: Any) -> str | None:
+    """Under which key a part of a video was taken down, if VIDEO was as `a`."""
+    removal = Removal("2026-01-01T00:00:00Z", "", {"videos": {"a": VIDEO}, **facts})
+    footage = removals.footage_of({"a": removal})
+    span = (None if start is None else Fraction(start), None if end is None else Fraction(end))
+    result = footage.removal_of_part(key, sha256, span)
+    return result[0] if result else None
+
+
+def test_footage_is_known_by_its_bytes_under_any_name() -> None:
+    assert part_of("new", "a" * 64, None, None) == "a"  # VIDEO is the first 1.5 s
+    assert part_of("new", "a" * 64, 1, 2) == "a"
+    assert part_of("new", "a" * 64, 2, None) is None
+    assert part_of("new", "b" * 64, None, None) is None
+    assert part_of("twin", "a" * 64, None, None, others=("twin",)) is None

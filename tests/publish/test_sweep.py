@@ -23,6 +23,7 @@ from pipeline.core.store import Store
 from pipeline.dataset import build, removals
 from pipeline.dataset import lock as locks
 from pipeline.dataset import recipe as recipes
+from pipeline.dataset.passage import RawVideos
 from pipeline.media import encoders, fetch, reel, video
 from pipeline.publish import reproduce, sweep, takedown
 from tests.making import footage
@@ -294,6 +295,32 @@ def test_a_source_whose_name_begins_like_another_s_is_not_taken_down_with_it(wor
     assert "b-2024" in {
         record.key for record in built(world.recipe, world.data)[0].manifest.records
     }
+
+
+@pytest.mark.parametrize("keep_raw", [True, False])
+def test_no_new_name_brings_footage_back_that_was_taken_down(world: World, keep_raw: bool) -> None:
+    taken_down(world.recipe, world.data, "b")
+    assert removals.read(world.recipe)["b"].facts["others"] == ["twin"]
+    shutil.copy(world.recipe.parent / "b.mp4", world.recipe.parent / "more" / "c.mp4")
+    text = world.recipe.read_text().replace('id = "twin"', 'id = "other"')
+    world.recipe.write_text(text)
+    loaded = recipes.load(world.recipe)
+    raws = None if keep_raw else RawVideos(1)
+    steps = list(build.build(loaded, world.data, Inline(), "cpu", "shard", Progress(), raws=raws))
+    detail = {rejection.key: rejection.detail for rejection in steps[1].manifest.rejections}
+    assert detail.keys() == {"other", "g-c", "bad"}
+    assert detail["g-c"].startswith("the footage of 'b', taken down on 20")
+    assert not world.store.has(steps[1].removed[0].blob)
+    lock = json.loads(removals_lock(world.recipe))
+    assert lock["lock"]["stages"]["download"]["rejected"]["removed"] == 2
+    world.recipe.write_text(text.replace('id = "other"', 'id = "twin"'))
+    again = built(world.recipe, world.data)
+    assert {rejection.key for rejection in again[1].manifest.rejections} == {"g-c", "bad"}
+
+
+def removals_lock(recipe: Path) -> str:
+    """The first line of the lock in which a build says what became of it."""
+    return recipe.with_name("tiny.lock.jsonl").read_text().splitlines()[0]
 
 
 def test_a_video_that_was_rejected_leaves_its_bytes_to_nobody(world: World) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -21,10 +23,11 @@ from pipeline.core.errors import BadData, Stopped
 from pipeline.core.executors import Inline
 from pipeline.core.manifest import Manifest
 from pipeline.core.params import Setup
-from pipeline.core.records import Source
+from pipeline.core.records import Source, Video
 from pipeline.core.stage import Progress, run_stage
 from pipeline.core.store import Store
 from pipeline.media import fetch, refusals
+from pipeline.media.addresses import keys_of_list
 from pipeline.stages import download, expand
 from tests.making import footage
 from tests.making.downloads import PARAMS, download_all
@@ -59,12 +62,77 @@ def test_a_glob_becomes_one_video_per_file_and_sees_new_files(
     source = Source("g", "file:*.mp4")
     assert [record.key for record in download_all([source], store, tmp_path).records] == [
         "g-a",
-        "g-b_one",
+        "g-b_one-cfafdc25398e",
     ]
     shutil.copy(small, tmp_path / "c.mp4")
     manifest = download_all([source], store, tmp_path)
-    assert [record.key for record in manifest.records] == ["g-a", "g-b_one", "g-c"]
+    assert [record.key for record in manifest.records] == ["g-a", "g-b_one-cfafdc25398e", "g-c"]
     assert (manifest.num_in, manifest.num_split) == (1, 2)
+
+
+NAMES = (
+    *("a.mp4", "a.mov", "A.mp4", "a", "a_mov.mp4", "a b.mp4", "a-b.mp4", "b/a.mp4", "b_a.mp4"),
+    *(
+        "c/b/a.mp4",
+        "\u6620\u753b.mp4",
+        "\u97f3\u697d.mp4",
+        "\u00e9.mp4",
+        "-.mp4",
+        "_.mp4",
+        "x" * 90 + ".mp4",
+    ),
+    *("x" * 91 + ".mp4", ".mp4", "a.b.mp4", "\U0001f3ac.mp4", "d/../a.mp4"),
+)
+
+
+def keys_of(folder: Path, store: Store, uri: str) -> dict[str, str]:
+    """Key by path of the videos of a glob."""
+    stage = expand.stage(Setup((PARAMS,), folder))
+    manifest, _ = run_stage(stage, [Source("g", uri)], store, Inline(), Progress())
+    assert all(isinstance(record, Source) for record in manifest.records)
+    return {record.uri: record.key for record in manifest.records if isinstance(record, Source)}
+
+
+def test_a_key_of_a_glob_is_its_file_s_own_whatever_files_come_and_go(
+    store: Store, tmp_path: Path
+) -> None:
+    names = [name for name in NAMES if ".." not in name]
+    for name in names:
+        (tmp_path / "v" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "v" / name).touch()
+    every = keys_of(tmp_path, store, "file:v/**/*")
+    assert len(set(every.values())) == len(every) == len(names) - 1  # no star means ".mp4"
+    assert every["file:v/a.mp4"] == "g-a"
+    assert all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{,80}", key) for key in every.values())
+    for name in names:
+        (tmp_path / "v" / name).unlink()
+        (tmp_path / "v" / "0new.mp4").touch()
+        rest = keys_of(tmp_path, store, "file:v/**/*")
+        assert rest.items() - {("file:v/0new.mp4", "g-0new")} <= every.items()
+        (tmp_path / "v" / name).touch()
+    (tmp_path / "v").rename(tmp_path / "w")  # what is before the star is no part of a key
+    moved = keys_of(tmp_path, store, f"file://{tmp_path}/w/**/*")
+    assert set(moved.values()) == {*every.values(), "g-0new"}
+
+
+def test_both_unicode_forms_of_a_name_are_one_key(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "e\u0301 1.mp4").touch()
+    [decomposed] = keys_of(tmp_path, store, "file:*.mp4").values()
+    (tmp_path / "e\u0301 1.mp4").rename(tmp_path / "\u00e9 1.mp4")
+    assert list(keys_of(tmp_path, store, "file:*.mp4").values()) == [decomposed]
+
+
+def test_keys_of_a_list_do_not_hang_on_the_order_of_it() -> None:
+    entries = [("v1", "u1"), ("v.1", "u2"), ("v 1", "u3"), ("\u97f3", "u4"), ("\u697d", "u5")]
+    keys = dict(zip(entries, keys_of_list(entries), strict=True))
+    assert len(set(keys.values())) == 5
+    assert keys["v1", "u1"] == "v1"
+    for start in range(5):
+        part = [*entries[start:], ("new", "u9")]
+        assert dict(zip(part[:-1], keys_of_list(part)[:-1], strict=True)).items() <= keys.items()
+    twice = keys_of_list([("v1", "u1"), ("v1", "u2")])
+    assert len(set(twice)) == 2
+    assert twice == keys_of_list([("v1", "u2"), ("v1", "u1")])[::-1]
 
 
 def test_an_edited_file_is_fetched_anew(
@@ -214,7 +282,7 @@ def test_a_playlist_is_expanded_to_one_source_per_video(
     )
     assert [(record.key, record.uri) for record in manifest.records] == [
         ("show-v1", listed[0][1]),
-        ("show-v_2", listed[1][1]),
+        ("show-v_2-" + sha256(b"v.2").hexdigest()[:12], listed[1][1]),
     ]
     assert all(record.captions == ("a show",) for record in manifest.records)
 
@@ -445,6 +513,50 @@ def test_files_of_a_renamed_folder_are_found_again(
     assert len(download_all([source], store, tmp_path).records) == 1
 
 
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        *((f"/a{end}", "video/mp4") for end in ("", ".MTS", ".insv", ".exe", ".y4m", ".html")),
+        *(("/a.php?id=7", kind) for kind in ("video/mp4", "audio/mp4", "text/html", "text/plain")),
+    ],
+)
+def test_an_address_whose_bytes_are_a_video_is_taken_whatever_it_is_called(
+    store: Store, small: Path, tmp_path: Path, path: str, kind: str
+) -> None:
+    with serving({path: content(small, kind)}) as (address, _):
+        manifest = download_all([Source("a", f"{address}{path}")], store, tmp_path)
+    assert not manifest.rejections
+    [video] = manifest.records
+    assert isinstance(video, Video)
+    assert video.blob.sha256 == file_digest(small)
+
+
+@pytest.mark.parametrize(
+    ("name", "uri"),
+    [
+        ("my film.mp4", "file://{folder}/my%20film.mp4"),
+        ("my film.mp4", "file://localhost{folder}/my%20film.mp4"),
+        ("my film.mp4", "file:my%20film.mp4"),
+        ("my%20film.mp4", "file:my%20film.mp4"),
+        ("50%.mp4", "file:50%.mp4"),
+        ("a*.mp4", "file:a%2A.mp4"),
+        ("film.mp4", "file:~/film.mp4"),
+        ("film.mp4", "file://{folder}/film.mp4"),
+        ("\u00e9t\u00e9/\u00e9.mp4", "file:e\u0301te\u0301/e\u0301.mp4"),
+        ("e\u0301te\u0301/e\u0301.mp4", "file:\u00e9t\u00e9/\u00e9.mp4"),
+        ("e\u0301te\u0301/e\u0301.mp4", "file:\u00e9t\u00e9/\u00e9*.mp4"),
+    ],
+)
+def test_a_file_is_found_in_each_way_its_name_is_written(
+    store: Store, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, uri: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    shutil.copy(small, tmp_path / name)
+    source = Source("a", uri.format(folder=tmp_path))
+    assert len(download_all([source], store, tmp_path).records) == 1
+
+
 def test_a_recipe_may_lie_in_a_folder_with_brackets(
     store: Store, small: Path, tmp_path: Path
 ) -> None:
@@ -506,10 +618,10 @@ def test_a_wheel_s_memo_is_found_by_the_address_of_any_file_in_it(
     fetch.from_wheel(uri, store, 1, 1)
     assert fetch.bundle_of(uri) == fetch.bundle_of("pypi:some==1.0") == "pypi:some==1.0"
     for address in (uri, "pypi:some==1.0/another", "pypi:some==1.0"):
-        key = fetch.wheel_key(address)
+        key = fetch.bundle_key(address)
         assert key is not None
         assert store.memo(key) is not None
-    assert fetch.wheel_key("https://example.org/pypi:some==1.0") is None
+    assert fetch.bundle_key("https://example.org/pypi:some==1.0") is None
     assert fetch.bundle_of("https://example.org/a/b") == "https://example.org/a/b"
 
 
