@@ -8,6 +8,7 @@ disk full); 130 interrupted, with a checkpoint. The same command goes on.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,14 @@ Vae = Annotated[
 Clip = Annotated[
     Path | None,
     typer.Option(help="Folder of the CLIP that made the shards, where it is not found by name."),
+]
+Unets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--unet",
+        help="Folder of the 2-D model that a run or an adapter began with, where it is not found "
+        "by name; again for another.",
+    ),
 ]
 Steps = Annotated[
     int | None, typer.Option(min=1, max=1000, help="Sampling steps; by default the preset's.")
@@ -159,6 +168,13 @@ def train(
             help="Another 2-D UNet: a folder, a hub id, or a config.json for random weights."
         ),
     ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            help="Temporal layers to begin with: a file that `export` wrote, or AnimateDiff's "
+            "motion modules (with --set placement=motion)."
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -184,12 +200,14 @@ def train(
     """
 
     def act(console: Any) -> int:
+        # pieces of memory that grow leave fewer holes; torch reads this when it is first used
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
         from training import loop
         from training.codec import choose_device
         from training.shards import open_index
 
         index = open_index(shards)
-        asked_run = loop.begin(preset, index, run, unet, seed, steps, settings or ())
+        asked_run = loop.begin(preset, index, run, unet, seed, steps, settings or (), adapter)
         place = choose_device(device)
         with progress(console) as advance:
             check = _count_bytes(index, advance) if verify else None
@@ -252,17 +270,19 @@ def _print_outcome(console: Any, outcome: Any) -> None:
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Option(help="Run of an image preset.")],
+    run: Annotated[Path, typer.Option(help="A run, or one of its checkpoints.")],
     out: Annotated[Path, typer.Option(help="Folder to write; it must not exist.")],
+    unet: Unets = None,
 ) -> None:
-    """Write the 2-D model of an image run, in float16, as a folder that diffusers and `--unet`
-    read.
+    """Write a run's model for others: of an image run the 2-D model, in float16; of a video run all
+    of it, its temporal layers alone (adapter.safetensors), and the 2-D model if it was trained.
     """
 
     def act(console: Any) -> int:
-        from training import checkpoint
+        from training.checkpoint import load_run
+        from training.export import export
 
-        _print_paths(console, checkpoint.export(checkpoint.load_run(run), out))
+        _print_paths(console, export(load_run(run, unet or ()), out))
         return 0
 
     guarded(act)
@@ -270,7 +290,10 @@ def export(
 
 @app.command()
 def sample(
-    keyframe: Annotated[Path, typer.Option(help="Run of a keyframe preset.")],
+    keyframe: Annotated[
+        Path,
+        typer.Option(help="Run of a keyframe preset, a checkpoint of it, or an exported adapter."),
+    ],
     interp: Annotated[
         Path, typer.Option(help="Run of an interpolation preset, trained on the same shards.")
     ],
@@ -295,6 +318,7 @@ def sample(
     guidance: Guidance = None,
     sampler: Sampler = SamplerName.ddim,
     seed: Seed = 0,
+    unet: Unets = None,
     vae: Vae = None,
     clip: Clip = None,
     device: Device = "auto",
@@ -313,7 +337,7 @@ def sample(
             raise UsageError(
                 'nothing to make: give --prompt "...", or --start with a picture or a clip'
             )
-        runs = load_run(keyframe), load_run(interp)
+        runs = load_run(keyframe, unet or ()), load_run(interp, unet or ())
         if seconds is None:
             sampling.check(*runs, frames, out)
         place = choose_device(device)
@@ -377,7 +401,12 @@ def _drift_table(drifts: Any) -> Any:
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Option(help="Run of an interpolation or a keyframe preset.")],
+    run: Annotated[
+        Path,
+        typer.Option(
+            help="Run of an interpolation or a keyframe preset, a checkpoint, or an adapter."
+        ),
+    ],
     shards: Shards,
     windows: Annotated[
         int,
@@ -389,6 +418,7 @@ def evaluate(
     guidance: Guidance = None,
     sampler: Sampler = SamplerName.ddim,
     seed: Seed = 0,
+    unet: Unets = None,
     vae: Vae = None,
     clip: Clip = None,
     device: Device = "auto",
@@ -414,7 +444,7 @@ def evaluate(
         settings = Settings(_kind(sampler), steps, guidance, seed)
         with progress(_errors() if as_json else console) as advance:
             result = evaluation.evaluate(
-                load_run(run),
+                load_run(run, unet or ()),
                 index,
                 codec,
                 num_windows=windows,
@@ -422,7 +452,7 @@ def evaluate(
                 device=place,
                 progress=advance,
             )
-        paths = evaluation.save(result, run)
+        paths = evaluation.save(result, run if run.is_dir() else run.parent)
         if as_json:
             _print_json(result.plain())
             return 0

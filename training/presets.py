@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal
 
 from training.errors import UsageError
@@ -24,7 +24,7 @@ Mask = Literal["unknown", "seed"]
 Target = Literal["latents", "residual"]
 Prediction = Literal["epsilon", "v_prediction"]
 Trainable = Literal["temporal", "temporal+conv", "all"]
-Placement = Literal["resnets", "convolutions", "none"]
+Placement = Literal["resnets", "convolutions", "motion", "none"]
 Precision = Literal["float32", "bf16"]
 Schedule = Literal["constant", "cosine"]
 Optimizer = Literal["adamw", "adamw8bit"]
@@ -114,6 +114,8 @@ class Preset:
     precision: Precision = "bf16"
     optimizer: Optimizer = "adamw"
     checkpointing: bool = True
+    offload: bool = False  # what the backward needs waits in the CPU's memory
+    keep_every: int = 0  # checkpoints of every so many steps are never dropped; 0: of none
     sampler_steps: int = 30
 
     @property
@@ -145,8 +147,11 @@ class Preset:
 
 
 def from_plain(values: dict[str, Any]) -> Preset:
-    """A preset as `plain` wrote it. Raises UsageError for fields of another version."""
-    unknown = sorted(set(values) ^ {field.name for field in fields(Preset)})
+    """A preset as `plain` wrote it; a field that an older version did not know has its default.
+    Raises UsageError for fields of another version.
+    """
+    needed = {field.name for field in fields(Preset) if field.default is MISSING}
+    unknown = sorted({*values} - {field.name for field in fields(Preset)} | needed - {*values})
     if unknown:
         raise UsageError(
             "this run was made by another version of longtake: its preset differs in "

@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 from tests.making.models import SHAPE, encoder_identity
 from tests.making.runs import UNET, damaged_shards, run_of, short_preset, train, wave_shards
 from tests.making.shards import new_clip, new_shards, npy
-from training import ablate, checkpoint, journal, loop, presets, shards, unet
+from training import ablate, checkpoint, journal, loop, models, presets, shards, unet
 from training.errors import NonFinite, ShardError, UsageError
 from training.frames import Window, known_frames
 from training.presets import Objective
@@ -233,17 +233,17 @@ def test_another_preset_or_other_shards_are_refused_with_what_differs(
 
 
 def test_the_2d_model_that_comes_along_was_trained_with_the_encoders_that_come_along() -> None:
-    facts = json.loads((loop.TINY_IMAGE_FOLDER / "training.json").read_text("utf-8"))
+    facts = json.loads((models.TINY_IMAGE_FOLDER / "training.json").read_text("utf-8"))
     assert facts["preset"]["name"] == "tiny-image"
     identity = {name: facts["dataset"]["identity"][name] for name in encoder_identity()}
     assert identity == {**encoder_identity(), "latents.shape": [4, 32, 32]}
 
 
 def test_the_2d_model_that_comes_along_is_small_and_keyframes_begin_with_it() -> None:
-    weights = loop.TINY_IMAGE_FOLDER / "diffusion_pytorch_model.safetensors"
+    weights = models.TINY_IMAGE_FOLDER / "diffusion_pytorch_model.safetensors"
     assert weights.stat().st_size <= 8_000_000
     row = presets.find("tiny-keyframe")
-    model = loop.new_model(row, row.unet, 0)
+    model = models.new_model(row, row.unet, 0)
     stored = load_file(weights)
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
     bottom = "mid_block.resnets.0.conv1.weight"
@@ -629,8 +629,7 @@ def test_only_the_newest_checkpoints_are_kept_and_each_is_whole(
     whole = {"average.safetensors", "optimizer.safetensors", "state.json", "weights.safetensors"}
     assert set(newest(run.folder)) == {
         *whole,
-        "model/config.json",
-        "model/diffusion_pytorch_model.safetensors",
+        "config.json",
     }
 
 
