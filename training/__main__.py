@@ -154,7 +154,7 @@ def train(
         str,
         typer.Option(
             help="A row of training/presets.py: tiny-image, tiny-keyframe, tiny-interp, "
-            "sd15-keyframe, ..."
+            "sd15-keyframe, ...; or a file NAME.toml, which names one as base and changes fields."
         ),
     ],
     shards: Shards,
@@ -260,8 +260,9 @@ def _print_outcome(console: Any, outcome: Any) -> None:
             "validation loss", f"{validations[0]:.4f} at first, {validations[-1]:.4f} at last"
         )
     table.add_row("peak memory", f"{peak_memory_gib():.1f} GiB")
-    table.add_row("curve", str(folder / "loss.png"))
-    if any((folder / "samples").glob("*")):
+    if (folder / "loss.png").is_file():
+        table.add_row("curve", str(folder / "loss.png"))
+    if any((folder / "samples").glob("*.png")):
         table.add_row("pictures", str(folder / "samples"))
     console.print(table)
     if outcome.interrupted:
@@ -270,7 +271,7 @@ def _print_outcome(console: Any, outcome: Any) -> None:
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Option(help="A run, or one of its checkpoints.")],
+    run: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
     out: Annotated[Path, typer.Option(help="Folder to write; it must not exist.")],
     unet: Unets = None,
 ) -> None:
@@ -286,6 +287,51 @@ def export(
         return 0
 
     guarded(act)
+
+
+@app.command()
+def losses(
+    run: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
+    shards: Shards,
+    show: Annotated[int, typer.Option(min=1, help="Clips of each end to print.")] = 10,
+    unet: Unets = None,
+    device: Device = "auto",
+) -> None:
+    """How well a model knows each clip: its loss with fixed noise, as RUN/losses.parquet.
+
+    Equal calls give equal numbers. Look at both ends: the highest are hard or wrong clips.
+    """
+
+    def act(console: Any) -> int:
+        from training import losses as ledger
+        from training.checkpoint import load_run
+        from training.codec import choose_device
+        from training.shards import open_index
+
+        with progress(console) as advance:
+            rows = ledger.measure(
+                load_run(run, unet or ()), open_index(shards), choose_device(device), advance
+            )
+        console.print(_loss_table(rows, show))
+        _print_paths(console, [ledger.save(rows, run if run.is_dir() else run.parent)])
+        return 0
+
+    guarded(act)
+
+
+def _loss_table(rows: Any, show: int) -> Any:
+    """Clips with the highest and the lowest loss."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table("clip", "split", "loss", box=box.SIMPLE, title=f"Loss of {len(rows)} clips")
+    table.columns[2].justify = "right"
+    parts = [rows] if len(rows) <= 2 * show else [rows[:show], rows[-show:]]
+    for part in parts:
+        for row in part:
+            table.add_row(row.key, row.split, f"{row.mean:.4f}")
+        table.add_section()
+    return table
 
 
 @app.command()
@@ -305,7 +351,11 @@ def sample(
     ],
     prompt: Annotated[str, typer.Option(help="What is to be seen.")] = "",
     start: Annotated[
-        Path | None, typer.Option(help="A picture, or a clip that is gone on from.")
+        str | None,
+        typer.Option(
+            help="A picture, or what is gone on from: a clip, or SHARDS/KEY, the latents of a "
+            "sample."
+        ),
     ] = None,
     frames: Annotated[int, typer.Option(min=1, help="5, 17, 65, 257, ...")] = 65,
     seconds: Annotated[
@@ -335,7 +385,8 @@ def sample(
 
         if not prompt and start is None:
             raise UsageError(
-                'nothing to make: give --prompt "...", or --start with a picture or a clip'
+                'nothing to make: give --prompt "...", or --start with a picture, a clip or a '
+                "sample of shards"
             )
         runs = load_run(keyframe, unet or ()), load_run(interp, unet or ())
         if seconds is None:
@@ -343,6 +394,12 @@ def sample(
         place = choose_device(device)
         codec = Codec.of_run(runs[0].dataset, vae, clip, place)
         settings = sampling.Settings(_kind(sampler), steps, guidance, seed)
+        if prompt and not codec.understands_words:
+            console.print(
+                "The CLIP of these shards has random weights and understands no words: a prompt "
+                "means something only if it is, letter by letter, a caption of the training.",
+                soft_wrap=True,
+            )
         if seconds is not None:
             with progress(console) as advance:
                 paths, drifts = continuation.write(
@@ -371,6 +428,7 @@ def sample(
                 progress=advance,
             )
         _print_paths(console, sampling.save(film, out))
+        console.print(sampling.rate(film, runs[0]), markup=False, soft_wrap=True)
         return 0
 
     guarded(act)

@@ -502,14 +502,13 @@ def begin(
     layers alone cannot learn behind frozen noise.
     """
     row = presets.find(preset)
+    if presets.is_file(preset):
+        _check_preset(row, preset)
     source = unet or row.unet
     if models.begins_random(source):
         row = replace(row, trainable="all")
     row = presets.with_settings(row, settings)
-    try:
-        checkpoint.check_preset(row)
-    except ValidationError as error:
-        raise presets.wrong_setting(error) from None
+    _check_preset(row, "--set")
     if steps:
         row = replace(row, steps=steps)
     dataset = dataset_facts(index, models.flat_source(source), adapter)
@@ -523,6 +522,13 @@ def begin(
         None if adapter is None else adapters.digest(adapter),
         None if adapter is None else str(adapter),
     )
+
+
+def _check_preset(row: Preset, where: str) -> None:
+    try:
+        checkpoint.check_preset(row)
+    except ValidationError as error:
+        raise presets.wrong_setting(error, where) from None
 
 
 def dataset_facts(index: Index, unet: str = "", adapter: Path | None = None) -> dict[str, Any]:

@@ -324,6 +324,45 @@ def test_a_setting_that_is_none_is_refused_with_what_is_wrong(
         loop.begin("tiny-interp", index, tmp_path / "run", None, 0, 1, [setting])
 
 
+def test_a_preset_may_be_a_file_that_names_a_base(
+    tmp_path: Path, index: Index, folder: Path
+) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        'base = "sd15-interp"\nframe_window = "null"\nlearning_rate = 5e-5\n'
+        'windows = [{num_frames = 9, stride = 2}]\n[objective]\nhint = "zeros"\n'
+    )
+    unet = str(folder / "small.json")
+    run = loop.begin(str(file), index, tmp_path / "run", unet, 0, 1, ["learning_rate=1e-5"])
+    assert run.preset.name == "sd15-interp"
+    assert (run.preset.frame_window, run.preset.learning_rate) == (None, 1e-5)
+    assert (run.preset.objective.hint, run.preset.windows) == ("zeros", (Window(9, 2),))
+    checkpoint.open_run(run)
+    assert checkpoint.load_run(tmp_path / "run").preset == run.preset
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("learning_rate = 1", r'mine\.toml: wanted is a line such as base = "sd15-interp"'),
+        ('base = "tiny-interpp"', r"did you mean tiny-interp\?"),
+        ('base = "tiny-interp"\nlearning_rat = 1', r"mine\.toml learning_rat.*learning_rate\?"),
+        ('base = "tiny-interp"\nsteps = "many"', r"mine\.toml steps: .*got 'many'"),
+        ('base = "tiny-interp"\nkernel = 4', r"mine\.toml kernel: .*odd number"),
+        ('base = "tiny-interp"\n[objective]\nhint = "x"', r"mine\.toml objective.hint: .*got 'x'"),
+        ("base = ", r"mine\.toml: cannot be read"),
+    ],
+)
+def test_a_wrong_preset_file_is_refused_with_the_field(
+    tmp_path: Path, index: Index, text: str, problem: str
+) -> None:
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(UsageError, match=problem):
+        loop.begin(str(tmp_path / "mine.toml"), index, tmp_path / "run", None, 0, 1)
+    with pytest.raises(UsageError, match="cannot be read"):
+        presets.find(str(tmp_path / "nothing.toml"))
+
+
 def test_a_run_does_not_go_on_from_other_2d_weights_of_the_same_name(
     tmp_path: Path, index: Index, folder: Path
 ) -> None:

@@ -66,7 +66,8 @@ OPTIONS = {  # frozen: an option is a promise
         "--as_json",  # --json
     },
     "plan": {"--preset", "--size", "--as_json"},
-    "export": {"--run", "--out", "--unet"},
+    "export": {"--run", "--out", "--unet"},  # the run without a name
+    "losses": {"--run", "--shards", "--show", "--unet", "--device"},
     "ablate": {"--shards", "--out", "--preset", "--question", "--steps", "--seeds", "--device"},
 }
 
@@ -241,6 +242,10 @@ def test_a_model_is_trained_and_gone_on_with_and_refused_as_another(
     other = call(*command, "--seed", 9)
     assert other.exit_code == 2
     assert "seed: 0, now 9" in other.stderr
+    ledger = call("losses", tmp_path / "run", "--shards", shards, "--device", "cpu")
+    assert ledger.exit_code == 0, ledger.output
+    assert "Loss of 2 clips" in ledger.output
+    assert (tmp_path / "run" / "losses.parquet").is_file()
     ended = call("evaluate", "--run", tmp_path / "run", "--shards", shards)
     assert ended.exit_code == 2
     assert "validation" in ended.stderr
@@ -253,7 +258,7 @@ def test_an_image_model_is_trained_exported_and_begun_with(shards: Path, tmp_pat
     trained = call(*image, "--unet", shards / "small.json")
     assert trained.exit_code == 0, trained.output
     assert "windows 1@1" in trained.output
-    exported = call("export", "--run", tmp_path / "image", "--out", tmp_path / "flat")
+    exported = call("export", tmp_path / "image", "--out", tmp_path / "flat")
     assert exported.exit_code == 0, exported.output
     written = {path.name for path in (tmp_path / "flat").iterdir()}
     assert written == {"config.json", "diffusion_pytorch_model.safetensors", "training.json"}
@@ -261,7 +266,7 @@ def test_an_image_model_is_trained_exported_and_begun_with(shards: Path, tmp_pat
     assert facts["step"] == 1
     assert facts["samples_seen"] == 16
     assert facts["dataset"]["root_digest"] == open_index(shards).root_digest
-    again = call("export", "--run", tmp_path / "image", "--out", tmp_path / "flat")
+    again = call("export", tmp_path / "image", "--out", tmp_path / "flat")
     assert again.exit_code == 2
     assert "is there already" in again.stderr
 
@@ -270,7 +275,7 @@ def test_an_image_model_is_trained_exported_and_begun_with(shards: Path, tmp_pat
     assert inflated.exit_code == 0, inflated.output
     run = json.loads((tmp_path / "keys" / "run.json").read_text())
     assert run["unet_sha256"] == flat_digest(tmp_path / "flat")
-    video = call("export", "--run", tmp_path / "keys", "--out", tmp_path / "other")
+    video = call("export", tmp_path / "keys", "--out", tmp_path / "other")
     assert video.exit_code == 0, video.output
     assert "adapter.safetensors" in video.output
 

@@ -366,7 +366,10 @@ def test_bfloat16_trains(trained: VideoUNet) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"placement": "everywhere"}, "'everywhere'; there are resnets, convolutions, motion, none"),
+        (
+            {"placement": "everywhere"},
+            "'everywhere'; there are resnets, convolutions, motion",
+        ),
         ({"window": 4}, "window of 4"),
         ({"in_channels": 3}, "has 4 input channels, 3 are wanted"),
     ],
