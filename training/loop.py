@@ -504,10 +504,10 @@ def begin(
     row = presets.find(preset)
     if presets.is_file(preset):
         _check_preset(row, preset)
+    row = presets.with_settings(row, settings)
     source = unet or row.unet
     if models.begins_random(source):
-        row = replace(row, trainable="all")
-    row = presets.with_settings(row, settings)
+        row = presets.with_settings(replace(row, trainable="all"), settings)
     _check_preset(row, "--set")
     if steps:
         row = replace(row, steps=steps)
