@@ -201,7 +201,8 @@ def train(
 
     def act(console: Any) -> int:
         # pieces of memory that grow leave fewer holes; torch reads this when it is first used
-        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+        if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its former name
+            os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
         from training import loop
         from training.codec import choose_device
         from training.shards import open_index

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from pipeline.media import encoders
 from training import adapters, models, presets, writing
-from training.errors import Stopped, UsageError
+from training.errors import LongtakeError, Stopped, UsageError
 from training.presets import Preset
 from training.shards import Index, Sha256, Side
 from training.unet import VideoUNet, flat_digest
@@ -296,7 +296,7 @@ def _reading(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (UsageError, OSError, MemoryError, torch.OutOfMemoryError):
+    except (LongtakeError, OSError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), "")

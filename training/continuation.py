@@ -64,7 +64,6 @@ def chained_keyframes(
     num_windows = 1 + max(0, math.ceil((count - window.num_frames) / step))
     latents = sampling.keyframes(model, script, frame_shape, start)
     known = torch.arange(window.num_frames) < overlap
-    script = replace(script, hint_noise=sampling.generated_noise(script.preset))
     for number in range(1, num_windows):
         start_of_window = torch.zeros(window.num_frames, *frame_shape)
         start_of_window[:overlap] = latents[-overlap:]
@@ -137,8 +136,7 @@ def write(
     keyframes = chained_keyframes(model, quiet[0], frame_shape, count, start_keyframes)[:count]
     del model
     model = load_model(interp, device)
-    noise = sampling.generated_noise(interp.preset)
-    filling = replace(quiet[1], progress=_only("stretches", progress), hint_noise=noise)
+    filling = replace(quiet[1], progress=_only("stretches", progress))
     each = keyframe.preset.windows[0].num_frames
     latents = stretches(model, filling, keyframes, stride, each, start_latents)
     meter = _Meter(fps, (each - 1) * int(stride), num_frames)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -172,7 +172,7 @@ def _spaced(objective: Objective, kind: Scheduler, steps: int) -> Any:
 @dataclass(frozen=True, eq=False)
 class Script:
     """How one model is sampled. `text` and `null_text` are embeddings, `n d`; `clip_fps` is the
-    dataset's; `hint_noise` is for known frames that a model made (see `sample_window`).
+    dataset's.
     """
 
     preset: Preset
@@ -181,7 +181,6 @@ class Script:
     clip_fps: Fraction
     settings: Settings
     progress: Progress = no_progress
-    hint_noise: float = 0.0
 
     @property
     def steps(self) -> int:
@@ -218,7 +217,6 @@ class Script:
             steps=self.steps,
             guidance=self.guidance,
             seed=draw(self.settings.seed, "stride", stride, "window", number),
-            hint_noise=self.hint_noise,
             bf16=self.preset.precision == "bf16",
             progress=advance,
         )
@@ -229,13 +227,6 @@ def _name(stride: Fraction) -> str:
     if stride > 1:
         return f"every {stride.numerator} frames"
     return "every frame" if stride == 1 else f"{1 / stride} a frame"
-
-
-def generated_noise(preset: Preset) -> float:
-    """The noise that a model is shown on known frames which a model made: what it saw on average
-    in training.
-    """
-    return preset.objective.hint_noise / 2
 
 
 def keyframes(
@@ -379,7 +370,6 @@ def generate(
         Script(run.preset, codec.embed(prompt), codec.embed(""), clip_fps, settings, progress)
         for run in (keyframe, interp)
     ]
-    scripts[1] = replace(scripts[1], hint_noise=generated_noise(interp.preset))
     frame_shape = tuple(keyframe.dataset["identity"]["latents.shape"])
     latents = keyframes(model, scripts[0], frame_shape, start_keyframes)
     if len(latents) < num_frames:
@@ -503,7 +493,7 @@ def rate(film: Film, keyframe: Run) -> str:
     if film.fps == clip_fps:
         return line
     same_rate = (number - 1) * clip_fps / film.fps + 1
-    return f"{line}: the rate they were made for; {same_rate} frames are the clips' own {clip_fps}"
+    return f"{line}: the rate they were made for; {same_rate} frames play at the clips' {clip_fps}"
 
 
 def save(film: Film, out: Path) -> list[Path]:

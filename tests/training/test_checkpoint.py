@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -12,13 +13,14 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from rich.console import Console
 from safetensors.torch import load_file
 
 from tests.making.models import NARROW_UNET
 from tests.making.runs import UNET, run_of, train, wave_shards
-from training import checkpoint, validation
+from training import checkpoint, loop, sampling, validation
 from training.checkpoint import Run
-from training.errors import UsageError
+from training.errors import Stopped, UsageError
 from training.shards import Index, open_index
 from training.unet import VideoUNet, flat_digest
 
@@ -100,6 +102,20 @@ def test_a_2d_model_that_is_gone_or_another_is_named_and_found_elsewhere(
     moved = temporal_run(run.folder, index, places[1], steps=2)
     assert train(moved, index).step == 2
     assert checkpoint.load_run(run.folder).unet == places[1]
+
+
+def test_a_hub_that_cannot_be_reached_is_no_damaged_checkpoint(
+    tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = temporal_run(tmp_path / "run", index, save_flat_model(tmp_path / "flat"), steps=1)
+    train(run, index)
+
+    def offline(source: str, from_hub: bool = False) -> str:
+        raise Stopped(f"{source}: no connection")
+
+    monkeypatch.setattr(checkpoint, "flat_digest", offline)
+    with pytest.raises(Stopped, match=r"a/b, which is not there: a/b: no connection[\s\S]*--unet"):
+        checkpoint.load_model(replace(run, unet="a/b"))
 
 
 def test_frozen_weights_that_were_random_are_kept(
@@ -191,10 +207,31 @@ def test_frozen_layers_in_bf16_are_what_autocast_makes_of_them() -> None:
 
 def test_a_run_in_bf16_is_trained_saved_and_sampled(tmp_path: Path, index: Index) -> None:
     unet = save_flat_model(tmp_path / "flat")
-    run = temporal_run(tmp_path / "run", index, unet, steps=2, precision="bf16")
+    held_out = [shard.model_copy(update={"split": "validation"}) for shard in index.shards]
+    index = replace(
+        index,
+        entries={**index.entries, "validation": index.entries["train"]},
+        shards=(*index.shards, *held_out),
+    )
+    changes = {"steps": 2, "precision": "bf16", "validate_every": 1}
+    run = temporal_run(tmp_path / "run", index, unet, **changes)
     AcceleratorState._reset_state(reset_partial_state=True)  # of one precision in a process
     try:
-        train(run, index)
+        trainer = loop.Trainer(run, index, "cpu", console=Console(file=io.StringIO()))
+        trainer.train()
+        assert {w.dtype for w in trainer.raw.parameters()} == {torch.float32, torch.bfloat16}
+        [batch] = [batch for batch in trainer.validation.batches if batch.window.num_frames == 5]
+        sampled = sampling.sample_window(
+            trainer.raw,
+            run.preset.objective,
+            batch.latents[:1],
+            torch.tensor([True, False, False, False, True]),
+            batch.text[:1],
+            batch.text[0],
+            batch.fps[:1],
+            steps=2,
+        )
+        assert sampled.isfinite().all()
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
     stored = load_file(checkpoint.newest(run)[1] / "average.safetensors")

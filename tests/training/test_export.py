@@ -12,7 +12,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D, UNetMotionModel
+from diffusers.models.unets.unet_motion_model import (
+    AnimateDiffTransformer3D,
+    MotionAdapter,
+    UNetMotionModel,
+)
 from einops import rearrange, repeat
 from rich.console import Console
 from safetensors.torch import load_file, save_file
@@ -25,6 +29,7 @@ from training import adapters, checkpoint, loop
 from training.checkpoint import Run
 from training.errors import UsageError
 from training.export import export
+from training.presets import SD15_UNET
 from training.shards import Index, open_index
 from training.unet import VideoUNet, flat_digest, flat_name
 
@@ -307,3 +312,22 @@ def test_a_model_with_motion_modules_is_trained_and_comes_back(
     assert any(".temporal.proj_out" in name and w.any() for name, w in model.named_parameters())
     export(run, tmp_path / "out")
     assert same(checkpoint.load_model(checkpoint.load_run(tmp_path / "out")), model)
+
+
+def test_at_stable_diffusions_size_the_modules_are_those_of_diffusers() -> None:
+    with torch.device("meta"):
+        model: Any = VideoUNet.inflate(SD15_UNET, 9, placement="motion")
+        published: Any = MotionAdapter(use_motion_mid_block=True)
+    shapes = {name: tensor.shape for name, tensor in published.state_dict().items()}
+    renamed = adapters._animatediff(model, Path("mm"), published.state_dict())
+    own = adapters.temporal(model)
+    others = {name for name in own if ".temporal." not in name}
+    assert {name: weight.shape for name, weight in renamed.items()} == {
+        name: weight.shape for name, weight in own.items() if name not in others
+    }
+    assert len(shapes) - len(renamed) == 21  # a table of positions each
+    assert {name.rpartition(".")[0] for name in others} == {
+        "unet.conv_in.conv",
+        "unet.conv_in.added",
+        "unet.class_embedding.linear",
+    }

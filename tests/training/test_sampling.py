@@ -401,31 +401,8 @@ def test_a_video_of_few_frames_says_at_what_rate_it_plays(
 ) -> None:
     line = sampling.rate(generate(num_frames=17), runs[0])
     assert line.startswith("17 frames at 2.5 a second, 6.8 s: the rate they were made for")
-    assert line.endswith("65 frames are the clips' own 10")
+    assert line.endswith("65 frames play at the clips' 10")
     assert sampling.rate(generate(num_frames=65), runs[0]) == "65 frames at 10 a second, 6.5 s"
-
-
-def test_generated_keyframes_are_shown_with_the_noise_of_the_training(
-    runs: tuple[Run, Run], coded: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    objective = replace(runs[1].preset.objective, hint_noise=0.2)
-    noisy = new_run(tmp_path / "noisy", replace(runs[1].preset, objective=objective), 2)
-    levels = []
-    sample = sampling.sample_window
-
-    def listen(*arguments: Any, hint_noise: float, **options: Any) -> torch.Tensor:
-        levels.append(hint_noise)
-        return sample(*arguments, hint_noise=hint_noise, **options)
-
-    monkeypatch.setattr(sampling, "sample_window", listen)
-    film = sampling.generate(runs[0], noisy, "a fish", coded, num_frames=17)
-    assert levels == [0, 0.1]
-    levels.clear()
-    sampling.generate(*runs, "a fish", coded, num_frames=17)
-    assert levels == [0, 0]
-    assert torch.equal(  # they come out as they were
-        film.latents[::4], sampling.generate(*runs, "a fish", coded, num_frames=5).latents
-    )
 
 
 def test_a_clip_of_random_weights_is_said_to_understand_no_words(coded: Codec) -> None:

@@ -235,6 +235,7 @@ def test_a_model_is_trained_and_gone_on_with_and_refused_as_another(
     first = call(*command, "--steps", 3)
     assert first.exit_code == 0, first.output
     assert "no sample pictures" in first.output  # its encoders are made up
+    assert "samples" not in first.output.partition("validation loss, mean")[2]
     assert "3 of 3" in first.output
     again = call(*command, "--steps", 3)
     assert again.exit_code == 0
