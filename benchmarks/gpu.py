@@ -216,6 +216,7 @@ class Training:
             self.model: VideoUNet = VideoUNet.inflate(bench.unet)
         self.model.to(memory_format=torch.channels_last).train()
         self.parameters = self.model.select_trainable(bench.trainable)
+        self.model.round_frozen()
         self.average = [p.detach().clone() for p in self.parameters]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=LEARNING_RATE)
 

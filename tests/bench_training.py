@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tests import bench_stream, bench_unet
-from training import diffusion, loop, presets
+from training import diffusion, loop, models, presets
 from training.errors import UsageError
 from training.shards import open_index
 from training.stream import Batch, Stream
@@ -41,7 +41,7 @@ def stall(shards: Path, repeats: int) -> list[Row]:
     except UsageError as error:
         raise SystemExit(f"{error}\nThe wait for data is measured on the demo.") from error
     preset = presets.find("tiny-interp")
-    model = loop.new_model(preset, "tiny", 0).to(memory_format=torch.channels_last)
+    model = models.new_model(preset, "tiny", 0).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters())
     stream = Stream(index, "train", preset.windows[:1], preset.batch_size)
     resident = [stream.batch(step) for step in range(STEPS)]

@@ -8,6 +8,7 @@ disk full); 130 interrupted, with a checkpoint. The same command goes on.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,14 @@ Vae = Annotated[
 Clip = Annotated[
     Path | None,
     typer.Option(help="Folder of the CLIP that made the shards, where it is not found by name."),
+]
+Unets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--unet",
+        help="Folder of the 2-D model that a run or an adapter began with, where it is not found "
+        "by name; again for another.",
+    ),
 ]
 Steps = Annotated[
     int | None, typer.Option(min=1, max=1000, help="Sampling steps; by default the preset's.")
@@ -145,7 +154,7 @@ def train(
         str,
         typer.Option(
             help="A row of training/presets.py: tiny-image, tiny-keyframe, tiny-interp, "
-            "sd15-keyframe, ..."
+            "sd15-keyframe, ...; or a file NAME.toml, which names one as base and changes fields."
         ),
     ],
     shards: Shards,
@@ -157,6 +166,13 @@ def train(
         str | None,
         typer.Option(
             help="Another 2-D UNet: a folder, a hub id, or a config.json for random weights."
+        ),
+    ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            help="Temporal layers to begin with: a file that `export` wrote, or AnimateDiff's "
+            "motion modules (with --set placement=motion)."
         ),
     ] = None,
     settings: Annotated[
@@ -184,13 +200,16 @@ def train(
     """
 
     def act(console: Any) -> int:
+        # pieces of memory that grow leave fewer holes; torch reads this when it is first used
+        if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its former name
+            os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
         from training import launch, loop
         from training.codec import choose_device
         from training.shards import open_index
 
         launch.check()
         index = open_index(shards)
-        asked_run = loop.begin(preset, index, run, unet, seed, steps, settings or ())
+        asked_run = loop.begin(preset, index, run, unet, seed, steps, settings or (), adapter)
         place = choose_device(device)
         with progress(console) as advance:
             check = _count_bytes(index, advance) if verify else None
@@ -243,8 +262,9 @@ def _print_outcome(console: Any, outcome: Any) -> None:
             "validation loss", f"{validations[0]:.4f} at first, {validations[-1]:.4f} at last"
         )
     table.add_row("peak memory", f"{peak_memory_gib():.1f} GiB")
-    table.add_row("curve", str(folder / "loss.png"))
-    if any((folder / "samples").glob("*")):
+    if (folder / "loss.png").is_file():
+        table.add_row("curve", str(folder / "loss.png"))
+    if any((folder / "samples").glob("*.png")):
         table.add_row("pictures", str(folder / "samples"))
     console.print(table)
     if outcome.interrupted:
@@ -253,25 +273,75 @@ def _print_outcome(console: Any, outcome: Any) -> None:
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Option(help="Run of an image preset.")],
+    run: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
     out: Annotated[Path, typer.Option(help="Folder to write; it must not exist.")],
+    unet: Unets = None,
 ) -> None:
-    """Write the 2-D model of an image run, in float16, as a folder that diffusers and `--unet`
-    read.
+    """Write a run's model for others: of an image run the 2-D model, in float16; of a video run all
+    of it, its temporal layers alone (adapter.safetensors), and the 2-D model if it was trained.
     """
 
     def act(console: Any) -> int:
-        from training import checkpoint
+        from training.checkpoint import load_run
+        from training.export import export
 
-        _print_paths(console, checkpoint.export(checkpoint.load_run(run), out))
+        _print_paths(console, export(load_run(run, unet or ()), out))
         return 0
 
     guarded(act)
 
 
 @app.command()
+def losses(
+    run: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
+    shards: Shards,
+    show: Annotated[int, typer.Option(min=1, help="Clips of each end to print.")] = 10,
+    unet: Unets = None,
+    device: Device = "auto",
+) -> None:
+    """How well a model knows each clip: its loss with fixed noise, as RUN/losses.parquet.
+
+    Equal calls give equal numbers. Look at both ends: the highest are hard or wrong clips.
+    """
+
+    def act(console: Any) -> int:
+        from training import losses as ledger
+        from training.checkpoint import load_run
+        from training.codec import choose_device
+        from training.shards import open_index
+
+        with progress(console) as advance:
+            rows = ledger.measure(
+                load_run(run, unet or ()), open_index(shards), choose_device(device), advance
+            )
+        console.print(_loss_table(rows, show))
+        _print_paths(console, [ledger.save(rows, run if run.is_dir() else run.parent)])
+        return 0
+
+    guarded(act)
+
+
+def _loss_table(rows: Any, show: int) -> Any:
+    """Clips with the highest and the lowest loss."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table("clip", "split", "loss", box=box.SIMPLE, title=f"Loss of {len(rows)} clips")
+    table.columns[2].justify = "right"
+    parts = [rows] if len(rows) <= 2 * show else [rows[:show], rows[-show:]]
+    for part in parts:
+        for row in part:
+            table.add_row(row.key, row.split, f"{row.mean:.4f}")
+        table.add_section()
+    return table
+
+
+@app.command()
 def sample(
-    keyframe: Annotated[Path, typer.Option(help="Run of a keyframe preset.")],
+    keyframe: Annotated[
+        Path,
+        typer.Option(help="Run of a keyframe preset, a checkpoint of it, or an exported adapter."),
+    ],
     interp: Annotated[
         Path, typer.Option(help="Run of an interpolation preset, trained on the same shards.")
     ],
@@ -283,7 +353,11 @@ def sample(
     ],
     prompt: Annotated[str, typer.Option(help="What is to be seen.")] = "",
     start: Annotated[
-        Path | None, typer.Option(help="A picture, or a clip that is gone on from.")
+        str | None,
+        typer.Option(
+            help="A picture, or what is gone on from: a clip, or SHARDS/KEY, the latents of a "
+            "sample."
+        ),
     ] = None,
     frames: Annotated[int, typer.Option(min=1, help="5, 17, 65, 257, ...")] = 65,
     seconds: Annotated[
@@ -296,6 +370,7 @@ def sample(
     guidance: Guidance = None,
     sampler: Sampler = SamplerName.ddim,
     seed: Seed = 0,
+    unet: Unets = None,
     vae: Vae = None,
     clip: Clip = None,
     device: Device = "auto",
@@ -312,14 +387,21 @@ def sample(
 
         if not prompt and start is None:
             raise UsageError(
-                'nothing to make: give --prompt "...", or --start with a picture or a clip'
+                'nothing to make: give --prompt "...", or --start with a picture, a clip or a '
+                "sample of shards"
             )
-        runs = load_run(keyframe), load_run(interp)
+        runs = load_run(keyframe, unet or ()), load_run(interp, unet or ())
         if seconds is None:
             sampling.check(*runs, frames, out)
         place = choose_device(device)
         codec = Codec.of_run(runs[0].dataset, vae, clip, place)
         settings = sampling.Settings(_kind(sampler), steps, guidance, seed)
+        if prompt and not codec.understands_words:
+            console.print(
+                "The CLIP of these shards has random weights and understands no words: a prompt "
+                "means something only if it is, letter by letter, a caption of the training.",
+                soft_wrap=True,
+            )
         if seconds is not None:
             with progress(console) as advance:
                 paths, drifts = continuation.write(
@@ -348,6 +430,7 @@ def sample(
                 progress=advance,
             )
         _print_paths(console, sampling.save(film, out))
+        console.print(sampling.rate(film, runs[0]), markup=False, soft_wrap=True)
         return 0
 
     guarded(act)
@@ -378,7 +461,12 @@ def _drift_table(drifts: Any) -> Any:
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Option(help="Run of an interpolation or a keyframe preset.")],
+    run: Annotated[
+        Path,
+        typer.Option(
+            help="Run of an interpolation or a keyframe preset, a checkpoint, or an adapter."
+        ),
+    ],
     shards: Shards,
     windows: Annotated[
         int,
@@ -390,6 +478,7 @@ def evaluate(
     guidance: Guidance = None,
     sampler: Sampler = SamplerName.ddim,
     seed: Seed = 0,
+    unet: Unets = None,
     vae: Vae = None,
     clip: Clip = None,
     device: Device = "auto",
@@ -415,7 +504,7 @@ def evaluate(
         settings = Settings(_kind(sampler), steps, guidance, seed)
         with progress(_errors() if as_json else console) as advance:
             result = evaluation.evaluate(
-                load_run(run),
+                load_run(run, unet or ()),
                 index,
                 codec,
                 num_windows=windows,
@@ -423,7 +512,7 @@ def evaluate(
                 device=place,
                 progress=advance,
             )
-        paths = evaluation.save(result, run)
+        paths = evaluation.save(result, run if run.is_dir() else run.parent)
         if as_json:
             _print_json(result.plain())
             return 0

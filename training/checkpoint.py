@@ -3,14 +3,17 @@
 runs/NAME/
 ├── run.json                  preset, dataset (root digest, encoders), seed: must not change
 ├── verified.json             the shards whose bytes were compared with their digests
-├── checkpoints/step-000300/  whole, as it is written beside and renamed; the newest two are kept
-│   ├── model/                averaged weights, a diffusers folder: what sampling loads
+├── checkpoints/step-000300/  whole, as it is written beside and renamed; the newest two are kept,
+│   │                         the best by validation, and every `keep_every` steps of the preset
+│   ├── average.safetensors   the trained parameters' average: what sampling loads
 │   ├── weights.safetensors   the trained parameters as they are
-│   └── average.safetensors, optimizer.safetensors, state.json
+│   └── optimizer.safetensors, state.json, config.json (the model's)
 └── history.jsonl, loss.png, samples/, tensorboard/
 
-No random number generator is stored: all that is drawn comes from (seed, sample index). Nothing is
-pickled either.
+Frozen weights are not kept: they are those of the 2-D model the run began with, which is found
+again by its digest, in state.json. Only of a model that began with random weights everything is
+kept. No random number generator is stored: all that is drawn comes from (seed, sample index).
+Nothing is pickled either.
 """
 
 from __future__ import annotations
@@ -18,9 +21,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,11 +33,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.media import encoders
-from training import presets, writing
-from training.errors import Stopped, UsageError
+from training import adapters, models, presets, writing
+from training.errors import LongtakeError, Stopped, UsageError
 from training.presets import Preset
 from training.shards import Index, Sha256, Side
-from training.unet import VideoUNet, save_flat
+from training.unet import VideoUNet, flat_digest
 
 FORMAT = 1
 KEPT = 2
@@ -49,6 +52,8 @@ MAY_CHANGE = {
         "guidance",
         "validate_every",
         "checkpoint_every",
+        "keep_every",
+        "offload",
     },
     "dataset.": {"encoders", "videos"},  # older runs do not say on which videos
 }
@@ -107,13 +112,17 @@ class CountFields(BaseModel):
     warmup: int = Field(ge=0)
     validate_every: int = Field(ge=1)
     checkpoint_every: int = Field(ge=1)
+    keep_every: int = Field(ge=0)
 
 
 @dataclass(frozen=True)
 class Run:
     """A run folder's constants. `dataset` has name, root_digest, encoders and their identity, fps,
     size, and the digests of the videos its samples are of; `unet_sha256` is the digest of the 2-D
-    weights the run began with, if they lay in a folder.
+    weights the run began with, if they lay in a folder; `adapter_sha256` that of the file whose
+    weights were then taken in. Not in run.json: `adapter`, where that file is, `unets`, folders
+    where the 2-D model may lie instead, and `step`, the checkpoint that is looked at, by default
+    the newest.
     """
 
     folder: Path
@@ -122,6 +131,10 @@ class Run:
     unet: str
     seed: int
     unet_sha256: str | None = None
+    adapter_sha256: str | None = None
+    adapter: str | None = None
+    unets: tuple[str, ...] = ()
+    step: int | None = None
 
     def plain(self) -> dict[str, Any]:
         """What run.json says."""
@@ -131,6 +144,7 @@ class Run:
             "dataset": self.dataset,
             "unet": self.unet,
             "unet_sha256": self.unet_sha256,
+            "adapter_sha256": self.adapter_sha256,
             "seed": self.seed,
         }
 
@@ -142,6 +156,9 @@ def check_run(run: Run) -> None:
     """
     if (run.folder / "run.json").exists():
         before = load_run(run.folder)
+        same_weights = before.unet_sha256 is not None and before.unet_sha256 == run.unet_sha256
+        if same_weights:  # wherever they lie now
+            before = replace(before, unet=run.unet)
         differences = _differences(_as_json(before), _as_json(run))
         if differences:
             lines = "\n".join(f"  {field}: {was!r}, now {now!r}" for field, was, now in differences)
@@ -210,8 +227,27 @@ def check_preset(preset: Preset) -> None:
     CountFields.model_validate(preset.plain())
 
 
-def load_run(folder: Path) -> Run:
-    """The run in a folder. Raises UsageError if there is none."""
+def load_run(folder: Path, unets: Sequence[str] = ()) -> Run:
+    """The run in a folder, or, of RUN/checkpoints/step-000300, the run as it was then, or the run
+    that an exported adapter is of. `unets` are folders where the 2-D model it began with may lie.
+    Raises UsageError if there is no run.
+    """
+    match = NAME.fullmatch(folder.name)
+    if match and folder.is_dir():
+        run = _load_run(folder.parent.parent)
+        return replace(run, unets=tuple(unets), step=int(match[1]))
+    is_adapter = folder.is_file() or (folder / adapters.FILES[0]).is_file()
+    if is_adapter and not (folder / "run.json").is_file():
+        path = adapters.file_of(folder)
+        values = adapters.facts(path)
+        if values is None:
+            raise UsageError(f"{path} is no adapter that `export` wrote of a run")
+        beside = [str(path.parent / "unet")] if (path.parent / "unet").is_dir() else []
+        return replace(_run_of(path, path, values), unets=(*unets, *beside))
+    return replace(_load_run(folder), unets=tuple(unets))
+
+
+def _load_run(folder: Path) -> Run:
     path = folder / "run.json"
     if not path.is_file():
         near = sorted(str(path.parent) for path in folder.parent.glob("*/run.json"))
@@ -222,6 +258,14 @@ def load_run(folder: Path) -> Run:
         )
     try:
         values = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} cannot be read: {error!r}; move it away to begin anew") from error
+    return _run_of(folder, path, values)
+
+
+def _run_of(folder: Path, path: Path, values: Any) -> Run:
+    """What was read of a run, checked."""
+    try:
         if type(values["format"]) is not int or values["format"] != FORMAT:
             raise UsageError(f"{path}: format {values['format']}, this longtake reads {FORMAT}")
         preset = presets.from_plain(values["preset"])
@@ -235,6 +279,7 @@ def load_run(folder: Path) -> Run:
             values["unet"],
             values["seed"],
             values.get("unet_sha256"),  # older runs do not say
+            values.get("adapter_sha256"),
         )
     except ValidationError as error:
         problem = error.errors()[0]
@@ -251,7 +296,7 @@ def _reading(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (UsageError, OSError, MemoryError, torch.OutOfMemoryError):
+    except (LongtakeError, OSError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), "")
@@ -271,26 +316,117 @@ def checkpoints(run: Run) -> list[tuple[int, Path]]:
     return sorted(steps)
 
 
-def load_model(run: Run, device: str | torch.device = "cpu") -> VideoUNet:
-    """The newest checkpoint's averaged model, ready to sample with. Raises UsageError if the run
-    has no checkpoint yet.
+def newest(run: Run) -> tuple[int, Path]:
+    """The checkpoint that a run is looked at with: the newest, if no other was asked for. Raises
+    UsageError if there is none.
     """
-    newest = checkpoints(run)[-1:]
-    if not newest:
+    steps = [pair for pair in checkpoints(run) if run.step in (None, pair[0])]
+    if not steps:
         raise UsageError(
             f"{run.folder} has no checkpoint yet: train it first, "
             "`make train-keyframe` or `make train-interp`"
         )
-    folder = newest[0][1] / "model"
-    with _reading(newest[0][1]):
-        for path in (folder / "config.json", *folder.glob("*.safetensors")):
-            encoders.check_file(path)
-        model: VideoUNet = VideoUNet.from_pretrained(folder, use_safetensors=True)
+    return steps[-1]
+
+
+def load_model(run: Run, device: str | torch.device = "cpu") -> VideoUNet:
+    """The averaged model of a run's newest checkpoint, or of an adapter, ready to sample with.
+
+    Raises UsageError if the run has no checkpoint yet, or if the 2-D model that it began with is
+    not there or another.
+    """
+    if run.folder.is_file():
+        model = _load_adapter(run)
+    else:
+        _, folder = newest(run)
+        with _reading(folder):
+            model = _load_model(run, folder)
     module: nn.Module = model  # diffusers' own `to` warns
     module.to(torch.device(device)).to(memory_format=torch.channels_last)
     model.eval()
     model.requires_grad_(False)
     return model
+
+
+def _load_model(run: Run, folder: Path) -> VideoUNet:
+    model: VideoUNet
+    if (folder / "model").is_dir():  # of an older version: whole
+        for path in (folder / "model" / "config.json", *folder.glob("model/*.safetensors")):
+            encoders.check_file(path)
+        model = VideoUNet.from_pretrained(folder / "model", use_safetensors=True)
+        return model
+    base = BaseFields.model_validate(json.loads((folder / "state.json").read_text("utf-8"))).base
+    if base is None:
+        encoders.check_file(folder / "config.json")
+        model = VideoUNet.from_config(encoders.read_config(folder / "config.json"))
+    else:
+        model = VideoUNet.inflate(find_base(run, base.sha256), **run.preset.inflation)
+    take(model, load_file(folder / "average.safetensors"), whole=base is None)
+    return model
+
+
+def _load_adapter(run: Run) -> VideoUNet:
+    with _reading(run.folder):
+        base = BaseFields.model_validate(adapters.facts(run.folder)).base
+    if base is None:
+        raise UsageError(f"{run.folder} does not say which 2-D model it stands on")
+    model: VideoUNet = VideoUNet.inflate(find_base(run, base.sha256), **run.preset.inflation)
+    tensors = adapters.read(run.folder)
+    absent = sorted({*adapters.temporal(model)} - {*tensors})
+    if absent:
+        raise UsageError(f"{run.folder} lacks {len(absent)} weights, such as {absent[0]}")
+    take(model, tensors)
+    return model
+
+
+class Base(BaseModel):
+    """The 2-D model that a checkpoint's frozen weights are those of."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    sha256: Sha256
+
+
+class BaseFields(BaseModel):
+    base: Base | None
+
+
+def find_base(run: Run, sha256: str) -> str:
+    """Where the 2-D model with that digest is: in one of the run's `unets`, or where it was. Raises
+    UsageError if it is not there or another, Stopped if the hub cannot be reached.
+    """
+    for place in run.unets:
+        if flat_digest(place) == sha256:
+            return place
+    source = models.flat_source(run.unet)
+    whose = f"{run.folder} keeps what was trained on top of the 2-D model {run.unet}"
+    advice = f"give the folder of the one with sha256 {sha256[:12]} with --unet"
+    try:
+        digest = flat_digest(source, from_hub=True)
+    except (UsageError, Stopped) as error:
+        raise type(error)(
+            f"{whose}, which is not there: {error}\nFor another place, {advice}"
+        ) from error
+    if digest != sha256:
+        raise UsageError(f"{whose}, which is now another (sha256 {str(digest)[:12]}): {advice}")
+    return source
+
+
+def take(model: VideoUNet, tensors: Mapping[str, Tensor], whole: bool = False) -> None:
+    """Copy weights into a model, by name; all of its own if `whole`. Raises UsageError, naming one,
+    for weights it has not, or lacks.
+    """
+    own = dict(model.named_parameters())
+    absent = sorted({*own} - {*tensors}) if whole else []
+    wrong = [name for name, x in tensors.items() if name not in own or own[name].shape != x.shape]
+    if absent or wrong:
+        raise UsageError(
+            f"these weights are not of this model: {len(wrong)} are of another name or shape, "
+            f"{len(absent)} lack, such as {[*wrong, *absent][0]}"
+        )
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
 
 
 @dataclass(frozen=True)
@@ -306,6 +442,9 @@ class State:
     """What training goes on from, beside the model.
 
     `step` optimizer steps were done, of `planned_steps`; samples seen are step * batch_size.
+    `weights` and `average` are of what is kept; `base` is the digest of the 2-D model that all else
+    is of, None if nothing else is left. `validation` is the mean loss on held-out windows at this
+    step, if it was measured.
     """
 
     step: int
@@ -315,12 +454,12 @@ class State:
     average: dict[str, Tensor]
     average_steps: int
     optimizer: dict[str, Any]
+    base: str | None = None
+    validation: float | None = None
 
 
 def save(run: Run, model: VideoUNet, state: State) -> Path:
-    """Write a checkpoint, whole or not at all, and drop the oldest. `model` holds the averaged
-    weights at this moment.
-    """
+    """Write a checkpoint, whole or not at all, and drop older ones that nobody wants to keep."""
     folder = run.folder / "checkpoints" / f"step-{state.step:06d}"
     tensors, numbers = _split(state.optimizer)
     facts = {
@@ -332,11 +471,16 @@ def save(run: Run, model: VideoUNet, state: State) -> Path:
         "root_digest": run.dataset["root_digest"],
         "preset": run.preset.plain(),
         "replan": None if state.replan is None else asdict(state.replan),
+        "base": None if state.base is None else {"sha256": state.base},
+        "validation": state.validation,
     }
     try:
         with writing.beside(folder) as partial:
             partial.mkdir()
-            _save_model(model, partial / "model")
+            model.save_config(partial)
+            config = json.loads((partial / "config.json").read_text("utf-8"))
+            config.pop("_name_or_path", None)  # a folder of this machine
+            writing.write_json(partial / "config.json", config, sort_keys=True)
             save_file(state.weights, partial / "weights.safetensors")
             save_file(state.average, partial / "average.safetensors")
             save_file(tensors, partial / "optimizer.safetensors")
@@ -345,43 +489,27 @@ def save(run: Run, model: VideoUNet, state: State) -> Path:
         raise Stopped(
             f"{error}; the checkpoint before it is whole, the same command goes on from there"
         ) from error
-    for _, old in checkpoints(run)[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+    _drop_old(run)
     return folder
 
 
-def _save_model(model: VideoUNet, folder: Path) -> None:
-    model.save_pretrained(folder, safe_serialization=True)
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    config.pop("_name_or_path", None)  # a folder of this machine, and other bytes after a resume
-    writing.write_json(folder / "config.json", config, sort_keys=True)
+def _drop_old(run: Run) -> None:
+    """Keep the newest, the best of those with a validation loss, and the milestones."""
+    every, whole = run.preset.keep_every, checkpoints(run)
+    losses = {path: _validation(path) for _, path in whole}
+    best = min((loss for loss in losses.values() if loss is not None), default=None)
+    for step, path in whole[:-KEPT]:
+        is_best = best is not None and losses[path] == best
+        if not (is_best or (every and step % every == 0)):
+            shutil.rmtree(path, ignore_errors=True)
 
 
-def export(run: Run, out: Path) -> list[Path]:
-    """Write the newest averaged model of an image run as a 2-D model, and what it was trained on.
-
-    `out` gets config.json and diffusion_pytorch_model.safetensors, in float16, as diffusers reads
-    them, and training.json. Returns their paths. Raises UsageError if the model has temporal
-    layers, or if `out` exists.
-    """
-    if out.exists():
-        raise UsageError(f"{out} is there already: give another --out, or move it away")
-    model = load_model(run)
-    step = checkpoints(run)[-1][0]
-    with writing.beside(out) as partial:
-        save_flat(model, partial)
-        config = json.loads((partial / "config.json").read_text("utf-8"))
-        config.pop("_name_or_path", None)  # a folder of this machine
-        writing.write_json(partial / "config.json", config, sort_keys=True)
-        facts = {
-            "preset": run.preset.plain(),
-            "dataset": run.dataset,
-            "seed": run.seed,
-            "step": step,
-            "samples_seen": step * run.preset.batch_size,
-        }
-        writing.write_json(partial / "training.json", facts, sort_keys=True)
-    return sorted(out.iterdir())
+def _validation(folder: Path) -> float | None:
+    try:
+        loss = json.loads((folder / "state.json").read_text("utf-8"))["validation"]
+        return None if loss is None else float(loss)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def load_state(run: Run, folder: Path) -> State:
@@ -398,6 +526,7 @@ def _load_state(run: Run, folder: Path) -> State:
             f"these are {run.dataset['root_digest']}"
         )
     replan = facts.get("replan")  # checkpoints of older versions do not say
+    base = BaseFields.model_validate({"base": facts.get("base")}).base
     return State(
         step=facts["step"],
         planned_steps=facts["preset"]["steps"],
@@ -406,6 +535,7 @@ def _load_state(run: Run, folder: Path) -> State:
         average=load_file(folder / "average.safetensors"),
         average_steps=facts["average_steps"],
         optimizer=_join(load_file(folder / "optimizer.safetensors"), facts["optimizer"]),
+        base=None if base is None else base.sha256,
     )
 
 

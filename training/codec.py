@@ -185,6 +185,14 @@ class Codec:
             }
         return cls(models, identity["latents.scaling_factor"], vae, clip, device)
 
+    @property
+    def understands_words(self) -> bool:
+        """Whether the CLIP was trained: the one that comes with longtake has random weights."""
+        _, shipped = encoders.find_weights(
+            str(encoders.TINY / "clip"), None, "", LAYOUTS["clip"], Path()
+        )
+        return bool(self.models["clip"]["sha256"] != shipped.sha256)
+
     def check(self, *kinds: str) -> None:
         """Find these models ("vae", "clip"; by default both) and compare their digests with the
         index, before any work.

@@ -107,7 +107,7 @@ def write(
     out: Path,
     *,
     seconds: float,
-    start: Path | None = None,
+    start: str | None = None,
     settings: Settings | None = None,
     device: torch.device | str = "cpu",
     progress: Progress = no_progress,
@@ -125,9 +125,7 @@ def write(
     fps = Fraction(keyframe.dataset["fps"])
     stride = Fraction(keyframe.preset.windows[0].stride)
     num_frames = _num_frames(seconds, fps, stride, interp)
-    pictures, start_latents, start_keyframes = sampling.read_start(
-        start, int(keyframe.dataset["size"]), fps, int(stride), codec
-    )
+    pictures, start_latents, start_keyframes = sampling.read_start(start, keyframe, codec)
     quiet = [
         Script(run.preset, codec.embed(prompt), codec.embed(""), fps, settings, report)
         for run, report in ((keyframe, progress), (interp, no_progress))

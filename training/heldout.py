@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from training.checkpoint import Run
 from training.errors import ShardError, UsageError
@@ -124,12 +125,15 @@ def _source(content: bytes, key: str, where: str) -> tuple[str, str | None]:
     return name, sha256
 
 
-def training_videos(index: Index, unet: str = "") -> list[str]:
+def training_videos(index: Index, unet: str = "", adapter: Any = None) -> list[str]:
     """The videos a model is trained on, by their digests, sorted: those of the shards, and those of
-    the model in the folder `unet`, if it says so.
+    what it begins with, the model in the folder `unet` and an adapter's facts, if these say so.
     """
-    digests = {film.sha256 for film in films(index, "train")}
-    return sorted({digest for digest in digests if digest is not None} | _videos_of_model(unet))
+    own = {film.sha256 for film in films(index, "train")}
+    digests = {digest for digest in own if digest is not None} | _videos_of_model(unet)
+    if adapter is not None:
+        digests |= _videos_in(adapter, "the adapter")
+    return sorted(digests)
 
 
 def _videos_of_model(unet: str) -> set[str]:
@@ -137,15 +141,27 @@ def _videos_of_model(unet: str) -> set[str]:
     if not unet or not path.is_file():
         return set()
     try:
-        videos = json.loads(path.read_text("utf-8"))["dataset"].get("videos", [])
+        facts = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unread(path, error) from error
+    return _videos_in(facts, path)
+
+
+def _videos_in(facts: Any, where: object) -> set[str]:
+    try:
+        videos = facts["dataset"].get("videos") or []  # older ones do not say
         digests = {video for video in videos if SHA256.fullmatch(video)}
         if len(digests) != len(videos):
             raise ValueError("its videos are no sha256 digests")
         return digests
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UsageError(
-            f"{path} cannot be read ({error!r}): it says which videos the model was trained on"
-        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _unread(where, error) from error
+
+
+def _unread(where: object, error: Exception) -> UsageError:
+    return UsageError(
+        f"{where} cannot be read ({error!r}): it says which videos the model was trained on"
+    )
 
 
 def unseen(run: Run, index: Index, notes: list[str]) -> list[Film]:

@@ -9,13 +9,12 @@ numbers are made on the CPU, 10 ms for 65 frames of 64 x 64.
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,16 +30,15 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from training import checkpoint, diffusion, heldout, presets, shards, validation
+from training import adapters, checkpoint, diffusion, heldout, models, presets, shards, validation
 from training.checkpoint import Replan, Run, State
 from training.errors import LongtakeError, NonFinite, Stopped, UsageError
 from training.journal import Journal
-from training.presets import TINY_IMAGE, Preset
+from training.presets import Preset
 from training.shards import Index
 from training.stream import Batch, Stream, draw
-from training.unet import Unit, VideoUNet, flat_digest
+from training.unet import VideoUNet, flat_digest
 
-TINY_IMAGE_FOLDER = Path(__file__).parent / "tiny" / "unet"
 MAX_STILL = 10  # steps in a row with a gradient of exactly 0
 
 
@@ -53,50 +51,6 @@ class Outcome:
     loss: float
     interrupted: bool
     seconds: float
-
-
-def new_model(preset: Preset, unet: str, seed: int) -> VideoUNet:
-    """The model a run begins with, a 2-D model inflated; config.json files and some of ours begin
-    with random weights.
-    """
-    torch.manual_seed(seed)
-    if not begins_random(unet):
-        pretrained: VideoUNet = VideoUNet.inflate(flat_source(unet), **preset.inflation)
-        return pretrained
-    config = presets.RANDOM.get(unet) or _config(Path(unet))
-    # a pretrained model is widened to the mask and hint channels; a random one is made that wide
-    config = {**config, "in_channels": preset.in_channels}
-    model: VideoUNet = VideoUNet.inflate(config, **preset.inflation)
-    # random weights would predict noise of their own; a last layer of zeros predicts nothing
-    last: Any = model.unet.conv_out
-    conv: Any = last.spatial if isinstance(last, Unit) else last
-    nn.init.zeros_(conv.weight)
-    nn.init.zeros_(conv.bias)
-    return model
-
-
-def begins_random(unet: str) -> bool:
-    """Whether the 2-D model of that name has random weights at the start of a run."""
-    return unet in presets.RANDOM or unet.endswith(".json")
-
-
-def flat_source(unet: str) -> str:
-    """Where the 2-D model of that name is: the folder of the one that comes with longtake, or the
-    name itself, a folder or a hub id.
-    """
-    return str(TINY_IMAGE_FOLDER) if unet == TINY_IMAGE else unet
-
-
-def _config(path: Path) -> Any:
-    try:
-        config = json.loads(path.read_text("utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("it is no JSON object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(
-            f"{path} is not the config of a diffusers UNet2DConditionModel: {error}"
-        ) from error
-    return config
 
 
 def draw_task(
@@ -209,9 +163,15 @@ class Trainer:
         if newest:
             model = checkpoint.load_model(self.run)
         else:
-            model = new_model(preset, self.run.unet, self.run.seed)
+            model = models.new_model(preset, self.run.unet, self.run.seed)
         self._check_encoders(model.unet.config)
         self.parameters = model.select_trainable(preset.trainable)
+        self.base = None if newest else self._base_digest()
+        self.remarks: list[str] = []
+        if self.run.adapter is not None and not newest:
+            self.remarks = adapters.start(model, Path(self.run.adapter), self.base)
+        if preset.precision == "bf16":
+            model.round_frozen()
         if preset.checkpointing:
             model.enable_gradient_checkpointing()
         model.to(self.accelerator.device, memory_format=torch.channels_last).train()
@@ -220,6 +180,7 @@ class Trainer:
             self.parameters, decay=preset.ema_decay, use_ema_warmup=True, power=0.75
         )
         self.step = 0
+        self.held_out: float | None = None  # validation loss of this very step
         self.planned_steps = preset.steps
         self.replan: Replan | None = None
         self.raw = model
@@ -228,6 +189,15 @@ class Trainer:
         self.model, self.optimizer = self.accelerator.prepare(model, self.optimizer)
         self.rate = new_rate(preset, _bare(self.optimizer), self.step, self.replan)
         self.schedule = diffusion.scheduler(preset.objective)
+
+    def _base_digest(self) -> str | None:
+        """The 2-D model in which frozen weights are found again; None where everything is kept:
+        nothing is frozen, or it began with random weights.
+        """
+        run = self.run
+        if run.preset.trainable == "all" or models.begins_random(run.unet):
+            return None
+        return run.unet_sha256 or flat_digest(models.flat_source(run.unet), from_hub=True)
 
     def _check_encoders(self, config: Mapping[str, Any]) -> None:
         """Raises UsageError if a 2-D model's config does not fit what made the shards."""
@@ -242,9 +212,7 @@ class Trainer:
 
     def _load(self, state: State) -> None:
         named = _named(self.raw)
-        with torch.no_grad():
-            for name, parameter in named.items():
-                parameter.copy_(state.weights[name])
+        checkpoint.take(self.raw, state.weights)
         self.average.load_state_dict(
             {
                 **self.average.state_dict(),
@@ -255,6 +223,7 @@ class Trainer:
         self.average.to(self.accelerator.device)
         self.optimizer.load_state_dict(state.optimizer)
         self.step = state.step
+        self.base = state.base
         self.planned_steps = state.planned_steps
         self.replan = state.replan
         if state.planned_steps != self.run.preset.steps:
@@ -268,6 +237,8 @@ class Trainer:
         preset, began = self.run.preset, time.monotonic()
         loss = math.nan
         self.journal.begin(self.stream, self.raw, self.step)
+        for remark in self.remarks:
+            self.journal.say(remark)
         if preset.schedule == "cosine" and self.planned_steps != preset.steps:
             self.journal.say(
                 f"the learning rate was planned for {self.planned_steps} steps and is planned anew "
@@ -281,7 +252,7 @@ class Trainer:
             )
         if self.step == 0:
             usual = presets.find(preset.name).trainable
-            if begins_random(self.run.unet) and usual != preset.trainable == "all":
+            if models.begins_random(self.run.unet) and usual != preset.trainable == "all":
                 self.journal.say(
                     f"{self.run.unet} gives random weights, so all of them are trained, not "
                     f"'{usual}' alone as {preset.name} says"
@@ -292,6 +263,7 @@ class Trainer:
             for batch in self.stream.loader(self.step, preset.steps, self.workers):
                 loss, norm = self._step(batch.to(self.accelerator.device))
                 self.step += 1
+                self.held_out = None
                 num_still = num_still + 1 if norm == 0 else 0
                 if num_still == MAX_STILL:
                     raise UsageError(
@@ -333,24 +305,23 @@ class Trainer:
         starts = range(0, size, preset.micro_batch)
         parts = [slice(start, min(start + preset.micro_batch, size)) for start in starts]
         for part in parts:
-            with (
-                nullcontext() if part is parts[-1] else self.accelerator.no_sync(self.model),
-                self.accelerator.autocast(),
-            ):
-                each = diffusion.losses(
-                    self.model,
-                    self.schedule,
-                    preset.objective,
-                    preset.in_channels,
-                    latents[part],
-                    known[part],
-                    batch.text[part],
-                    batch.fps[part],
-                    noise[part],
-                    t[part],
-                    None if level is None else level[part],
-                )
-                share = each.sum() / size
+            is_last = part is parts[-1]
+            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                with self.accelerator.autocast(), self._activations():
+                    each = diffusion.losses(
+                        self.model,
+                        self.schedule,
+                        preset.objective,
+                        preset.in_channels,
+                        latents[part],
+                        known[part],
+                        batch.text[part],
+                        batch.fps[part],
+                        noise[part],
+                        t[part],
+                        None if level is None else level[part],
+                    )
+                    share = each.sum() / size
                 self.accelerator.backward(share)
             total += share.detach()
         norm = self.accelerator.clip_grad_norm_(self.parameters, preset.clip_norm)
@@ -370,6 +341,12 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.average.step(self.parameters)
         return loss, norm
+
+    def _activations(self) -> AbstractContextManager[Any]:
+        """Where the forward keeps what its backward needs."""
+        if not self.run.preset.offload:
+            return nullcontext()
+        return torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
 
     def _agreed(self, vote: bool) -> bool:
         """Whether any rank says so: all ranks go the same way."""
@@ -392,30 +369,36 @@ class Trainer:
     def _validate(self) -> None:
         if self.validation is not None:
             with self._averaged() as model:
-                self.journal.validated(self.step, self.validation.losses(model, self.schedule))
+                losses = self.validation.losses(model, self.schedule)
+                self.held_out = losses.get("mean")
+                self.journal.validated(self.step, losses)
                 self.validation.pictures(model, self.step)
         self.accelerator.wait_for_everyone()
 
     def _save(self) -> None:
         if self.main:
-            named = _named(self.raw)
-            shadows = zip(named, self.average.shadow_params, strict=True)
+            kept = dict(self.raw.named_parameters()) if self.base is None else _named(self.raw)
+            weights = {name: _stored(weight) for name, weight in kept.items()}
+            shadows = zip(_named(self.raw), self.average.shadow_params, strict=True)
+            average = {name: _stored(shadow) for name, shadow in shadows}
             state = State(
                 step=self.step,
                 planned_steps=self.run.preset.steps,
                 replan=self.replan,
-                weights={
-                    name: weight.detach().cpu().clone().contiguous()
-                    for name, weight in named.items()
-                },
-                average={name: shadow.detach().cpu().contiguous() for name, shadow in shadows},
+                weights=weights,
+                average={**weights, **average},
                 average_steps=self.average.optimization_step,
                 optimizer=_bare(self.optimizer).state_dict(),
+                base=self.base,
+                validation=self.held_out,
             )
-            with self._averaged() as model:
-                checkpoint.save(self.run, model, state)
+            checkpoint.save(self.run, self.raw, state)
             self.journal.saved(self.step)
         self.accelerator.wait_for_everyone()
+
+
+def _stored(weight: Tensor) -> Tensor:
+    return weight.detach().cpu().clone().contiguous()
 
 
 def _named(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -510,29 +493,47 @@ def begin(
     seed: int,
     steps: int | None,
     settings: Sequence[str] = (),
+    adapter: Path | None = None,
 ) -> Run:
     """The run these arguments describe; nothing is written yet. `settings` change fields of the
-    preset: see `presets.with_settings`.
+    preset: see `presets.with_settings`. `adapter` gives temporal layers to begin with.
 
     A model that begins with random weights is trained whole, whatever the preset says: temporal
     layers alone cannot learn behind frozen noise.
     """
-    row = presets.with_settings(presets.find(preset), settings)
+    row = presets.find(preset)
+    if presets.is_file(preset):
+        _check_preset(row, preset)
+    row = presets.with_settings(row, settings)
     source = unet or row.unet
-    if begins_random(source):
+    if models.begins_random(source):
         row = presets.with_settings(replace(row, trainable="all"), settings)
+    _check_preset(row, "--set")
+    if steps:
+        row = replace(row, steps=steps)
+    dataset = dataset_facts(index, models.flat_source(source), adapter)
+    return Run(
+        folder,
+        row,
+        dataset,
+        source,
+        seed,
+        flat_digest(models.flat_source(source)),
+        None if adapter is None else adapters.digest(adapter),
+        None if adapter is None else str(adapter),
+    )
+
+
+def _check_preset(row: Preset, where: str) -> None:
     try:
         checkpoint.check_preset(row)
     except ValidationError as error:
-        raise presets.wrong_setting(error) from None
-    if steps:
-        row = replace(row, steps=steps)
-    dataset = dataset_facts(index, flat_source(source))
-    return Run(folder, row, dataset, source, seed, flat_digest(flat_source(source)))
+        raise presets.wrong_setting(error, where) from None
 
 
-def dataset_facts(index: Index, unet: str = "") -> dict[str, Any]:
+def dataset_facts(index: Index, unet: str = "", adapter: Path | None = None) -> dict[str, Any]:
     """What a run remembers of its shards, and of what the model it begins with was trained on."""
+    before = None if adapter is None else adapters.facts(adapters.file_of(adapter))
     return {
         "name": index.name,
         "root_digest": index.root_digest,
@@ -540,5 +541,5 @@ def dataset_facts(index: Index, unet: str = "") -> dict[str, Any]:
         "identity": index.identity(),
         "fps": f"{index.fps.numerator}/{index.fps.denominator}",
         "size": index.size,
-        "videos": heldout.training_videos(index, unet),
+        "videos": heldout.training_videos(index, unet, before),
     }

@@ -4,9 +4,9 @@ part, storage.
 The step is run, forward and backward, on the meta device: shapes and types are real, nothing is
 allocated or computed, so a model of any size is measured in seconds on any machine. Activations are
 the storages that autograd keeps; with checkpointing, the inputs of units and the largest unit's
-own. bf16 is played as CUDA's autocast does it: float32 weights with copies, norms in float32. Not
-counted: CUDA's context (about 0.5 GiB), workspaces, fragmentation, the gradients of activations on
-their way. Bytes are of one device.
+own. bf16 is played as CUDA's autocast does it: float32 weights with copies, norms in float32;
+frozen convolutions and linear layers are bf16 themselves. Not counted: CUDA's context (about 0.5
+GiB), workspaces, fragmentation, the gradients of activations on their way. Bytes are of one device.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from training import presets
 from training.attention import TemporalAttention
 from training.presets import Preset
 from training.unet import (
+    MotionModule,
     Placement,
     TemporalConv,
     Trainable,
@@ -48,10 +49,10 @@ FEW_DAYS = 3
 Part = Literal[
     "spatial convolutions", "spatial attention", "temporal convolutions", "temporal attention"
 ]
-KINDS: dict[Part, type[nn.Module]] = {
+KINDS: dict[Part, type[nn.Module] | tuple[type[nn.Module], ...]] = {
     "spatial attention": Transformer2DModel,
     "temporal convolutions": TemporalConv,
-    "temporal attention": TemporalAttention,
+    "temporal attention": (TemporalAttention, MotionModule),
 }
 REST: Part = "spatial convolutions"  # and what little is neither
 
@@ -251,17 +252,22 @@ def _step(model: VideoUNet, subject: Subject, num_frames: int) -> Step:
         both = _by_part(model, counter)
     model.zero_grad()
     num_repeats = 1 if subject.checkpointing else 0  # forward passes made again
-    total = sum(p.numel() for p in model.parameters())
     learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return Step(
         num_frames,
-        weights=4 * total,
+        weights=_weight_bytes(model),
         gradients=4 * learned,
         optimizer=(2 if subject.optimizer == "adamw8bit" else 8) * learned,
         average=4 * learned,
         activations=kept.checkpointed() if subject.checkpointing else kept.everything(),
         flops={part: both[part] + num_repeats * forward[part] for part in both},
     )
+
+
+def _weight_bytes(model: VideoUNet) -> int:
+    """Trained weights are float32, whatever they are played as; frozen ones are as they are."""
+    weights = model.parameters()
+    return sum(w.numel() * (4 if w.requires_grad else w.element_size()) for w in weights)
 
 
 def _loss(model: VideoUNet, subject: Subject, num_frames: int, kept: _Kept) -> Tensor:
@@ -309,7 +315,9 @@ class _Kept:
     def __init__(self, model: VideoUNet) -> None:
         self.model = model
         self.weights = {
-            _identity(p) for p in model.parameters() if p.dtype == torch.float32
+            _identity(p)
+            for p in model.parameters()
+            if p.dtype == torch.float32 or not p.requires_grad
         }  # autocast keeps copies of the others
         self.within: dict[nn.Module | None, dict[int, Tensor]] = defaultdict(dict)
         self.inputs: dict[int, Tensor] = {}

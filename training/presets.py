@@ -12,8 +12,10 @@ frames are 6.5 s.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
 from training.errors import UsageError
@@ -24,7 +26,7 @@ Mask = Literal["unknown", "seed"]
 Target = Literal["latents", "residual"]
 Prediction = Literal["epsilon", "v_prediction"]
 Trainable = Literal["temporal", "temporal+conv", "all"]
-Placement = Literal["resnets", "convolutions", "none"]
+Placement = Literal["resnets", "convolutions", "motion", "none"]
 Precision = Literal["float32", "bf16"]
 Schedule = Literal["constant", "cosine"]
 Optimizer = Literal["adamw", "adamw8bit"]
@@ -118,6 +120,8 @@ class Preset:
     precision: Precision = "bf16"
     optimizer: Optimizer = "adamw"
     checkpointing: bool = True
+    offload: bool = False  # what the backward needs waits in the CPU's memory
+    keep_every: int = 0  # checkpoints of every so many steps are never dropped; 0: of none
     sampler_steps: int = 30
 
     @property
@@ -149,8 +153,11 @@ class Preset:
 
 
 def from_plain(values: dict[str, Any]) -> Preset:
-    """A preset as `plain` wrote it. Raises UsageError for fields of another version."""
-    unknown = sorted(set(values) ^ {field.name for field in fields(Preset)})
+    """A preset as `plain` wrote it; a field that an older version did not know has its default.
+    Raises UsageError for fields of another version.
+    """
+    needed = {field.name for field in fields(Preset) if field.default is MISSING}
+    unknown = sorted({*values} - {field.name for field in fields(Preset)} | needed - {*values})
     if unknown:
         raise UsageError(
             "this run was made by another version of longtake: its preset differs in "
@@ -171,42 +178,78 @@ def with_settings(row: Preset, settings: Sequence[str]) -> Preset:
     """
     import json
 
+    values: dict[str, Any] = {}
+    for setting in settings:
+        field, equals, word = setting.partition("=")
+        if not equals:
+            raise UsageError(f"--set {setting}: wanted is FIELD=VALUE with a field of the preset")
+        try:
+            values[field] = json.loads(word)
+        except ValueError:
+            values[field] = word
+    return _changed(row, values, "--set")
+
+
+def _changed(row: Preset, changes: Mapping[str, Any], where: str) -> Preset:
+    """A preset with other values of some fields, by name; those of the objective have a dot."""
     from pydantic import TypeAdapter, ValidationError
 
     values = row.plain()
-    for setting in settings:
-        field, equals, word = setting.partition("=")
+    for field, value in changes.items():
         *path, name = field.split(".")
         place: Any = values
         for part in path:
             place = place.get(part) if isinstance(place, dict) else None
-        if not equals or not isinstance(place, dict) or name not in place or field == "name":
+        if not isinstance(place, dict) or name not in place or field == "name":
             near = difflib.get_close_matches(field, [*values, *_OBJECTIVE_FIELDS], 1)
             guess = f"; did you mean {near[0]}?" if near else ""
             raise UsageError(
-                f"--set {setting}: wanted is FIELD=VALUE with a field of the preset{guess} There "
+                f"{where} {field}: wanted is FIELD=VALUE with a field of the preset{guess} There "
                 f"are {', '.join(sorted({*values, *_OBJECTIVE_FIELDS} - {'name', 'objective'}))}"
             )
-        try:
-            place[name] = json.loads(word)
-        except ValueError:
-            place[name] = word
+        place[name] = value
     try:
         changed: Preset = TypeAdapter(Preset).validate_python(values)
     except ValidationError as error:
-        raise wrong_setting(error) from None
+        raise wrong_setting(error, where) from None
     return changed
 
 
-def wrong_setting(error: Any) -> UsageError:
-    """What pydantic says of a preset's field, as one line with the option that gave it."""
+def wrong_setting(error: Any, where: str = "--set") -> UsageError:
+    """What pydantic says of a preset's field, as one line with the option or file that gave it."""
     problem = error.errors()[0]
     field = ".".join(map(str, problem["loc"]))
-    return UsageError(f"--set {field}: {problem['msg']}, got {problem['input']!r}")
+    return UsageError(f"{where} {field}: {problem['msg']}, got {problem['input']!r}")
+
+
+def is_file(name: str) -> bool:
+    """Whether a preset's name is that of a file."""
+    return name.endswith(".toml")
+
+
+def _read(path: Path) -> Preset:
+    """The preset of a file: `base`, a row's name, and fields to change; "null" is none."""
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--preset {path}: cannot be read: {error}") from error
+    base = values.pop("base", None)
+    if not isinstance(base, str):
+        raise UsageError(f'{path}: wanted is a line such as base = "sd15-interp"')
+    objective = values.get("objective")
+    if isinstance(objective, dict):
+        del values["objective"]
+        values |= {f"objective.{field}": value for field, value in objective.items()}
+    values = {field: None if value == "null" else value for field, value in values.items()}
+    return _changed(find(base), values, str(path))
 
 
 def find(name: str) -> Preset:
-    """The preset of that name. Raises UsageError with the nearest names."""
+    """The preset of that name, or that of a file NAME.toml: its `base`, a name, with the fields it
+    gives changed. Raises UsageError with the nearest names, or with what is wrong in the file.
+    """
+    if is_file(name):
+        return _read(Path(name))
     if name in PRESETS:
         return PRESETS[name]
     near = difflib.get_close_matches(name, PRESETS, 1)

@@ -10,6 +10,7 @@ grow with the video, but for the video itself.
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,9 +28,10 @@ from training import diffusion, media, writing
 from training.checkpoint import Run, load_model
 from training.codec import Codec
 from training.errors import UsageError
-from training.frames import frames_between, interpolated, known_frames, window_plan
+from training.frames import Window, frames_between, interpolated, known_frames, window_plan
 from training.presets import Objective, Preset
-from training.stream import draw
+from training.shards import Index, check_identity, open_index
+from training.stream import Stream, draw
 
 Scheduler = Literal["ddim", "dpm"]
 SCHEDULERS: tuple[Scheduler, ...] = ("ddim", "dpm")
@@ -346,13 +348,13 @@ def generate(
     codec: Codec,
     *,
     num_frames: int = 65,
-    start: Path | None = None,
+    start: str | None = None,
     settings: Settings | None = None,
     device: torch.device | str = "cpu",
     progress: Progress = no_progress,
 ) -> Film:
-    """A video of `num_frames` frames from a prompt, and from a picture or the end of a clip if
-    there is a `start`.
+    """A video of `num_frames` frames from a prompt, and from a picture, the end of a clip or of a
+    sample of shards if there is a `start`.
 
     The models are on the device one after the other. Raises what `check`, `Codec.check`,
     `load_model` and `media.read_start` raise, all before the first model call.
@@ -360,9 +362,9 @@ def generate(
     check(keyframe, interp, num_frames)
     codec.check()
     settings = settings or Settings()
-    clip_fps, size = Fraction(keyframe.dataset["fps"]), int(keyframe.dataset["size"])
+    clip_fps = Fraction(keyframe.dataset["fps"])
     stride = Fraction(keyframe.preset.windows[0].stride)
-    pictures, start_latents, start_keyframes = read_start(start, size, clip_fps, int(stride), codec)
+    pictures, start_latents, start_keyframes = read_start(start, keyframe, codec)
     model = load_model(keyframe, device)
     scripts = [
         Script(run.preset, codec.embed(prompt), codec.embed(""), clip_fps, settings, progress)
@@ -388,22 +390,55 @@ def generate(
 
 
 def read_start(
-    path: Path | None, size: int, fps: Fraction, stride: int, codec: Codec
+    start: str | None, keyframe: Run, codec: Codec
 ) -> tuple[Pixels | None, Tensor | None, Tensor | None]:
     """What a video begins with: pictures `f h w c`, their scaled latents `f c h w`, and those of
     them that are keyframes; None three times without a start.
+
+    `start` is a picture, a clip, or SHARDS/KEY, a sample of shards, whose latents are taken as they
+    are. Raises UsageError for what is none of them or does not fit the run, and ShardError for
+    shards of other encoders.
     """
-    if path is None:
+    if start is None:
         return None, None, None
-    pictures = media.read_start(path, size, fps, MAX_START_FRAMES)
-    pictures = _whole_keyframes(pictures, stride)
+    stride = keyframe.preset.windows[0].stride
+    shards, _, key = start.rpartition("/")
+    if shards and not Path(start).exists() and _are_shards(shards):
+        latents = _latents_of(open_index(shards), key, keyframe)
+        latents = latents[(len(latents) - 1) % stride :]
+        return decode(codec, latents), latents, latents[::stride]
+    size, fps = int(keyframe.dataset["size"]), Fraction(keyframe.dataset["fps"])
+    pictures = media.read_start(Path(start), size, fps, MAX_START_FRAMES)
+    # as many of the last ones as make the first and the last of them keyframes
+    pictures = pictures[(len(pictures) - 1) % stride :]
     latents = codec.encode(pictures)
     return pictures, latents, latents[::stride]
 
 
-def _whole_keyframes(pictures: Pixels, stride: int) -> Pixels:
-    """As many of the last pictures as make the first and the last of them keyframes."""
-    return pictures[(len(pictures) - 1) % stride :]
+def _are_shards(place: str) -> bool:
+    return "://" in place or (Path(place) / "index.json").is_file()
+
+
+def _latents_of(index: Index, key: str, keyframe: Run) -> Tensor:
+    """The last frames of a sample, `f c h w` scaled."""
+    check_identity(index, keyframe.dataset["identity"])
+    if index.fps != Fraction(keyframe.dataset["fps"]):
+        raise UsageError(
+            f"{index.url}: clips of {index.fps} fps, {keyframe.folder} was trained on "
+            f"{keyframe.dataset['fps']}"
+        )
+    lengths = {
+        entry.key: (entry.num_frames, split)
+        for split, entries in index.entries.items()
+        for entry in entries
+    }
+    if key not in lengths:
+        near = difflib.get_close_matches(key, lengths, 3) or sorted(lengths)[:3]
+        raise UsageError(f"{index.url}: no sample {key!r}; there are {', '.join(near)}, ...")
+    num_frames, split = lengths[key]
+    window = Window(min(num_frames, MAX_START_FRAMES))
+    start = num_frames - window.num_frames
+    return Stream(index, split, [window]).gather([(key, start)], window).latents[0]
 
 
 def decode(codec: Codec, latents: Tensor, progress: Progress = no_progress) -> Pixels:
@@ -419,7 +454,7 @@ def facts_of(
     keyframe: Run,
     interp: Run,
     prompt: str,
-    start: Path | None,
+    start: str | None,
     scripts: list[Script],
     num_frames: int,
     fps: Fraction,
@@ -439,7 +474,7 @@ def facts_of(
     }
     return {
         "prompt": prompt,
-        "start": None if start is None else start.name,
+        "start": None if start is None else Path(start).name,
         "num_frames": num_frames,
         "fps": f"{fps.numerator}/{fps.denominator}",
         "dataset": keyframe.dataset["name"],
@@ -447,6 +482,18 @@ def facts_of(
         "scheduler": scripts[0].settings.scheduler,
         **runs,
     }
+
+
+def rate(film: Film, keyframe: Run) -> str:
+    """How fast a video plays, in one line, and, if that is not the clips' own rate, what gives
+    it.
+    """
+    number, clip_fps = len(film.frames), Fraction(keyframe.dataset["fps"])
+    line = f"{number} frames at {float(film.fps):g} a second, {float(number / film.fps):.1f} s"
+    if film.fps == clip_fps:
+        return line
+    same_rate = (number - 1) * clip_fps / film.fps + 1
+    return f"{line}: the rate they were made for; {same_rate} frames play at the clips' {clip_fps}"
 
 
 def save(film: Film, out: Path) -> list[Path]:

@@ -26,6 +26,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -35,7 +36,7 @@ from training.attention import Backend, TemporalAttention, check_window
 from training.codec import errors_of_training
 from training.errors import Stopped, UsageError
 
-Placement = Literal["resnets", "convolutions", "none"]
+Placement = Literal["resnets", "convolutions", "motion", "none"]
 Trainable = Literal["temporal", "temporal+conv", "all"]
 Source = str | Path | Mapping[str, Any] | UNet2DConditionModel
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -43,6 +44,8 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # other
 FPS_SCALE = 100.0
 
+MOTION_HEADS = 8  # of AnimateDiff's modules
+MOTION_FRAMES = 512  # positions that a module can tell apart; sinusoids, so no weights
 HEAD_WIDTH = 16  # of temporal attention where no spatial transformer says how many heads there are
 
 
@@ -124,6 +127,41 @@ class WidenedConv(nn.Module):
         old, new = torch.split(x, self.split, dim=1)
         total: Tensor = self.conv(old) + self.added(new)
         return total
+
+
+class MotionModule(AnimateDiffTransformer3D):
+    """AnimateDiff's temporal layer (Guo et al. 2023): two self-attentions over frames, with
+    sinusoidal positions, and a feed-forward layer; the identity at first (zero last layer).
+
+    diffusers' layers under their names, so that published weights fit. Its own forward normalises
+    over all frames together, where the published modules were trained on each frame alone.
+    """
+
+    def __init__(self, channels: int, num_groups: int, like: Tensor) -> None:
+        if channels % MOTION_HEADS:
+            raise UsageError(f"{MOTION_HEADS} heads of a motion module do not divide {channels}")
+        super().__init__(
+            num_attention_heads=MOTION_HEADS,
+            attention_head_dim=channels // MOTION_HEADS,
+            in_channels=channels,
+            norm_num_groups=num_groups,
+            positional_embeddings="sinusoidal",
+            num_positional_embeddings=MOTION_FRAMES,
+        )
+        nn.init.zeros_(self.proj_out.weight)
+        nn.init.zeros_(self.proj_out.bias)
+        self.to(like)
+
+    def forward(self, x: Tensor, num_frames: int) -> Tensor:  # type: ignore[override]
+        """`(b f) c h w` to the same shape."""
+        b, h = len(x) // num_frames, x.shape[-2]
+        tokens = rearrange(self.norm(x), "(b f) c h w -> (b h w) f c", f=num_frames)
+        tokens = self.proj_in(tokens)
+        for block in self.transformer_blocks:
+            tokens = block(tokens)
+        change = rearrange(self.proj_out(tokens), "(b h w) f c -> (b f) c h w", b=b, h=h)
+        moved: Tensor = x + change
+        return moved
 
 
 class Both(nn.Module):
@@ -239,6 +277,11 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
             channels = base.time_proj.num_channels
             time_channels = base.time_embedding.linear_2.out_features
             base.class_embedding = FpsEmbedding(channels, time_channels, like)
+        if placement == "motion" and (window is not None or first_frame):
+            raise UsageError(
+                "Motion modules attend to all frames: placement = motion needs frame_window = null "
+                "and first_frame = false."
+            )
         if placement == "convolutions":
             self._follow_convolutions(like)
         if placement != "none":
@@ -298,7 +341,8 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 f"{', '.join(get_args(Trainable))}."
             )
         self.requires_grad_(which == "all")
-        kinds: tuple[type[nn.Module], ...] = (TemporalConv, TemporalAttention, FpsEmbedding)
+        kinds: tuple[type[nn.Module], ...]
+        kinds = (TemporalConv, TemporalAttention, MotionModule, FpsEmbedding)
         if which == "temporal+conv":
             kinds = (*kinds, ResnetBlock2D, nn.Conv2d)
         for name, module in self.named_modules():
@@ -307,6 +351,16 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         if self.widened:
             self.unet.conv_in.requires_grad_(True)
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def round_frozen(self) -> None:
+        """Frozen convolutions and linear layers to bf16: what autocast makes of them for each step,
+        so the same numbers in half the memory.
+        """
+        for module in self.modules():
+            own = list(module.parameters(recurse=False))
+            is_frozen = not any(parameter.requires_grad for parameter in own)
+            if isinstance(module, nn.Conv2d | nn.Linear) and is_frozen:
+                module.to(torch.bfloat16)
 
     def set_temporal_backend(self, backend: Backend) -> None:
         """Choose what computes the temporal attention; no property of the model, so it is not
@@ -350,7 +404,8 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         followed = [
             f"{name}."
             for name, unit in self.unet.named_modules()
-            if isinstance(unit, Unit) and isinstance(unit.temporal, TemporalAttention)
+            if isinstance(unit, Unit)
+            and isinstance(unit.temporal, TemporalAttention | MotionModule)
         ]
         for name, module in self.unet.named_modules():
             if isinstance(module, Attention) and not name.startswith(tuple(followed)):
@@ -380,15 +435,20 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         modules = list(self.unet.named_modules())  # a list, as modules are replaced on the way
         for name, block in modules:
             temporal: nn.Module | None = None
-            if isinstance(block, Transformer2DModel):
+            if not isinstance(block, Transformer2DModel | ResnetBlock2D):
+                continue
+            parent = self.unet.get_submodule(name.rpartition(".")[0].rpartition(".")[0])
+            if placement == "motion":
+                is_last = isinstance(block, Transformer2DModel) or not hasattr(parent, "attentions")
+                if is_last:
+                    groups = self.unet.config.norm_num_groups
+                    temporal = MotionModule(block.out_channels, groups, like)
+            elif isinstance(block, Transformer2DModel):
                 heads = block.config.num_attention_heads
                 temporal = TemporalAttention(block.in_channels, heads, window, first_frame, like)
-            elif not isinstance(block, ResnetBlock2D):
-                continue
             elif placement == "resnets":
                 channels = block.out_channels
                 temporal = TemporalConv(channels, kernel, like)
-                parent = self.unet.get_submodule(name.rpartition(".resnets.")[0])
                 if everywhere and not hasattr(parent, "attentions"):
                     heads = max(1, channels // HEAD_WIDTH)
                     attention = TemporalAttention(channels, heads, window, first_frame, like)
@@ -436,28 +496,45 @@ def load_flat(source: str | Path, revision: str | None = None) -> UNet2DConditio
     return flat
 
 
-def flat_digest(source: str | Path) -> str | None:
-    """The identity of the 2-D model that `load_flat` reads from a folder; None for a hub id."""
+def flat_digest(source: str | Path, from_hub: bool = False) -> str | None:
+    """The identity of the 2-D model that `load_flat` reads from a folder; None for one that is not
+    there, unless it is a hub id and may be fetched (`from_hub`). Raises what `load_flat` raises.
+    """
     if not Path(source).is_dir():
-        return None
-    _check_folder(Path(source))
+        if not from_hub:
+            return None
+        if not HUB_ID.fullmatch(str(source)):
+            raise UsageError(f"{source} is no folder, and no hub id")
+    else:
+        _check_folder(Path(source))
     with errors_of_training():
         _, weights = encoders.find_weights(str(source), None, "unet", encoders.UNET_LAYOUTS, Path())
     return weights.sha256
 
 
-def save_flat(model: VideoUNet, folder: Path) -> None:
-    """Write the 2-D model of a video model without temporal layers as a diffusers folder, float16.
-
-    Raises UsageError for one that has temporal layers.
+def flat_name(name: str) -> str | None:
+    """What a parameter of a video model is called in its 2-D model; None for a temporal one, that
+    is one that the 2-D model has not.
     """
-    if any(isinstance(module, Unit) for module in model.modules()):
-        raise UsageError(
-            "only a model without temporal layers can be written as a 2-D model: that of an image "
-            "preset"
-        )
-    flat: UNet2DConditionModel = copy.deepcopy(model.unet).half()
-    flat.save_pretrained(folder, safe_serialization=True)
+    parts = name.split(".")[1:]  # without `unet`
+    if parts[0] == "class_embedding" or "temporal" in parts or "added" in parts:
+        return None
+    parts = [part for part in parts if part != "spatial"]
+    if parts[:2] == ["conv_in", "conv"]:  # widened
+        del parts[1]
+    return ".".join(parts)
+
+
+def flat_of(model: VideoUNet) -> UNet2DConditionModel:
+    """The 2-D model of a video model, as it is now: without its temporal layers, and without the
+    input channels that were added.
+    """
+    config: Any = model.config
+    flat: UNet2DConditionModel = UNet2DConditionModel.from_config(dict(config.flat_config))
+    names = {name: flat_name(name) for name in model.state_dict()}
+    weights = {flat: model.state_dict()[name] for name, flat in names.items() if flat is not None}
+    flat.load_state_dict(weights)
+    return flat
 
 
 def _check_files(folder: Path) -> None:

@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 from tests.making.models import SHAPE, encoder_identity
 from tests.making.runs import UNET, damaged_shards, run_of, short_preset, train, wave_shards
 from tests.making.shards import new_clip, new_shards, npy
-from training import ablate, checkpoint, journal, loop, presets, shards, unet
+from training import ablate, checkpoint, journal, loop, models, presets, shards, unet
 from training.errors import NonFinite, ShardError, UsageError
 from training.frames import Window, known_frames
 from training.presets import Objective
@@ -233,17 +233,17 @@ def test_another_preset_or_other_shards_are_refused_with_what_differs(
 
 
 def test_the_2d_model_that_comes_along_was_trained_with_the_encoders_that_come_along() -> None:
-    facts = json.loads((loop.TINY_IMAGE_FOLDER / "training.json").read_text("utf-8"))
+    facts = json.loads((models.TINY_IMAGE_FOLDER / "training.json").read_text("utf-8"))
     assert facts["preset"]["name"] == "tiny-image"
     identity = {name: facts["dataset"]["identity"][name] for name in encoder_identity()}
     assert identity == {**encoder_identity(), "latents.shape": [4, 32, 32]}
 
 
 def test_the_2d_model_that_comes_along_is_small_and_keyframes_begin_with_it() -> None:
-    weights = loop.TINY_IMAGE_FOLDER / "diffusion_pytorch_model.safetensors"
+    weights = models.TINY_IMAGE_FOLDER / "diffusion_pytorch_model.safetensors"
     assert weights.stat().st_size <= 8_000_000
     row = presets.find("tiny-keyframe")
-    model = loop.new_model(row, row.unet, 0)
+    model = models.new_model(row, row.unet, 0)
     stored = load_file(weights)
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
     bottom = "mid_block.resnets.0.conv1.weight"
@@ -322,6 +322,45 @@ def test_a_setting_that_is_none_is_refused_with_what_is_wrong(
 ) -> None:
     with pytest.raises(UsageError, match=problem):
         loop.begin("tiny-interp", index, tmp_path / "run", None, 0, 1, [setting])
+
+
+def test_a_preset_may_be_a_file_that_names_a_base(
+    tmp_path: Path, index: Index, folder: Path
+) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        'base = "sd15-interp"\nframe_window = "null"\nlearning_rate = 5e-5\n'
+        'windows = [{num_frames = 9, stride = 2}]\n[objective]\nhint = "zeros"\n'
+    )
+    unet = str(folder / "small.json")
+    run = loop.begin(str(file), index, tmp_path / "run", unet, 0, 1, ["learning_rate=1e-5"])
+    assert run.preset.name == "sd15-interp"
+    assert (run.preset.frame_window, run.preset.learning_rate) == (None, 1e-5)
+    assert (run.preset.objective.hint, run.preset.windows) == ("zeros", (Window(9, 2),))
+    checkpoint.open_run(run)
+    assert checkpoint.load_run(tmp_path / "run").preset == run.preset
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("learning_rate = 1", r'mine\.toml: wanted is a line such as base = "sd15-interp"'),
+        ('base = "tiny-interpp"', r"did you mean tiny-interp\?"),
+        ('base = "tiny-interp"\nlearning_rat = 1', r"mine\.toml learning_rat.*learning_rate\?"),
+        ('base = "tiny-interp"\nsteps = "many"', r"mine\.toml steps: .*got 'many'"),
+        ('base = "tiny-interp"\nkernel = 4', r"mine\.toml kernel: .*odd number"),
+        ('base = "tiny-interp"\n[objective]\nhint = "x"', r"mine\.toml objective.hint: .*got 'x'"),
+        ("base = ", r"mine\.toml: cannot be read"),
+    ],
+)
+def test_a_wrong_preset_file_is_refused_with_the_field(
+    tmp_path: Path, index: Index, text: str, problem: str
+) -> None:
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(UsageError, match=problem):
+        loop.begin(str(tmp_path / "mine.toml"), index, tmp_path / "run", None, 0, 1)
+    with pytest.raises(UsageError, match="cannot be read"):
+        presets.find(str(tmp_path / "nothing.toml"))
 
 
 def test_a_run_does_not_go_on_from_other_2d_weights_of_the_same_name(
@@ -629,8 +668,7 @@ def test_only_the_newest_checkpoints_are_kept_and_each_is_whole(
     whole = {"average.safetensors", "optimizer.safetensors", "state.json", "weights.safetensors"}
     assert set(newest(run.folder)) == {
         *whole,
-        "model/config.json",
-        "model/diffusion_pytorch_model.safetensors",
+        "config.json",
     }
 
 

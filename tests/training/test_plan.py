@@ -88,6 +88,17 @@ def test_the_plan_is_what_a_real_step_keeps_and_computes(trainable: Any) -> None
     assert sum(step.flops.values()) == flops
 
 
+def test_frozen_layers_weigh_half_in_bf16() -> None:
+    whole = replace(PLAIN, trainable="temporal")
+    (before,), (after,) = plan(whole).steps, plan(replace(whole, precision="bf16")).steps
+    model = VideoUNet.inflate(whole.flat_config)
+    model.select_trainable("temporal")
+    model.round_frozen()
+    own = sum(p.numel() * p.element_size() for p in model.parameters())
+    assert after.weights == own < before.weights
+    assert after.gradients == before.gradients
+
+
 def test_parts_add_up(small_plan: Plan) -> None:
     assert (
         sum(small_plan.parameters.values())

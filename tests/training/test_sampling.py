@@ -20,13 +20,15 @@ import torch
 from PIL import Image
 
 from tests.making.models import OBJECTIVES, SHAPE, encoder_identity, small_model
+from tests.making.runs import wave_shards
 from training import continuation, presets, sampling
 from training.checkpoint import Run
 from training.codec import Codec
-from training.errors import UsageError
+from training.errors import ShardError, UsageError
 from training.frames import Window, known_frames
 from training.presets import Objective, Preset
 from training.sampling import Scheduler, Script, Settings, sample_window
+from training.stream import Stream
 from training.unet import VideoUNet
 
 
@@ -349,7 +351,7 @@ def test_words_become_a_video_and_frames_of_a_shorter_one_stay_as_they_were(
 def test_a_picture_is_the_first_frame_as_it_is(generate: Generate, tmp_path: Path) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "a.png")
-    film = generate(num_frames=17, start=tmp_path / "a.png")
+    film = generate(num_frames=17, start=str(tmp_path / "a.png"))
     assert np.array_equal(film.frames[0], picture)
     assert film.known == (True, *[False] * 16)
 
@@ -363,10 +365,50 @@ def test_a_clip_is_gone_on_from(generate: Generate, coded: Codec, tmp_path: Path
     )
     sampling.media.write_mp4(tmp_path / "a.mp4", frames, Fraction(10))
     read = sampling.media.read_start(tmp_path / "a.mp4", 64, Fraction(10), 17)
-    film = generate(num_frames=17, start=tmp_path / "a.mp4")
+    film = generate(num_frames=17, start=str(tmp_path / "a.mp4"))
     assert film.known == (*[True] * 5, *[False] * 12)
     assert np.array_equal(film.frames[:5], read[::4])
     assert torch.equal(film.latents[:5], coded.encode(read)[::4])
+
+
+def test_the_latents_of_a_sample_are_gone_on_from_as_they_are(
+    runs: tuple[Run, Run], coded: Codec, tmp_path: Path
+) -> None:
+    index = wave_shards(tmp_path / "shards", 2, 20)
+    keyframe = replace(
+        runs[0], dataset={**runs[0].dataset, "identity": index.identity(), "fps": "10/1"}
+    )
+    stored = Stream(index, "train", [Window(17)]).gather([("k1", 3)], Window(17)).latents[0]
+    pictures, latents, keyframes = sampling.read_start(f"{tmp_path}/shards/k1", keyframe, coded)
+    assert latents is not None
+    assert keyframes is not None
+    assert torch.equal(latents, stored)
+    assert torch.equal(keyframes, stored[::16])
+    assert np.array_equal(pictures, coded.decode(stored))
+    with pytest.raises(UsageError, match=r"no sample 'k7'; there are k0, k1"):
+        sampling.read_start(f"{tmp_path}/shards/k7", keyframe, coded)
+    with pytest.raises(ShardError, match="not the encoders"):
+        sampling.read_start(f"{tmp_path}/shards/k1", runs[0], coded)
+    slow = replace(keyframe, dataset={**keyframe.dataset, "fps": "5/1"})
+    with pytest.raises(UsageError, match="clips of 10 fps"):
+        sampling.read_start(f"{tmp_path}/shards/k1", slow, coded)
+    with pytest.raises(UsageError, match="no such file"):
+        sampling.read_start(f"{tmp_path}/nothing/k1", keyframe, coded)
+
+
+def test_a_video_of_few_frames_says_at_what_rate_it_plays(
+    generate: Generate, runs: tuple[Run, Run]
+) -> None:
+    line = sampling.rate(generate(num_frames=17), runs[0])
+    assert line.startswith("17 frames at 2.5 a second, 6.8 s: the rate they were made for")
+    assert line.endswith("65 frames play at the clips' 10")
+    assert sampling.rate(generate(num_frames=65), runs[0]) == "65 frames at 10 a second, 6.5 s"
+
+
+def test_a_clip_of_random_weights_is_said_to_understand_no_words(coded: Codec) -> None:
+    assert not coded.understands_words
+    clip = {**coded.models["clip"], "sha256": "f" * 64}
+    assert Codec({**coded.models, "clip": clip}, 1.0).understands_words
 
 
 def test_all_that_is_saved_can_be_opened(generate: Generate, tmp_path: Path) -> None:
@@ -514,7 +556,13 @@ def test_a_clip_is_gone_on_from_for_seconds(
     Image.fromarray(picture).save(tmp_path / "a.png")
     out = tmp_path / "on.mp4"
     paths, _ = continuation.write(
-        *runs, "", coded, out, seconds=1.0, start=tmp_path / "a.png", settings=Settings(steps=1)
+        *runs,
+        "",
+        coded,
+        out,
+        seconds=1.0,
+        start=str(tmp_path / "a.png"),
+        settings=Settings(steps=1),
     )
     assert json.loads(paths[2].read_text())["start"] == "a.png"
     with av.open(str(out)) as container:

@@ -27,8 +27,8 @@ from training.unet import (
     Unit,
     VideoUNet,
     flat_digest,
+    flat_of,
     load_flat,
-    save_flat,
 )
 
 FAMILIES = {
@@ -366,7 +366,10 @@ def test_bfloat16_trains(trained: VideoUNet) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"placement": "everywhere"}, "'everywhere'; there are resnets, convolutions, none"),
+        (
+            {"placement": "everywhere"},
+            "'everywhere'; there are resnets, convolutions, motion",
+        ),
         ({"window": 4}, "window of 4"),
         ({"in_channels": 3}, "has 4 input channels, 3 are wanted"),
     ],
@@ -384,7 +387,7 @@ def test_without_temporal_layers_it_is_the_2d_model_in_computing_and_on_disk(
     model = VideoUNet.inflate(flat, in_channels=4, placement="none", fps_conditioning=False)
     inputs = new_inputs(num_frames=1, channels=4)
     assert torch.equal(model(*inputs), by_frame(flat, inputs, 4))
-    save_flat(model, tmp_path / "flat")
+    flat_of(model).half().save_pretrained(tmp_path / "flat")
     stored = load_file(tmp_path / "flat" / "diffusion_pytorch_model.safetensors")
     assert stored.keys() == flat.state_dict().keys()
     assert all(torch.equal(stored[name], w.half()) for name, w in flat.state_dict().items())
@@ -393,10 +396,13 @@ def test_without_temporal_layers_it_is_the_2d_model_in_computing_and_on_disk(
     assert next(model.parameters()).dtype == torch.float32
 
 
-def test_a_model_with_temporal_layers_is_not_written_as_a_2d_model(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="only a model without temporal layers"):
-        save_flat(VideoUNet.inflate(NARROW_UNET), tmp_path / "flat")
-    assert not (tmp_path / "flat").exists()
+@pytest.mark.parametrize("placement", ["resnets", "convolutions", "motion", "none"])
+def test_the_2d_model_comes_back_from_a_video_model(placement: Any) -> None:
+    flat = UNet2DConditionModel.from_config(NARROW_UNET)
+    model = VideoUNet.inflate(flat, placement=placement, everywhere=placement == "resnets")
+    back = flat_of(model).state_dict()
+    assert back.keys() == flat.state_dict().keys()
+    assert all(torch.equal(back[name], weight) for name, weight in flat.state_dict().items())
 
 
 def test_the_digest_of_a_2d_model_is_that_of_its_weights(tmp_path: Path) -> None:
