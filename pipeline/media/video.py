@@ -486,37 +486,32 @@ def some_frames(
     limited range), scaled down to `most` pixels a side. Every frame of a clip is a key frame, so no
     other is decoded. Raises BadData: decode-error, or too-few-frames where one is not there.
     """
-    left = sorted(set(indexes))
-    if not left:
-        return
-    sent: list[int] = []
+    chosen, sent = set(indexes), []
     chain: Graph | None = None
-    with _open(path) as container:
-        stream = _video_stream(container)
 
-        def wanted() -> Iterator[Any]:
-            position = 0
-            for packet in _demux(container, stream):
-                if not packet.size:
-                    yield packet  # the last one: it flushes the decoder
-                    return
-                if len(sent) < len(left) and position == left[len(sent)]:
-                    sent.append(position)
-                    yield packet
-                position += 1
+    def packets(container: Any, stream: Any) -> Iterator[Any]:
+        for position, packet in enumerate(_demux(container, stream)):
+            is_last = not packet.size  # it flushes the decoder
+            if position in chosen and not is_last:
+                sent.append(position)
+            if position in chosen or is_last:
+                yield packet
 
-        count = 0
-        try:
-            for packet in wanted():
-                for frame in packet.decode():
-                    if max(frame.width, frame.height) > most:
-                        scale = f"{most}:{most}:flags=area+accurate_rnd+bitexact"
-                        chain = chain or graph(frame, stream.time_base, ("scale", scale))
-                        frame = through(chain, frame)  # noqa: PLW2901
-                    yield sent[count], frame.to_ndarray(format="yuv420p")
-                    count += 1
-        except FFmpegError as error:
-            problem = f"frame {sent[count]} of the clip: {_why(error)}"
-            raise BadData("decode-error", problem) from error
-    if count < len(left):
-        raise BadData("too-few-frames", f"the clip has no frame {left[count]}")
+    count = 0
+    if chosen:
+        with _open(path) as container:
+            stream = _video_stream(container)
+            try:
+                for packet in packets(container, stream):
+                    for frame in packet.decode():
+                        if max(frame.width, frame.height) > most:
+                            scale = ("scale", f"{most}:{most}:flags=area+accurate_rnd+bitexact")
+                            chain = chain or graph(frame, stream.time_base, scale)
+                            frame = through(chain, frame)
+                        yield sent[count], frame.to_ndarray(format="yuv420p")
+                        count += 1
+            except FFmpegError as error:
+                problem = f"frame {sent[count]} of the clip: {_why(error)}"
+                raise BadData("decode-error", problem) from error
+    if count < len(chosen):
+        raise BadData("too-few-frames", f"the clip has no frame {sorted(chosen)[count]}")

@@ -167,7 +167,8 @@ class _Planner:
         stage, name = survey.stage, survey.stage.name
         missing = {survey.keys[record.key]: record for record in survey.missing}
         arriving = self._without_remembered(survey, arriving)
-        self._unchanged = [record for record in survey.missing if type(record) is stage.makes]
+        if not stage.local or not is_same_type(survey):
+            self._unchanged = [record for record in survey.missing if type(record) is stage.makes]
         is_last = name == NAMES[-1]
         if is_last and arriving.count != 0:
             missing = {}  # packs of the samples that are known are not the packs that will be
@@ -292,6 +293,11 @@ class _Planner:
         line.is_timed = rate is not None
         known = rate is not None and total is not None
         line.worker_s = rate.worker_seconds(total) if rate and known and total else None
+
+
+def is_same_type(survey: Survey) -> bool:
+    """Whether a stage gives records of the type it takes."""
+    return all(type(record) is survey.stage.makes for record in survey.records)
 
 
 def differences(stage: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -31,7 +31,7 @@ MAX_RULES = 100
 # What is broken by anybody's taste. They are for recipes that have [score] and no [keep].
 DEFAULT = {
     "black": "black < 0.9",
-    "still": "distinct > 0.05 or motion > 0.005",
+    "still": "motion > 0.001 or distinct > 0.5",
 }
 
 
@@ -81,7 +81,7 @@ class _Without(Params):
         return {name: rule for name, rule in rules.items() if set(rule.names) <= set(measured)}
 
 
-WITHOUT = _Without()
+WITHOUT = _Without.model_validate({})
 
 
 def stage(setup: Setup) -> Stage:
@@ -140,9 +140,7 @@ def process(clip: Clip, store: Store, rules: Mapping[str, Expression]) -> Iterat
     yield Unchosen(name, f"{measured}; the rule: {rule.text}")
 
 
-def first_broken(
-    rules: Mapping[str, Expression], values: Mapping[str, float | None]
-) -> str | None:
+def first_broken(rules: Mapping[str, Expression], values: Mapping[str, float | None]) -> str | None:
     """The first rule that is false of these scores; None if all are true or not known."""
     return next((name for name, rule in rules.items() if rule.holds(values) is False), None)
 

@@ -78,9 +78,7 @@ def process(clip: Clip, store: Store, chosen: Sequence[Scorer], facts: Facts) ->
     """Measure one clip. Raises BadData: score-failed for an error of a scorer, non-finite for a
     value that is no number; and as `video.some_frames` does.
     """
-    missing = [
-        scorer for scorer in chosen if not is_remembered(clip, store, [scorer], facts)
-    ]
+    missing = [scorer for scorer in chosen if not is_remembered(clip, store, [scorer], facts)]
     pictures = _pictures(clip, store, missing)
     scores: list[tuple[str, float | None]] = []
     failures: list[BadData] = []

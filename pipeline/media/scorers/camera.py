@@ -29,8 +29,8 @@ from pipeline.media.scorers.scorer import (
 
 MAX_CORNERS = 200
 MIN_INLIERS = 12
-MIN_SHARE = 0.3  # of the corners that were followed, for a fit to count
-MAX_ERROR = 1.0  # pixels, of a corner followed forth and back, and of an inlier
+MIN_SHARE = 0.25  # of the corners that were followed, for a fit to count
+MAX_ERROR = 2.0  # pixels, of a corner followed forth and back, and of an inlier
 SMOOTH = 5  # steps of the camera's path that make its average
 UNIT = "share of the picture's side per second"
 Similarity = NDArray[np.float64]  # 2 3

@@ -1,4 +1,4 @@
-"""How many frames are unlike the one before: a still, a slide show, a frame rate that was raised."""
+"""How many frames are unlike the one before: a still, a slide show, a raised frame rate."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def flow_of(before: Picture, after: Picture) -> NDArray[np.float32]:
     """Where each pixel goes: `h w 2`, x and y in pixels."""
     import cv2
 
-    flow: Any = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+    flow: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
     field: NDArray[np.float32] = flow.calc(before, after, None)
     return field
 

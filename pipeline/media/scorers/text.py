@@ -27,6 +27,9 @@ THRESHOLD = 0.3  # of a pixel's probability, as PP-OCR has it
 BOX_THRESHOLD = 0.6  # of a box's mean probability
 UNCLIP = 1.6  # how far a box reaches beyond what the network marks: DB, Liao et al., AAAI 2020
 MIN_SIDE = 4  # pixels of a box
+# of the network's training set, BGR, of 0 to 1
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 class Text(Scorer):
@@ -61,9 +64,7 @@ class Text(Scorer):
 
     def measure(self, clip: Clip, pictures: Pictures) -> Sequence[float | None]:
         network = network_of(self.network())
-        masks = [
-            text_in(network, pictures.bgr(index, self.side)) for index in self.frames(clip)
-        ]
+        masks = [text_in(network, pictures.bgr(index, self.side)) for index in self.frames(clip)]
         standing = np.sum(masks, axis=0) > len(masks) / 2
         return [
             statistics.median(float(mask.mean()) for mask in masks),
@@ -75,8 +76,9 @@ def text_in(network: Any, picture: Picture) -> NDArray[np.bool_]:
     """Which pixels lie under a box around text: `h w`."""
     import cv2
 
-    blob = np.asarray(picture, np.float32).transpose(2, 0, 1)[None] / 127.5 - 1
-    probability = outputs_of(network, np.ascontiguousarray(blob))[0][0, 0]
+    normalised = (np.asarray(picture, np.float32) / 255 - MEAN) / DEVIATION
+    blob = np.ascontiguousarray(normalised.transpose(2, 0, 1)[None], np.float32)
+    probability = outputs_of(network, blob)[0][0, 0]
     marked = (probability > THRESHOLD).astype(np.uint8)
     contours, _ = cv2.findContours(marked, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     mask = np.zeros(marked.shape, np.uint8)
