@@ -218,9 +218,9 @@ def quantiles(scores: Sequence[Row]) -> Table:
     names = list(scores[0]["quantiles"]) if scores else []
     table = plain_table()
     table.add_column("score", no_wrap=True)
-    for name in (*names, "not measured"):
-        table.add_column(name, justify="right", no_wrap=name != "not measured")
-    table.add_column("unit", overflow="fold")
+    for name in (*names, "null"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("unit", no_wrap=True)
     for row in scores:
         values = row["quantiles"].values()
         cells = ["" if value is None else f"{value:.3g}" for value in values]

@@ -32,7 +32,7 @@ MIN_INLIERS = 12
 MIN_SHARE = 0.25  # of the corners that were followed, for a fit to count
 MAX_ERROR = 2.0  # pixels, of a corner followed forth and back, and of an inlier
 SMOOTH = 5  # steps of the camera's path that make its average
-UNIT = "share of the picture's side per second"
+UNIT = "side/s"
 Similarity = NDArray[np.float64]  # 2 3
 
 

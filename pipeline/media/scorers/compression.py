@@ -21,7 +21,7 @@ class Compression(Scorer):
             None,
             "bits of the source's file, sound and all, for each pixel of each frame",
         ),
-        Score("source_fps", "frames per second", 0, None, "the source's mean frame rate"),
+        Score("source_fps", "fps", 0, None, "the source's mean frame rate"),
     )
     cost = "none"
 

@@ -22,7 +22,7 @@ class Distinct(Scorer):
     scores = (
         Score(
             "distinct",
-            "share of frames",
+            "share",
             0,
             1,
             "frames that are unlike the one before: 0 for a still, 0.5 where each frame is there "

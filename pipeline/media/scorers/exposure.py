@@ -23,24 +23,24 @@ class Exposure(Scorer):
     name = "exposure"
     version = 1
     scores = (
-        Score("luma", "0 to 255", 0, 255, "mean brightness"),
+        Score("luma", "0..255", 0, 255, "mean brightness"),
         Score(
             "contrast",
-            "0 to 127.5",
+            "0..127",
             0,
             127.5,
             "standard deviation of the brightness in a frame, median over frames",
         ),
         Score(
             "black",
-            "share of frames",
+            "share",
             0,
             1,
             "frames of which 98 % of the pixels are darker than 10 %",
         ),
         Score(
             "clipped",
-            "share of pixels",
+            "share",
             0,
             1,
             "pixels that are all black or all white (2 or less, 253 or more)",

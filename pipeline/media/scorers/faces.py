@@ -32,7 +32,7 @@ class Faces(Scorer):
     name = "faces"
     version = 1
     scores = (
-        Score("face_area", "share of the picture", 0, 1, "the largest face in five frames"),
+        Score("face_area", "share", 0, 1, "the largest face in five frames"),
         Score("faces", "count", 0, None, "the most faces in one of five frames"),
     )
     cost = "0.1 s"

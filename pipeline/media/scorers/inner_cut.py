@@ -29,7 +29,7 @@ class InnerCut(Scorer):
     scores = (
         Score(
             "inner_cut",
-            "0 to 1",
+            "0..1",
             0,
             1,
             "the largest lasting change within half a second or a second, against the clip's "

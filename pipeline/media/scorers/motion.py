@@ -24,7 +24,7 @@ class Motion(Scorer):
     scores = (
         Score(
             "motion",
-            "share of the picture's side per second",
+            "side/s",
             0,
             None,
             "how far pixels move, whether camera or things: mean length of the flow, median over "

