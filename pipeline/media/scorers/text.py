@@ -50,7 +50,7 @@ class Text(Scorer):
         ),
     )
     cost = "0.25 s"
-    weights = Weights("rapidocr", "models/PP-OCRv6_det_small.onnx")
+    weights = Weights("rapidocr==3.10.0", "rapidocr", "models/PP-OCRv6_det_small.onnx")
 
     side: int = Field(
         default=320,
