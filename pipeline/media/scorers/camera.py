@@ -67,7 +67,7 @@ class Camera(Scorer):
             "jitter of a hand",
         ),
     )
-    cost = "0.15 s"
+    cost = "0.18 s"
 
     def frames(self, clip: Clip) -> Sequence[int]:
         return [*moments(clip), *in_runs(clip)]

@@ -29,7 +29,7 @@ class Distinct(Scorer):
             "twice",
         ),
     )
-    cost = "5 ms"
+    cost = "0.04 s"
 
     def frames(self, clip: Clip) -> Sequence[int]:
         return in_runs(clip)

@@ -46,7 +46,7 @@ class Exposure(Scorer):
             "pixels that are all black or all white (2 or less, 253 or more)",
         ),
     )
-    cost = "5 ms"
+    cost = "0.02 s"
 
     def frames(self, clip: Clip) -> Sequence[int]:
         return spread(clip, NUM_FRAMES)

@@ -31,7 +31,7 @@ class Motion(Scorer):
             "pairs of frames half a second apart",
         ),
     )
-    cost = "20 ms"
+    cost = "0.04 s"
 
     def frames(self, clip: Clip) -> Sequence[int]:
         return moments(clip)

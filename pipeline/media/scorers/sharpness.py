@@ -30,7 +30,7 @@ class Sharpness(Scorer):
             "and depends on the clip's size",
         ),
     )
-    cost = "10 ms"
+    cost = "0.01 s"
 
     def frames(self, clip: Clip) -> Sequence[int]:
         return spread(clip, NUM_FRAMES)

@@ -49,7 +49,7 @@ class Text(Scorer):
             "logos; signs, too, where the camera stands still",
         ),
     )
-    cost = "0.25 s"
+    cost = "0.17 s"
     weights = Weights("rapidocr==3.10.0", "rapidocr", "models/PP-OCRv6_det_small.onnx")
 
     side: int = Field(
