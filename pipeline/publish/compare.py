@@ -386,8 +386,19 @@ def _lines_of_samples(samples: Mapping[str, Any]) -> list[str]:
     return lines + _up_to_eight("sample the lock does not have", samples["more"])
 
 
+def _line_of_scores(scores: Mapping[str, Any]) -> str:
+    line = f"scores: {scores['identical']} of {scores['clips']} clips as in the lock"
+    if scores["identical"] == scores["clips"]:
+        return line
+    far = max(scores["largest"], key=scores["largest"].__getitem__, default="")
+    line += f", {scores['near']} within tolerance"
+    if far:
+        line += f"; {far} is off by up to {scores['largest'][far]:.2g} of what is allowed"
+    return line
+
+
 def _lines_of_numbers(samples: Mapping[str, Any]) -> list[str]:
-    lines = []
+    lines = [_line_of_scores(samples["scores"])] if samples["scores"] else []
     if count := len(samples["rescored"]):
         lines.append(
             f"another PSNR of the round trip, or none, in the metadata of {count} samples that "

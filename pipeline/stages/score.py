@@ -103,7 +103,7 @@ def process(clip: Clip, store: Store, chosen: Sequence[Scorer], facts: Facts) ->
 
 
 def _pictures(clip: Clip, store: Store, missing: Sequence[Scorer]) -> Pictures:
-    """The frames that these scorers look at, decoded."""
+    """The frames that these scorers look at, decoded; the clip is not opened if there are none."""
     indexes = {index for scorer in missing for index in scorer.frames(clip)}
     return Pictures(store.path(clip.blob.sha256), sorted(indexes))
 

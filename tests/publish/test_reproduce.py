@@ -31,7 +31,13 @@ from tests.making import footage
 from tests.making.command import longtake, longtake_process
 from tests.making.dataset import Dataset
 
-FUNNEL = ["1-download.jsonl", "4-extract.jsonl", "7-encode.jsonl", "8-shard.jsonl"]
+FUNNEL = [
+    "1-download.jsonl",
+    "4-extract.jsonl",
+    "5-score.jsonl",
+    "7-encode.jsonl",
+    "8-shard.jsonl",
+]
 
 
 def rebuilt(clone: Dataset, data: Path | None = None) -> dict[str, Any]:

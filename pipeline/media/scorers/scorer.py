@@ -110,7 +110,7 @@ class Pictures:
     """The decoded frames of one clip, scaled when they are asked for."""
 
     def __init__(self, path: Path, indexes: Sequence[int]) -> None:
-        self._planes = dict(video.some_frames(path, indexes, SIDE))
+        self._planes = dict(video.some_frames(path, indexes, SIDE)) if indexes else {}
         self._gray: dict[tuple[int, int], Picture] = {}
 
     def gray(self, index: int, side: int) -> Picture:
