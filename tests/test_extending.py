@@ -93,12 +93,12 @@ def test_the_examples_work_as_written(extended: Path) -> None:
     funnel = run(extended, "build", "mine.toml", *local)
     rows = [line.split() for line in funnel.splitlines() if line.startswith(" ")]
     assert ["edges", "2", "2", "0"] in [row[:4] for row in rows]  # the detector found the cut
-    samples = (extended / "data" / "mine" / "6-encode.jsonl").read_text().splitlines()[1:]
+    samples = (extended / "data" / "mine" / "8-encode.jsonl").read_text().splitlines()[1:]
     scores = [dict(json.loads(line)["record"]["clip"]["scores"]) for line in samples]
     assert all(0 < score["edges"] < 1 for score in scores)
     assert all(0 < score["red"] < 1 for score in scores)
     tar = (extended / "data" / "mine" / "shards" / "00000.tar").read_bytes()
-    assert b'"scores":{"edges":0.' in tar
+    assert b'"edges":0.' in tar
     sheet = run(extended, "show", "mine.toml", "film-0000", "--data", "data", "--device", "cpu")
     assert "its latents decoded" in sheet
     assert "2 clips, 4.0 s" in run(extended, "clips", "mine.toml", "--data", "data")

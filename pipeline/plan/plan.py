@@ -22,7 +22,7 @@ from pipeline.core.records import Pack, Record, source_of
 from pipeline.core.stage import Survey
 from pipeline.core.store import Store
 from pipeline.dataset import build, lock, rates, raw
-from pipeline.dataset.chain import Step, read_manifest
+from pipeline.dataset.chain import Step, adds_blobs, read_manifest
 from pipeline.dataset.rates import Rate
 from pipeline.dataset.recipe import Loaded
 from pipeline.media.addresses import scheme
@@ -154,7 +154,7 @@ class _Planner:
         self._sizes = Sizes(loaded, self._last)
         self._refetched: set[str] = set()  # digests of videos that are counted already
         self._packing = _last_packing(loaded)
-        self._unchanged: list[Record] = []  # to do in the stage before, and of the type it makes
+        self._unchanged: list[Record] = []  # to do in stages before that give the type they take
         self._origin = ""  # the first stage behind which counts are not known
         download = self._last.get("download")
         past = (*download.records, *download.rejections) if download else ()
@@ -167,8 +167,8 @@ class _Planner:
         stage, name = survey.stage, survey.stage.name
         missing = {survey.keys[record.key]: record for record in survey.missing}
         arriving = self._without_remembered(survey, arriving)
-        if not stage.local or not is_same_type(survey):
-            self._unchanged = [record for record in survey.missing if type(record) is stage.makes]
+        only_adds = [record for record in survey.missing if type(record) is stage.makes]
+        self._unchanged = only_adds if adds_blobs(name) else [*self._unchanged, *only_adds]
         is_last = name == NAMES[-1]
         if is_last and arriving.count != 0:
             missing = {}  # packs of the samples that are known are not the packs that will be
@@ -293,11 +293,6 @@ class _Planner:
         line.is_timed = rate is not None
         known = rate is not None and total is not None
         line.worker_s = rate.worker_seconds(total) if rate and known and total else None
-
-
-def is_same_type(survey: Survey) -> bool:
-    """Whether a stage gives records of the type it takes."""
-    return all(type(record) is survey.stage.makes for record in survey.records)
 
 
 def differences(stage: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
