@@ -214,6 +214,19 @@ def _check_records(built: Built, locked: Lock, checked: Checked) -> None:
                 parts = [] if record.blob.sha256 == line.sha256 else ["the video's bytes"]
             if parts:
                 checked.add(kind, key, f"not what the lock says: {', '.join(parts)}")
+    _check_clips_before_the_choice(built, locked, checked)
+
+
+def _check_clips_before_the_choice(built: Built, locked: Lock, checked: Checked) -> None:
+    """What `extract` gave has the lock's clips too, among those that rules dropped."""
+    is_damaged = "extract" not in built.manifests and (
+        manifest_path(built.folder, "extract").is_file()
+    )
+    if is_damaged or lock.clip_stage(built.manifests) == "extract":
+        return
+    kept = built.records(lock.clip_stage(built.manifests))
+    for key in sorted((locked.clips.keys() & kept.keys()) - built.records("extract").keys()):
+        checked.add("clip", key, "is in the lock and not here")
 
 
 def _parts_of_clip(clip: Clip, recorded: LockedClip) -> list[str]:

@@ -215,6 +215,7 @@ def test_status_knows_a_rebuild_from_a_build(clone: Dataset) -> None:
     assert {step.manifest.stage: step.num_pending for step in steps} == {
         "download": 0,
         "extract": 0,
+        "score": 0,
         "encode": 0,
         "shard": 0,
     }
