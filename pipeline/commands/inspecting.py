@@ -125,7 +125,7 @@ def scores(
     parquet: Annotated[Path | None, typer.Option(help="The same as a parquet file.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show how the scores of all clips are spread, and what each rule of [keep] drops.
+    """Show how the scores of all clips are spread, and what each of the rules under `keep` drops.
 
     The rules are those that the recipe has now: nothing is built, and nothing measured.
     """
