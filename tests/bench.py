@@ -252,8 +252,8 @@ def ffmpeg_decode(path: Path) -> None:
 def look(path: Path, facts: Container, params: detectors.Options) -> None:
     """Every frame with its time stamps, and shown to a detector."""
     detector = params.start(facts)
-    for frame, _, _ in video.frames(path, facts):
-        detector.see(frame)
+    for frame, pts, _ in video.frames(path, facts):
+        detector.see(frame, float((pts - facts.start_pts) * facts.time_base))
 
 
 def make_clips(

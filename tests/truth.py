@@ -27,7 +27,7 @@ import imageio_ffmpeg
 
 from pipeline.core.store import Store
 from pipeline.media import detectors, fetch, video
-from pipeline.media.detectors import pyscenedetect, scdet
+from pipeline.media.detectors import adaptive, pyscenedetect, scdet
 from pipeline.stages import cut
 
 Kind = Literal["hard", "fade", "dissolve"]
@@ -348,15 +348,15 @@ def candidates() -> list[detectors.Options]:
     """What is compared, spelled out so that the table stands when a default moves; the default is
     always there.
     """
-    usual: dict[str, Any] = {"adaptive_threshold": 3.0, "min_content_val": 15.0, "window_width": 2}
-    broad: dict[str, Any] = {"adaptive_threshold": 2.5, "min_content_val": 10.0, "window_width": 12}
+    usual: dict[str, Any] = {"adaptive_threshold": 3.0, "min_content_val": 15.0, "window_s": 0.08}
+    broad: dict[str, Any] = {"adaptive_threshold": 2.5, "min_content_val": 10.0, "window_s": 0.48}
     rows: list[detectors.Options] = [
-        *(pyscenedetect.Adaptive(**usual, width=width) for width in (96, 160, 256)),
-        *(pyscenedetect.Adaptive(**broad, width=width) for width in (96, 160)),
-        pyscenedetect.Adaptive(**{**usual, "adaptive_threshold": 2.0}, width=160),
-        pyscenedetect.Adaptive(**{**usual, "window_width": 12}, width=160),
-        pyscenedetect.Adaptive(**{**broad, "min_content_val": 5.0}, width=160),
-        pyscenedetect.Adaptive(**{**broad, "adaptive_threshold": 2.0}, width=160),
+        *(adaptive.Adaptive(**usual, width=width) for width in (96, 160, 256)),
+        *(adaptive.Adaptive(**broad, width=width) for width in (96, 160)),
+        adaptive.Adaptive(**{**usual, "adaptive_threshold": 2.0}, width=160),
+        adaptive.Adaptive(**{**usual, "window_s": 0.48}, width=160),
+        adaptive.Adaptive(**{**broad, "min_content_val": 5.0}, width=160),
+        adaptive.Adaptive(**{**broad, "adaptive_threshold": 2.0}, width=160),
         *(
             pyscenedetect.Content(threshold=threshold, width=160)
             for threshold in (27.0, 20.0, 14.0)
@@ -378,7 +378,7 @@ def cuts_in(path: Path, all_options: Sequence[detectors.Options]) -> list[list[i
     for frame, pts, end in video.frames(path, facts):  # noqa: B007  the last end is the video's
         stamps.append(pts)
         for detector in running:
-            detector.see(frame)
+            detector.see(frame, float((pts - facts.start_pts) * facts.time_base))
     spans = [cut.scenes(stamps, end, detector.cuts()) for detector in running]
     return [[stamps.index(start) for start, _ in some[1:]] for some in spans]
 
@@ -391,9 +391,9 @@ def cost(path: Path, params: detectors.Options) -> float:
     detector = params.start(facts)
     seeing = 0.0
     began = time.process_time()
-    for frame, _, _ in video.frames(path, facts):
+    for frame, pts, _ in video.frames(path, facts):
         at = time.process_time()
-        detector.see(frame)
+        detector.see(frame, float((pts - facts.start_pts) * facts.time_base))
         seeing += time.process_time() - at
     whole = time.process_time() - began
     return whole / (whole - seeing)

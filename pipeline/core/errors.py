@@ -20,6 +20,8 @@ Reason = Literal[
     "no-timestamps",
     "truncated",  # the container promises more than is there
     "decode-error",
+    "damaged",  # a part of a video, up to the next key frame
+    "gap",  # a part of a video in which it shows nothing
     "outside-span",  # the source's time range holds no frame
     "too-few-frames",
     "too-large",  # more pixels, frames or hours than one task may decode (`video.MAX_...`)

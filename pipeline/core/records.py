@@ -77,6 +77,8 @@ class Container:
     num_frames: Count
     start_pts: Whole
     end_pts: Whole  # first time stamp after the last frame
+    stream: Count = 0  # which stream of the file is the film
+    order: Text = "steady"  # of time stamps: "steady", "unordered" or "broken", see media.timeline
 
     @property
     def duration_s(self) -> Fraction:

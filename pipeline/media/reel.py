@@ -31,7 +31,7 @@ from pipeline.core.records import Blob, Container, Crop, Video, grid_index
 from pipeline.core.store import Store
 from pipeline.media import video
 
-VERSION = 1
+VERSION = 2
 QUARTER_TURNS = {
     90: (("transpose", "clock"),),
     180: (("hflip", ""), ("vflip", "")),
@@ -147,8 +147,8 @@ class Writer:
         return stream
 
     def add(self, frame: VideoFrame, pts: int, end_pts: int) -> None:
-        """Keep the frame once for every grid point from `pts` up to `end_pts`. Raises
-        BadData('decode-error') for a picture of another size.
+        """Keep the frame once for every grid point from `pts` up to `end_pts`. Where a video has a
+        hole, so has its reel. Raises BadData('decode-error') for a picture of another size.
         """
         start = grid_index(pts, self._facts.time_base, self._params.fps)
         end = grid_index(end_pts, self._facts.time_base, self._params.fps)
@@ -157,8 +157,8 @@ class Writer:
         if start == end:
             return
         small = self._fit(frame)
-        for _ in range(end - start):
-            small.pts, small.time_base = self.num_frames, 1 / self._params.fps
+        for index in range(start - self.first_index, end - self.first_index):
+            small.pts, small.time_base = index, 1 / self._params.fps
             self._write(self._stream.encode(small))
             self.num_frames += 1
 
@@ -266,9 +266,10 @@ def reel_of(record: Video, params: Params, store: Store) -> dict[str, Any]:
     return memo
 
 
-def cut_clip(reel: Path, start: int, count: int, out: Path) -> tuple[int, str]:
-    """Copy `count` frames from frame `start` on into a new file; returns how many there were, and a
-    digest of their pictures. Raises BadData('decode-error') for a reel that cannot be read.
+def cut_clip(reel: Path, fps: Fraction, start: int, count: int, out: Path) -> tuple[int, str]:
+    """Copy `count` frames from grid point `start` of the reel on into a new file; returns how many
+    there were before a hole, and a digest of their pictures. Raises BadData('decode-error') for a
+    reel that cannot be read.
 
     The digest is over the coded slices alone (H.264 decodes to the bit), so it outlives another
     muxer or x264's signature.
@@ -282,12 +283,12 @@ def cut_clip(reel: Path, start: int, count: int, out: Path) -> tuple[int, str]:
             assert isinstance(source, InputContainer)
             stream: Any = source.streams.video[0]
             copy: Any = target.add_stream_from_template(stream)
-            step = math.floor(1 / (stream.average_rate * stream.time_base))  # ticks of one frame
+            step = math.floor(1 / (fps * stream.time_base))  # ticks of one frame
             source.seek(start * step, stream=stream, backward=True)
             for packet in source.demux(stream):
                 if not packet.size or packet.pts is None or packet.pts < start * step:
                     continue
-                if copied == count:
+                if copied == count or packet.pts >= (start + copied + 1) * step:
                     break
                 packet.pts = packet.dts = copied * step
                 packet.stream = copy

@@ -18,22 +18,27 @@ import stat
 import struct
 import weakref
 from array import array
+from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
 from av.error import FFmpegError
 from av.filter import Graph
 from av.sidedata.sidedata import Type
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 # named again, for the trainer, which may not import core
 from pipeline.core.errors import BadData as BadData
+from pipeline.core.errors import Reason
 from pipeline.core.records import Container as Container
+from pipeline.media import timeline
 
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,ivf,flv,"
@@ -42,8 +47,6 @@ CONTAINERS = (
 MAX_SIDE = 16384  # pixels
 MAX_PIXELS = 8192 * 8192  # of one picture; a decoder holds up to 17 of them
 MAX_HOURS = 48
-# how long one picture may stay: a broken time stamp would fill the reel with copies of it
-MAX_STILL_S = 3600
 MAX_FRAMES = 20_000_000
 MAX_CLIP_BYTES = 16 * 10**9  # of a clip's pixels, which are in memory all at once
 OPTIONS = {
@@ -53,6 +56,14 @@ OPTIONS = {
 }
 # a container may promise this much more than it holds, or 5 %, whichever is more
 MISSING_S = Fraction(1)
+# these declare where a stream ends, and not how long it is
+ENDS_DECLARED = ("matroska,webm", "avi")
+# raw streams: pictures without times
+TIMELESS = ("h264", "hevc", "obu", "m4v", "mpegvideo")
+NO_FILM = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.dependent
+# of the pictures of the longest stream; what has fewer is no film
+LEAST_OF_A_FILM = 0.05
+MAX_SENT = 64  # packets whose frames may be on the way
 # where a container finds no key frame before a point, how much earlier to look at first
 SEEK_BACK_S = 2
 
@@ -141,18 +152,20 @@ def _check_picture(width: int, height: int) -> None:
     _check("pixels of a picture", width * height, MAX_PIXELS)
 
 
-def _video_stream(container: Any) -> Any:
-    streams = [
-        stream
-        for stream in container.streams.video
-        if not stream.disposition & av.stream.Disposition.attached_pic
-    ]
+def _streams(container: Any) -> list[Any]:
+    """The streams that may be the film: no cover picture, nothing that only belongs to another."""
+    streams = [each for each in container.streams.video if not each.disposition & NO_FILM]
     if not streams:
         kinds = sorted({str(stream.type) for stream in container.streams})
         raise BadData("no-video-stream", f"the file has {', '.join(kinds) or 'no streams'}")
-    stream = streams[0]
-    if stream.codec_context is None:
+    streams = [stream for stream in streams if stream.codec_context is not None]
+    if not streams:
         raise BadData("unreadable", "no decoder for the video stream")
+    return [_ready(stream) for stream in streams]
+
+
+def _ready(stream: Any) -> Any:
+    """The stream, with a decoder on one thread."""
     _check_picture(stream.codec_context.width, stream.codec_context.height)
     _check("frames", stream.frames, MAX_FRAMES)
     stream.thread_type = "NONE"
@@ -162,6 +175,13 @@ def _video_stream(container: Any) -> Any:
     return stream
 
 
+def _film(container: Any, facts: Container) -> Any:
+    """The stream that the probe chose."""
+    if facts.stream >= len(container.streams):
+        raise BadData("no-video-stream", f"there is no stream {facts.stream} in the file")
+    return _ready(container.streams[facts.stream])
+
+
 def probe(path: Path) -> Container:
     """Container facts from one pass over the packets and the first decoded frame.
 
@@ -169,22 +189,16 @@ def probe(path: Path) -> Container:
     decode-error.
     """
     with _open(path) as container:
-        stream = _video_stream(container)
-        stamps, end_pts = _packet_stamps(container, stream)
-        declared_s = _declared_s(stream)
+        _check_container(container)
+        streams = _streams(container)
+        packets = _read_packets(container, streams)
+        stream = _chosen(streams, packets)
+        line = _line_of(stream, packets[stream.index])
+        _check_whole(stream, line, packets[stream.index])
+        index = stream.index
     with _open(path) as container:
-        stream = _video_stream(container)
-        first = next(_decode(container, stream), None)
-        if first is None:
-            raise BadData("decode-error", "no frame can be decoded")
-        start_pts = int(stamps[0])
-        duration_s = (end_pts - start_pts) * stream.time_base
-        if declared_s is not None and declared_s - duration_s > max(MISSING_S, declared_s / 20):
-            raise BadData(
-                "truncated",
-                f"the container promises {float(declared_s):.2f} s of video "
-                f"and holds {float(duration_s):.2f} s",
-            )
+        stream = _ready(container.streams[index])
+        first = _first_frame(container, stream)
         mirrored, rotation = _display(first)
         return Container(
             format=container.format.name,
@@ -200,10 +214,116 @@ def probe(path: Path) -> Container:
             color_primaries=PRIMARIES.get(first.color_primaries, UNKNOWN),
             color_transfer=TRANSFERS.get(first.color_trc, UNKNOWN),
             time_base=Fraction(stream.time_base),
-            average_fps=Fraction(len(stamps)) / duration_s if duration_s else Fraction(1),
-            num_frames=len(stamps),
-            start_pts=start_pts,
-            end_pts=end_pts,
+            average_fps=Fraction(line.num_frames) / (line.shown * stream.time_base),
+            num_frames=line.num_frames,
+            start_pts=line.start_pts,
+            end_pts=line.end_pts,
+            stream=index,
+            order=line.order,
+        )
+
+
+def _check_container(container: Any) -> None:
+    name = container.format.name
+    if name in TIMELESS:
+        raise BadData(
+            "no-timestamps",
+            f"a raw {name} stream does not say when its pictures are shown: put it into a "
+            "container, with the rate it was filmed at (ffmpeg -r RATE -i FILE -c copy film.mkv)",
+        )
+
+
+@dataclass
+class _Packets:
+    """What the packets of one stream say: time stamps in the order of the file, and how long the
+    picture stays that is shown last.
+    """
+
+    pts: array[int] = field(default_factory=lambda: array("q"))
+    dts: array[int] = field(default_factory=lambda: array("q"))
+    top: float = -math.inf
+    last: int = 0
+
+    def add(self, packet: Any) -> None:
+        before = self.dts[-1] if self.dts else packet.pts
+        self.pts.append(packet.pts)
+        self.dts.append(before if packet.dts is None else packet.dts)
+        _check("frames", len(self.pts), MAX_FRAMES)
+        if packet.pts >= self.top:
+            self.top, self.last = packet.pts, packet.duration or 0
+
+
+def _read_packets(container: Any, streams: list[Any]) -> dict[int, _Packets]:
+    """One pass over the packets, for every stream that may be the film."""
+    packets = {stream.index: _Packets() for stream in streams}
+    try:
+        for packet in _demux(container, streams):
+            if packet.size and packet.pts is not None and not packet.is_discard:
+                packets[packet.stream_index].add(packet)
+    except FFmpegError as error:
+        if not any(each.pts for each in packets.values()):
+            raise BadData("unreadable", _why(error)) from error
+    if not any(each.pts for each in packets.values()):
+        raise BadData("no-timestamps", "no packet of the video stream carries a time stamp")
+    return packets
+
+
+def _chosen(streams: list[Any], packets: dict[int, _Packets]) -> Any:
+    """The film among the streams: not a picture that stands still beside a film (a cover, a
+    thumbnail), not a grey one beside a coloured one (a depth map); of the rest the one marked as
+    default, then the largest, then the one with most pictures, then the first.
+    """
+    most = max(len(each.pts) for each in packets.values())
+
+    def rank(stream: Any) -> tuple[bool, bool, bool, int, int, int]:
+        context, count = stream.codec_context, len(packets[stream.index].pts)
+        return (
+            count > most * LEAST_OF_A_FILM,
+            not (context.pix_fmt or "").startswith("gray"),
+            bool(stream.disposition & Disposition.default),
+            context.width * context.height,
+            count,
+            -stream.index,
+        )
+
+    return max(streams, key=rank)
+
+
+def _line_of(stream: Any, packets: _Packets) -> timeline.Line:
+    if not packets.pts:
+        raise BadData("no-timestamps", "no packet of the video stream carries a time stamp")
+    first, top = min(packets.pts), max(packets.pts)
+    # before differences are taken, which may overflow
+    _check("hours", float((top - first) * stream.time_base / 3600), MAX_HOURS)
+    pts, dts = (np.frombuffer(each, np.int64) for each in (packets.pts, packets.dts))
+    rate = stream.average_rate or stream.guessed_rate
+    last = packets.last
+    if not last and len(pts) == 1 and rate:
+        last = round(1 / (rate * stream.time_base))
+    line = timeline.line_of(pts, dts, last, stream.time_base, stream.container.format.name)
+    _check("hours", float((line.end_pts - line.start_pts) * stream.time_base / 3600), MAX_HOURS)
+    # a container without time stamps of its own counts packets, in the order of the file
+    if line.order == "steady" and stream.codec_context.has_b_frames and not np.ptp(pts - dts):
+        line = line._replace(order="unordered")
+    return line
+
+
+def _check_whole(stream: Any, line: timeline.Line, packets: _Packets) -> None:
+    """Raises BadData('truncated') where the container promises more than is there."""
+    declared_s = _declared_s(stream)
+    if declared_s is None:
+        return
+    # its last picture may be promised for longer than it is believed
+    end = max(line.end_pts, int(packets.top) + packets.last)
+    duration_s = (end - line.start_pts) * stream.time_base
+    # what these containers write is the end of the stream, however late it starts
+    if stream.container.format.name in ENDS_DECLARED:
+        duration_s = max(duration_s, line.end_pts * stream.time_base)
+    if declared_s - duration_s > max(MISSING_S, declared_s / 20):
+        raise BadData(
+            "truncated",
+            f"the container promises {float(declared_s):.2f} s of video "
+            f"and holds {float(duration_s):.2f} s",
         )
 
 
@@ -221,50 +341,11 @@ def _display(frame: VideoFrame) -> tuple[bool, int]:
     return mirrored, round(turn / (math.pi / 2)) * 90 % 360
 
 
-def _demux(container: Any, stream: Any) -> Iterator[Any]:
-    """The stream's packets and an empty one, which flushes the decoder."""
+def _demux(container: Any, streams: Any) -> Iterator[Any]:
+    """The packets of one stream or several, and an empty one of each, which flushes its decoder."""
     # after that PyAV flushes the other streams, and stumbles over one that turned up late
     with contextlib.suppress(IndexError):
-        yield from container.demux(stream)
-
-
-def _packet_stamps(container: Any, stream: Any) -> tuple[NDArray[np.int64], int]:
-    """Sorted time stamps, and the end of the last frame."""
-    pts, duration = _read_stamps(container, stream)
-    stamps = np.unique(np.frombuffer(pts, np.int64))
-    first, last = int(stamps[0]), int(stamps[-1])
-    # before differences are taken, which may overflow
-    _check("hours", float((last - first) * stream.time_base / 3600), MAX_HOURS)
-    steps = np.diff(stamps)
-    rate = stream.average_rate or stream.guessed_rate
-    if not duration and steps.size:
-        duration = int(steps[-1])
-    elif not duration and rate:
-        duration = round(1 / (rate * stream.time_base))
-    end = last + max(1, duration)
-    longest = max(end - last, int(steps.max(initial=0)))
-    _check("seconds of one picture", float(longest * stream.time_base), MAX_STILL_S)
-    return stamps, end
-
-
-def _read_stamps(container: Any, stream: Any) -> tuple[array[int], int]:
-    """Time stamps in the order of the file, and the duration of the frame shown last, 0 if the
-    file does not say.
-    """
-    pts, top, duration = array("q"), -math.inf, 0
-    try:
-        for packet in _demux(container, stream):
-            if packet.size and packet.pts is not None and not packet.is_discard:
-                pts.append(packet.pts)
-                _check("frames", len(pts), MAX_FRAMES)
-                if packet.pts >= top:
-                    top, duration = packet.pts, packet.duration or 0
-    except FFmpegError as error:
-        if not pts:
-            raise BadData("unreadable", _why(error)) from error
-    if not pts:
-        raise BadData("no-timestamps", "no packet of the video stream carries a time stamp")
-    return pts, duration
+        yield from container.demux(streams)
 
 
 def _declared_s(stream: Any) -> Fraction | None:
@@ -277,75 +358,263 @@ def _declared_s(stream: Any) -> Fraction | None:
     return Fraction(tag[1]) * 3600 + Fraction(tag[2]) * 60 + Fraction(tag[3]) if tag else None
 
 
-def _decode(container: Any, stream: Any) -> Iterator[VideoFrame]:
+def _first_frame(container: Any, stream: Any) -> VideoFrame:
+    """The first whole frame. Raises BadData('decode-error') if there is none."""
+    why = "no frame can be decoded"
+    for picture in _pictures(container, stream):
+        if picture.frame is not None and picture.is_whole:
+            return picture.frame
+        why = picture.trouble or why
+    raise BadData("decode-error", why)
+
+
+class _Picture(NamedTuple):
+    """A decoded frame, and what went wrong since the last whole one, "" if nothing. Without a frame
+    it says what went wrong at the end of the video.
+    """
+
+    frame: VideoFrame | None
+    trouble: str = ""
+    is_whole: bool = False  # neither damaged nor made of damaged ones
+
+
+class _Faults:
+    """Which decoded frames are whole: a fault in a packet spoils all frames from it on, in the
+    order of the file, up to the next key frame. That must be one to the container, too: a damaged
+    AV1 stream shows an old key frame again.
+    """
+
+    def __init__(self) -> None:
+        self._index = 0  # of the last packet
+        # the packets whose frame has not come, by time stamp: which it is, and if it is a key
+        self._sent: dict[int, tuple[int, bool]] = {}
+        self._faults: deque[tuple[int, str]] = deque()
+        self._spoiled: int | None = None
+        self._why = ""
+
+    def see(self, packet: Any) -> None:
+        self._index += 1
+        if packet.size and packet.pts is not None and not packet.is_discard:
+            self._sent[packet.pts] = self._index, packet.is_keyframe
+            if len(self._sent) > MAX_SENT:
+                del self._sent[next(iter(self._sent))]
+        if packet.is_corrupt:
+            self.add("a damaged packet")
+
+    def add(self, why: str) -> None:
+        """A fault in the packet that was sent last."""
+        self._faults.append((self._index, why))
+
+    def judge(self, frame: VideoFrame) -> _Picture:
+        index, is_key = self._index, True
+        if frame.pts is not None:
+            index, is_key = self._sent.pop(frame.pts, (index, is_key))
+        if frame.is_corrupt:
+            self._faults.appendleft((index, "a frame the decoder calls corrupt"))
+        while self._faults and self._faults[0][0] <= index:
+            self._spoiled, self._why = self._faults.popleft()
+        why = self._why
+        if self._spoiled is not None and frame.key_frame and is_key and index > self._spoiled:
+            self._spoiled = None
+        is_whole = self._spoiled is None
+        if is_whole:
+            self._why = ""
+        return _Picture(frame, why, is_whole)
+
+    def num_lost(self, before: int) -> int:
+        """How many packets were to be shown before this time and gave no frame; they are
+        forgotten.
+        """
+        lost = [pts for pts in self._sent if pts < before]
+        for pts in lost:
+            del self._sent[pts]
+        return len(lost)
+
+    def rest(self) -> _Picture | None:
+        """What went wrong behind the last frame."""
+        why = self._faults[-1][1] if self._faults else self._why
+        return _Picture(None, why) if why else None
+
+
+def _pictures(container: Any, stream: Any, faults: _Faults | None = None) -> Iterator[_Picture]:
+    """All frames that can be decoded, in the order in which they are shown, whole or not."""
+    faults = faults or _Faults()
     count = 0
     try:
-        for frame in (frame for packet in _demux(container, stream) for frame in packet.decode()):
-            _check_picture(frame.width, frame.height)
-            _check("frames", count, MAX_FRAMES)
-            yield frame
-            count += 1
-    except FFmpegError as error:
-        raise BadData("decode-error", f"after {count} frames: {_why(error)}") from error
+        for packet in _demux(container, stream):
+            faults.see(packet)
+            try:
+                frames = packet.decode()
+            except FFmpegError as error:
+                faults.add(_why(error))
+                continue
+            for frame in frames:
+                _check_picture(frame.width, frame.height)
+                _check("frames", count, MAX_FRAMES)
+                yield faults.judge(frame)
+                count += 1
+    except FFmpegError as error:  # the container itself
+        faults.add(_why(error))
+    rest = faults.rest()
+    if rest is not None:
+        yield rest
 
 
 def frames(
-    path: Path, facts: Container, start_s: Fraction | None = None, end_s: Fraction | None = None
+    path: Path,
+    facts: Container,
+    start_s: Fraction | None = None,
+    end_s: Fraction | None = None,
+    losses: list[timeline.Loss] | None = None,
 ) -> Iterator[tuple[VideoFrame, int, int]]:
-    """Decode in display order: (frame, its pts, the pts at which the next one replaces it).
+    """Decode in display order: (frame, its pts, the pts at which it is no longer shown).
+
+    Time stamps are those of the video's line (`pipeline.media.timeline`): where a frame's pts is
+    not the end of the one before, a new stretch begins. What gives no frames is added to `losses`:
+    gaps, and damage up to the next key frame.
 
     `start_s` and `end_s` count from the video's first frame, as a player does; frames that start
-    inside [start_s, end_s) are given. Raises BadData: decode-error, no-timestamps, outside-span,
-    too-large.
+    inside [start_s, end_s) are given. Raises BadData: outside-span, too-large, or the reason of the
+    first loss where nothing is left.
     """
     low = facts.start_pts + (-(-start_s // facts.time_base) if start_s else 0)
-    high = facts.end_pts
-    if end_s is not None:
-        high = min(high, facts.start_pts - (-end_s // facts.time_base))
-    with _open_at(path, low) if start_s else _open(path) as container:
-        stream = _video_stream(container)
+    high = None if end_s is None else facts.start_pts - (-end_s // facts.time_base)
+    losses = [] if losses is None else losses
+    is_empty = True
+    can_seek = bool(start_s) and facts.order != "broken"  # a broken line has to be followed
+    with _open_at(path, facts, low) if can_seek else _open(path) as container:
+        for frame, pts, end_pts in _Showing(container, facts, low, high, losses):
+            is_empty = False
+            yield frame, pts, end_pts
+    if is_empty and losses:
+        raise BadData(losses[0].reason, losses[0].why)
+    if is_empty:
+        raise BadData(
+            "outside-span",
+            f"no frame in the time range that begins at {float(start_s or 0):.3f} s",
+        )
+
+
+class _Showing:
+    """The whole frames of an open video from `low` up to `high` (None: to the end), and, in
+    `losses`, the holes between them.
+    """
+
+    def __init__(
+        self,
+        container: Any,
+        facts: Container,
+        low: int,
+        high: int | None,
+        losses: list[timeline.Loss],
+    ) -> None:
+        self._container, self._facts = container, facts
+        self._low, self._high, self._losses = low, high, losses
+        usual = 1 / (facts.average_fps * facts.time_base)
+        self._steps = timeline.Steps.of(usual, facts.time_base, facts.format)
+        self._clock = timeline.Clock(self._steps)
+        self._faults = _Faults()
+        self._why = ""  # what went wrong since the last whole frame
+        self._edge = low  # up to here all frames are shown or lost
+        self._is_first = True
+
+    def __iter__(self) -> Iterator[tuple[VideoFrame, int, int]]:
         # a frame's end is known when the next one comes, so each waits for it here
         waiting: tuple[VideoFrame, int] | None = None
-        step, is_empty = 1, True
-        for frame in _decode(container, stream):
-            if frame.pts is None:
-                raise BadData("no-timestamps", "a decoded frame has no time stamp")
-            if waiting is not None and frame.pts <= waiting[1]:
-                continue
-            _check_same(frame, facts)
+        for frame, pts, end in self._placed():
             if waiting is not None:
-                step = frame.pts - waiting[1]
-                shown = min(frame.pts, high) - waiting[1]
-                _check("seconds of one picture", float(shown * facts.time_base), MAX_STILL_S)
-                if low <= waiting[1]:
-                    is_empty = False
-                    yield (*waiting, min(frame.pts, high))
-            waiting = (frame, frame.pts)
-            if frame.pts >= high:
-                break
-        if waiting is not None and low <= waiting[1] < high:
-            yield (*waiting, min(high, waiting[1] + (waiting[0].duration or step)))
-        elif is_empty:
-            raise BadData(
-                "outside-span",
-                f"no frame in the time range that begins at {float(start_s or 0):.3f} s",
-            )
+                yield from self._show(*waiting, end)
+                waiting = None
+            if frame is None:
+                continue
+            self._close_hole(pts)
+            waiting = (frame, pts)
+            if self._high is not None and pts >= self._high:
+                return
+        if waiting is not None:
+            yield from self._show(*waiting, self._clock.end())
+        self._close_end()
+
+    def _placed(self) -> Iterator[tuple[VideoFrame | None, int, int]]:
+        """Each frame (None for one that is not whole), its pts, and the end of the one before."""
+        last = self._edge
+        for stamp, (frame, trouble, is_whole) in self._in_order():
+            self._why = self._why or trouble
+            if frame is None:
+                return
+            place = self._clock.place(stamp, frame.duration)
+            if place is None:
+                continue
+            pts, end = place
+            num_lost = 0 if stamp is None else self._faults.num_lost(stamp)
+            if num_lost and pts - last > timeline.LONG_STEPS * self._steps.usual:
+                self._why = self._why or f"{num_lost} packets that give no picture"
+            if self._why:  # nobody knows how long the frame before was to be shown
+                end = min(end, last + max(1, round(self._steps.usual)))
+            change = _change(frame, self._facts)
+            if change:
+                self._why = self._why or change
+            yield (frame if is_whole and not change else None), pts, end
+            last = pts
+
+    def _in_order(self) -> Iterator[tuple[int | None, _Picture]]:
+        pictures = _pictures(self._container, _film(self._container, self._facts), self._faults)
+        stamped = (
+            (None if picture.frame is None else picture.frame.pts, picture) for picture in pictures
+        )
+        return timeline.in_order(stamped) if self._facts.order == "unordered" else stamped
+
+    def _show(self, frame: VideoFrame, pts: int, end: int) -> Iterator[tuple[VideoFrame, int, int]]:
+        if self._high is not None:
+            end = min(end, self._high)
+        self._edge = end
+        if pts >= self._low and pts < end:
+            yield frame, pts, end
+
+    def _close_hole(self, pts: int) -> None:
+        """A whole frame comes at `pts`: what is between it and the last one is lost."""
+        # before the first frame, and where time goes back, a little space is nothing that is lost
+        least = timeline.LONG_STEPS * self._steps.usual if self._is_first else 1
+        if pts - self._edge > least:
+            self._lose(pts)
+        self._is_first, self._why = False, ""
+
+    def _close_end(self) -> None:
+        """What the container promises behind the last frame."""
+        end = self._facts.end_pts if self._facts.order != "broken" else self._edge
+        if end - self._edge > timeline.LONG_STEPS * self._steps.usual:
+            self._why = self._why or "no picture can be decoded"
+            self._lose(end)
+        if self._clock.num_timeless:
+            why = f"{self._clock.num_timeless} pictures with the time of the one before"
+            self._losses.append(timeline.Loss("no-timestamps", self._low, self._edge, why))
+
+    def _lose(self, end: int) -> None:
+        start = max(self._edge, self._low)
+        end = end if self._high is None else min(end, self._high)
+        if start >= end:
+            return
+        first_s, last_s = (
+            float((pts - self._facts.start_pts) * self._facts.time_base) for pts in (start, end)
+        )
+        reason: Reason = "damaged" if self._why else "gap"
+        why = f"{first_s:.3f} s to {last_s:.3f} s: {self._why or 'no picture'}"
+        self._losses.append(timeline.Loss(reason, start, end, why))
 
 
-def _check_same(frame: VideoFrame, facts: Container) -> None:
-    """Filters are made for one size and format: a frame of another they would read beyond its
-    end.
+def _change(frame: VideoFrame, facts: Container) -> str:
+    """How a frame differs from the first one, "" if it does not. Filters are made for one size and
+    format: a frame of another they would read beyond its end.
     """
     was = f"{facts.width}x{facts.height} {facts.pix_fmt.replace('yuvj', 'yuv')}"
     now = f"{frame.width}x{frame.height} {frame.format.name.replace('yuvj', 'yuv')}"
-    if was != now:
-        raise BadData("decode-error", f"the picture changes from {was} to {now}")
+    return "" if was == now else f"the picture changes from {was} to {now}"
 
 
-def _open_at(path: Path, pts: int) -> Any:
+def _open_at(path: Path, facts: Container, pts: int) -> Any:
     container = _open(path)
     with contextlib.suppress(FFmpegError, OverflowError):
-        _seek(container, _video_stream(container), pts)
+        _seek(container, _film(container, facts), pts)
         return container
     container.close()  # it cannot be searched: from the start, then
     return _open(path)
@@ -471,7 +740,7 @@ def clip_frame_bytes(path: Path) -> int:
         with _open(path) as container, path.open("rb") as file:
             if file.read(8)[4:] != b"ftyp":
                 raise BadData("decode-error", "not an mp4 file")
-            context = _video_stream(container).codec_context
+            context = _streams(container)[0].codec_context
             return int(context.width * context.height * 3)
     except BadData as error:
         if error.reason == "too-large":

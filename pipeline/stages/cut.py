@@ -1,23 +1,28 @@
 """Video -> Scene*: find the cuts, in the video's own time stamps. The same decode fills the reel.
 
-Frames are counted for the detector and mapped back to exact time stamps. The detectors and what
-decided on the default are in `pipeline.media.detectors`.
+Where a video has a hole (a gap, damage, time that goes back) a scene ends too: see
+`pipeline.media.timeline`. The detectors and what decided on the default are in
+`pipeline.media.detectors`.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import partial
 
 from pipeline.core import canonical
+from pipeline.core.errors import BadData
 from pipeline.core.params import Setup
 from pipeline.core.records import Scene, Video
 from pipeline.core.stage import Stage
 from pipeline.core.store import Store
 from pipeline.media import detectors, reel, video
+from pipeline.media.timeline import Loss
 
-VERSION = 1
+VERSION = 2
 MAKES = Scene
 
 
@@ -44,40 +49,65 @@ def seconds(record: Video) -> float:
 
 def process(
     record: Video, store: Store, options: detectors.Options, extract: reel.Params
-) -> Iterator[Scene]:
-    """Find the scenes of one video, and fill its reel on the way if there is none yet. Raises
-    BadData as `video.frames` and `reel.finish` do.
+) -> Iterator[Scene | BadData]:
+    """Find the scenes of one video, and fill its reel on the way if there is none yet. What of it
+    gives no frames is a rejection beside its scenes. Raises BadData as `video.frames` and
+    `reel.finish` do.
     """
-    detector = options.start(record.container)
     task = reel.task(record, extract)
     reel_key = canonical.digest(task)
+    losses: list[Loss] = []
     if store.recall(reel_key) is not None:
-        stamps, end = watch(record, store, detector, None)
+        spans = watch(record, store, options, None, losses)
     else:
         with store.scratch(".mp4") as scratch:
             writer = reel.Writer(scratch, record.container, extract)
-            stamps, end = watch(record, store, detector, writer)
+            spans = watch(record, store, options, writer, losses)
             store.remember(reel_key, reel.finish(writer, scratch, store), task)
-    for index, (start_pts, end_pts) in enumerate(scenes(stamps, end, detector.cuts())):
+    for index, (start_pts, end_pts) in enumerate(spans):
         yield Scene(f"{record.key}-{index:04d}", record, start_pts, end_pts)
+    for loss in losses:
+        yield BadData(loss.reason, loss.why)
+
+
+@dataclass
+class Stretch:
+    """Frames that follow each other without a hole, and the detector that sees them."""
+
+    detector: detectors.Detector
+    time_base: Fraction
+    stamps: list[int] = field(default_factory=list)
+    end_pts: int = 0
+
+    def add(self, frame: object, pts: int, end_pts: int) -> None:
+        first = self.stamps[0] if self.stamps else pts
+        self.detector.see(frame, float((pts - first) * self.time_base))
+        self.stamps.append(pts)
+        self.end_pts = end_pts
+
+    def scenes(self) -> list[tuple[int, int]]:
+        return scenes(self.stamps, self.end_pts, self.detector.cuts())
 
 
 def watch(
-    record: Video, store: Store, detector: detectors.Detector, writer: reel.Writer | None
-) -> tuple[list[int], int]:
-    """Decode the video once for detector and writer; gives the time stamp of every frame, and the
-    end of the last.
-    """
-    stamps: list[int] = []
-    end_pts = 0
-    path = store.path(record.blob.sha256)
-    source = record.source
-    for frame, pts, end_pts in video.frames(path, record.container, source.start_s, source.end_s):
-        detector.see(frame)
-        stamps.append(pts)
+    record: Video,
+    store: Store,
+    options: detectors.Options,
+    writer: reel.Writer | None,
+    losses: list[Loss],
+) -> list[tuple[int, int]]:
+    """Decode the video once for detector and writer; gives the scenes' spans."""
+    path, source, facts = store.path(record.blob.sha256), record.source, record.container
+    spans: list[tuple[int, int]] = []
+    stretch: Stretch | None = None
+    for frame, pts, end_pts in video.frames(path, facts, source.start_s, source.end_s, losses):
+        if stretch is None or pts != stretch.end_pts:
+            spans += stretch.scenes() if stretch else []
+            stretch = Stretch(options.start(facts), facts.time_base)
+        stretch.add(frame, pts, end_pts)
         if writer is not None:
             writer.add(frame, pts, end_pts)
-    return stamps, end_pts
+    return spans + (stretch.scenes() if stretch else [])
 
 
 def scenes(stamps: Sequence[int], end: int, cuts: Sequence[int]) -> list[tuple[int, int]]:

@@ -20,7 +20,7 @@ from pipeline.core.store import Store
 from pipeline.media import addresses, fetch, video
 from pipeline.media.addresses import matches, scheme
 
-VERSION = 1
+VERSION = 2
 MAKES = Video
 
 

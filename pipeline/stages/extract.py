@@ -61,7 +61,7 @@ def process(scene: Scene, store: Store, params: reel.Params) -> Iterator[Clip]:
     with store.scratch(".mp4") as path:
         try:
             copied, pictures = reel.cut_clip(
-                store.path(whole["reel"]["sha256"]), start, promised, path
+                store.path(whole["reel"]["sha256"]), params.fps, start, promised, path
             )
             if copied < promised:
                 raise BadData(

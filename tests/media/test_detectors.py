@@ -29,8 +29,8 @@ def test_a_table_that_names_a_detector_is_that_detector_s_options(
     path = film(footage.plain, 1, size="64x64")
     facts = video.probe(path)
     detector = options.start(facts)
-    for frame, _, _ in video.frames(path, facts):
-        detector.see(frame)
+    for frame, pts, _ in video.frames(path, facts):
+        detector.see(frame, float(pts * facts.time_base))
     assert detector.cuts() == []
 
 

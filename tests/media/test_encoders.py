@@ -52,7 +52,7 @@ def clip(store: Store, video_of: Callable[..., Video], film: Callable[..., Path]
     params = reel.Params(size=64)
     memo = reel.reel_of(video, params, store)
     with store.scratch(".mp4") as path:
-        assert reel.cut_clip(store.path(memo["reel"]["sha256"]), 0, 20, path)[0] == 20
+        assert reel.cut_clip(store.path(memo["reel"]["sha256"]), params.fps, 0, 20, path)[0] == 20
         blob = store.adopt(path)
     scene = Scene(f"{video.key}-0000", video, 0, video.container.end_pts)
     return Clip(scene.key, scene, blob, 20, Fraction(10), 64, Crop(**memo["crop"]), "3" * 64)

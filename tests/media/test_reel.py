@@ -137,7 +137,7 @@ def test_cutting_is_lossless_and_gives_the_promised_frames(
         video_of(film(footage.plain, 4, size="160x120")), Params(fps=fps, size=64), store
     )
     clip = tmp_path / "clip.mp4"
-    assert reel.cut_clip(whole, start, count, clip)[0] == count
+    assert reel.cut_clip(whole, fps, start, count, clip)[0] == count
     assert np.array_equal(planes(clip), planes(whole)[start : start + count])
     assert len(video.read_clip(clip)) == count
     facts = video.probe(clip)
@@ -148,7 +148,7 @@ def test_a_cut_past_the_end_says_how_many_frames_there_were(
     film: Film, video_of: VideoOf, store: Store, tmp_path: Path
 ) -> None:
     whole = reel_path(video_of(film(footage.plain, 2)), SMALL, store)
-    assert reel.cut_clip(whole, 15, 10, tmp_path / "clip.mp4")[0] == 5
+    assert reel.cut_clip(whole, SMALL.fps, 15, 10, tmp_path / "clip.mp4")[0] == 5
 
 
 def test_a_long_reel_is_cut_at_the_right_frame_everywhere(
@@ -160,7 +160,7 @@ def test_a_long_reel_is_cut_at_the_right_frame_everywhere(
     assert len(pictures) == 360
     for start in (0, 99, 100, 101, 257, 330):
         clip = tmp_path / f"{start}.mp4"
-        assert reel.cut_clip(whole, start, 29, clip)[0] == 29
+        assert reel.cut_clip(whole, fps, start, 29, clip)[0] == 29
         assert np.array_equal(planes(clip), pictures[start : start + 29])
 
 

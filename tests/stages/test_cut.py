@@ -16,13 +16,13 @@ from pipeline.core.records import Clip, Scene, Video
 from pipeline.core.stage import Progress, run_stage
 from pipeline.core.store import Store
 from pipeline.media import detectors, reel, video
-from pipeline.media.detectors import pyscenedetect, scdet, whole
+from pipeline.media.detectors import adaptive, pyscenedetect, scdet, whole
 from pipeline.stages import cut, extract
 from tests.making import footage
 
 SMALL = reel.Params(size=64)
 HARD = (
-    pyscenedetect.Adaptive(),
+    adaptive.Adaptive(),
     pyscenedetect.Content(),
     pyscenedetect.Hash(),
     pyscenedetect.Histogram(),

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
 
+from pipeline.media.detectors.adaptive import Adaptive
 from pipeline.media.detectors.detector import Detector as Detector
 from pipeline.media.detectors.detector import Options as Options
-from pipeline.media.detectors.pyscenedetect import Adaptive
 
 MODULES = (
+    "adaptive",
     "pyscenedetect",
     "scdet",
     "whole",

@@ -11,9 +11,11 @@ from pipeline.core.records import Container
 
 
 class Detector(Protocol):
-    """Sees every frame of a video once, in order; then says where the cuts are."""
+    """Sees every frame of a stretch of video once, in order; then says where the cuts are."""
 
-    def see(self, frame: Any) -> None: ...
+    def see(self, frame: Any, time_s: float) -> None:
+        """A frame that is shown from `time_s` on, in seconds from the first one."""
+        ...
 
     def cuts(self) -> list[int]:
         """The index of the first frame after each cut, counted from 0."""

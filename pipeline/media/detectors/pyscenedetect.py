@@ -1,12 +1,11 @@
 """PySceneDetect's detectors, fed with small frames.
 
-They are given frame numbers instead of times, so a variable frame rate needs no special care.
+Their frame numbers are ticks of a clock here, so that a variable frame rate needs no special care.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from functools import partial
+import bisect
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -14,6 +13,9 @@ from pydantic import Field
 from pipeline.core.records import Container
 from pipeline.media import video
 from pipeline.media.detectors.detector import Detector, Options
+
+
+TICKS = 90_000  # a second
 
 
 class _SmallFrames(Options):
@@ -26,24 +28,6 @@ class _SmallFrames(Options):
 
     def start(self, facts: Container) -> Detector:
         return _PySceneDetect(self, facts)
-
-
-class Adaptive(_SmallFrames):
-    """Change of hue, saturation and brightness against a rolling average: stands camera motion."""
-
-    kind = "AdaptiveDetector"
-    detector: Literal["adaptive"] = "adaptive"
-    adaptive_threshold: float = Field(
-        default=2.5, gt=0, description="How many times the neighbours' change is a cut."
-    )
-    min_content_val: float = Field(
-        default=10.0, ge=0, description="Changes below this are never a cut."
-    )
-    window_width: int = Field(
-        default=12,
-        ge=1,
-        description="Frames before and after that make the average; wide sees slow fades.",
-    )
 
 
 class Content(_SmallFrames):
@@ -95,40 +79,35 @@ class _PySceneDetect:
     """Feeds one of PySceneDetect's detectors and collects its cuts."""
 
     def __init__(self, options: _SmallFrames, facts: Container) -> None:
-        from scenedetect.common import FrameTimecode
-
-        fps = float(facts.average_fps)
         self._small = video.Thumbnails(facts, options.width)
-        self._detector = _detector_of(options, max(1, round(options.min_scene_s * fps)))
-        self._clock = partial(FrameTimecode, fps=fps)
-        window = options.window_width if isinstance(options, Adaptive) else 0
-        self._recent: deque[Any] = deque(maxlen=window + 1)
-        self._index = 0
+        self._detector = _detector_of(options, max(1, round(options.min_scene_s * TICKS)))
+        self._indices: dict[int, int] = {}  # of frames, by tick
         self._cuts: list[int] = []
 
-    def see(self, frame: Any) -> None:
-        picture = self._small.thumbnail_of(frame)
-        self._recent.append(picture)
-        self._feed(picture)
-
-    def _feed(self, picture: Any) -> None:
-        cuts = self._detector.process_frame(self._clock(self._index), picture)
+    def see(self, frame: Any, time_s: float) -> None:
+        tick = round(time_s * TICKS)
+        self._indices[tick] = len(self._indices)
+        cuts = self._detector.process_frame(_timecode(tick), self._small.thumbnail_of(frame))
         self._cuts += [cut.frame_num for cut in cuts]
-        self._index += 1
 
     def cuts(self) -> list[int]:
-        # a rolling average judges a frame by those after it, so the end is mirrored
-        for picture in list(self._recent)[-2::-1]:
-            self._feed(picture)
-        last = self._clock(max(0, self._index - 1))
-        return self._cuts + [cut.frame_num for cut in self._detector.post_process(last)]
+        last = max(self._indices, default=0)
+        late = [cut.frame_num for cut in self._detector.post_process(_timecode(last))]
+        ticks = sorted(self._indices)
+        return [bisect.bisect_left(ticks, cut) for cut in self._cuts + late]
 
 
-def _detector_of(options: _SmallFrames, min_frames: int) -> Any:
+def _timecode(tick: int) -> Any:
+    from scenedetect.common import FrameTimecode
+
+    return FrameTimecode(tick, fps=float(TICKS))
+
+
+def _detector_of(options: _SmallFrames, min_ticks: int) -> Any:
     from scenedetect import detectors
 
     arguments = options.model_dump(exclude={"detector", "width", "min_scene_s"})
-    return getattr(detectors, options.kind)(min_scene_len=min_frames, **arguments)
+    return getattr(detectors, options.kind)(min_scene_len=min_ticks, **arguments)
 
 
-DETECTORS = (Adaptive, Content, Histogram, Hash, Threshold)
+DETECTORS = (Content, Histogram, Hash, Threshold)

@@ -26,16 +26,16 @@ class _Scdet:
 
     def __init__(self, options: Scdet, facts: Container) -> None:
         self._score = video.SceneScore(facts)
-        self._threshold = options.threshold
-        self._min_frames = options.min_scene_s * float(facts.average_fps)
+        self._options = options
         self._index = 0
+        self._last_s = 0.0
         self._cuts: list[int] = []
 
-    def see(self, frame: Any) -> None:
-        score = self._score.score_of(frame)
-        last = self._cuts[-1] if self._cuts else 0
-        if score >= self._threshold and self._index - last >= self._min_frames:
+    def see(self, frame: Any, time_s: float) -> None:
+        is_cut = self._score.score_of(frame) >= self._options.threshold
+        if is_cut and time_s - self._last_s >= self._options.min_scene_s:
             self._cuts.append(self._index)
+            self._last_s = time_s
         self._index += 1
 
     def cuts(self) -> list[int]:

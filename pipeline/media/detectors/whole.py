@@ -18,7 +18,7 @@ class Whole(Options):
 
 
 class _Nothing:
-    def see(self, frame: Any) -> None:
+    def see(self, frame: Any, time_s: float) -> None:
         """There is nothing to look at."""
 
     def cuts(self) -> list[int]:

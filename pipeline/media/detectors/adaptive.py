@@ -1,0 +1,227 @@
+"""The default detector: sudden change against a rolling average, and two second looks.
+
+The change between two frames is PySceneDetect's (`ContentDetector`: mean difference of hue,
+saturation and brightness), and so is the first look, but the average is over a time and not over a
+number of frames. The second looks are at very small pictures (16 x 9): a change after which the
+film is soon what it was before is a flash; and where a second of film is one picture going over
+into another, straight on, it is a dissolve.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from pipeline.core.records import Container
+from pipeline.media import video
+from pipeline.media.detectors.detector import Detector, Options
+
+Tiny = NDArray[np.float32]  # 9 * 16 * 3 values, 0 to 255
+TINY = (16, 9)
+EPS_S = 1e-6  # so that frames at the edge of a window are inside it
+FLASH_S = 0.5  # a flash and what it leaves behind are over by then
+FLASH_SHARE = 0.35  # of the jump: what may be left of it when a flash is over
+SAMPLE_S = 0.08  # between two pictures that are looked at for dissolves
+SPANS_S = (0.7, 1.0, 1.4)  # how long a dissolve may take
+SLACK_S = 0.2  # how much shorter a span may turn out where frames are far apart
+LEAST_CHANGE = 12  # levels between the pictures before and after a dissolve, in the mean
+MOST_LEFT = 0.3  # of the change: how far the pictures between are off the straight line
+MOST_ALIKE = 0.6  # correlation of both pictures: more is the same film in another light
+BACKWARDS = 0.1  # of the way, at a step between two pictures
+BEYOND = 0.15  # of the way, before its start or behind its end
+MOST_AT_ONCE = 0.5  # of the way, in one step: more is a hard cut
+APART_S = 0.9  # between a dissolve and the next cut
+
+
+class Adaptive(Options):
+    """Change of hue, saturation and brightness against a rolling average: stands camera motion.
+    Flashes are no cuts, dissolves are.
+    """
+
+    detector: Literal["adaptive"] = "adaptive"
+    width: int = Field(
+        default=96, ge=32, description="Width of the small frames the detector looks at."
+    )
+    adaptive_threshold: float = Field(
+        default=2.5, gt=0, description="How many times the neighbours' change is a cut."
+    )
+    min_content_val: float = Field(
+        default=10.0, ge=0, description="Changes below this are never a cut."
+    )
+    window_s: float = Field(
+        default=0.48,
+        gt=0,
+        le=60,
+        description="Seconds before and after that make the average; wide sees slow fades.",
+    )
+
+    def start(self, facts: Container) -> Detector:
+        return _Adaptive(self, facts)
+
+
+class _Adaptive:
+    def __init__(self, options: Adaptive, facts: Container) -> None:
+        self._options = options
+        self._small = video.Thumbnails(facts, options.width)
+        self._times = array("d")
+        self._changes = array("d")  # from the frame before
+        self._before: Any = None
+        self._flashes = _Flashes()
+        self._dissolves = _Dissolves()
+
+    def see(self, frame: Any, time_s: float) -> None:
+        import cv2
+
+        picture = self._small.thumbnail_of(frame)
+        hsv = cv2.cvtColor(picture, cv2.COLOR_BGR2HSV)
+        change = 0.0 if self._before is None else sum(cv2.mean(cv2.absdiff(hsv, self._before))) / 3
+        self._before = hsv
+        tiny = cv2.resize(picture, TINY, interpolation=cv2.INTER_AREA)
+        tiny = tiny.astype(np.float32).reshape(-1)
+        index = len(self._times)
+        self._flashes.see(tiny, time_s, index, change >= self._options.min_content_val)
+        self._dissolves.see(tiny, time_s, index)
+        self._times.append(time_s)
+        self._changes.append(change)
+
+    def cuts(self) -> list[int]:
+        times, changes = np.array(self._times), np.array(self._changes)
+        cuts: list[int] = []
+        last_s = float(times[0]) if times.size else 0.0
+        for index in self._sudden(times, changes):
+            is_far = times[index] - last_s >= self._options.min_scene_s - EPS_S
+            if is_far and index not in self._flashes.indices:
+                cuts.append(index)
+                last_s = float(times[index])
+        return self._with_dissolves(cuts, times)
+
+    def _sudden(self, times: NDArray[np.float64], changes: NDArray[np.float64]) -> list[int]:
+        """Frames that differ from the one before by so much more than their neighbours do."""
+        options, window_s = self._options, self._options.window_s + EPS_S
+        sums = np.concatenate([[0.0], np.cumsum(changes)])
+        places: list[int] = []
+        for index in np.flatnonzero(changes >= options.min_content_val):
+            first = max(1, int(np.searchsorted(times, times[index] - window_s)))
+            end = int(np.searchsorted(times, times[index] + window_s))
+            around = max(0.0, float(sums[end] - sums[first] - changes[index]))
+            average = around / max(1, end - first - 1)
+            if changes[index] >= options.adaptive_threshold * average:
+                places.append(int(index))
+        return places
+
+    def _with_dissolves(self, cuts: list[int], times: NDArray[np.float64]) -> list[int]:
+        """Dissolves are added, the clearest first, where no other cut is near."""
+        apart_s = max(APART_S, self._options.min_scene_s)
+        for dissolve in sorted(self._dissolves.candidates):
+            edges = [0, *cuts]
+            if np.abs(times[edges] - times[dissolve.index]).min() >= apart_s:
+                cuts.append(dissolve.index)
+        return sorted(cuts)
+
+
+@dataclass
+class _Jump:
+    """A sudden change, the pictures before it, and how large it was."""
+
+    index: int
+    time_s: float
+    before: NDArray[np.float32]  # n d
+    size: float
+
+
+class _Flashes:
+    """Finds changes that are undone: any picture up to FLASH_S before is much like any one up to
+    FLASH_S after.
+    """
+
+    def __init__(self) -> None:
+        self.indices: set[int] = set()
+        self._recent: deque[tuple[float, Tiny]] = deque()
+        self._jumps: list[_Jump] = []
+
+    def see(self, tiny: Tiny, time_s: float, index: int, is_jump: bool) -> None:
+        while self._recent and time_s - self._recent[0][0] > FLASH_S + EPS_S:
+            self._recent.popleft()
+        if is_jump and self._recent:
+            before = np.stack([picture for _, picture in self._recent])
+            size = float(np.abs(before[-1] - tiny).mean())
+            self._jumps.append(_Jump(index, time_s, before, size))
+        self._jumps = [jump for jump in self._jumps if time_s - jump.time_s <= FLASH_S + EPS_S]
+        for jump in self._jumps:
+            if np.abs(jump.before - tiny).mean(axis=1).min() < FLASH_SHARE * jump.size:
+                self.indices.add(jump.index)
+        self._jumps = [jump for jump in self._jumps if jump.index not in self.indices]
+        self._recent.append((time_s, tiny))
+
+
+class _Dissolve(NamedTuple):
+    """How far off the straight line its pictures are, and the frame that is half way."""
+
+    left: float
+    index: int
+
+
+class _Dissolves:
+    """Finds spans in which every picture is a mixture of the first and the last, ever more of the
+    last: `first + share * (last - first)`, with the share going from 0 to 1.
+    """
+
+    def __init__(self) -> None:
+        self.candidates: list[_Dissolve] = []
+        self._samples: deque[tuple[float, int, Tiny]] = deque()
+
+    def see(self, tiny: Tiny, time_s: float, index: int) -> None:
+        samples = self._samples
+        if samples and time_s - samples[-1][0] < SAMPLE_S - EPS_S:
+            return
+        samples.append((time_s, index, tiny))
+        while time_s - samples[0][0] > max(SPANS_S) + EPS_S:
+            samples.popleft()
+        times = np.array([sample[0] for sample in samples])
+        pictures: NDArray[np.float32] | None = None
+        for span_s in SPANS_S:
+            first = int(np.searchsorted(times, time_s - span_s - EPS_S))
+            is_short = time_s - times[first] < span_s - SLACK_S or len(times) - first < 5
+            if is_short or np.abs(tiny - samples[first][2]).mean() < LEAST_CHANGE:
+                continue
+            if pictures is None:
+                pictures = np.stack([sample[2] for sample in samples])
+            mixture = _mixture(pictures[first:])
+            if mixture is not None:
+                left, half = mixture
+                self.candidates.append(_Dissolve(left, samples[first + half][1]))
+
+
+def _mixture(pictures: NDArray[np.float32]) -> tuple[float, int] | None:
+    """How far the pictures `n d` are off the straight line from the first to the last, and which is
+    half way; None if they are no dissolve.
+    """
+    first, last = pictures[0], pictures[-1]
+    way = last - first
+    length = float(way @ way)
+    between = pictures[1:-1] - first
+    shares = between @ way / length
+    off = between - shares[:, None] * way
+    left = float(np.sqrt((off * off).sum(axis=1) / length).max())
+    if left > MOST_LEFT or _alike(first, last) > MOST_ALIKE:
+        return None
+    strides = np.diff(np.concatenate([[0.0], shares, [1.0]]))
+    is_straight = shares.min() >= -BEYOND and shares.max() <= 1 + BEYOND
+    if not is_straight or strides.min() < -BACKWARDS or strides.max() > MOST_AT_ONCE:
+        return None
+    return left, 1 + int(np.abs(shares - 0.5).argmin())
+
+
+def _alike(first: Tiny, last: Tiny) -> float:
+    """Correlation of two pictures, whatever their brightness and contrast: -1 to 1."""
+    first, last = first - first.mean(), last - last.mean()
+    return float(first @ last / (np.sqrt((first @ first) * (last @ last)) + EPS_S))
+
+
+DETECTORS = (Adaptive,)
