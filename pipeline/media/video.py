@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import itertools
 import logging
 import math
 import os
@@ -19,7 +20,7 @@ import struct
 import weakref
 from array import array
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -56,10 +57,18 @@ OPTIONS = {
 }
 # a container may promise this much more than it holds, or 5 %, whichever is more
 MISSING_S = Fraction(1)
-# these declare where a stream ends, and not how long it is
-ENDS_DECLARED = ("matroska,webm", "avi")
+# these declare how long a stream is; all others, where it ends
+LENGTH_DECLARED = ("mov,mp4,m4a,3gp,3g2,mj2",)
 # raw streams: pictures without times
 TIMELESS = ("h264", "hevc", "obu", "m4v", "mpegvideo")
+PICTURES = (
+    (rb"RIFF....WEBP", "WebP"),
+    (rb"\x89PNG", "PNG or APNG"),
+    (rb"\xff\xd8\xff", "JPEG or MJPEG"),
+    (rb"....ftyp(heic|heix|mif1)", "HEIC"),
+    (rb"BM", "BMP"),
+    (rb"II\*\x00|MM\x00\*", "TIFF"),
+)
 NO_FILM = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.dependent
 # of the pictures of the longest stream; what has fewer is no film
 LEAST_OF_A_FILM = 0.05
@@ -134,7 +143,16 @@ def _open(path: Path) -> Any:
     try:
         return av.open(file, options=OPTIONS, metadata_errors="replace")
     except (FFmpegError, ValueError) as error:
-        raise BadData("unreadable", f"not a video longtake can open: {_why(error)}") from error
+        name = _picture_format(path)
+        why = f"{name} is none of the containers longtake opens" if name else _why(error)
+        raise BadData("unreadable", f"not a video longtake can open: {why}") from error
+
+
+def _picture_format(path: Path) -> str:
+    """The name of a format for pictures, "" for other files. Some of them move."""
+    with path.open("rb") as file:
+        head = file.read(16)
+    return next((name for start, name in PICTURES if re.match(start, head, re.DOTALL)), "")
 
 
 def _why(error: Exception) -> str:
@@ -316,8 +334,7 @@ def _check_whole(stream: Any, line: timeline.Line, packets: _Packets) -> None:
     # its last picture may be promised for longer than it is believed
     end = max(line.end_pts, int(packets.top) + packets.last)
     duration_s = (end - line.start_pts) * stream.time_base
-    # what these containers write is the end of the stream, however late it starts
-    if stream.container.format.name in ENDS_DECLARED:
+    if stream.container.format.name not in LENGTH_DECLARED:
         duration_s = max(duration_s, line.end_pts * stream.time_base)
     if declared_s - duration_s > max(MISSING_S, declared_s / 20):
         raise BadData(
@@ -360,12 +377,12 @@ def _declared_s(stream: Any) -> Fraction | None:
 
 def _first_frame(container: Any, stream: Any) -> VideoFrame:
     """The first whole frame. Raises BadData('decode-error') if there is none."""
-    why = "no frame can be decoded"
+    why = ""
     for picture in _pictures(container, stream):
         if picture.frame is not None and picture.is_whole:
             return picture.frame
-        why = picture.trouble or why
-    raise BadData("decode-error", why)
+        why = why or picture.trouble
+    raise BadData("decode-error", why or "no frame can be decoded")
 
 
 class _Picture(NamedTuple):
@@ -391,14 +408,19 @@ class _Faults:
         self._faults: deque[tuple[int, str]] = deque()
         self._spoiled: int | None = None
         self._why = ""
+        self.is_stuck = False  # the decoder refused the last packet
 
-    def see(self, packet: Any) -> None:
+    def see(self, packet: Any, is_join: bool) -> None:
+        """A packet on its way to the decoder. Where two recordings are joined (`is_join`: time goes
+        back) what the container finds wrong is that they do not fit together.
+        """
         self._index += 1
+        self.is_stuck = False
         if packet.size and packet.pts is not None and not packet.is_discard:
             self._sent[packet.pts] = self._index, packet.is_keyframe
             if len(self._sent) > MAX_SENT:
                 del self._sent[next(iter(self._sent))]
-        if packet.is_corrupt:
+        if packet.is_corrupt and not is_join:
             self.add("a damaged packet")
 
     def add(self, why: str) -> None:
@@ -432,7 +454,7 @@ class _Faults:
 
     def rest(self) -> _Picture | None:
         """What went wrong behind the last frame."""
-        why = self._faults[-1][1] if self._faults else self._why
+        why = self._why or (self._faults[0][1] if self._faults else "")
         return _Picture(None, why) if why else None
 
 
@@ -440,24 +462,64 @@ def _pictures(container: Any, stream: Any, faults: _Faults | None = None) -> Ite
     """All frames that can be decoded, in the order in which they are shown, whole or not."""
     faults = faults or _Faults()
     count = 0
-    try:
-        for packet in _demux(container, stream):
-            faults.see(packet)
-            try:
-                frames = packet.decode()
-            except FFmpegError as error:
-                faults.add(_why(error))
-                continue
-            for frame in frames:
-                _check_picture(frame.width, frame.height)
-                _check("frames", count, MAX_FRAMES)
-                yield faults.judge(frame)
-                count += 1
-    except FFmpegError as error:  # the container itself
-        faults.add(_why(error))
+    for frame in _decode(container, stream, faults):
+        _check_picture(frame.width, frame.height)
+        _check("frames", count, MAX_FRAMES)
+        yield faults.judge(frame)
+        count += 1
     rest = faults.rest()
     if rest is not None:
         yield rest
+
+
+def _decode(container: Any, stream: Any, faults: _Faults) -> Iterator[VideoFrame]:
+    decoder = stream.codec_context
+    try:
+        for packet, is_join in _with_joins(_demux(container, stream)):
+            if packet.is_keyframe and faults.is_stuck:
+                decoder.flush_buffers()  # some stay broken until they begin anew
+            faults.see(packet, is_join)
+            yield from _frames_of(packet.decode, faults)
+    except FFmpegError as error:  # the container itself: no packet will say that this was the last
+        faults.add(_why(error))
+        yield from _frames_of(decoder.decode, faults)
+
+
+def _frames_of(decode: Callable[[], list[VideoFrame]], faults: _Faults) -> list[VideoFrame]:
+    try:
+        return decode()
+    except FFmpegError as error:
+        faults.add(_why(error))
+        faults.is_stuck = True
+        return []
+
+
+def _with_joins(packets: Iterator[Any]) -> Iterator[tuple[Any, bool]]:
+    """Each packet, and whether time goes back at one of the next two. (FFmpeg notes a fault a
+    packet too early, because it knows where one ends when the next begins.)
+    """
+    ahead: deque[Any] = deque()
+    failure: FFmpegError | None = None
+    try:
+        for packet in packets:
+            ahead.append(packet)
+            if len(ahead) == 3:
+                yield ahead[0], _is_join(ahead)
+                ahead.popleft()
+    except FFmpegError as error:
+        failure = error
+    while ahead:
+        yield ahead[0], _is_join(ahead)
+        ahead.popleft()
+    if failure is not None:
+        raise failure
+
+
+def _is_join(packets: Iterable[Any]) -> bool:
+    times = [packet.dts for packet in packets if packet.dts is not None]
+    return any(
+        not 0 <= after - before <= timeline.WRAP // 2 for before, after in itertools.pairwise(times)
+    )
 
 
 def frames(
@@ -517,6 +579,7 @@ class _Showing:
         self._why = ""  # what went wrong since the last whole frame
         self._edge = low  # up to here all frames are shown or lost
         self._is_first = True
+        self._is_gap = False
 
     def __iter__(self) -> Iterator[tuple[VideoFrame, int, int]]:
         # a frame's end is known when the next one comes, so each waits for it here
@@ -546,14 +609,14 @@ class _Showing:
             if place is None:
                 continue
             pts, end = place
+            self._is_gap |= pts - end > 1
             num_lost = 0 if stamp is None else self._faults.num_lost(stamp)
             if num_lost and pts - last > timeline.LONG_STEPS * self._steps.usual:
                 self._why = self._why or f"{num_lost} packets that give no picture"
             if self._why:  # nobody knows how long the frame before was to be shown
                 end = min(end, last + max(1, round(self._steps.usual)))
             change = _change(frame, self._facts)
-            if change:
-                self._why = self._why or change
+            self._why = change or self._why
             yield (frame if is_whole and not change else None), pts, end
             last = pts
 
@@ -573,21 +636,25 @@ class _Showing:
 
     def _close_hole(self, pts: int) -> None:
         """A whole frame comes at `pts`: what is between it and the last one is lost."""
-        # before the first frame, and where time goes back, a little space is nothing that is lost
-        least = timeline.LONG_STEPS * self._steps.usual if self._is_first else 1
-        if pts - self._edge > least:
+        # before the first frame a little space is nothing that is lost, and where time goes back
+        # there is a tick of it
+        if pts - self._edge > (self._little() if self._is_first else 1):
             self._lose(pts)
-        self._is_first, self._why = False, ""
+        self._is_first, self._is_gap, self._why = False, False, ""
 
     def _close_end(self) -> None:
         """What the container promises behind the last frame."""
         end = self._facts.end_pts if self._facts.order != "broken" else self._edge
-        if end - self._edge > timeline.LONG_STEPS * self._steps.usual:
+        if end - self._edge > self._little():
             self._why = self._why or "no picture can be decoded"
             self._lose(end)
         if self._clock.num_timeless:
             why = f"{self._clock.num_timeless} pictures with the time of the one before"
             self._losses.append(timeline.Loss("no-timestamps", self._low, self._edge, why))
+
+    def _little(self) -> Fraction:
+        """What may be missing without a reason."""
+        return Fraction(0) if self._why else timeline.LONG_STEPS * self._steps.usual
 
     def _lose(self, end: int) -> None:
         start = max(self._edge, self._low)
@@ -597,7 +664,7 @@ class _Showing:
         first_s, last_s = (
             float((pts - self._facts.start_pts) * self._facts.time_base) for pts in (start, end)
         )
-        reason: Reason = "damaged" if self._why else "gap"
+        reason: Reason = "damaged" if self._why and not self._is_gap else "gap"
         why = f"{first_s:.3f} s to {last_s:.3f} s: {self._why or 'no picture'}"
         self._losses.append(timeline.Loss(reason, start, end, why))
 
