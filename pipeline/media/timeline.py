@@ -108,7 +108,7 @@ class Clock:
             return raw, raw
         step = round(self._steps.usual) if stamp is None else stamp - self._raw
         step = self._steps.modular(max(1, step) if stamp is None else step)
-        if -self._steps.usual <= step <= 0:
+        if step <= 0 and -step <= self._steps.usual:
             self.num_timeless += 1
             return None
         end = self._pts + step

@@ -673,8 +673,11 @@ def _change(frame: VideoFrame, facts: Container) -> str:
     """How a frame differs from the first one, "" if it does not. Filters are made for one size and
     format: a frame of another they would read beyond its end.
     """
+    name = frame.format.name
+    if (frame.width, frame.height, name) == (facts.width, facts.height, facts.pix_fmt):
+        return ""
     was = f"{facts.width}x{facts.height} {facts.pix_fmt.replace('yuvj', 'yuv')}"
-    now = f"{frame.width}x{frame.height} {frame.format.name.replace('yuvj', 'yuv')}"
+    now = f"{frame.width}x{frame.height} {name.replace('yuvj', 'yuv')}"
     return "" if was == now else f"the picture changes from {was} to {now}"
 
 

@@ -37,7 +37,7 @@ from pipeline.media import encoders, fetch, reel
 from pipeline.media.detectors import whole
 from pipeline.stages import cut, download
 from pipeline.stages import filter as filtering
-from tests.making import behave, footage
+from tests.making import behave, broken, footage
 from tests.making.deadly import Deadly
 from tests.making.downloads import download_all
 from tests.making.serving import Answer, content, endless, page, serving, silent, status
@@ -109,6 +109,13 @@ def past_the_end(world: World) -> tuple[str, str]:
     )
 
 
+def in_part(world: World, make: Callable[..., Path], *args: float) -> tuple[str, str]:
+    return world.staged(
+        cut.stage(Setup((whole.Whole(), reel.Params(size=64)))),
+        world.video_of(world.film(make, *args, suffix=".ts")),
+    )
+
+
 def without_end(world: World) -> tuple[str, str]:
     world.monkeypatch.setattr(fetch, "MAX_BYTES", 100_000)
     return world.answered(endless(b"", "video/mp4"))
@@ -157,6 +164,8 @@ PROVOKED: dict[str, Callable[[World], tuple[str, str]]] = {
     ),
     "truncated": lambda world: world.file(world.film(footage.truncated)),
     "decode-error": blank_pictures,
+    "damaged": lambda world: in_part(world, broken.resized),
+    "gap": lambda world: in_part(world, broken.joined_files, 0, 20),
     "outside-span": past_the_end,
     "too-few-frames": lambda world: world.staged(
         filtering.stage(Setup((filtering.Params(), reel.Params()))), world.new_scene(0, 400)

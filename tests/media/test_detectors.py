@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import ffmpeg
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.media import detectors, video
-from tests.making import footage
+from pipeline.media.detectors import adaptive
+from tests.making import broken, footage
 
 NAMES = [options.model_fields["detector"].default for options in detectors.ALL]
 
@@ -46,3 +48,60 @@ def test_every_detector_and_every_option_of_it_is_described() -> None:
         assert schema["description"]
         fields = {name: each for name, each in schema["properties"].items() if name != "detector"}
         assert all(each["description"] for each in fields.values())
+
+
+def cuts_of(path: Path, options: detectors.Options = detectors.DEFAULT) -> list[float]:
+    """Where a detector cuts, in seconds."""
+    facts = video.probe(path)
+    detector = options.start(facts)
+    times = []
+    for frame, pts, _ in video.frames(path, facts):
+        times.append(float((pts - facts.start_pts) * facts.time_base))
+        detector.see(frame, times[-1])
+    return [times[cut] for cut in detector.cuts()]
+
+
+@pytest.mark.parametrize("num_frames", [1, 4, 100])
+def test_slides_have_the_same_cuts_however_many_frames_a_picture_is(
+    film: Callable[..., Path], num_frames: int
+) -> None:
+    assert cuts_of(film(broken.slides, num_frames)) == [4, 8, 12, 16]
+
+
+@pytest.mark.parametrize("fps", [10, 25, 60])
+def test_windows_are_in_seconds_at_any_frame_rate(film: Callable[..., Path], fps: int) -> None:
+    path = film(footage.joined, (2.0, 3.6), 6, fps=fps, size="160x120")
+    assert cuts_of(path) == pytest.approx([2, 3.6])
+    assert cuts_of(path, adaptive.Adaptive(min_scene_s=1.7)) == pytest.approx([2])
+
+
+@pytest.mark.parametrize("brightness", [0.9, -0.9], ids=["white", "black"])
+@pytest.mark.parametrize("frames", [1, 3, 8])
+def test_a_flash_is_no_cut(film: Callable[..., Path], brightness: float, frames: int) -> None:
+    assert cuts_of(film(broken.flashed, brightness, frames)) == []
+
+
+@pytest.mark.parametrize("seconds", [0.5, 0.8, 1.2])
+def test_a_dissolve_is_one_cut_inside_it(
+    film: Callable[..., Path], tmp_path: Path, seconds: float
+) -> None:
+    first = footage.source("testsrc2", 4, 25, "160x120").filter("format", "yuv420p")
+    second = footage.source("mandelbrot", 4, 25, "160x120").filter("format", "yuv420p")
+    both = ffmpeg.filter(
+        [first.filter("setsar", 1), second.filter("setsar", 1)],
+        "xfade",
+        transition="fade",
+        duration=seconds,
+        offset=2,
+    )
+    path = footage.make(tmp_path / "dissolve.mp4", both, vcodec="libx264", pix_fmt="yuv420p")
+    [cut] = cuts_of(path)
+    assert 2 <= cut <= 2 + seconds
+
+
+def test_other_light_is_no_dissolve(tmp_path: Path) -> None:
+    stream = footage.source("mandelbrot", 4, 25, "160x120").filter(
+        "eq", brightness="0.4*clip(t-1,0,1)", eval="frame"
+    )
+    path = footage.make(tmp_path / "light.mp4", stream, vcodec="libx264", pix_fmt="yuv420p")
+    assert cuts_of(path) == []

@@ -18,7 +18,7 @@ from pipeline.core.store import Store
 from pipeline.media import detectors, reel, video
 from pipeline.media.detectors import adaptive, pyscenedetect, scdet, whole
 from pipeline.stages import cut, extract
-from tests.making import footage
+from tests.making import broken, footage
 
 SMALL = reel.Params(size=64)
 HARD = (
@@ -110,6 +110,53 @@ def test_scenes_lie_on_time_stamps_of_a_variable_frame_rate(
         record.container.start_pts,
         record.container.end_pts,
     )
+
+
+def test_what_gives_no_frames_is_a_rejection_beside_the_scenes(
+    film: Callable[..., Path], video_of: Callable[..., Video], store: Store
+) -> None:
+    record = video_of(film(broken.joined_files, 0, 20, suffix=".ts"))
+    setup = Setup((detectors.DEFAULT, SMALL))
+    manifest, _ = run_stage(cut.stage(setup), [record], store, Inline(), Progress())
+    assert (manifest.num_in, manifest.num_split, len(manifest.records)) == (1, 2, 2)
+    assert manifest.reasons == {"gap": 1}
+    scenes = [scene for scene in manifest.records if isinstance(scene, Scene)]
+    assert scenes[0].end_pts < scenes[1].start_pts
+
+
+@pytest.mark.parametrize(
+    ("make", "args", "frames"),
+    [
+        (broken.joined_files, (0, 20), [40, 40]),
+        (broken.joined_files, (7, 3, 5), [40, 40, 40]),
+        (broken.resized, (), [40, 40]),
+    ],
+)
+def test_clips_are_cut_on_both_sides_of_a_hole(
+    film: Callable[..., Path],
+    video_of: Callable[..., Video],
+    store: Store,
+    make: Callable[..., Path],
+    args: tuple[float, ...],
+    frames: list[int],
+) -> None:
+    scenes = scenes_of(video_of(film(make, *args, suffix=".ts")), store, whole.Whole())
+    manifest, _ = run_stage(extract.stage(Setup((SMALL,))), scenes, store, Inline(), Progress())
+    assert not manifest.rejections
+    clips = [record for record in manifest.records if isinstance(record, Clip)]
+    assert [clip.num_frames for clip in clips] == frames
+    assert [len(video.read_clip(store.path(clip.blob.sha256))) for clip in clips] == frames
+
+
+def test_a_reel_made_again_by_extract_has_the_same_holes(
+    film: Callable[..., Path], video_of: Callable[..., Video], store: Store
+) -> None:
+    record = video_of(film(broken.joined_files, 0, 20, suffix=".ts"))
+    with store.scratch(".mp4") as scratch:
+        writer = reel.Writer(scratch, record.container, SMALL)
+        cut.watch(record, store, whole.Whole(), writer, [])
+        by_cut = reel.finish(writer, scratch, store)
+    assert reel.reel_of(record, SMALL, store)["reel"]["sha256"] == by_cut["reel"].sha256
 
 
 def test_cuts_outside_the_video_are_left_away_and_twins_are_one() -> None:
