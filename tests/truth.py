@@ -353,7 +353,8 @@ def thinned(joints: Sequence[Joint]) -> list[Joint]:
             f"{joint.key}-thinned",
             joint.kind,
             place(joint.first),
-            max(place(joint.first), place(joint.last + 1) - 1) if joint.kind != "hard"
+            max(place(joint.first), place(joint.last + 1) - 1)
+            if joint.kind != "hard"
             else place(joint.first),
         )
         for joint in joints
@@ -553,10 +554,10 @@ shake, zoom, flashes, flicker, fast motion), all {WIDTH} x {HEIGHT} at {FPS} fra
 three figures are recall. A detection inside the transition, widened by {TOLERANCE["fade"]} frames
 at each end (hard cuts: by {TOLERANCE["hard"]}), is a hit; a joint can be hit once, and every other
 detection is false. F1 on hard cuts sets their hits against all false detections. The other films
-were added later ({num_new} joints in {len(new)}): variable frame rate, letterbox, slides of {SLIDE_S} s
-written as one frame or as {4 * FPS}, and single takes with white and black flashes. CPU time is that
-of decoding and detecting, relative to the one-thread decode in it, on one of the videos. **Bold**
-is the default. Remade by `python -m tests.truth --write docs/benchmarks.md`.
+were added later ({num_new} joints in {len(new)}): variable frame rate, letterbox, slides of
+{SLIDE_S} s written as one frame or as {4 * FPS}, and single takes with white and black flashes.
+CPU time is that of decoding and detecting, relative to the one-thread decode in it, on one of the
+videos. **Bold** is the default. Remade by `python -m tests.truth --write docs/benchmarks.md`.
 """
     return "\n".join(lines) + "\n" + text
 

@@ -146,7 +146,7 @@ def line_of(
         before = int(strides[-1]) if strides.size and not is_gap[-1] else None
         is_last = index == len(parts) - 1
         if is_last and not steps_of_all.size:  # the only picture: nothing says what is usual
-            stay = int(min(max(1, last), steps.longest))
+            stay = max(1, min(last, int(steps.longest)))
         else:
             stay = steps.last(last if is_last else None, before)
         end = int(part[-1]) + offset + stay

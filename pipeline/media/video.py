@@ -461,12 +461,10 @@ class _Faults:
 def _pictures(container: Any, stream: Any, faults: _Faults | None = None) -> Iterator[_Picture]:
     """All frames that can be decoded, in the order in which they are shown, whole or not."""
     faults = faults or _Faults()
-    count = 0
-    for frame in _decode(container, stream, faults):
+    for count, frame in enumerate(_decode(container, stream, faults)):
         _check_picture(frame.width, frame.height)
         _check("frames", count, MAX_FRAMES)
         yield faults.judge(frame)
-        count += 1
     rest = faults.rest()
     if rest is not None:
         yield rest

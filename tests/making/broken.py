@@ -57,9 +57,7 @@ def lossy(path: Path, share: float = 0.003, seconds: float = 8) -> Path:
 def overwritten(path: Path, codec: str = "libsvtav1", at: float = 0.5) -> Path:
     """8 s with a key frame a second; 200 bytes of it are noise."""
     quick = {"preset": 12, "svtav1-params": "lp=1"} if codec == "libsvtav1" else {}
-    content = bytearray(
-        footage.plain(path, 8, size=SMALL, codec=codec, g=25, **quick).read_bytes()
-    )
+    content = bytearray(footage.plain(path, 8, size=SMALL, codec=codec, g=25, **quick).read_bytes())
     place = int(len(content) * at)
     content[place : place + 200] = b"\xa5" * 200
     path.write_bytes(content)

@@ -56,7 +56,9 @@ def test_b_frames_in_avi_are_shown_in_their_order_and_none_is_left_out(film: Fil
     path = film(footage.numbered, suffix=".avi", bf=bf, preset="veryfast")
     facts = video.probe(path)
     frames = list(video.frames(path, facts))
-    levels = [frame.reformat(format="gray").to_ndarray().mean() * 219 / 255 + 16 for frame, *_ in frames]
+    levels = [
+        frame.reformat(format="gray").to_ndarray().mean() * 219 / 255 + 16 for frame, *_ in frames
+    ]
     assert [footage.number_of(level) for level in levels] == list(range(60))
     assert facts.order == ("unordered" if bf else "steady")
     ends = [end for *_, end in frames]
@@ -131,9 +133,7 @@ def test_a_clock_that_runs_over_goes_on(film: Film) -> None:
 @pytest.mark.parametrize("suffix", [".mkv", ".webm", ".avi", ".nut", ".flv", ".mp4", ".mov"])
 def test_pictures_that_start_late_are_all_there(film: Film, suffix: str) -> None:
     codec = {"codec": "libvpx", "deadline": "realtime"} if suffix == ".webm" else {}
-    path = film(
-        footage.plain, 4, size="160x120", suffix=suffix, output_ts_offset=60, bf=0, **codec
-    )
+    path = film(footage.plain, 4, size="160x120", suffix=suffix, output_ts_offset=60, bf=0, **codec)
     spans, losses, count = shown(path)
     assert (spans, losses, count) == ([(0, 4)], [], 100)
 
@@ -204,9 +204,7 @@ def test_a_cover_picture_is_not_the_film_however_large(film: Film) -> None:
 
 
 def test_a_grey_stream_beside_a_coloured_one_is_a_depth_map(film: Film) -> None:
-    facts = video.probe(
-        film(two_streams, "320x180", "160x90", 0, False, "gray", suffix=".mkv")
-    )
+    facts = video.probe(film(two_streams, "320x180", "160x90", 0, False, "gray", suffix=".mkv"))
     assert facts.width == 160
 
 
@@ -227,7 +225,9 @@ def two_streams(
     marks = {
         f"disposition:v:{index}": "default" if default in (index, None) else 0 for index in (0, 1)
     }
-    job = ffmpeg.output(one, two, str(path), vcodec="ffv1" if pix_fmt == "gray" else "mpeg4", **marks)
+    job = ffmpeg.output(
+        one, two, str(path), vcodec="ffv1" if pix_fmt == "gray" else "mpeg4", **marks
+    )
     job.global_args("-loglevel", "error").run(cmd=footage.FFMPEG, quiet=True)
     return path
 
@@ -280,7 +280,5 @@ def test_the_line_of_packets_is_that_of_frames() -> None:
     dts = np.array([-40, 0, 40, 80, 120, 19_960, 20_000], np.int64)
     line = timeline.line_of(pts, dts, 40, TICK, MP4)
     assert line == timeline.Line(0, 20_080, 280, 7, "steady")
-    twice = timeline.line_of(
-        np.concatenate([pts, pts]), np.concatenate([dts, dts]), 40, TICK, MP4
-    )
+    twice = timeline.line_of(np.concatenate([pts, pts]), np.concatenate([dts, dts]), 40, TICK, MP4)
     assert twice == timeline.Line(0, 2 * 20_080 + 1, 560, 14, "broken")

@@ -27,6 +27,8 @@ KNOWN = {
     "no-timestamps",
     "truncated",
     "decode-error",
+    "damaged",
+    "gap",
     "outside-span",
     "too-few-frames",
     "too-large",

@@ -120,8 +120,8 @@ class _Adaptive:
         apart_s = max(APART_S, self._options.min_scene_s)
         for dissolve in sorted(self._dissolves.candidates):
             edges = [0, *cuts]
-            if np.abs(times[edges] - times[dissolve.index]).min() >= apart_s:
-                cuts.append(dissolve.index)
+            if np.abs(times[edges] - times[dissolve.frame]).min() >= apart_s:
+                cuts.append(dissolve.frame)
         return sorted(cuts)
 
 
@@ -164,7 +164,7 @@ class _Dissolve(NamedTuple):
     """How far off the straight line its pictures are, and the frame that is half way."""
 
     left: float
-    index: int
+    frame: int
 
 
 class _Dissolves:

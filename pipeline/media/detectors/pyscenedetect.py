@@ -14,7 +14,6 @@ from pipeline.core.records import Container
 from pipeline.media import video
 from pipeline.media.detectors.detector import Detector, Options
 
-
 TICKS = 90_000  # a second
 
 
