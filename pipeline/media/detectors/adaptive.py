@@ -4,11 +4,13 @@ The change between two frames is PySceneDetect's (`ContentDetector`: mean differ
 saturation and brightness), and so is the first look, but the average is over a time and not over a
 number of frames. The second looks are at very small pictures (16 x 9): a change after which the
 film is soon what it was before is a flash; and where a second of film is one picture going over
-into another, straight on, it is a dissolve.
+into another, straight on, it is a dissolve. All sums are of whole numbers, so that they are the
+same on every machine.
 """
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections import deque
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from pipeline.core.records import Container
 from pipeline.media import video
 from pipeline.media.detectors.detector import Detector, Options
 
-Tiny = NDArray[np.float32]  # 9 * 16 * 3 values, 0 to 255
+Tiny = NDArray[np.int64]  # 9 * 16 * 3 values, 0 to 255
 TINY = (16, 9)
 EPS_S = 1e-6  # so that frames at the edge of a window are inside it
 FLASH_S = 0.5  # a flash and what it leaves behind are over by then
@@ -83,7 +85,7 @@ class _Adaptive:
         change = 0.0 if self._before is None else sum(cv2.mean(cv2.absdiff(hsv, self._before))) / 3
         self._before = hsv
         tiny = cv2.resize(picture, TINY, interpolation=cv2.INTER_AREA)
-        tiny = tiny.astype(np.float32).reshape(-1)
+        tiny = tiny.astype(np.int64).reshape(-1)
         index = len(self._times)
         self._flashes.see(tiny, time_s, index, change >= self._options.min_content_val)
         self._dissolves.see(tiny, time_s, index)
@@ -131,8 +133,8 @@ class _Jump:
 
     index: int
     time_s: float
-    before: NDArray[np.float32]  # n d
-    size: float
+    before: NDArray[np.int64]  # n d
+    size: int  # sum of differences
 
 
 class _Flashes:
@@ -150,11 +152,11 @@ class _Flashes:
             self._recent.popleft()
         if is_jump and self._recent:
             before = np.stack([picture for _, picture in self._recent])
-            size = float(np.abs(before[-1] - tiny).mean())
+            size = int(np.abs(before[-1] - tiny).sum())
             self._jumps.append(_Jump(index, time_s, before, size))
         self._jumps = [jump for jump in self._jumps if time_s - jump.time_s <= FLASH_S + EPS_S]
         for jump in self._jumps:
-            if np.abs(jump.before - tiny).mean(axis=1).min() < FLASH_SHARE * jump.size:
+            if np.abs(jump.before - tiny).sum(axis=1).min() < FLASH_SHARE * jump.size:
                 self.indices.add(jump.index)
         self._jumps = [jump for jump in self._jumps if jump.index not in self.indices]
         self._recent.append((time_s, tiny))
@@ -184,11 +186,11 @@ class _Dissolves:
         while time_s - samples[0][0] > max(SPANS_S) + EPS_S:
             samples.popleft()
         times = np.array([sample[0] for sample in samples])
-        pictures: NDArray[np.float32] | None = None
+        pictures: NDArray[np.int64] | None = None
         for span_s in SPANS_S:
             first = int(np.searchsorted(times, time_s - span_s - EPS_S))
             is_short = time_s - times[first] < span_s - SLACK_S or len(times) - first < 5
-            if is_short or np.abs(tiny - samples[first][2]).mean() < LEAST_CHANGE:
+            if is_short or np.abs(tiny - samples[first][2]).sum() < LEAST_CHANGE * tiny.size:
                 continue
             if pictures is None:
                 pictures = np.stack([sample[2] for sample in samples])
@@ -198,17 +200,17 @@ class _Dissolves:
                 self.candidates.append(_Dissolve(left, samples[first + half][1]))
 
 
-def _mixture(pictures: NDArray[np.float32]) -> tuple[float, int] | None:
+def _mixture(pictures: NDArray[np.int64]) -> tuple[float, int] | None:
     """How far the pictures `n d` are off the straight line from the first to the last, and which is
     half way; None if they are no dissolve.
     """
     first, last = pictures[0], pictures[-1]
     way = last - first
-    length = float(way @ way)
+    length = int(way @ way)
     between = pictures[1:-1] - first
     shares = between @ way / length
-    off = between - shares[:, None] * way
-    left = float(np.sqrt((off * off).sum(axis=1) / length).max())
+    # what is left of each is between - share * way: of squares, Pythagoras
+    left = float(np.sqrt(np.maximum(0, (between * between).sum(axis=1) / length - shares**2)).max())
     if left > MOST_LEFT or _alike(first, last) > MOST_ALIKE:
         return None
     strides = np.diff(np.concatenate([[0.0], shares, [1.0]]))
@@ -220,8 +222,10 @@ def _mixture(pictures: NDArray[np.float32]) -> tuple[float, int] | None:
 
 def _alike(first: Tiny, last: Tiny) -> float:
     """Correlation of two pictures, whatever their brightness and contrast: -1 to 1."""
-    first, last = first - first.mean(), last - last.mean()
-    return float(first @ last / (np.sqrt((first @ first) * (last @ last)) + EPS_S))
+    count = first.size
+    both = count * int(first @ last) - int(first.sum()) * int(last.sum())
+    alone = [count * int(each @ each) - int(each.sum()) ** 2 for each in (first, last)]
+    return both / math.sqrt(alone[0] * alone[1]) if all(alone) else 0.0
 
 
 DETECTORS = (Adaptive,)
