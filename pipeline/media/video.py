@@ -642,7 +642,9 @@ class _Showing:
 
     def _close_end(self) -> None:
         """What the container promises behind the last frame."""
-        end = self._facts.end_pts if self._facts.order != "broken" else self._edge
+        # where a line is broken, damage before its end may have moved it
+        is_sure = self._why or self._facts.order != "broken"
+        end = self._facts.end_pts if is_sure else self._edge
         if end - self._edge > self._little():
             self._why = self._why or "no picture can be decoded"
             self._lose(end)
