@@ -839,7 +839,7 @@ def some_frames(
     count = 0
     if chosen:
         with _open(path) as container:
-            stream = _ready(_streams(container)[0])
+            stream = _streams(container)[0]
             try:
                 for packet in packets(container, stream):
                     for frame in packet.decode():
