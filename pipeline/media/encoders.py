@@ -40,6 +40,7 @@ from pipeline.media.weights import TINY as TINY
 from pipeline.media.weights import UNET_LAYOUTS as UNET_LAYOUTS
 from pipeline.media.weights import VAE_LAYOUTS as VAE_LAYOUTS
 from pipeline.media.weights import Weights as Weights
+from pipeline.media.weights import cannot_be_half as cannot_be_half
 from pipeline.media.weights import check_file as check_file
 from pipeline.media.weights import clip_facts as clip_facts
 from pipeline.media.weights import find_weights as find_weights
@@ -56,6 +57,7 @@ from pipeline.media.weights import variant_of as variant_of
 Precision = Literal["float32", "float64", "bfloat16", "float16"]
 PORTABLE: Precision = "float64"
 Layer = Literal["last", "penultimate"]
+GREY = 64  # side of the picture that a VAE is tried with
 MAX_PSNR_DB = 99.0  # of equal pictures
 Pixels = NDArray[np.uint8]
 
@@ -250,13 +252,15 @@ def new_vae(folder: Path, precision: Precision, device: str) -> Any:
     from diffusers import AutoencoderKL
 
     with _loading(folder):
-        vae: Any = AutoencoderKL.from_pretrained(  # type: ignore[no-untyped-call]
+        vae, report = AutoencoderKL.from_pretrained(  # type: ignore[no-untyped-call]
             folder,
             use_safetensors=True,
             variant=variant_of(folder),
             torch_dtype=getattr(torch, precision),
             local_files_only=True,
+            output_loading_info=True,
         )
+        check_loading(report)
     vae = vae.to(device, memory_format=_memory_format(vae.dtype))
     if precision == PORTABLE and device == "cpu":
         _speed_up(vae)
@@ -302,6 +306,36 @@ def _convolve(layer: Any, pictures: Any, weight: Any, bias: Any) -> Any:
             total.addmm_(weight[:, :, i, j], stretch)
     result = sums.view(len(pictures), num_out, rows, pitch)[..., :columns]
     return result if bias is None else result + bias[:, None, None]
+
+
+def check_loading(report: Mapping[str, Any]) -> None:
+    """Raises ValueError unless diffusers found exactly the weights that the config asks for:
+    `report` is what it gives with `output_loading_info`.
+    """
+    problems = []
+    for kind in ("missing", "unexpected", "mismatched"):
+        names = sorted(map(str, report.get(f"{kind}_keys") or ()))
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            problems.append(f"{names[0]!a:.80}{more} {kind}")
+    if problems:
+        raise ValueError(f"the weights are not those of the config: {', '.join(problems)}")
+
+
+def check_fit(models: Encoders) -> None:
+    """Load both models and show the VAE a grey picture. Raises RecipeError, in a line, if weights
+    and config do not belong together or no latents come out.
+    """
+    try:
+        vae = new_vae(models.vae_folder, "float32", "cpu")
+        grey = np.full((1, GREY, GREY, 3), 127, np.uint8)
+        with _loading(models.vae_folder):
+            decode(vae, latents(vae, grey, 1, with_std=False)[0])
+        new_clip(models.clip_folder, "float32", "cpu", models.force_quick_gelu)
+    except (Stopped, BadData) as error:
+        raise RecipeError(
+            f"{error}; take the config and the weights of one model, as its makers published them"
+        ) from error
 
 
 def _memory_format(dtype: Any) -> Any:

@@ -35,6 +35,7 @@ TEXT_ENCODER: tuple[Layout, ...] = (
 CLIP_LAYOUTS = (OPEN_CLIP, *TEXT_ENCODER)
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 MAX_CONFIG_BYTES = 1_000_000
+VOCABULARY = 49408  # tokens of CLIP's tokenizer, which is the one there is here
 MAX_SIZE = 1 << 20  # of anything a config gives the size of; CLIP's vocabulary is 49,408
 MAX_LAYERS = 64  # the largest CLIP has 48
 MAX_BLOCKS = 16  # of a list of sizes; Stable Diffusion has 4
@@ -90,8 +91,7 @@ def find_weights(
     folder, files, commit = locate(name, revision, subfolder, layouts, beside, offline)
     for file in files:
         _check(name, folder / file)
-    if files in TEXT_ENCODER:
-        _check_text_encoder(name, folder / files[0])
+    check_config(name, folder / files[0], layouts)
     config, weights = (folder / file for file in files)
     identity = [_meaning(config), canonical.file_digest_once(weights)]
     if folder.is_relative_to(TINY):
@@ -195,6 +195,67 @@ def _check(name: str, path: Path) -> None:
                 )
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise RecipeError(f"the model '{name}' is damaged: {path}: {error}") from error
+
+
+# What longtake does, by the fields in which a config could ask for something else; None is silence.
+VAE_FIELDS: dict[str, tuple[object, ...]] = {
+    "_class_name": (None, "AutoencoderKL"),
+    "latents_mean": (None,),  # statistics per channel
+    "latents_std": (None,),
+}
+TEXT_FIELDS: dict[str, tuple[object, ...]] = {
+    "vocab_size": (None, VOCABULARY),
+    "hf_tokenizer_name": (None, ""),
+    "tokenizer_mode": (None, "clip"),
+    "tokenizer_kwargs": (None, {}),
+    "no_causal_mask": (None, False),
+    "embed_cls": (None, False),
+    "final_ln_after_pool": (None, False),
+}
+PICTURE_FIELDS: dict[str, tuple[object, ...]] = {
+    "mode": (None, "RGB"),
+    "interpolation": (None, "bicubic"),
+}
+TEXT_ENCODER_FIELDS: dict[str, tuple[object, ...]] = {
+    "vocab_size": (None, VOCABULARY),
+    "layer_norm_eps": (None, 1e-5),
+    "use_attention_mask": (None, False),
+}
+
+
+def check_config(name: str, config: Path, layouts: Sequence[Layout]) -> None:
+    """Raises RecipeError for a VAE's or CLIP's config that asks for what longtake does not do: it
+    would give other numbers than its makers', without a word.
+    """
+    facts = read_config(config)
+    if layouts == VAE_LAYOUTS:
+        _check_fields(name, config, facts, VAE_FIELDS)
+    elif config.name == OPEN_CLIP[0]:
+        model = facts.get("model_cfg", {})
+        _check_fields(name, config, model.get("text_cfg", {}), TEXT_FIELDS)
+        _check_fields(name, config, facts.get("preprocess_cfg", {}), PICTURE_FIELDS)
+    elif layouts == CLIP_LAYOUTS:
+        _check_text_encoder(name, config)
+        _check_fields(name, config, facts, TEXT_ENCODER_FIELDS)
+
+
+def _check_fields(
+    name: str, config: Path, facts: dict[str, Any], fields: dict[str, tuple[object, ...]]
+) -> None:
+    for field, values in fields.items():
+        value = facts.get(field)
+        if value not in values:
+            wanted = " or ".join("nothing" if known is None else repr(known) for known in values)
+            raise RecipeError(
+                f"the model '{name}' asks for what longtake does not do: {field} is "
+                f"{str(value)!a:.60} in {config}, wanted is {wanted}; take another model"
+            )
+
+
+def cannot_be_half(folder: Path) -> bool:
+    """Whether a VAE's config says that float16 is too narrow for it."""
+    layout = layout_of(folder, VAE_LAYOUTS)
+    return layout is not None and read_config(folder / layout[0]).get("force_upcast") is True
 
 
 def _check_text_encoder(name: str, config: Path) -> None:

@@ -28,7 +28,7 @@ from pipeline.dataset.outputs import write_outputs
 from pipeline.dataset.recipe import Loaded
 from pipeline.dataset.relock import check_removals
 from pipeline.media import addresses, encoders
-from pipeline.stages import NAMES
+from pipeline.stages import NAMES, encode
 
 STAGES = tuple(name for name in NAMES if name not in ("expand", "cut", "filter"))  # not in the lock
 UNUSED = ("download", "cut", "filter")  # stages whose options a rebuild does not ask for
@@ -296,6 +296,7 @@ def reproduce(
         )
     check_removals(loaded, folder)
     with opened(data) as store, store.unfinished(loaded.recipe.name):
+        encode.check_models(loaded.setup(device), store)
         fetching = CHAIN["download"].stage(loaded.setup(device))
         visit = runner(store, executor, progress, fetching)
         walked = walk(loaded, locked, visit, device)

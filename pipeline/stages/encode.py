@@ -29,6 +29,7 @@ from pipeline.media import encoders, video
 VERSION = 2
 LATENTS_VERSION = IMAGES_VERSION = TEXT_VERSION = 1
 ROUND_TRIP_VERSION = 2
+FIT_VERSION = 1
 MAKES = Sample
 PSNR_FRAMES = 4
 TEXT_SUBFOLDER = "text_encoder"  # where a Stable Diffusion checkpoint keeps its CLIP
@@ -128,6 +129,11 @@ def find_encoders(params: Params, folder: Path, offline: bool = False) -> encode
             f"the CLIP '{params.clip or preset.clip}' sees no pictures, it is a text encoder alone "
             f"({clip_folder}): write image_frames = 0 under [encode], or name a whole CLIP"
         )
+    if params.precision == "float16" and encoders.cannot_be_half(vae_folder):
+        raise RecipeError(
+            f"the VAE '{params.vae or preset.vae}' says it cannot be run in float16 (force_upcast "
+            f'in {vae_folder}): write precision = "float32" or "bfloat16" under [encode]'
+        )
     # Stable Diffusion 2's text_encoder has lost the last block already
     layer = params.text_layer or (preset.text_layer if has_images else "last")
     pad = preset.pad_token if params.pad_token is None else params.pad_token
@@ -137,6 +143,21 @@ def find_encoders(params: Params, folder: Path, offline: bool = False) -> encode
         and not encoders.says_quick_gelu(clip_folder)
     )
     return encoders.Encoders(vae, vae_folder, clip, clip_folder, layer, pad, force)
+
+
+def check_models(setup: Setup, store: Store) -> None:
+    """Whether the models can be run, asked before any work and once for each pair. Raises
+    RecipeError.
+    """
+    params = setup.table(Params)
+    models = find_encoders(params, setup.folder, setup.offline)
+
+    def check() -> object:
+        encoders.check_fit(models)
+        return "fits"
+
+    task = ["fit", FIT_VERSION, models.vae.sha256, models.clip.sha256]
+    store.once([*task, *_forced(models)], check)
 
 
 def stage(setup: Setup) -> Stage:
