@@ -57,6 +57,7 @@ from pipeline.media.weights import variant_of as variant_of
 Precision = Literal["float32", "float64", "bfloat16", "float16"]
 PORTABLE: Precision = "float64"
 Layer = Literal["last", "penultimate"]
+SPECIAL = ("<start_of_text>", "<end_of_text>")  # open_clip's names of the tokens around a text
 GREY = 64  # side of the picture that a VAE is tried with
 MAX_PSNR_DB = 99.0  # of equal pictures
 Pixels = NDArray[np.uint8]
@@ -547,10 +548,21 @@ def images(clip: Any, frames: Pixels) -> NDArray[np.float16]:
 
 @lru_cache(maxsize=1)
 def tokenizer(length: int) -> Any:
-    """CLIP's byte-pair tokenizer; it takes longer to make than a caption takes to embed."""
+    """CLIP's byte-pair tokenizer; it takes longer to make than a caption takes to embed. To it all
+    of a caption is text: open_clip's would end a caption at a word that looks like a special token.
+    """
     import open_clip
+    import regex  # type: ignore[import-untyped]
 
-    return open_clip.SimpleTokenizer(context_length=length)
+    words = open_clip.SimpleTokenizer(context_length=length)
+    words.pat = regex.compile(words.pat.pattern.replace(f"{'|'.join(SPECIAL)}|", ""), regex.I)
+    words.cache.clear()
+    return words
+
+
+def looks_special(caption: str) -> bool:
+    """Whether a caption has a word that open_clip takes for the start or end of a text."""
+    return any(word in caption.lower() for word in SPECIAL)
 
 
 def text(clip: Any, caption: str, layer: Layer, pad_token: int) -> NDArray[np.float16]:

@@ -445,4 +445,7 @@ def text(
         hidden = encoders.text(model, caption, models.text_layer, models.pad_token)
         return store.put(encoders.npy(hidden))
 
-    return Blob(**store.once([*_text_task(models, params), caption], embed, Blob))
+    task = [*_text_task(models, params), caption]
+    if encoders.looks_special(caption):  # which had another embedding before this was text
+        task = [*_text_task(models, params), "all is text", caption]
+    return Blob(**store.once(task, embed, Blob))

@@ -306,6 +306,26 @@ def test_captions_differ_and_the_empty_one_is_a_caption(clip_model: Any) -> None
     )
 
 
+@pytest.mark.parametrize("word", encoders.SPECIAL)
+def test_a_word_that_looks_like_a_special_token_is_text(clip_model: Any, word: str) -> None:
+    words = encoders.tokenizer(77)
+    tokens = words(f"a fish {word.upper()} in a bowl")[0].tolist()
+    assert (tokens.count(49406), tokens.count(49407)) == (1, 1)
+    assert tokens[:3] == words("a fish")[0].tolist()[:3]
+    first, second = (
+        encoders.text(clip_model, f"a fish {word} {end}", "last", 49407) for end in ("one", "two")
+    )
+    assert not np.array_equal(first, second)
+
+
+def test_ordinary_captions_have_open_clip_s_tokens() -> None:
+    import open_clip
+
+    for caption in ("a fish", "It's the 2nd of <May>, l'été 東京!", "", "word " * 90):
+        theirs = open_clip.SimpleTokenizer()(caption).tolist()
+        assert encoders.tokenizer(77)(caption).tolist() == theirs
+
+
 def test_images_are_close_to_open_clip_s_own_preprocessing(
     clip_model: Any, film: Callable[..., Path]
 ) -> None:
