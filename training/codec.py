@@ -154,7 +154,9 @@ class Codec:
             raise UsageError(f"what made the shards is not understood: {_problem(error)}") from None
         self.models = models
         self.scaling_factor = facts.scaling_factor
-        self._precision = facts.precision
+        # bytes that are the same on every machine are a matter of shards: pictures need none
+        is_portable = facts.precision == encoders.PORTABLE
+        self._precision: encoders.Precision = "float32" if is_portable else facts.precision
         self._chunk_frames = facts.chunk_frames
         self.device = str(device)
         self._own_folders = {"vae": vae, "clip": clip}

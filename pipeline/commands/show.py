@@ -13,7 +13,7 @@ from pipeline.core.records import Clip, Sample, source_of
 from pipeline.core.store import Store
 from pipeline.dataset.chain import manifest_path, read_manifest
 from pipeline.dataset.recipe import Loaded
-from pipeline.media import encoders, video
+from pipeline.media import encoders
 from pipeline.stages import encode, keep
 
 TEXT, GAP = 28, 4  # pixels: height of the line of text, space between pictures
@@ -45,7 +45,7 @@ def contact_sheet(
     if not store.has(clip.blob):
         raise RecipeError(f"the clip of '{key}' is not in the store any more: build again")
     picks = np.linspace(0, clip.num_frames - 1, count).round().astype(int)
-    frames = video.read_clip(store.path(clip.blob.sha256))[picks]
+    frames = encode.pixels_of(clip, store, loaded.recipe.encode.precision)[picks]
     rows = [frames]
     line = f"{key}  {clip.num_frames} frames at {float(clip.fps):g} fps"
     if isinstance(record, Sample):

@@ -58,7 +58,7 @@ from pipeline.dataset.naming import NAME
 from pipeline.dataset.probe import probe_of
 from pipeline.dataset.recipe import Loaded
 from pipeline.dataset.removals import Head, head_of
-from pipeline.media import reel
+from pipeline.media import machine, reel
 from pipeline.stages import NAMES
 from pipeline.stages import shard as shard_stage
 
@@ -148,6 +148,8 @@ class _Environment(Facts):
     machine: Text
     devices: Texts
     threads: Count
+    cpu: dict[Text, Text] = Field(default_factory=dict)  # older locks do not tell
+    restrictions: dict[Text, Text] = Field(default_factory=dict)
 
 
 class _Header(Facts):
@@ -318,11 +320,15 @@ def json_digests_of(shards: Iterable[Shard]) -> dict[str, str]:
 
 
 def environment(devices: list[str]) -> dict[str, Any]:
-    """With what a dataset was made. It explains differences and enters no digest."""
+    """With what a dataset was made, and on what the lock was written. It explains differences and
+    enters no digest.
+    """
     versions = {name: metadata.version(name) for name in LIBRARIES}
     return {
         "versions": {**versions, "ffmpeg": reel.ffmpeg_version()},
         "machine": platform.machine(),
+        "cpu": machine.cpu(),
+        "restrictions": machine.restrictions(),
         "devices": devices,
         "threads": 1,
     }

@@ -1,84 +1,65 @@
-"""The VAE and the CLIP around a video model: finds them, loads them, runs them.
+"""The VAE and the CLIP around a video model: loads them and runs them (`weights` finds them).
 
-The pipeline encodes with them, and the trainer decodes and embeds with the same code. A model is a
-folder, or a hub id with a revision; only safetensors are read. A CLIP is one of open_clip, or the
-`text_encoder` folder of a Stable Diffusion checkpoint, which has words only and is a third of the
-bytes. What a model *is*, for task keys and for the shards' index, is the digest of its config and
-weights, never its name or place. In a build a CPU uses one thread, so that numbers do not depend on
-how many cores the machine has.
+The pipeline encodes with them, and the trainer decodes and embeds with the same code. A CLIP is
+one of open_clip, or the `text_encoder` folder of a Stable Diffusion checkpoint, which has words
+only and is a third of the bytes. In a build a CPU uses one thread, so that numbers do not depend on
+how many cores the machine has. In float64 they do not depend on the kind of CPU either: machines
+add in different orders, which moves a sum by its last bits, and rounding to float16 at the very end
+takes those away but for about one value in a billion (docs/determinism.md).
 """
 
 from __future__ import annotations
 
 import base64
 import io
-import json
+import itertools
 import logging
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.core import canonical
-
-# named again, for the trainer, which may import nothing else of the pipeline, catches them
+# named again, for the trainer, which may import of the pipeline this module and `video` alone
 from pipeline.core.errors import BadData as BadData
 from pipeline.core.errors import RecipeError as RecipeError
 from pipeline.core.errors import Stopped as Stopped
+from pipeline.media import machine
+from pipeline.media.weights import CLIP_LAYOUTS as CLIP_LAYOUTS
+from pipeline.media.weights import MAX_SIZE as MAX_SIZE
+from pipeline.media.weights import OPEN_CLIP as OPEN_CLIP
+from pipeline.media.weights import TEXT_ENCODER as TEXT_ENCODER
+from pipeline.media.weights import TINY as TINY
+from pipeline.media.weights import UNET_LAYOUTS as UNET_LAYOUTS
+from pipeline.media.weights import VAE_LAYOUTS as VAE_LAYOUTS
+from pipeline.media.weights import Weights as Weights
+from pipeline.media.weights import cannot_be_half as cannot_be_half
+from pipeline.media.weights import check_file as check_file
+from pipeline.media.weights import clip_facts as clip_facts
+from pipeline.media.weights import find_weights as find_weights
+from pipeline.media.weights import former_digest as former_digest
+from pipeline.media.weights import has_images as has_images
+from pipeline.media.weights import layout_of as layout_of
+from pipeline.media.weights import locate as locate
+from pipeline.media.weights import read_config as read_config
+from pipeline.media.weights import says_quick_gelu as says_quick_gelu
+from pipeline.media.weights import stored_shapes
+from pipeline.media.weights import vae_facts as vae_facts
+from pipeline.media.weights import variant_of as variant_of
 
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["float32", "float64", "bfloat16", "float16"]
+PORTABLE: Precision = "float64"
 Layer = Literal["last", "penultimate"]
-TINY = Path(__file__).parent / "tiny"
-Layout = tuple[str, str]  # names of a model's config and of its weights
-# The names that a model's files may have. The first layout that is there counts: half precision
-# (fp16) only where a repository has nothing else.
-UNET_LAYOUTS: tuple[Layout, ...] = (
-    ("config.json", "diffusion_pytorch_model.safetensors"),
-    ("config.json", "diffusion_pytorch_model.fp16.safetensors"),
-)
-VAE_LAYOUTS = UNET_LAYOUTS
-OPEN_CLIP: Layout = ("open_clip_config.json", "open_clip_model.safetensors")
-TEXT_ENCODER: tuple[Layout, ...] = (
-    ("config.json", "model.safetensors"),
-    ("config.json", "model.fp16.safetensors"),
-)
-CLIP_LAYOUTS = (OPEN_CLIP, *TEXT_ENCODER)
-PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+SPECIAL = ("<start_of_text>", "<end_of_text>")  # open_clip's names of the tokens around a text
+GREY = 64  # side of the picture that a VAE is tried with
 MAX_PSNR_DB = 99.0  # of equal pictures
-MAX_CONFIG_BYTES = 1_000_000
-MAX_SIZE = 1 << 20  # of anything a config gives the size of; CLIP's vocabulary is 49,408
-MAX_LAYERS = 64  # the largest CLIP has 48
-MAX_BLOCKS = 16  # of a list of sizes; Stable Diffusion has 4
-PRECISIONS = frozenset({"F32", "F16", "BF16"})  # of weights, as safetensors calls them
-SIZES = {
-    "in_channels",
-    "out_channels",
-    "latent_channels",
-    "sample_size",
-    "block_out_channels",
-    "norm_num_groups",
-    "cross_attention_dim",
-    "attention_head_dim",
-    "num_attention_heads",
-    "embed_dim",
-    "image_size",
-    "width",
-    "head_width",
-    "patch_size",
-    "context_length",
-    "vocab_size",
-    "heads",
-    "hidden_size",
-    "intermediate_size",
-    "max_position_embeddings",
-}
 Pixels = NDArray[np.uint8]
 
 
@@ -120,15 +101,6 @@ PRESETS = {
 
 
 @dataclass(frozen=True)
-class Weights:
-    """One model: its name and revision for people, its digest for everything else."""
-
-    name: str
-    revision: str | None
-    sha256: str
-
-
-@dataclass(frozen=True)
 class Encoders:
     """Both models, where they are on this machine and what they are anywhere."""
 
@@ -139,215 +111,6 @@ class Encoders:
     text_layer: Layer
     pad_token: int
     force_quick_gelu: bool = False  # against the config's word
-
-
-def find_weights(
-    name: str,
-    revision: str | None,
-    subfolder: str,
-    layouts: Sequence[Layout],
-    beside: Path,
-    offline: bool = False,
-) -> tuple[Path, Weights]:
-    """A model's folder on this machine, and its identity.
-
-    `name` is a folder (a relative one begins at `beside`, else at the working folder) or a hub id;
-    the files lie in its `subfolder` or at its top. Raises RecipeError for a folder without the
-    files, for damaged ones, and for a config that would fetch another model; Stopped if the hub
-    cannot be reached or has no such model.
-    """
-    folder, files, commit = locate(name, revision, subfolder, layouts, beside, offline)
-    for file in files:
-        _check(name, folder / file)
-    if files in TEXT_ENCODER:
-        _check_text_encoder(name, folder / files[0])
-    config, weights = (folder / file for file in files)
-    identity = [_meaning(config), canonical.file_digest_once(weights)]
-    if folder.is_relative_to(TINY):
-        label = f"longtake/tiny-{folder.name}"
-    else:
-        label = name if commit else folder.name
-    return folder, Weights(label, commit, canonical.digest(identity))
-
-
-# What a config says of where it came from, and of what no number depends on.
-WORDS = {
-    "architectures",
-    "dtype",
-    "force_upcast",
-    "model_type",
-    "sample_size",
-    "torch_dtype",
-    "transformers_version",
-}
-
-
-def _meaning(config: Path) -> dict[str, Any]:
-    """A config without its words: equal weights under configs of equal meaning are one model."""
-    facts = read_config(config)
-    return {
-        key: value for key, value in facts.items() if not key.startswith("_") and key not in WORDS
-    }
-
-
-def former_digest(folder: Path, layouts: Sequence[Layout]) -> str:
-    """The identity that shards made before longtake knew a config's meaning have of a model: over
-    the bytes of both its files.
-    """
-    files = layout_of(folder, layouts)
-    assert files is not None
-    digests = [[file, canonical.file_digest_once(folder / file)] for file in sorted(files)]
-    return canonical.digest(digests)
-
-
-def locate(
-    name: str,
-    revision: str | None,
-    subfolder: str,
-    layouts: Sequence[Layout],
-    beside: Path,
-    offline: bool = False,
-) -> tuple[Path, Layout, str | None]:
-    """The folder of a model's files on this machine, their names, and the hub's commit if they came
-    from there. Raises RecipeError if none of the layouts is there, Stopped as `find_weights`.
-    """
-    own_folder = next((path for path in (beside / name, Path(name)) if path.is_dir()), None)
-    folder = own_folder
-    for layout in layouts:
-        if own_folder is None:
-            folder = _from_hub(name, revision, subfolder, layout, offline)
-        assert folder is not None
-        for place in dict.fromkeys((folder / subfolder, folder)):
-            if layout_of(place, [layout]):
-                return place, layout, None if own_folder else folder.name
-    assert folder is not None
-    raise RecipeError(_missing(name, folder, subfolder, layouts))
-
-
-def layout_of(folder: Path, layouts: Sequence[Layout]) -> Layout | None:
-    """The first of these layouts that a folder holds whole."""
-    for layout in layouts:
-        if all((folder / file).is_file() for file in layout):
-            return layout
-    return None
-
-
-def _missing(name: str, folder: Path, subfolder: str, layouts: Sequence[Layout]) -> str:
-    place = folder / subfolder if (folder / subfolder).is_dir() else folder
-    lacking = [
-        " and ".join(file for file in layout if not (place / file).is_file()) for layout in layouts
-    ]
-    pickles = sorted(path.name for path in place.glob("*") if path.suffix in PICKLES)
-    remark = f"; {pickles[0]} is a pickle and is never read" if pickles else ""
-    return (
-        f"the model '{name}' has no {', nor '.join(dict.fromkeys(lacking))} "
-        f"(longtake reads safetensors only{remark}): looked in {place}"
-    )
-
-
-def _check(name: str, path: Path) -> None:
-    """Whether a model's file can be read at all, and leads to no other model.
-
-    It is asked before hours of decoding. A CLIP config may name a model of transformers or of timm,
-    which open_clip would then fetch from the hub, code and all.
-    """
-    try:
-        check_file(path)
-        if path.suffix == ".json":
-            towers = read_config(path).get("model_cfg", {})
-            text_model = towers.get("text_cfg", {}).get("hf_model_name")
-            image_model = towers.get("vision_cfg", {}).get("timm_model_name")
-            if text_model or ":" in (image_model or ""):
-                raise RecipeError(
-                    f"the model '{name}' is made of another one, '{text_model or image_model}', "
-                    f"which longtake does not fetch: {path}"
-                )
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise RecipeError(f"the model '{name}' is damaged: {path}: {error}") from error
-
-
-def _check_text_encoder(name: str, config: Path) -> None:
-    """Raises RecipeError if a config is not that of a CLIP's text tower alone."""
-    facts = read_config(config)
-    kind = facts.get("model_type")
-    activation = facts.get("hidden_act", "quick_gelu")
-    if kind != "clip_text_model" or activation not in ("quick_gelu", "gelu"):
-        raise RecipeError(
-            f"the model '{name}' is no CLIP: {config} has model_type {kind!r} and hidden_act "
-            f"{activation!r}, wanted are 'clip_text_model' and 'quick_gelu' or 'gelu'; or a folder "
-            f"with {' and '.join(OPEN_CLIP)}"
-        )
-
-
-def check_file(path: Path) -> None:
-    """Whether a config (.json) or weights (.safetensors) of a model may be loaded. Raises
-    ValueError for damaged ones, for sizes that no model has, and for weights that are not float32,
-    float16 or bfloat16.
-    """
-    if path.suffix == ".json":
-        _check_sizes(read_config(path))
-    else:
-        _check_weights(path)
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """A model's config. Raises ValueError for what is none."""
-    with path.open("rb") as file:
-        content = file.read(MAX_CONFIG_BYTES + 1)
-    if len(content) > MAX_CONFIG_BYTES:
-        raise ValueError(f"a config of more than {MAX_CONFIG_BYTES} bytes")
-    try:
-        config = json.loads(content, parse_constant=_refuse_constant)
-    except RecursionError as error:
-        raise ValueError("nested without end") from error
-    if not isinstance(config, dict):
-        raise ValueError("not a JSON object")
-    return config
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of a config")
-
-
-def _check_sizes(config: dict[str, Any]) -> None:
-    """All sizes of a config, at any depth, are whole numbers a model may have."""
-    for name, value in config.items():
-        if isinstance(value, dict):
-            _check_sizes(value)
-        elif value is not None and (name in SIZES or "layers" in name):
-            most = MAX_LAYERS if "layers" in name else MAX_SIZE
-            _check_numbers(name, value if isinstance(value, list) else [value], most)
-        elif name == "scaling_factor":
-            _check_scale(value)
-
-
-def _check_numbers(name: str, numbers: list[Any], most: int) -> None:
-    if len(numbers) > MAX_BLOCKS:
-        raise ValueError(f"{name}: {len(numbers)} sizes, at most {MAX_BLOCKS} are read")
-    for number in numbers:
-        if type(number) is not int or not 0 < number <= most:
-            raise ValueError(f"{name}: {str(number)[:40]} is no number from 1 to {most}")
-
-
-def _check_scale(value: Any) -> None:
-    is_number = type(value) in (int, float)
-    if not is_number or not 0 < value < math.inf:
-        raise ValueError(f"scaling_factor: {str(value)[:40]} is no number above 0")
-
-
-def _check_weights(path: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "np") as file:
-            for name in file.keys():  # noqa: SIM118  it is no dict
-                precision = file.get_slice(name).get_dtype()
-                if precision not in PRECISIONS and not name.endswith("position_ids"):
-                    raise ValueError(
-                        f"{name!a:.80} is of {precision}, not of {', '.join(sorted(PRECISIONS))}"
-                    )
-    except SafetensorError as error:
-        raise ValueError(str(error)) from error
 
 
 def _check_same_shapes(model: Any, stored: Mapping[str, Sequence[int]]) -> None:
@@ -363,13 +126,6 @@ def _check_same_shapes(model: Any, stored: Mapping[str, Sequence[int]]) -> None:
             )
 
 
-def _stored_shapes(path: Path) -> dict[str, list[int]]:
-    from safetensors import safe_open
-
-    with safe_open(path, "np") as file:
-        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-
-
 @contextmanager
 def _loading(folder: Path) -> Iterator[None]:
     """Whatever torch, diffusers or open_clip say of a model they cannot make, as one line."""
@@ -382,31 +138,8 @@ def _loading(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _from_hub(
-    name: str, revision: str | None, subfolder: str, files: Sequence[str], offline: bool
-) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    paths = [f"{subfolder}/{file}" if subfolder else file for file in files]
-    patterns = [*paths, *files] if subfolder else paths  # some keep the model at their top
-    try:
-        folder = snapshot_download(
-            name, revision=revision, allow_patterns=patterns, local_files_only=offline
-        )
-    except HFValidationError as error:
-        raise RecipeError(f"'{name}' is neither a folder nor a hub id (OWNER/NAME)") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise Stopped(
-            f"cannot get the model '{name}' from the hub: {reason} - go online, "
-            f"or name a folder that holds {', '.join(paths)}"
-        ) from error
-    return Path(folder)
-
-
-def choose_device(name: str) -> str:
-    """A torch device that is there: "auto" is the GPU if there is one.
+def choose_device(name: str, precision: Precision = "float32") -> str:
+    """A torch device that is there: "auto" is the GPU if there is one that has this precision.
 
     Several workers of a build share the GPUs out among them. Raises Stopped if this machine has no
     such device.
@@ -420,10 +153,13 @@ def choose_device(name: str) -> str:
     }
     device = name
     if name == "auto":
+        there["mps"] = there["mps"] and precision != PORTABLE
         device = next(kind for kind, is_there in there.items() if is_there)
     kind, _, number = device.partition(":")
     if not there[kind] or (number and int(number) >= torch.cuda.device_count()):
         raise Stopped(f"this machine has no {device}: use --device cpu or auto")
+    if kind == "mps" and precision == PORTABLE:
+        raise Stopped(f"{device} has no {PORTABLE}: use --device cpu or auto")
     if device == "cuda" and "LONGTAKE_WORKER" in os.environ:
         device = f"cuda:{int(os.environ['LONGTAKE_WORKER']) % torch.cuda.device_count()}"
     return device
@@ -452,14 +188,36 @@ def _num_gpus_of_cluster(name: str, cluster: int) -> int:
 
 
 def device_name(device: str) -> str:
-    """What a sample says it was encoded on: the GPU's name, "mps", or "cpu" and the kind of vector
-    instructions, on which the last bits depend.
+    """What a sample says it was encoded on, with all that its last bits may depend on: of a CPU the
+    model, which of its code torch runs, and the versions of BLAS and oneDNN; of a GPU the name,
+    the driver, and the versions of CUDA and cuDNN; or "mps".
     """
     import torch
 
     if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    return f"cpu {torch.backends.cpu.get_cpu_capability()}" if device == "cpu" else device
+        name, cudnn = torch.cuda.get_device_name(device), _cudnn_version()
+        driver = machine.driver() or "unknown"
+        return f"{name}, driver {driver}, cuda {torch.version.cuda}, cudnn {cudnn}"
+    if device != "cpu":
+        return device
+    build = torch.__config__.show()
+    mkl = re.search(r"Math Kernel Library Version ([\d.]+)", build)
+    other = re.search(r"BLAS_INFO=(\w+)", build)
+    onednn = re.search(r"MKL-DNN v([\d.]+)", build)
+    parts = [
+        f"cpu {torch.backends.cpu.get_cpu_capability()}",
+        machine.cpu()["model"],
+        f"mkl {mkl[1]}" if mkl else (other[1] if other else ""),
+        f"onednn {onednn[1]}" if onednn else "",
+    ]
+    return ", ".join(filter(None, parts))
+
+
+def _cudnn_version() -> int | None:
+    from torch.backends import cudnn
+
+    version: int | None = cudnn.version()  # type: ignore[no-untyped-call]
+    return version
 
 
 def _settle() -> None:
@@ -495,20 +253,97 @@ def new_vae(folder: Path, precision: Precision, device: str) -> Any:
     from diffusers import AutoencoderKL
 
     with _loading(folder):
-        vae: Any = AutoencoderKL.from_pretrained(  # type: ignore[no-untyped-call]
+        vae, report = AutoencoderKL.from_pretrained(  # type: ignore[no-untyped-call]
             folder,
             use_safetensors=True,
             variant=variant_of(folder),
             torch_dtype=getattr(torch, precision),
             local_files_only=True,
+            output_loading_info=True,
         )
-    return vae.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        check_loading(report)
+    vae = vae.to(device, memory_format=_memory_format(vae.dtype))
+    if precision == PORTABLE and device == "cpu":
+        _speed_up(vae)
+    return vae.eval().requires_grad_(False)
 
 
-def variant_of(folder: Path) -> str | None:
-    """Which file of a diffusers model's folder is read: "fp16" if that is all there is."""
-    plain, half = VAE_LAYOUTS
-    return "fp16" if layout_of(folder, [plain]) is None and layout_of(folder, [half]) else None
+def _speed_up(vae: Any) -> None:
+    """Give a VAE in float64 convolutions that copy next to nothing: torch's, which has oneDNN's for
+    float32 alone, first writes every pixel down nine times.
+    """
+    from torch import nn
+
+    for layer in vae.modules():
+        if isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.dilation == (1, 1):
+            layer._conv_forward = partial(_convolve, layer)  # type: ignore[method-assign]
+
+
+def _convolve(layer: Any, pictures: Any, weight: Any, bias: Any) -> Any:
+    """A convolution of `b c h w` as one matrix product for each place of the kernel.
+
+    With rows laid end to end, the pixels under one place of the kernel are a stretch of the padded
+    picture; at the end of each row it makes numbers that are cut off.
+    """
+    from torch.nn import functional as F  # noqa: N812  torch's own name for it
+
+    (down, right), (above, beside) = layer.stride, layer.padding
+    padded = F.pad(pictures, (beside, beside, above, above))
+    num_out, num_in, height, width = weight.shape
+    rows = (padded.shape[2] - height) // down + 1
+    columns = (padded.shape[3] - width) // right + 1
+    pitch = padded.shape[3] if (down, right) == (1, 1) else columns
+    length = (rows - 1) * pitch + columns
+    sums = pictures.new_zeros(len(pictures), num_out, rows * pitch)
+    for i, j in itertools.product(range(height), range(width)):
+        if (down, right) == (1, 1):
+            start = i * pitch + j
+            stretches = padded.flatten(2)[:, :, start : start + length]
+        else:
+            places = padded[:, :, i : i + (rows - 1) * down + 1 : down]
+            places = places[..., j : j + (columns - 1) * right + 1 : right]
+            stretches = places.reshape(len(pictures), num_in, length)
+        for total, stretch in zip(sums[..., :length], stretches, strict=True):
+            total.addmm_(weight[:, :, i, j], stretch)
+    result = sums.view(len(pictures), num_out, rows, pitch)[..., :columns]
+    return result if bias is None else result + bias[:, None, None]
+
+
+def check_loading(report: Mapping[str, Any]) -> None:
+    """Raises ValueError unless diffusers found exactly the weights that the config asks for:
+    `report` is what it gives with `output_loading_info`.
+    """
+    problems = []
+    for kind in ("missing", "unexpected", "mismatched"):
+        names = sorted(map(str, report.get(f"{kind}_keys") or ()))
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            problems.append(f"{names[0]!a:.80}{more} {kind}")
+    if problems:
+        raise ValueError(f"the weights are not those of the config: {', '.join(problems)}")
+
+
+def check_fit(models: Encoders) -> None:
+    """Load both models and show the VAE a grey picture. Raises RecipeError, in a line, if weights
+    and config do not belong together or no latents come out.
+    """
+    try:
+        vae = new_vae(models.vae_folder, "float32", "cpu")
+        grey = np.full((1, GREY, GREY, 3), 127, np.uint8)
+        with _loading(models.vae_folder):
+            decode(vae, latents(vae, grey, 1, with_std=False)[0])
+        new_clip(models.clip_folder, "float32", "cpu", models.force_quick_gelu)
+    except (Stopped, BadData) as error:
+        raise RecipeError(
+            f"{error}; take the config and the weights of one model, as its makers published them"
+        ) from error
+
+
+def _memory_format(dtype: Any) -> Any:
+    """The order of a picture's numbers in memory that is fastest in this arithmetic."""
+    import torch
+
+    return torch.contiguous_format if dtype == torch.float64 else torch.channels_last
 
 
 def new_clip(
@@ -536,7 +371,7 @@ def _open_clip(folder: Path, force_quick_gelu: bool) -> Any:
         name, weights = f"local-dir:{folder}", folder / OPEN_CLIP[1]
         with torch.device("meta"):  # shapes without memory
             empty = open_clip.create_model(name, load_weights=False, device="meta")
-        _check_same_shapes(empty, _stored_shapes(weights))
+        _check_same_shapes(empty, stored_shapes(weights))
         clip: Any = open_clip.create_model(
             name, load_weights=False, force_quick_gelu=force_quick_gelu
         )
@@ -622,60 +457,22 @@ def _open_clip_names(weights: dict[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-def has_images(clip_folder: Path) -> bool:
-    """Whether a CLIP's folder holds the tower that sees pictures."""
-    return layout_of(clip_folder, [OPEN_CLIP]) is not None
-
-
-def says_quick_gelu(clip_folder: Path) -> bool:
-    """Whether a CLIP's own config asks for QuickGELU."""
-    if has_images(clip_folder):
-        config = json.loads((clip_folder / OPEN_CLIP[0]).read_text("utf-8"))
-        return bool(config["model_cfg"].get("quick_gelu", False))
-    config = json.loads((clip_folder / TEXT_ENCODER[0][0]).read_text("utf-8"))
-    return bool(config.get("hidden_act", "quick_gelu") == "quick_gelu")
-
-
-def clip_facts(clip_folder: Path) -> dict[str, int]:
-    """Tokens of a caption, width of its embedding, and width of a picture's (0 where there is
-    none), from a CLIP's config.
-    """
-    if has_images(clip_folder):
-        config = json.loads((clip_folder / OPEN_CLIP[0]).read_text("utf-8"))["model_cfg"]
-        tower = config["text_cfg"]
-        # where the config is silent, the defaults of open_clip
-        return {
-            "tokens": int(tower.get("context_length", 77)),
-            "text_width": int(tower.get("width", 512)),
-            "image_width": int(config["embed_dim"]),
-        }
-    config = json.loads((clip_folder / TEXT_ENCODER[0][0]).read_text("utf-8"))
-    return {
-        "tokens": int(config["max_position_embeddings"]),
-        "text_width": int(config["hidden_size"]),
-        "image_width": 0,
-    }
-
-
-def vae_facts(folder: Path) -> dict[str, Any]:
-    """Scaling factor, latent channels and down-scaling of a VAE, from its config."""
-    config = json.loads((folder / VAE_LAYOUTS[0][0]).read_text())
-    num_blocks = len(config.get("block_out_channels", (64,)))
-    # where the config is silent, the defaults of diffusers' AutoencoderKL
-    return {
-        "scaling_factor": config.get("scaling_factor", 0.18215),
-        "latent_channels": config.get("latent_channels", 4),
-        "factor": 2 ** (num_blocks - 1),
-    }
-
-
 def _pixels(frames: Pixels, weight: Any) -> Any:
     """`f h w c` uint8 RGB to `f c h w` in [-1, 1], where and as precise as a model's weight."""
     import torch
 
     levels = torch.from_numpy(np.ascontiguousarray(frames)).to(weight.device).permute(0, 3, 1, 2)
     scaled = levels.to(weight.dtype).div(127.5).sub(1)
-    return scaled.contiguous(memory_format=torch.channels_last)
+    return scaled.contiguous(memory_format=_memory_format(weight.dtype))
+
+
+def _numbers(tensor: Any) -> NDArray[np.floating[Any]]:
+    """A model's output as float32, or as the float64 it is in: two roundings are not one."""
+    import torch
+
+    is_double = tensor.dtype == torch.float64
+    numbers: NDArray[np.floating[Any]] = (tensor if is_double else tensor.float()).cpu().numpy()
+    return numbers
 
 
 def latents(
@@ -685,10 +482,14 @@ def latents(
     unscaled.
 
     Frames go in chunks of a fixed number, the last one filled up, so no number depends on the
-    clip's length. Raises BadData('non-finite').
+    clip's length. In float64, where the numbers do not depend on the chunk, a CPU takes them one by
+    one: that is half the time, and a large picture's convolution takes gigabytes. Raises
+    BadData('non-finite').
     """
     import torch
 
+    if vae.dtype == torch.float64 and vae.device.type == "cpu":
+        chunk = 1
     means, stds = [], []
     with torch.inference_mode():
         for start in range(0, len(frames), chunk):
@@ -696,8 +497,8 @@ def latents(
             filler = np.repeat(part[-1:], chunk - len(part), axis=0)
             pixels = _pixels(np.concatenate([part, filler]), vae)
             posterior = vae.encode(pixels).latent_dist
-            means.append(posterior.mean[: len(part)].float().cpu().numpy())
-            stds.append(posterior.std[: len(part)].float().cpu().numpy())
+            means.append(_numbers(posterior.mean[: len(part)]))
+            stds.append(_numbers(posterior.std[: len(part)]))
     mean = _half(np.concatenate(means), "latents")
     std = _half(np.concatenate(stds), "latent deviations") if with_std else None
     return mean, std
@@ -709,7 +510,7 @@ def decode(vae: Any, latents: NDArray[np.floating[Any]]) -> Pixels:
 
     stored = torch.from_numpy(latents).to(vae.device, vae.dtype)
     with torch.inference_mode():
-        pictures = vae.decode(stored).sample.float().cpu()
+        pictures = torch.from_numpy(_numbers(vae.decode(stored).sample))
     levels = pictures.add(1).mul(127.5).round().clamp(0, 255).byte()
     frames: Pixels = levels.permute(0, 2, 3, 1).numpy()
     return frames
@@ -718,11 +519,12 @@ def decode(vae: Any, latents: NDArray[np.floating[Any]]) -> Pixels:
 def psnr_db(frames: Pixels, truth: Pixels) -> float:
     """Peak signal-to-noise ratio of 8-bit pictures of one shape, in dB; 99 for equal ones.
 
-    The mean is taken in float32: samples store the result, and their bytes must not change, which
-    they could with `skimage.metrics`, whose mean is float64 (the two differ by up to 1e-6 dB).
+    The squared errors are added as whole numbers: the sum is the same on every machine, and samples
+    store the result.
     """
-    error = float(np.mean((frames.astype(np.float32) - truth.astype(np.float32)) ** 2))
-    return min(MAX_PSNR_DB, 10 * float(np.log10(255**2 / error))) if error else MAX_PSNR_DB
+    apart = frames.astype(np.int32) - truth.astype(np.int32)
+    error = int(np.square(apart).sum(dtype=np.int64)) / apart.size
+    return min(MAX_PSNR_DB, 10 * math.log10(255**2 / error)) if error else MAX_PSNR_DB
 
 
 def images(clip: Any, frames: Pixels) -> NDArray[np.float16]:
@@ -733,22 +535,34 @@ def images(clip: Any, frames: Pixels) -> NDArray[np.float16]:
     size = clip.visual.image_size
     side = size[0] if isinstance(size, tuple) else size
     weight = next(clip.parameters())
-    mean = torch.tensor(clip.visual.image_mean, device=weight.device).view(3, 1, 1)
-    std = torch.tensor(clip.visual.image_std, device=weight.device).view(3, 1, 1)
+    exact = weight.dtype if weight.dtype == torch.float64 else torch.float32
+    mean = torch.tensor(clip.visual.image_mean, dtype=exact, device=weight.device).view(3, 1, 1)
+    std = torch.tensor(clip.visual.image_std, dtype=exact, device=weight.device).view(3, 1, 1)
     with torch.inference_mode():
-        pixels = _pixels(frames, weight).float().add(1).div(2)
+        pixels = _pixels(frames, weight).to(exact).add(1).div(2)
         small = F.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
         normal = ((small - mean) / std).to(weight.dtype)
         embeddings = clip.encode_image(normal, normalize=False)
-    return _half(embeddings.float().cpu().numpy(), "image embeddings")
+    return _half(_numbers(embeddings), "image embeddings")
 
 
 @lru_cache(maxsize=1)
 def tokenizer(length: int) -> Any:
-    """CLIP's byte-pair tokenizer; it takes longer to make than a caption takes to embed."""
+    """CLIP's byte-pair tokenizer; it takes longer to make than a caption takes to embed. To it all
+    of a caption is text: open_clip's would end a caption at a word that looks like a special token.
+    """
     import open_clip
+    import regex  # type: ignore[import-untyped]
 
-    return open_clip.SimpleTokenizer(context_length=length)
+    words = open_clip.SimpleTokenizer(context_length=length)
+    words.pat = regex.compile(words.pat.pattern.replace(f"{'|'.join(SPECIAL)}|", ""), regex.I)
+    words.cache.clear()
+    return words
+
+
+def looks_special(caption: str) -> bool:
+    """Whether a caption has a word that open_clip takes for the start or end of a text."""
+    return any(word in caption.lower() for word in SPECIAL)
 
 
 def text(clip: Any, caption: str, layer: Layer, pad_token: int) -> NDArray[np.float16]:
@@ -775,12 +589,14 @@ def text(clip: Any, caption: str, layer: Layer, pad_token: int) -> NDArray[np.fl
         for block in blocks if layer == "last" else blocks[:-1]:
             x = block(x, attn_mask=tower.attn_mask.to(x.dtype))
         hidden = tower.ln_final(x)[0]
-    return _half(hidden.float().cpu().numpy(), "text embedding")
+    return _half(_numbers(hidden), "text embedding")
 
 
-def _half(values: NDArray[np.float32], what: str) -> NDArray[np.float16]:
+def _half(values: NDArray[np.floating[Any]], what: str) -> NDArray[np.float16]:
     with np.errstate(over="ignore"):
         half = values.astype(np.float16)
+    if values.dtype == np.float64:
+        half += np.float16(0)  # one zero: which side of it a tiny number is on is a last bit
     if not np.isfinite(half).all():
         count = int((~np.isfinite(half)).sum())
         raise BadData(

@@ -105,6 +105,15 @@ TRANSFERS = {
     18: "arib-std-b67",
 }
 UNKNOWN = "unknown"
+# of a clip, which is always BT.709 in limited range
+EXACT_RGB = (
+    (
+        "scale",
+        "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact"
+        ":in_color_matrix=bt709:in_range=tv:out_range=pc",
+    ),
+    ("format", "rgb24"),
+)
 UNTAGGED = ("setparams", "colorspace=unknown:color_primaries=unknown:color_trc=unknown")
 
 # broken input is reported once, as a rejection
@@ -800,6 +809,30 @@ def read_clip(path: Path) -> NDArray[np.uint8]:
             "decode-error", f"decord cannot read the clip: {type(error).__name__}"
         ) from error
     return pixels
+
+
+def read_clip_exactly(path: Path) -> NDArray[np.uint8]:
+    """All frames of a clip as `f h w c` uint8 RGB, the same on every kind of CPU. Raises BadData:
+    decode-error or too-large.
+
+    decord's conversion to RGB is a level darker in the mean, and rounds otherwise on a CPU without
+    SSSE3; swscale with these flags does neither, in twice the time (0.7 ms for 256 x 256).
+    """
+    frame_bytes = clip_frame_bytes(path)
+    pictures: list[NDArray[np.uint8]] = []
+    to_rgb: Graph | None = None
+    with _open(path) as container:
+        stream = _streams(container)[0]
+        for frame, trouble, is_whole in _pictures(container, stream):
+            if frame is None or not is_whole:
+                raise BadData("decode-error", f"the clip is damaged: {trouble}")
+            to_rgb = to_rgb or graph(frame, stream.time_base, *EXACT_RGB)
+            _check("bytes of pixels", (len(pictures) + 1) * frame_bytes, MAX_CLIP_BYTES)
+            small: Any = through(to_rgb, frame)
+            pictures.append(small.to_ndarray())
+    if not pictures:
+        raise BadData("decode-error", "the clip has no frame")
+    return np.stack(pictures)
 
 
 def clip_frame_bytes(path: Path) -> int:

@@ -431,10 +431,9 @@ def _lines_of_verdict(report: Mapping[str, Any]) -> list[str]:
     verdict = "not what the lock says"
     if report["verdict"] == "equivalent":
         verdict = "equivalent within tolerance"
-    machine = _other_machine(report["environment"])
-    why = f"; the lock's machine had {machine}" if machine else ""
+    why = other_machine(report["environment"])
     digests = f"root digest {root['found']}, the lock has {root['locked']}"
-    return [*lines, f"{verdict}: {digests}{why}"]
+    return [*lines, f"{verdict}: {digests}", *why]
 
 
 def _edit(line: Mapping[str, str]) -> str:
@@ -449,13 +448,27 @@ def _edit(line: Mapping[str, str]) -> str:
     return f"{source}: {name}: {values}"
 
 
-def _other_machine(environment: Mapping[str, Any]) -> str:
-    """What the lock's machine had that this one has otherwise: "torch 2.9, cpu AVX512"."""
-    locked, here = environment["locked"], environment["found"]
-    versions = [
-        f"{name} {version}"
-        for name, version in locked["versions"].items()
-        if here["versions"].get(name) != version
-    ]
-    devices = [str(device) for device in locked["devices"] if device not in here["devices"]]
-    return ", ".join([*versions, *devices])
+def other_machine(environment: Mapping[str, Any]) -> list[str]:
+    """What the lock's machine (`locked`) and this one (`found`) have otherwise: a line for each.
+
+    What an older lock does not tell of is left out.
+    """
+    locked, here = _parts(environment["locked"]), _parts(environment["found"])
+    names = [name for name, value in locked.items() if here.get(name) != value]
+    if "cpu" in environment["locked"]:
+        names += [name for name in here if name not in locked]
+    if not names:
+        return []
+    theirs = "; ".join(f"{name} {locked.get(name, 'not set')}" for name in names)
+    ours = "; ".join(f"{name} {here.get(name, 'not set')}" for name in names)
+    return [f"the lock was made with {theirs}", f"here is {ours}"]
+
+
+def _parts(environment: Mapping[str, Any]) -> dict[str, str]:
+    """An environment as names and values, flat."""
+    parts = {name: str(version) for name, version in environment["versions"].items()}
+    parts["machine"] = str(environment["machine"])
+    parts["device"] = " and ".join(map(str, environment["devices"]))
+    parts |= {f"cpu {name}": str(value) for name, value in environment.get("cpu", {}).items()}
+    restrictions = environment.get("restrictions", {})
+    return parts | {str(name): str(value) for name, value in restrictions.items()}

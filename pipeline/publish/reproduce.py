@@ -29,7 +29,7 @@ from pipeline.dataset.outputs import write_outputs
 from pipeline.dataset.recipe import Loaded
 from pipeline.dataset.relock import check_removals
 from pipeline.media import addresses, archives, encoders
-from pipeline.stages import NAMES
+from pipeline.stages import NAMES, encode
 
 # what these gave is in the lock: a rebuild takes it from there
 DECIDED = ("expand", "cut", "filter", "keep")
@@ -332,6 +332,7 @@ def reproduce(
         )
     check_removals(loaded, folder)
     with opened(data) as store, store.unfinished(loaded.recipe.name):
+        encode.check_models(loaded.setup(device), store)
         fetching = CHAIN["download"].stage(loaded.setup(device))
         visit = runner(store, executor, progress, fetching)
         walked = walk(loaded, locked, visit, device)

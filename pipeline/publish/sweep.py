@@ -183,6 +183,8 @@ def _is_needed(memo: Memo, kept: References, store: Store) -> bool:
         is_there = store.has(blob) or store.released(blob)
         if blob.sha256 not in kept.blobs or not is_there:
             return False
+    if isinstance(memo.of, list) and memo.of[:1] == ["fit"]:  # of models, not of any video
+        return bool(kept.blobs)
     origins = list(mentions(memo.of))
     if not origins or any(kept.has(kind, origin) for kind, origin in origins):
         return True

@@ -33,7 +33,7 @@ from pipeline.dataset.chain import KINDS, adds_blobs, blobs_of, manifest_path
 from pipeline.dataset.likeness import Grade, are_near, grade_members
 from pipeline.dataset.lock import Lock, LockedClip, LockedSample, LockedShard
 from pipeline.dataset.recipe import Loaded
-from pipeline.media import encoders, fetch, reel, video
+from pipeline.media import encoders, fetch, reel
 from pipeline.publish import compare, reproduce
 from pipeline.stages import NAMES, encode
 from pipeline.stages import shard as shard_stage
@@ -433,14 +433,14 @@ def _decode_some(loaded: Loaded, built: Built, device: str, checked: Checked) ->
         models = encode.find_encoders(loaded.recipe.encode, loaded.folder, offline=True)
         if models.vae.sha256 != params["vae"]:
             raise RecipeError("the recipe names another VAE than the one these latents are of")
-        place = encoders.choose_device(device)
+        place = encoders.choose_device(device, params["precision"])
         vae = encoders.load_vae(models.vae_folder, params["precision"], place)
     except LongtakeError as error:
         checked.notes.append(f"no sample was decoded: {error}")
         return
     for sample in samples:
         try:
-            frames = video.read_clip(store.path(sample.clip.blob.sha256))
+            frames = encode.pixels_of(sample.clip, store, params["precision"])
             latents = np.load(store.path(sample.latents.sha256), allow_pickle=False)
             psnr = encode.round_trip(vae, latents, frames)
         except (BadData, ValueError) as error:

@@ -26,7 +26,10 @@ from pipeline.core.stage import Stage
 from pipeline.core.store import Store
 from pipeline.media import encoders, video
 
-VERSION = 1
+VERSION = 2
+LATENTS_VERSION = IMAGES_VERSION = TEXT_VERSION = 1
+ROUND_TRIP_VERSION = 2
+FIT_VERSION = 1
 MAKES = Sample
 PSNR_FRAMES = 4
 TEXT_SUBFOLDER = "text_encoder"  # where a Stable Diffusion checkpoint keeps its CLIP
@@ -70,7 +73,9 @@ class Params(Table):
         description="Token that fills captions up to 77: 49407 (SD 1.x) or 0 (SD 2.x).",
     )
     precision: encoders.Precision = Field(
-        default="float32", description="Arithmetic of both models; it changes the numbers."
+        default="float32",
+        description="Arithmetic of both models; it changes the numbers. float64 gives the same "
+        "bytes on every kind of CPU, in two to four times the time.",
     )
     chunk_frames: int = Field(
         default=8,
@@ -124,6 +129,11 @@ def find_encoders(params: Params, folder: Path, offline: bool = False) -> encode
             f"the CLIP '{params.clip or preset.clip}' sees no pictures, it is a text encoder alone "
             f"({clip_folder}): write image_frames = 0 under [encode], or name a whole CLIP"
         )
+    if params.precision == "float16" and encoders.cannot_be_half(vae_folder):
+        raise RecipeError(
+            f"the VAE '{params.vae or preset.vae}' says it cannot be run in float16 (force_upcast "
+            f'in {vae_folder}): write precision = "float32" or "bfloat16" under [encode]'
+        )
     # Stable Diffusion 2's text_encoder has lost the last block already
     layer = params.text_layer or (preset.text_layer if has_images else "last")
     pad = preset.pad_token if params.pad_token is None else params.pad_token
@@ -133,6 +143,21 @@ def find_encoders(params: Params, folder: Path, offline: bool = False) -> encode
         and not encoders.says_quick_gelu(clip_folder)
     )
     return encoders.Encoders(vae, vae_folder, clip, clip_folder, layer, pad, force)
+
+
+def check_models(setup: Setup, store: Store) -> None:
+    """Whether the models can be run, asked before any work and once for each pair. Raises
+    RecipeError.
+    """
+    params = setup.table(Params)
+    models = find_encoders(params, setup.folder, setup.offline)
+
+    def check() -> object:
+        encoders.check_fit(models)
+        return "fits"
+
+    task = ["fit", FIT_VERSION, models.vae.sha256, models.clip.sha256]
+    store.once([*task, *_forced(models)], check)
 
 
 def stage(setup: Setup) -> Stage:
@@ -201,7 +226,7 @@ def _text_task(models: encoders.Encoders, params: Params) -> list[object]:
     """What a caption's embedding depends on, but for the caption."""
     return [
         "text",
-        VERSION,
+        TEXT_VERSION,
         models.clip.sha256,
         models.text_layer,
         models.pad_token,
@@ -218,7 +243,7 @@ def _forced(models: encoders.Encoders) -> list[object]:
 def _latents_task(clip: Clip, models: encoders.Encoders, params: Params) -> list[object]:
     return [
         "latents",
-        VERSION,
+        LATENTS_VERSION,
         clip.identity(),
         models.vae.sha256,
         params.precision,
@@ -228,13 +253,13 @@ def _latents_task(clip: Clip, models: encoders.Encoders, params: Params) -> list
 
 
 def _round_trip_task(clip: Clip, models: encoders.Encoders, params: Params) -> list[object]:
-    return ["round_trip", PSNR_FRAMES, *_latents_task(clip, models, params)]
+    return ["round_trip", ROUND_TRIP_VERSION, PSNR_FRAMES, *_latents_task(clip, models, params)]
 
 
 def _images_task(clip: Clip, models: encoders.Encoders, params: Params) -> list[object]:
     return [
         "images",
-        VERSION,
+        IMAGES_VERSION,
         clip.identity(),
         models.clip.sha256,
         params.precision,
@@ -255,11 +280,18 @@ def needs_no_frames(clip: Clip, store: Store, params: Params, models: encoders.E
 
 def prepare(clip: Clip, store: Store, params: Params, models: encoders.Encoders) -> Pixels | None:
     """The clip's frames, unless all that needs them is remembered already."""
-    return None if needs_no_frames(clip, store, params, models) else _read(clip, store)
+    if needs_no_frames(clip, store, params, models):
+        return None
+    return pixels_of(clip, store, params.precision)
 
 
-def _read(clip: Clip, store: Store) -> Pixels:
-    frames = video.read_clip(store.path(clip.blob.sha256))
+def pixels_of(clip: Clip, store: Store, precision: encoders.Precision) -> Pixels:
+    """The clip's frames, `f h w c` RGB, as the VAE sees them. Raises BadData: decode-error,
+    too-few-frames or too-large.
+    """
+    is_portable = precision == encoders.PORTABLE
+    read = video.read_clip_exactly if is_portable else video.read_clip
+    frames = read(store.path(clip.blob.sha256))
     if len(frames) != clip.num_frames:
         raise BadData(
             "too-few-frames",
@@ -279,7 +311,8 @@ def process(
     """Encode one clip; `frames` are what `prepare` gave. Raises BadData: decode-error,
     too-few-frames or non-finite.
     """
-    coder = _Coder(clip, _Frames(clip, store, frames), store, params, models, device)
+    pixels = _Frames(clip, store, params.precision, frames)
+    coder = _Coder(clip, pixels, store, params, models, device)
     latents = coder.latents()
     image = coder.image() if params.image_frames else None
     psnr_db = None
@@ -302,12 +335,14 @@ def process(
 class _Frames:
     """The clip's frames, read when they are first needed."""
 
-    def __init__(self, clip: Clip, store: Store, frames: Pixels | None) -> None:
-        self._clip, self._store, self._frames = clip, store, frames
+    def __init__(
+        self, clip: Clip, store: Store, precision: encoders.Precision, frames: Pixels | None
+    ) -> None:
+        self._clip, self._store, self._precision, self._frames = clip, store, precision, frames
 
     def all(self) -> Pixels:
         if self._frames is None:
-            self._frames = _read(self._clip, self._store)
+            self._frames = pixels_of(self._clip, self._store, self._precision)
         return self._frames
 
 
@@ -346,7 +381,7 @@ class _Coder:
             return {
                 "mean": self.store.put(encoders.npy(mean)),
                 "std": None if std is None else self.store.put(encoders.npy(std)),
-                "device": encoders.device_name(encoders.choose_device(self.device)),
+                "device": encoders.device_name(self._place()),
             }
 
         task = _latents_task(self.clip, self.models, self.params)
@@ -372,7 +407,7 @@ class _Coder:
             model = encoders.load_clip(
                 self.models.clip_folder,
                 self.params.precision,
-                encoders.choose_device(self.device),
+                self._place(),
                 self.models.force_quick_gelu,
             )
             return self.store.put(encoders.npy(encoders.images(model, self.frames.all()[picks])))
@@ -381,8 +416,10 @@ class _Coder:
         return Blob(**self.store.once(task, embed, Blob))
 
     def _vae(self) -> Any:
-        place = encoders.choose_device(self.device)
-        return encoders.load_vae(self.models.vae_folder, self.params.precision, place)
+        return encoders.load_vae(self.models.vae_folder, self.params.precision, self._place())
+
+    def _place(self) -> str:
+        return encoders.choose_device(self.device, self.params.precision)
 
 
 def round_trip(vae: Any, stored: NDArray[np.float16], frames: Pixels) -> float:
@@ -402,10 +439,13 @@ def text(
         model = encoders.load_clip(
             models.clip_folder,
             params.precision,
-            encoders.choose_device(device),
+            encoders.choose_device(device, params.precision),
             models.force_quick_gelu,
         )
         hidden = encoders.text(model, caption, models.text_layer, models.pad_token)
         return store.put(encoders.npy(hidden))
 
-    return Blob(**store.once([*_text_task(models, params), caption], embed, Blob))
+    task = [*_text_task(models, params), caption]
+    if encoders.looks_special(caption):  # which had another embedding before this was text
+        task = [*_text_task(models, params), "all is text", caption]
+    return Blob(**store.once(task, embed, Blob))

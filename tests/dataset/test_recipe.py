@@ -103,7 +103,7 @@ def test_the_demo_is_five_packaged_videos_at_256_with_the_tiny_encoders() -> Non
     assert (options.encode.preset, options.encode.psnr_share, options.encode.precision) == (
         "tiny",
         1.0,
-        "float32",
+        "float64",
     )
     assert (options.shard.seed, options.shard.validation) == (4, 0.34)
 

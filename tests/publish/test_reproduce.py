@@ -546,3 +546,26 @@ def test_an_edited_caption_leaves_one_text_embedding_pending_and_its_shard(
         "encode": 1,
         "shard": 1,
     }
+
+
+def test_the_report_quotes_both_machines() -> None:
+    versions = {"torch": "2.15.0"}
+    here = {
+        "versions": versions,
+        "machine": "x86_64",
+        "devices": ["cpu AVX512, AMD EPYC, mkl 2024.2"],
+        "cpu": {"vendor": "AuthenticAMD", "model": "AMD EPYC"},
+        "restrictions": {"MKL_CBWR": "COMPATIBLE"},
+        "threads": 1,
+    }
+    old = {"versions": versions, "machine": "x86_64", "devices": ["cpu AVX512"], "threads": 1}
+    theirs = {**here, "cpu": {"vendor": "GenuineIntel", "model": "Xeon"}, "restrictions": {}}
+    assert compare.other_machine({"locked": here, "found": here}) == []
+    assert compare.other_machine({"locked": theirs, "found": here}) == [
+        "the lock was made with cpu vendor GenuineIntel; cpu model Xeon; MKL_CBWR not set",
+        "here is cpu vendor AuthenticAMD; cpu model AMD EPYC; MKL_CBWR COMPATIBLE",
+    ]
+    assert compare.other_machine({"locked": old, "found": here}) == [
+        "the lock was made with device cpu AVX512",
+        "here is device cpu AVX512, AMD EPYC, mkl 2024.2",
+    ]

@@ -70,7 +70,6 @@ def test_a_scale_that_is_no_number_above_nought_is_refused(factor: Any) -> None:
         ("chunk_frames", -1),
         ("chunk_frames", True),
         ("chunk_frames", 10**12),
-        ("precision", "float64"),
         ("precision", "int8"),
         ("precision", "float8_e4m3fn"),
         ("precision", "load"),
