@@ -495,7 +495,7 @@ def test_time_ranges_and_captions_stay_with_their_source_when_videos_are_expande
         (
             '[[source]]\nuri = "a.mp4"',
             "mine.toml:2: source[0].uri: got 'a.mp4', an address begins with its "
-            "kind: https:, http:, file:, pypi:",
+            "kind: https:, http:, file:, tar: and zip: (archives), pypi:",
         ),
         (
             '[[source]]\nuri = "pypi:gradio/world.mp4"',
