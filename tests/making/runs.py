@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from rich.console import Console
 
 from tests.making.models import SHAPE, SMALL_UNET
@@ -19,6 +21,7 @@ from training.checkpoint import Run
 from training.frames import Window
 from training.presets import Preset
 from training.shards import Index, open_index
+from training.unet import flat_digest
 
 TEXT = (7, 8)  # tokens of a caption, numbers a token
 UNET = {**SMALL_UNET, "cross_attention_dim": TEXT[1]}
@@ -83,6 +86,19 @@ def run_of(folder: Path, index: Index, shards: Path, **changes: Any) -> Run:
         str(shards / "small.json"),
         seed=3,
     )
+
+
+def save_flat_model(folder: Path, seed: int = 0) -> str:
+    """A 2-D model of random weights in a folder, which is returned."""
+    torch.manual_seed(seed)
+    UNet2DConditionModel.from_config(UNET).save_pretrained(folder)
+    return str(folder)
+
+
+def temporal_run(folder: Path, index: Index, unet: str, **changes: Any) -> Run:
+    """Of temporal layers behind a frozen 2-D model."""
+    run = run_of(folder, index, folder, trainable="temporal", **changes)
+    return replace(run, unet=unet, unet_sha256=flat_digest(unet))
 
 
 def train(run: Run, index: Index) -> loop.Outcome:

@@ -12,14 +12,12 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from rich.console import Console
 from safetensors.torch import load_file
 
 from tests.making.models import NARROW_UNET
-from tests.making.runs import UNET, run_of, train, wave_shards
+from tests.making.runs import run_of, save_flat_model, temporal_run, train, wave_shards
 from training import checkpoint, loop, sampling, validation
-from training.checkpoint import Run
 from training.errors import Stopped, UsageError
 from training.shards import Index, open_index
 from training.unet import VideoUNet, flat_digest
@@ -43,18 +41,6 @@ def _one_thread() -> Any:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def save_flat_model(folder: Path, seed: int = 0) -> str:
-    torch.manual_seed(seed)
-    UNet2DConditionModel.from_config(UNET).save_pretrained(folder)
-    return str(folder)
-
-
-def temporal_run(folder: Path, index: Index, unet: str, **changes: Any) -> Run:
-    """Of temporal layers behind a frozen 2-D model."""
-    run = run_of(folder, index, folder, trainable="temporal", **changes)
-    return replace(run, unet=unet, unet_sha256=flat_digest(unet))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
