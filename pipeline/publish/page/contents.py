@@ -141,7 +141,7 @@ def contents(
         "written": now(),
         "fps": float(recipe.extract.fps),
         "size": recipe.extract.size,
-        "min_frames": recipe.filter.min_frames,
+        "max_frames": recipe.filter.max_frames,
         "root_digest": shard.root_digest(shards) if shards else None,
         "unknown": survey.unknown,
         "stages": [_stage(step) for step in survey.steps],

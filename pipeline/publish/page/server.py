@@ -36,6 +36,7 @@ from pipeline.publish.page.pictures import strip_of_clip, strip_of_scene
 from pipeline.publish.page.report import decoder_of, picks_path, survey_of
 
 MOST_BYTES = 16_384  # of a request's body: a pick takes 200, a note up to 4,000
+PATIENCE_S = 10.0  # for a body to arrive
 WATCH_S = 1.0  # how often the data folder is looked at
 REST = 4  # after a survey, rest so many times as long as it took
 DECODE_S = 3600.0  # the longest a clip may take
@@ -208,7 +209,10 @@ class Server:
         self._check_token(request)
         if request.content_type != "application/json":
             raise web.HTTPUnsupportedMediaType(text="a pick is JSON")
-        body = await request.text()
+        if (request.content_length or 0) > MOST_BYTES:
+            raise web.HTTPRequestEntityTooLarge(MOST_BYTES, request.content_length or 0)
+        async with asyncio.timeout(PATIENCE_S):
+            body = await request.text()
         try:
             value = canonical.parse(body)
             pick = picks.pick_of(value if isinstance(value, dict) else {}, "the pick")
@@ -226,7 +230,7 @@ class Server:
     def _check_token(self, request: web.Request) -> None:
         """Raises HTTPForbidden for a request that the page did not make."""
         token = request.headers.get("X-Longtake-Token", "")
-        if not secrets.compare_digest(token.encode(), self.token.encode()):
+        if not secrets.compare_digest(token.encode("utf-8", "surrogateescape"), self.token.encode()):
             raise web.HTTPForbidden(text="the page's token is missing: load the page again")
         origin = request.headers.get("Origin", "")
         if origin.partition("://")[2] != request.host:

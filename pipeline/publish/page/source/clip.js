@@ -1,7 +1,7 @@
 // A clip's own view: the clip, its decoded latents and the difference, frame by frame.
 
-import { clock, el, number, replaceChildren, several, words } from "./dom.js";
-import { picture, playsUnderTheMouse, showPicture } from "./tiles.js";
+import { clock, el, number, replaceChildren, words } from "./dom.js";
+import { picture, playsUnderTheMouse } from "./tiles.js";
 import { timeline } from "./timeline.js";
 import { windowRows } from "./windows.js";
 

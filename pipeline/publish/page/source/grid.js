@@ -83,7 +83,7 @@ export class Grid {
   }
 
   place(index) {
-    const tile = this.free.pop() ?? this.body.appendChild(this.tiles.make());
+    const tile = this.free.shift() ?? this.body.appendChild(this.tiles.make());
     const column = index % this.columns;
     const row = (index - column) / this.columns;
     const x = GAP + column * (this.tileWidth + GAP);

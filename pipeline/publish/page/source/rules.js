@@ -152,7 +152,10 @@ export class Selection {
         const rule = this.ruleOf(name)?.name ?? ruleName(name);
         lines.push(`${rule} = ${quoted(comparison(name, threshold))}`);
       } else if (measure.rule === "filter" && threshold.low !== null) {
-        filter = `[filter]\nmin_frames = ${Math.ceil(threshold.low)}`;
+        const least = Math.ceil(threshold.low);
+        const most = this.records.data.max_frames;
+        filter = `[filter]\nmin_frames = ${least}`;
+        if (most !== null && 2 * least - 1 > most) notes.push(`# min_frames = ${least} needs max_frames = ${2 * least - 1} or more, and then longer clips are split otherwise`);
         if (threshold.high !== null) notes.push(`# ${comparison(name, { high: threshold.high })}: a recipe cannot say that`);
       } else {
         notes.push(`# ${comparison(name, threshold)}: a recipe cannot say that; pick the clips instead`);

@@ -1,6 +1,6 @@
 // Sources: a list with the timeline of each, and one source by itself.
 
-import { bytes, clock, el, hours, number, replaceChildren, several, words } from "./dom.js";
+import { bytes, clock, el, hours, number, several, words } from "./dom.js";
 import { picture, playsUnderTheMouse } from "./tiles.js";
 import { label, timeline } from "./timeline.js";
 

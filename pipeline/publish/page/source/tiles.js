@@ -1,20 +1,21 @@
 // Tiles of the grids: a strip of six small pictures, of which one is seen; the mouse runs through them,
 // and after a short rest the clip plays.
 
-import { clock, el, hours, number, replaceChildren, words } from "./dom.js";
+import { clock, el, hours, number, words } from "./dom.js";
 
 export const NUM_PICTURES = 6; // of a strip; pictures.py has it too
 const REST_MS = 180;
 
-export function picture(url) {
+export function picture(url = "") {
   const strip = el("img", { class: "strip", alt: "", decoding: "async", draggable: "false" });
   const frame = el("div", { class: "picture" }, strip);
+  frame.strip = strip; // found without a search when tiles are filled
   showPicture(frame, url);
   return frame;
 }
 
 export function showPicture(frame, url) {
-  const strip = frame.querySelector(".strip");
+  const { strip } = frame;
   frame.classList.toggle("is-empty", !url);
   if (!url) strip.removeAttribute("src");
   else if (strip.getAttribute("src") !== url) strip.src = url;
@@ -22,7 +23,7 @@ export function showPicture(frame, url) {
 }
 
 function turnTo(frame, index) {
-  frame.querySelector(".strip").style.transform = `translateX(${(-100 * index) / NUM_PICTURES}%)`;
+  frame.strip.style.transform = `translateX(${(-100 * index) / NUM_PICTURES}%)`;
 }
 
 // Let the mouse run through a tile's pictures, and play its clip when it rests.
@@ -77,39 +78,38 @@ export class ClipTiles {
   }
 
   make() {
-    const frame = picture("");
-    const tile = el(
-      "div",
-      { class: "tile", role: "option", tabindex: "-1", "aria-selected": "false" },
-      frame,
-      el("span", { class: "mark" }),
-      el("span", { class: "length" }),
-      el("div", { class: "text" }, el("div", { class: "name" }), el("div", { class: "value" })),
-    );
+    const frame = picture();
+    const mark = el("span", { class: "mark" });
+    const length = el("span", { class: "length" });
+    const name = el("div", { class: "name" });
+    const value = el("div", { class: "value" });
+    const tile = el("div", { class: "tile", role: "option", tabindex: "-1" }, frame, mark, length, el("div", { class: "text" }, name, value));
+    tile.parts = { frame, mark, length, name, value };
     playsUnderTheMouse(tile, frame, () => tile.url);
     return tile;
   }
 
   fill(tile, clip) {
     const { records, selection, picks, state } = this.page;
+    const { parts } = tile;
     tile.url = records.clipUrl(clip);
-    showPicture(tile.querySelector(".picture"), records.pictureUrl(clip));
+    showPicture(parts.frame, records.pictureUrl(clip));
     const pick = picks.of(records.digestOf(clip));
     const goes = !selection.stays[clip];
     tile.classList.toggle("goes", goes);
     tile.classList.toggle("is-kept", pick === "keep");
     tile.classList.toggle("is-rejected", pick === "reject");
     tile.setAttribute("aria-selected", String(pick === "keep"));
-    tile.querySelector(".mark").textContent = pick === "keep" ? "\u2713" : pick === "reject" ? "\u2715" : "";
-    tile.querySelector(".length").textContent = hours(records.seconds(clip));
-    replaceChildren(tile.querySelector(".name"), words(records.keys[clip]));
+    parts.mark.textContent = pick === "keep" ? "\u2713" : pick === "reject" ? "\u2715" : "";
+    parts.length.textContent = hours(records.seconds(clip));
+    parts.name.replaceChildren(words(records.keys[clip]));
     const value = this.valueText(clip);
     const fate = records.fateOf(clip);
     const notes = [value];
     if (typeof fate === "number") notes.unshift(records.className(fate));
     else if (fate === "pending") notes.unshift("not encoded yet");
     if (records.split[clip] === 2) notes.push("validation");
-    replaceChildren(tile.querySelector(".value"), words(notes.filter(Boolean).join(" \u00b7 ") || records.caption(clip)));
+    parts.value.replaceChildren(words(notes.filter(Boolean).join(" \u00b7 ") || records.caption(clip)));
     const will = goes ? "would go" : "stays";
     tile.setAttribute("aria-label", `${records.keys[clip]}, ${will}${pick ? `, picked: ${pick}` : ""}${value ? `, ${value}` : ""}`);
     tile.title = records.caption(clip);
@@ -126,7 +126,7 @@ export class ClipTiles {
   }
 
   clear(tile) {
-    stop(tile.querySelector(".picture"));
+    stop(tile.parts.frame);
   }
 }
 
@@ -140,34 +140,34 @@ export class RejectedTiles {
   }
 
   make() {
-    const frame = picture("");
-    const tile = el(
-      "div",
-      { class: "tile rejected-tile", role: "option", tabindex: "-1", "aria-selected": "false" },
-      frame,
-      el("span", { class: "length" }),
-      el("div", { class: "text" }, el("div", { class: "name" }), el("div", { class: "why" }), el("div", { class: "value" })),
-    );
+    const frame = picture();
+    const length = el("span", { class: "length" });
+    const name = el("div", { class: "name" });
+    const why = el("div", { class: "why" });
+    const value = el("div", { class: "value" });
+    const tile = el("div", { class: "tile rejected-tile", role: "option", tabindex: "-1", "aria-selected": "false" }, frame, length, el("div", { class: "text" }, name, why, value));
+    tile.parts = { frame, length, name, why, value };
     playsUnderTheMouse(tile, frame, () => tile.url);
     return tile;
   }
 
   fill(tile, row) {
     const { records } = this.page;
+    const { parts } = tile;
     const clip = records.rejected.clip[row];
     tile.url = clip >= 0 ? records.clipUrl(clip) : "";
-    showPicture(tile.querySelector(".picture"), records.rejectedPictureUrl(row));
+    showPicture(parts.frame, records.rejectedPictureUrl(row));
     const start = records.rejected.start[row];
-    const length = records.rejected.end[row] - start;
-    tile.querySelector(".length").textContent = Number.isNaN(start) ? "" : `${hours(length)} from ${clock(start)}`;
-    replaceChildren(tile.querySelector(".name"), words(records.rejected.keys[row]));
-    replaceChildren(tile.querySelector(".why"), words(records.className(records.rejected.class[row])));
-    replaceChildren(tile.querySelector(".value"), words(records.detailOf(row)));
+    const seconds = records.rejected.end[row] - start;
+    parts.length.textContent = Number.isNaN(start) ? "" : `${hours(seconds)} from ${clock(start)}`;
+    parts.name.replaceChildren(words(records.rejected.keys[row]));
+    parts.why.replaceChildren(words(records.className(records.rejected.class[row])));
+    parts.value.replaceChildren(words(records.detailOf(row)));
     tile.title = records.detailOf(row);
     tile.setAttribute("aria-label", `${records.rejected.keys[row]}, ${records.classLabel(records.rejected.class[row])}, ${records.detailOf(row)}`);
   }
 
   clear(tile) {
-    stop(tile.querySelector(".picture"));
+    stop(tile.parts.frame);
   }
 }
