@@ -25,7 +25,23 @@ from pipeline.publish.page.report import PLACES
 NUM_SCORES = 20
 CLIPS_A_SOURCE = 50
 NUM_PICTURES_MADE = 200
-WORDS = "a street at night people walking sea waves from above snow on hills city lights".split()
+WORDS = [
+    "a",
+    "street",
+    "at",
+    "night",
+    "people",
+    "walking",
+    "sea",
+    "waves",
+    "from",
+    "above",
+    "snow",
+    "on",
+    "hills",
+    "city",
+    "lights",
+]
 
 
 def container(seconds: int) -> Container:
@@ -82,8 +98,15 @@ def _steps(loaded: Loaded, num_clips: int, num_scores: int) -> list[Step]:
         digest = f"{number % NUM_PICTURES_MADE:064x}"
         blob = Blob(digest, draw.randrange(10**6, 3 * 10**6))
         clips.append(Clip(key, scene, blob, frames, Fraction(10), 512, CROP, digest, scores))
-    rejections = [Rejection(s.key, "filter", "bad", "too-few-frames", f"{n % 99} frames at 10 fps, 100 wanted") for n, s in enumerate(short)]
-    failures = tuple(Failure(r, "2026-11-29T16:40:12Z", "2026-11-29T16:40:12Z", 1) for r in rejections)
+    rejections = [
+        Rejection(
+            s.key, "filter", "bad", "too-few-frames", f"{n % 99} frames at 10 fps, 100 wanted"
+        )
+        for n, s in enumerate(short)
+    ]
+    failures = tuple(
+        Failure(r, "2026-11-29T16:40:12Z", "2026-11-29T16:40:12Z", 1) for r in rejections
+    )
     made: list[tuple[str, Any, Any]] = [
         ("expand", sources, ()),
         ("download", videos, ()),

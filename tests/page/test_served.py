@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
@@ -11,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,6 +27,15 @@ from pipeline.publish.page.server import is_ours
 from tests.making.browser import Watched, until
 from tests.making.command import ROOT
 from tests.making.dataset import Dataset
+
+LEVELS = """(() => {
+    const canvas = document.querySelector('canvas.difference');
+    const { width, height } = canvas;
+    const { data } = canvas.getContext('2d').getImageData(0, 0, width, height);
+    const levels = data.filter((_, at) => at % 4 < 3);
+    const sum = levels.reduce((total, level) => total + level, 0);
+    return [sum / levels.length, Math.max(...levels)];
+})()"""
 
 
 @dataclass
@@ -50,10 +59,9 @@ class Served:
             connection.putheader(name, value)
         connection.endheaders()
         if body:
-            try:
+            # it may be refused before all of it was sent
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.send(body)
-            except (BrokenPipeError, ConnectionResetError):
-                pass  # it was refused before all of it was sent
         answer = connection.getresponse()
         content = answer.read()
         connection.close()
@@ -218,9 +226,7 @@ def test_data_are_sent_when_they_are_new(served: Served) -> None:
     assert served.ask("/data?after=older")[0] == 200
 
 
-def test_keys_write_picks_at_once_and_a_reload_has_them(
-    served: Served, watched: Watched
-) -> None:
+def test_keys_write_picks_at_once_and_a_reload_has_them(served: Served, watched: Watched) -> None:
     page, clips = watched.page, clips_of(served.dataset)
     page.goto(served.address)
     page.locator(".tile:visible").first.press("Enter")
@@ -252,14 +258,7 @@ def test_latents_are_decoded_on_demand_and_the_difference_is_theirs(
     page.goto(f"{served.address}#clip={clip.key}")
     page.get_by_role("button", name="Decode its latents").click()
     until(page, "document.querySelector('canvas.difference')?.dataset.frame === '0'", 120)
-    mean, most = page.evaluate(
-        """(() => {
-            const canvas = document.querySelector('canvas.difference');
-            const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
-            const levels = data.filter((_, at) => at % 4 < 3);
-            return [levels.reduce((sum, level) => sum + level, 0) / levels.length, Math.max(...levels)];
-        })()"""
-    )
+    mean, most = page.evaluate(LEVELS)
     psnr = next(
         sample.round_trip_psnr_db  # type: ignore[union-attr]
         for sample in read_manifest(served.dataset.folder, "encode").records

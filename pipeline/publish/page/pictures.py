@@ -54,7 +54,8 @@ def strip_of_scene(scene: Scene, params: reel.Params, store: Store) -> Blob | No
     frames = range(max(0, start), min(end, count))
     if not frames:
         return None
-    task = ["strip", VERSION, scene.identity(), reel.stage_params(params)]
+    span = [scene.start_pts, scene.end_pts, scene.time_base]
+    task = ["strip", VERSION, scene.video.identity(), span, reel.stage_params(params)]
     return _strip(task, store.path(memo["reel"]["sha256"]), params.fps, frames, store)
 
 

@@ -7,6 +7,7 @@ store, so a second report makes only what is new; files here are further names o
 
 from __future__ import annotations
 
+import difflib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 from pipeline.core.cores import num_cores
 from pipeline.core.errors import LongtakeError, RecipeError
 from pipeline.core.files import make_folder, replace_file
-from pipeline.core.records import Blob, Sample
+from pipeline.core.records import Blob, Sample, Source
 from pipeline.core.stage import Progress
 from pipeline.core.store import Store, link_or_copy
 from pipeline.dataset import picks
@@ -60,6 +61,10 @@ def survey_of(loaded: Loaded, data: Path, device: str, source: str = "") -> Surv
     """
     steps, unknown = known(look(loaded, data, device))
     survey = Survey(loaded, steps, unknown, source)
+    if source and not survey.records("expand", Source):
+        near = difflib.get_close_matches(source, loaded.by_key, 3, cutoff=0.3)
+        near = near or sorted(loaded.by_key)[:3]
+        raise RecipeError(f"no source is called '{source}'; near it: {', '.join(near)}")
     num_clips = len(survey.clips)
     if num_clips > MOST_CLIPS:
         raise RecipeError(

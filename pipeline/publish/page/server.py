@@ -229,8 +229,8 @@ class Server:
 
     def _check_token(self, request: web.Request) -> None:
         """Raises HTTPForbidden for a request that the page did not make."""
-        token = request.headers.get("X-Longtake-Token", "")
-        if not secrets.compare_digest(token.encode("utf-8", "surrogateescape"), self.token.encode()):
+        token = request.headers.get("X-Longtake-Token", "").encode("utf-8", "surrogateescape")
+        if not secrets.compare_digest(token, self.token.encode()):
             raise web.HTTPForbidden(text="the page's token is missing: load the page again")
         origin = request.headers.get("Origin", "")
         if origin.partition("://")[2] != request.host:
