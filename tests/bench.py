@@ -45,7 +45,7 @@ from pipeline.media import detectors, encoders, fetch, reel, video
 from pipeline.media.detectors import scdet, whole
 from pipeline.stages import cut, encode, extract, shard
 from pipeline.stages import filter as filter_stage
-from tests import bench_training
+from tests import bench_scores, bench_training
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 DETECTORS: tuple[detectors.Options, ...] = tuple(
@@ -301,6 +301,26 @@ def cut_and_extract(
             steps.bare.add(facts.num_frames / floors[0], facts.num_frames / program)
         rows += steps.rows()
     return rows
+
+
+def scoring(
+    path: Path, scratch: Path, repeats: int, params: reel.Params | None = None
+) -> list[Row]:
+    """CPU seconds of scorers, over what cutting and extracting took for the same clips."""
+    rows: dict[str, Row] = {}
+    for _ in range(repeats):
+        with fresh(scratch) as store:
+            record = take_in(path, store)
+            clips, steps = make_clips(record, store, detectors.DEFAULT, params or reel.Params())
+            made = sum(steps, Cost()).cpu_s
+            single, joined = bench_scores.costs(clips, store, cost_of)
+        for name, cpu_s in single.items():
+            row = Row(f"score: {name}", "CPU s a clip", "cut + extract")
+            rows.setdefault(name, row).add(cpu_s, made / len(clips))
+        for name, cpu_s in joined.items():
+            row = Row(f"score: {name}, one decode", "CPU s a clip", "cut + extract")
+            rows.setdefault(name, row).add(cpu_s / len(clips), made / len(clips))
+    return list(rows.values())
 
 
 class _CutRows:
@@ -701,6 +721,7 @@ def measure(data: Path, films: Sequence[Film], repeats: int, num_bytes: int) -> 
     rows = cut_and_extract(paths, scratch, repeats, reel.Params())
     rows += parallel(paths[0], scratch, max(1, repeats - 1))
     rows += encoding(paths[0], scratch, repeats)
+    rows += scoring(paths[0], scratch, repeats)
     rows += sharding(clips[0], scratch, repeats, num_bytes)
     return rows + start_up(data, repeats)
 

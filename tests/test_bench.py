@@ -14,7 +14,7 @@ import pytest
 from pipeline.core.store import Store
 from pipeline.media import reel
 from pipeline.media.detectors import scdet
-from tests import bench
+from tests import bench, bench_scores
 from tests.bench import Row
 from tests.making import footage
 
@@ -118,3 +118,8 @@ def test_the_table_names_the_machine_and_no_host(tmp_path: Path) -> None:
     assert "| something | 1 s | 2, the floor | 0.50 |" in text
     assert "cores" in text
     assert socket.gethostname() not in text
+
+
+def test_scoring_is_measured_by_scorer_and_as_a_stage(two_takes: Path, tmp_path: Path) -> None:
+    rows = bench.scoring(two_takes, tmp_path, 1, SMALL)
+    assert sound(rows, len(bench_scores.installed()) + len(bench_scores.SETS))

@@ -35,6 +35,10 @@ min_frames = 10
 size = 64
 [edges]
 every = 4
+[score]
+scorers = ["red", "distinct"]
+[keep]
+coloured = "red > 0.1"
 [encode]
 preset = "tiny-penultimate"
 """
@@ -80,7 +84,7 @@ def run(folder: Path, *arguments: str) -> str:
 def test_every_example_is_short() -> None:
     bodies = [example["body"].splitlines() for example in EXAMPLE.finditer(PAGE)]
     code = [[line for line in body if line.strip()] for body in bodies]
-    assert len(code) == 7
+    assert len(code) == 9
     assert max(map(len, code)) < MAX_LINES
 
 
@@ -89,11 +93,12 @@ def test_the_examples_work_as_written(extended: Path) -> None:
     funnel = run(extended, "build", "mine.toml", *local)
     rows = [line.split() for line in funnel.splitlines() if line.startswith(" ")]
     assert ["edges", "2", "2", "0"] in [row[:4] for row in rows]  # the detector found the cut
-    samples = (extended / "data" / "mine" / "6-encode.jsonl").read_text().splitlines()[1:]
+    samples = (extended / "data" / "mine" / "8-encode.jsonl").read_text().splitlines()[1:]
     scores = [dict(json.loads(line)["record"]["clip"]["scores"]) for line in samples]
     assert all(0 < score["edges"] < 1 for score in scores)
+    assert all(0 < score["red"] < 1 for score in scores)
     tar = (extended / "data" / "mine" / "shards" / "00000.tar").read_bytes()
-    assert b'"scores":{"edges":0.' in tar
+    assert b'"edges":0.' in tar
     sheet = run(extended, "show", "mine.toml", "film-0000", "--data", "data", "--device", "cpu")
     assert "its latents decoded" in sheet
     assert "2 clips, 4.0 s" in run(extended, "clips", "mine.toml", "--data", "data")

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.records import Rejection, Sample, Shard
+from pipeline.media import scorers
 from pipeline.media.addresses import scheme
-from pipeline.stages import shard
+from pipeline.stages import keep, shard
 
 if TYPE_CHECKING:  # heavy, and only their names are needed
     from pipeline.core.ledger import Failure
@@ -27,7 +28,7 @@ def dataset(loaded: Loaded, data: Path) -> dict[str, Any]:
 
 def recipe(loaded: Loaded) -> dict[str, Any]:
     """What a recipe asks for."""
-    tables = loaded.recipe
+    tables, setup = loaded.recipe, loaded.setup("auto", offline=True)
     kinds = Counter(scheme(source.uri) for source in loaded.sources)
     return {
         "dataset": tables.name,
@@ -38,6 +39,8 @@ def recipe(loaded: Loaded) -> dict[str, Any]:
         "min_frames": tables.filter.min_frames,
         "fps": str(tables.extract.fps),
         "size": tables.extract.size,
+        "scorers": [scorer.name for scorer in setup.table(scorers.Params).chosen],
+        "rules": {name: rule.text for name, rule in keep.rules_of(setup).items()},
         "preset": tables.encode.preset,
         "precision": tables.encode.precision,
     }

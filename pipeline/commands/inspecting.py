@@ -1,4 +1,6 @@
-"""Commands that look and change nothing: check, name, schema, plan, status, rejections, show."""
+"""Commands that look and change nothing: check, name, schema, plan, status, rejections, scores,
+show.
+"""
 
 from __future__ import annotations
 
@@ -116,6 +118,40 @@ def show(
 
 
 @app.command()
+def scores(
+    recipe: RecipePath,
+    data: Data = Path("data"),
+    csv: Annotated[Path | None, typer.Option(help="Write the scores of all clips here.")] = None,
+    parquet: Annotated[Path | None, typer.Option(help="The same as a parquet file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show how the scores of all clips are spread, and what each of the rules under `keep` drops.
+
+    The rules are those that the recipe has now: nothing is built, and nothing measured.
+    """
+
+    def act(console: Any) -> tuple[int, Facts]:
+        from pipeline.commands import facts, report
+        from pipeline.dataset.recipe import load
+        from pipeline.publish import scores as scored
+
+        loaded = load(recipe)
+        clips = scored.clips_of(loaded, data)
+        summary = scored.summary(loaded, clips)
+        title = f"{loaded.recipe.name}: {len(clips)} clips"
+        report.show(console, title, report.quantiles(summary["scores"]))
+        if summary["rules"]:
+            console.print(report.rules(summary))
+        for path, write in ((csv, scored.write_csv), (parquet, scored.write_parquet)):
+            if path is not None:
+                write(clips, path)
+                say(console, f"{path}: {len(clips)} clips")
+        return 0, {**facts.dataset(loaded, data), **summary}
+
+    guarded(act, as_json)
+
+
+@app.command()
 def check(recipe: RecipePath, as_json: Json = False) -> None:
     """Validate a recipe and its sources table without doing any work."""
 
@@ -133,6 +169,9 @@ def check(recipe: RecipePath, as_json: Json = False) -> None:
             f"{terms['size']} x {terms['size']}, "
             f"encoders of '{terms['preset']}' in {terms['precision']}",
         )
+        if terms["scorers"]:
+            rules = "; ".join(f"{name}: {rule}" for name, rule in terms["rules"].items())
+            say(console, f"scores: {', '.join(terms['scorers'])}", f"keeps: {rules or 'all'}")
         return 0, terms
 
     guarded(act, as_json)

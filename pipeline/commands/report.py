@@ -213,6 +213,35 @@ def swept(bin: Row, verb: str) -> Table:
     return table
 
 
+def quantiles(scores: Sequence[Row]) -> Table:
+    """How the values of each score are spread over the clips."""
+    names = list(scores[0]["quantiles"]) if scores else []
+    table = plain_table()
+    table.add_column("score", no_wrap=True)
+    for name in (*names, "null"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("unit", no_wrap=True)
+    for row in scores:
+        values = row["quantiles"].values()
+        cells = ["" if value is None else f"{value:.3g}" for value in values]
+        table.add_row(row["score"], *cells, str(row["nulls"] or ""), row["unit"])
+    return table
+
+
+def rules(summary: Row) -> Table:
+    """What each rule drops: alone, and what no other rule drops; and all of them together."""
+    table = plain_table()
+    table.add_column("rule", no_wrap=True)
+    for name in ("drops", "it alone", "not known"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("true of what stays", overflow="fold")
+    for row in summary["rules"]:
+        counts = (row["drops"], row["drops_alone"], row["unknown"] or "")
+        table.add_row(row["rule"], *map(str, counts), escape(row["text"]))
+    table.add_row("together", str(summary["dropped"]), "", "", f"{summary['kept']} clips stay")
+    return table
+
+
 def minute(time: str) -> str:
     """A UTC time as people read it, to the minute."""
     return time[:16].replace("T", " ")

@@ -14,7 +14,7 @@ from pipeline.core.store import Store
 from pipeline.dataset.chain import manifest_path, read_manifest
 from pipeline.dataset.recipe import Loaded
 from pipeline.media import encoders, video
-from pipeline.stages import encode
+from pipeline.stages import encode, keep
 
 TEXT, GAP = 28, 4  # pixels: height of the line of text, space between pictures
 
@@ -22,7 +22,7 @@ TEXT, GAP = 28, 4  # pixels: height of the line of text, space between pictures
 def find(folder: Path, key: str) -> Sample | Clip:
     """The sample, or else the clip, of that key. Raises RecipeError with the nearest keys."""
     known: dict[str, None] = {}
-    for name in ("encode", "extract"):
+    for name in ("encode", "keep", "score", "extract"):
         if not manifest_path(folder, name).is_file():
             continue
         for record in read_manifest(folder, name).records:
@@ -56,10 +56,13 @@ def contact_sheet(
         rows.append(decoded)
         psnr_db = encoders.psnr_db(decoded, frames)
         line += f"   above: the clip, below: its latents decoded, {psnr_db:.1f} dB PSNR"
+    if clip.scores:
+        line += "\n" + ", ".join(f"{name} {keep.shown(value)}" for name, value in clip.scores)
     path = out or data / loaded.recipe.name / "show" / f"{key}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     caption = next(iter(source_of(clip).captions), "")
-    _draw(rows, f"{line}   {caption}").save(path, optimize=True)
+    head, *more = line.split("\n")
+    _draw(rows, "\n".join([f"{head}   {caption}", *more])).save(path, optimize=True)
     return path, line
 
 
@@ -67,10 +70,11 @@ def _draw(rows: list[np.ndarray], line: str) -> Image.Image:
     """A picture of rows of frames (`f h w c`, uint8), all of one size, under a line of text."""
     count, height, width = rows[0].shape[:3]
     column, row = width + GAP, height + GAP
-    sheet = Image.new("RGB", (count * column + GAP, TEXT + len(rows) * row), "white")
+    top = TEXT * (1 + line.count("\n"))
+    sheet = Image.new("RGB", (count * column + GAP, top + len(rows) * row), "white")
     ImageDraw.Draw(sheet).text((GAP, 6), line, fill="black", font_size=16)
     for r, pictures in enumerate(rows):
         for c, picture in enumerate(pictures):
-            place = (GAP + c * column, TEXT + r * row)
+            place = (GAP + c * column, top + r * row)
             sheet.paste(Image.fromarray(picture), place)
     return sheet

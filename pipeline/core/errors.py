@@ -3,6 +3,7 @@
 LongtakeError
 ├── RecipeError    the recipe is wrong: stop before any work, name file, field and value
 ├── BadData        the bytes are bad: a Rejection, remembered, counted, the build goes on
+│   └── Unchosen   a rule of the recipe's [keep] drops the clip
 ├── Unavailable    the world said no (404, 429, network): retried, counted, never remembered
 ├── Stopped        the world stops the build (disk full, no such model): fix it, run again
 │   └── Damaged    a file of ours has changed on disk: remove it, or `verify`, and build again
@@ -23,7 +24,8 @@ Reason = Literal[
     "outside-span",  # the source's time range holds no frame
     "too-few-frames",
     "too-large",  # more pixels, frames or hours than one task may decode (`video.MAX_...`)
-    "non-finite",  # NaN or Inf in an encoder's output
+    "non-finite",  # NaN or Inf in the output of an encoder or a scorer
+    "score-failed",  # a scorer raised an error on this clip
     "crashed",  # the worker process died, twice: a suspicion, see SUSPECTED
     "timed-out",  # a suspicion too
     "removed",  # taken down with `remove`: see manifests/NAME.removed.jsonl
@@ -69,6 +71,17 @@ class BadData(LongtakeError):
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
+
+
+class Unchosen(BadData):
+    """A rule of the recipe drops a clip; the class of the rejection is the rule's name."""
+
+    def __init__(self, rule: str, detail: str) -> None:
+        if rule in REASONS | CAUSES:
+            raise ValueError(f"a rule cannot be called '{rule}': that is a reason of its own")
+        LongtakeError.__init__(self, rule, detail)
+        self.reason = rule  # type: ignore[assignment]  # the list is closed, but for the recipe's
+        self.detail = detail
 
 
 class Unavailable(LongtakeError):

@@ -151,6 +151,10 @@ class Crop:
     height: Count
 
 
+# names and values; None is what cannot be measured of this clip
+Scores = tuple[tuple[Text, Number | None], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Clip:
     """A scene's frames: low fps, square, re-encoded, playable."""
@@ -164,7 +168,7 @@ class Clip:
     size: Count
     crop: Crop
     pictures: Digest  # digest of the coded pictures: equal where only the container differs
-    scores: tuple[tuple[Text, Number], ...] = ()  # names and values, for a sample's metadata
+    scores: Scores = ()  # for a sample's metadata
 
     def identity(self) -> object:
         return {"clip": self.blob.sha256}

@@ -1,7 +1,7 @@
 """A recipe in, a dataset in the data folder and a lock out; and a survey of what is done.
 
 manifests/NAME.lock.jsonl                       the facts that pin a finished build, by its recipe
-data/NAME/0-expand.jsonl ... 6-shard.jsonl      a manifest per stage
+data/NAME/0-expand.jsonl ... 8-shard.jsonl      a manifest per stage
 data/NAME/clips/KEY.mp4                         the clips, to watch
 data/NAME/shards/00000.tar ... index.json       what a trainer reads
 data/store/                                     everything by content, for all datasets

@@ -46,7 +46,11 @@ class Step:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of what the stage stored, each blob once."""
+        """Bytes of what the stage stored, each blob once. A stage that takes clips and gives clips
+        stores none.
+        """
+        if not adds_blobs(self.manifest.stage):
+            return 0
         blobs = {blob for record in self.manifest.records for blob in blobs_of(record)}
         return sum(blob.num_bytes for blob in blobs - self.released)
 
@@ -66,6 +70,12 @@ def blobs_of(record: Record) -> list[Blob]:
     if isinstance(record, Sample):
         return [blob for _, blob in shard.members_of(record)]
     return [record.blob] if isinstance(record, Video | Clip | Shard) else []
+
+
+def adds_blobs(name: str) -> bool:
+    """Whether the blobs of a stage's records are its own, not those of the stage before."""
+    before = NAMES[: NAMES.index(name)][-1:]
+    return not before or KINDS[name] is not KINDS[before[0]]
 
 
 def stage_of(name: str, setup: Setup) -> Stage:

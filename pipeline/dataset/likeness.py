@@ -14,12 +14,16 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pipeline.core.records import Scores
 from pipeline.dataset.lock import Lock, LockedMember
 from pipeline.dataset.probe import values_of
 
 # shares of the standard deviation of the recorded values; 1 % is 40 dB, storing the clip costs 34
 MEAN_TOLERANCE = 0.01
 MAX_TOLERANCE = 0.1
+# of a score measured again, as a share of the larger value, or absolute
+SCORE_SHARE = 0.05
+SCORE_SLACK = 0.005
 
 Grade = Literal["identical", "equivalent", "different"]
 
@@ -75,6 +79,28 @@ def grade_members(
     return grades, distances
 
 
+def score_distances(recorded: Scores, here: Scores) -> dict[str, float] | None:
+    """By score, how far it is from the recorded one, as a share of what is allowed; None if other
+    scores were measured, or one could not be measured both times.
+    """
+    if [name for name, _ in recorded] != [name for name, _ in here]:
+        return None
+    distances = {}
+    for (name, before), (_, now) in zip(recorded, here, strict=True):
+        if (before is None) != (now is None):
+            return None
+        if before is not None and now is not None:
+            allowed = max(SCORE_SLACK, SCORE_SHARE * max(abs(before), abs(now)))
+            distances[name] = abs(now - before) / allowed
+    return distances
+
+
+def are_near(recorded: Scores, here: Scores) -> bool:
+    """Whether scores are the recorded ones, within tolerance."""
+    distances = score_distances(recorded, here)
+    return distances is not None and all(distance <= 1 for distance in distances.values())
+
+
 @dataclass
 class Likeness:
     """What of one lock's samples another lock has. Lists hold keys."""
@@ -118,9 +144,14 @@ def compare_locks(locked: Lock, new: Lock) -> Likeness:
 
 
 def _is_only_rescored(locked: Lock, new: Lock, key: str) -> bool:
-    """Whether all that a sample's metadata says is the same, but for the PSNR, a measurement."""
-    is_same_score = locked.samples[key].round_trip_psnr_db == new.samples[key].round_trip_psnr_db
-    return not is_same_score and _told_of(locked, key) == _told_of(new, key)
+    """Whether all that a sample's metadata says is the same, but for what was measured: the PSNR,
+    and scores within tolerance.
+    """
+    before, now = locked.clips[key].scores, new.clips[key].scores
+    is_same_psnr = locked.samples[key].round_trip_psnr_db == new.samples[key].round_trip_psnr_db
+    if (is_same_psnr and before == now) or not are_near(before, now):
+        return False
+    return _told_of(locked, key) == _told_of(new, key)
 
 
 def _told_of(lock: Lock, key: str) -> list[Any]:

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import io
 import platform
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
@@ -42,7 +42,17 @@ from pipeline.core.reading import (
     shown_value,
     unsealed,
 )
-from pipeline.core.records import Clip, Container, Crop, Sample, Shard, Split, Video, public
+from pipeline.core.records import (
+    Clip,
+    Container,
+    Crop,
+    Sample,
+    Scores,
+    Shard,
+    Split,
+    Video,
+    public,
+)
 from pipeline.core.store import Store
 from pipeline.dataset.naming import NAME
 from pipeline.dataset.probe import probe_of
@@ -56,7 +66,7 @@ FORMAT = 1
 LIBRARIES = ("longtake", "torch", "diffusers", "open_clip_torch", "av", "decord2", "numpy")
 SUFFIX = ".lock.jsonl"
 LARGE = 20_000_000  # bytes from which on a lock is compressed
-LATER = ("expand",)  # stages that older locks do not tell of
+LATER = ("expand", "score", "keep")  # stages that older locks do not tell of
 MOST = 2 << 30  # bytes of one that is unpacked: a million samples
 DENSEST = 40  # times the size of its file: digests and kept values do not shrink to a third
 
@@ -81,7 +91,7 @@ class LockedVideo:
 
 @dataclass(frozen=True, slots=True)
 class LockedClip:
-    """A scene in its video's own time stamps, and the clip it gave."""
+    """A scene in its video's own time stamps, and the clip it gave, which was kept."""
 
     key: Key
     video: Key
@@ -92,6 +102,7 @@ class LockedClip:
     num_frames: Count
     sha256: Digest
     pictures: Digest
+    scores: Scores = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +180,8 @@ KINDS: dict[str, type[Line]] = {
     "sample": LockedSample,
     "shard": LockedShard,
 }
-# stages whose records have a line in a lock, and its kind
-STAGES = {"download": "video", "extract": "clip", "encode": "sample", "shard": "shard"}
+# the last of these stages that ran gave the clips of a dataset; older locks know the last alone
+CLIP_STAGES = ("keep", "score", "extract")
 TIMED = ("download", "extract", "encode")  # stages whose hours of video the header has
 
 
@@ -204,8 +215,8 @@ class Lock:
         return str(self.header["root_digest"])
 
     def params(self, stage: str) -> dict[str, Any]:
-        """A stage's parameters, as its manifest had them."""
-        return dict(self.header["stages"][stage]["params"])
+        """A stage's parameters, as its manifest had them; none if the lock is older than it."""
+        return dict(self.header["stages"].get(stage, {}).get("params", {}))
 
     @cached_property
     def clips_by_video(self) -> Mapping[str, list[LockedClip]]:
@@ -232,7 +243,7 @@ def lock_of(
     """
     by_stage = {manifest.stage: manifest for manifest in manifests}
     videos = cast(Sequence[Video], by_stage["download"].records)
-    clips = cast(Sequence[Clip], by_stage["extract"].records)
+    clips = cast(Sequence[Clip], by_stage[clip_stage(by_stage)].records)
     samples = cast(Sequence[Sample], by_stage["encode"].records)
     shards = cast(Sequence[Shard], by_stage["shard"].records)
     stages = {}
@@ -279,6 +290,16 @@ def lock_of(
         locked_samples,
         {shard.key: locked_shard(shard) for shard in shards},
     )
+
+
+def clip_stage(stages: Collection[str]) -> str:
+    """The stage that gave the clips, of the stages that ran."""
+    return next((name for name in CLIP_STAGES if name in stages), "extract")
+
+
+def kinds_of(stages: Collection[str]) -> dict[str, str]:
+    """The stages whose records have a line in a lock, and its kind, of the stages that ran."""
+    return {"download": "video", clip_stage(stages): "clip", "encode": "sample", "shard": "shard"}
 
 
 def num_suspected(header: Mapping[str, Any]) -> int:
@@ -335,6 +356,7 @@ def locked_clip(clip: Clip) -> LockedClip:
         num_frames=clip.num_frames,
         sha256=clip.blob.sha256,
         pictures=clip.pictures,
+        scores=clip.scores,
     )
 
 
@@ -487,9 +509,10 @@ def parsed(place: str, line: Mapping[str, Any]) -> tuple[str, Line]:
 
 def _contradictions(lock: Lock) -> Iterator[str]:
     """What no build could have written: a line lost, a line too many."""
+    kinds = kinds_of(lock.header["stages"])
     for stage, counts in lock.header["stages"].items():
         num_out = counts["out"]
-        num_lines = len(lock.tables[STAGES[stage]]) if stage in STAGES else num_out
+        num_lines = len(lock.tables[kinds[stage]]) if stage in kinds else num_out
         if num_out != num_lines:
             yield f"the header tells of {num_out} records of stage '{stage}', there are {num_lines}"
         num_rejected = sum(counts["rejected"].values())

@@ -29,7 +29,7 @@ from pipeline.dataset.source_table import Columns, SourceEntry, label, rows_of, 
 from pipeline.media import detectors
 from pipeline.media.fetch import Params as Download
 from pipeline.media.reel import Params as Extract
-from pipeline.stages import NAMES
+from pipeline.stages import NAMES, keep
 from pipeline.stages.encode import Params as Encode
 from pipeline.stages.filter import Params as Filter
 from pipeline.stages.shard import Params as Shard
@@ -77,7 +77,7 @@ def _tables_of_other_stages() -> dict[str, Any]:
         if name not in Recipe.model_fields
     }
     return {
-        name: (module.Params, module.Params())
+        name: (module.Params, getattr(module, "WITHOUT", None) or module.Params())
         for name, module in modules.items()
         if hasattr(module, "Params")
     }
@@ -140,7 +140,19 @@ def load(path: Path) -> Loaded:
             table = label(path.parent / recipe.sources)
             raise RecipeError(f"{path}: no sources: {table} has no rows")
         raise RecipeError(f'{path}: no sources: write [[source]] tables or sources = "FILE.csv"')
-    return Loaded(recipe, sources, path, removals.read(path))
+    loaded = Loaded(recipe, sources, path, removals.read(path))
+    _check_rules(loaded, text)
+    return loaded
+
+
+def _check_rules(loaded: Loaded, text: str) -> None:
+    """Raises RecipeError where a rule of [keep] names a score that is not measured."""
+    complaints = [
+        f"{loaded.path}:{line_of(text, ['keep', name])}: keep.{name}: {problem}"
+        for name, problem in keep.problems(loaded.setup("auto", offline=True))
+    ]
+    if complaints:
+        raise RecipeError("\n".join(complaints))
 
 
 def schema() -> str:

@@ -22,7 +22,7 @@ from pipeline.core.records import Pack, Record, source_of
 from pipeline.core.stage import Survey
 from pipeline.core.store import Store
 from pipeline.dataset import build, lock, rates, raw
-from pipeline.dataset.chain import Step, read_manifest
+from pipeline.dataset.chain import Step, adds_blobs, read_manifest
 from pipeline.dataset.rates import Rate
 from pipeline.dataset.recipe import Loaded
 from pipeline.media.addresses import scheme
@@ -154,7 +154,7 @@ class _Planner:
         self._sizes = Sizes(loaded, self._last)
         self._refetched: set[str] = set()  # digests of videos that are counted already
         self._packing = _last_packing(loaded)
-        self._unchanged: list[Record] = []  # to do in the stage before, and of the type it makes
+        self._unchanged: list[Record] = []  # to do in stages before that give the type they take
         self._origin = ""  # the first stage behind which counts are not known
         download = self._last.get("download")
         past = (*download.records, *download.rejections) if download else ()
@@ -167,7 +167,8 @@ class _Planner:
         stage, name = survey.stage, survey.stage.name
         missing = {survey.keys[record.key]: record for record in survey.missing}
         arriving = self._without_remembered(survey, arriving)
-        self._unchanged = [record for record in survey.missing if type(record) is stage.makes]
+        only_adds = [record for record in survey.missing if type(record) is stage.makes]
+        self._unchanged = only_adds if adds_blobs(name) else [*self._unchanged, *only_adds]
         is_last = name == NAMES[-1]
         if is_last and arriving.count != 0:
             missing = {}  # packs of the samples that are known are not the packs that will be

@@ -50,7 +50,7 @@ class Sizes:
             video = stage.opens(record, store)
             clip = record.num_frames(self._loaded.recipe.extract.fps) * self.frame
             return {"reels": self._reel(video) if video else 0, "clips": clip}
-        if isinstance(record, Clip):
+        if isinstance(record, Clip) and stage.name == "encode":
             num_captions = len(encode.captions(record))
             num_frames = 0 if light else record.num_frames
             return {"latents and embeddings": self.sample(num_frames, num_captions)}

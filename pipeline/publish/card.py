@@ -48,7 +48,7 @@ LONG = 2000  # of the recipe's description
 INVISIBLE = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp")  # Unicode's categories
 JOINERS = "\u200c\u200d"  # of letters and of emoji: invisible, and part of a word
 MEMBERS = {
-    "json": "captions, frame rate, source and licence, place in the source, crop",
+    "json": "captions, frame rate, source and licence, place in the source, crop, scores",
     "latents.npy": "the VAE's posterior mean, `f c h w` float16, unscaled",
     "latents_std.npy": "the posterior's standard deviation, same shape",
     "text.npy": "CLIP's hidden states of the first caption, `77 d` float16",

@@ -22,8 +22,8 @@ from pipeline.core.records import Clip, Record, Rejection, Sample, Shard
 from pipeline.core.store import Store
 from pipeline.dataset import lock
 from pipeline.dataset.chain import Step
-from pipeline.dataset.likeness import Distance, Grade, grade_members
-from pipeline.dataset.lock import Lock, LockedSample
+from pipeline.dataset.likeness import Distance, Grade, are_near, grade_members, score_distances
+from pipeline.dataset.lock import Lock, LockedClip, LockedSample
 from pipeline.dataset.probe import PROBES, probe_of
 from pipeline.publish.reproduce import Edit
 from pipeline.stages import shard as shard_stage
@@ -152,11 +152,12 @@ def _samples(
         digests = {name: blob.sha256 for name, blob in shard_stage.members_of(sample)}
         digests["json"] = json_digests[key]
         grades, apart = grade_members(recorded.members, digests, probes_in(store, digests))
-        if grades["json"] == "different" and same_but_for_scores(sample, recorded):
+        clip = locked.clips[key]
+        if grades["json"] == "different" and same_but_for_scores(sample, recorded, clip):
             grades["json"] = "equivalent"
             report["rescored"].append(key)
         different = {name for name, grade in grades.items() if grade == "different"}
-        fields = edited[locked.clips[key].video]
+        fields = edited[clip.video]
         by_edits = {name for name in different if _follows(name, fields)}
         # how far apart two captions are tells nothing of the machine
         for name in apart.keys() - by_edits:
@@ -174,7 +175,31 @@ def _samples(
             report["identical"] += 1
     report["apart"] = {name: _apart(distances[name]) for name in sorted(distances)}
     report["round_trip_psnr_db"] = _means(scores)
+    report["scores"] = _scores(locked, samples)
     return report
+
+
+def _scores(locked: Lock, samples: Mapping[str, Sample]) -> dict[str, Any] | None:
+    """How far scores are from the lock's: of how many clips all are the same, and by score the
+    largest distance as a share of what is allowed. None where nothing was measured.
+    """
+    pairs = [
+        (locked.clips[key].scores, samples[key].clip.scores)
+        for key in sorted(locked.samples.keys() & samples.keys())
+    ]
+    if not any(before or now for before, now in pairs):
+        return None
+    largest: dict[str, float] = {}
+    for before, now in pairs:
+        for name, distance in (score_distances(before, now) or {}).items():
+            if distance:
+                largest[name] = max(distance, largest.get(name, 0.0))
+    return {
+        "clips": len(pairs),
+        "identical": sum(before == now for before, now in pairs),
+        "near": sum(before != now and are_near(before, now) for before, now in pairs),
+        "largest": {name: round(share, 4) for name, share in sorted(largest.items())},
+    }
 
 
 def _follows(member: str, fields: Collection[str]) -> bool:
@@ -198,11 +223,17 @@ def probes_in(store: Store, digests: Mapping[str, str]) -> Callable[[str], str |
     return probe
 
 
-def same_but_for_scores(sample: Sample, recorded: LockedSample) -> bool:
-    """Whether the metadata is the lock's, once the round trip's PSNR, a measurement, is put
-    aside.
+def same_but_for_scores(sample: Sample, recorded: LockedSample, clip: LockedClip) -> bool:
+    """Whether the metadata is the lock's, once what was measured is put aside: the round trip's
+    PSNR, and scores that are within tolerance.
     """
-    as_scored = replace(sample, round_trip_psnr_db=recorded.round_trip_psnr_db)
+    if not are_near(clip.scores, sample.clip.scores):
+        return False
+    as_scored = replace(
+        sample,
+        round_trip_psnr_db=recorded.round_trip_psnr_db,
+        clip=replace(sample.clip, scores=clip.scores),
+    )
     metadata = shard_stage.metadata_bytes(as_scored)
     return hashlib.sha256(metadata).hexdigest() == recorded.members["json"].sha256
 
@@ -355,8 +386,19 @@ def _lines_of_samples(samples: Mapping[str, Any]) -> list[str]:
     return lines + _up_to_eight("sample the lock does not have", samples["more"])
 
 
+def _line_of_scores(scores: Mapping[str, Any]) -> str:
+    line = f"scores: {scores['identical']} of {scores['clips']} clips as in the lock"
+    if scores["identical"] == scores["clips"]:
+        return line
+    far = max(scores["largest"], key=scores["largest"].__getitem__, default="")
+    line += f", {scores['near']} within tolerance"
+    if far:
+        line += f"; {far} is off by up to {scores['largest'][far]:.2g} of what is allowed"
+    return line
+
+
 def _lines_of_numbers(samples: Mapping[str, Any]) -> list[str]:
-    lines = []
+    lines = [_line_of_scores(samples["scores"])] if samples["scores"] else []
     if count := len(samples["rescored"]):
         lines.append(
             f"another PSNR of the round trip, or none, in the metadata of {count} samples that "

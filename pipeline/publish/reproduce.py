@@ -30,8 +30,10 @@ from pipeline.dataset.relock import check_removals
 from pipeline.media import addresses, encoders
 from pipeline.stages import NAMES
 
-STAGES = tuple(name for name in NAMES if name not in ("expand", "cut", "filter"))  # not in the lock
-UNUSED = ("download", "cut", "filter")  # stages whose options a rebuild does not ask for
+# what these gave is in the lock: a rebuild takes it from there
+DECIDED = ("expand", "cut", "filter", "keep")
+STAGES = tuple(name for name in NAMES if name not in DECIDED)
+UNUSED = ("download", "cut", "filter", "keep")  # stages whose options a rebuild does not ask for
 FIELDS = ("captions", "license", "start_s", "end_s")
 
 
@@ -269,7 +271,7 @@ def versions(locked: Lock, steps: Sequence[Step]) -> list[str]:
     lines = []
     for step in steps:
         name, version = step.manifest.stage, step.manifest.version
-        before = locked.header["stages"][name]["version"]
+        before = locked.header["stages"].get(name, {}).get("version", version)
         if before != version:
             lines.append(
                 f"stage '{name}' is version {version} here and {before} in the lock: its bytes may "

@@ -29,8 +29,8 @@ from pipeline.core.stage import Progress
 from pipeline.core.store import Store, blobs_in
 from pipeline.dataset import lock, relock
 from pipeline.dataset.build import known
-from pipeline.dataset.chain import KINDS, blobs_of, manifest_path
-from pipeline.dataset.likeness import Grade, grade_members
+from pipeline.dataset.chain import KINDS, adds_blobs, blobs_of, manifest_path
+from pipeline.dataset.likeness import Grade, are_near, grade_members
 from pipeline.dataset.lock import Lock, LockedClip, LockedSample, LockedShard
 from pipeline.dataset.recipe import Loaded
 from pipeline.media import encoders, fetch, reel, video
@@ -191,7 +191,7 @@ def _check_memos(
 
 def _check_records(built: Built, locked: Lock, checked: Checked) -> None:
     """Records against the lock's: the same keys, digests, cuts."""
-    for stage, kind in lock.STAGES.items():
+    for stage, kind in lock.kinds_of(built.manifests).items():
         if stage not in built.manifests and manifest_path(built.folder, stage).is_file():
             continue  # it is damaged: that was said already
         records, recorded = built.records(stage), locked.tables[kind]
@@ -214,13 +214,28 @@ def _check_records(built: Built, locked: Lock, checked: Checked) -> None:
                 parts = [] if record.blob.sha256 == line.sha256 else ["the video's bytes"]
             if parts:
                 checked.add(kind, key, f"not what the lock says: {', '.join(parts)}")
+    _check_clips_before_the_choice(built, locked, checked)
+
+
+def _check_clips_before_the_choice(built: Built, locked: Lock, checked: Checked) -> None:
+    """What `extract` gave has the lock's clips too, among those that rules dropped."""
+    is_damaged = "extract" not in built.manifests and (
+        manifest_path(built.folder, "extract").is_file()
+    )
+    if is_damaged or lock.clip_stage(built.manifests) == "extract":
+        return
+    kept = built.records(lock.clip_stage(built.manifests))
+    for key in sorted((locked.clips.keys() & kept.keys()) - built.records("extract").keys()):
+        checked.add("clip", key, "is in the lock and not here")
 
 
 def _parts_of_clip(clip: Clip, recorded: LockedClip) -> list[str]:
     """What of a clip is not the lock's."""
     here = lock.locked_clip(clip)
-    cuts = [replace(line, video="", sha256="", pictures="") for line in (here, recorded)]
+    cuts = [replace(line, video="", sha256="", pictures="", scores=()) for line in (here, recorded)]
     parts = [] if cuts[0] == cuts[1] else ["cut or crop"]
+    if not are_near(recorded.scores, here.scores):
+        parts.append("scores")
     return parts if here.pictures == recorded.pictures else [*parts, "pictures"]
 
 
@@ -253,7 +268,9 @@ def _parts_of_shard(
     for key, members in zip(shard.samples, shard.members, strict=True):
         line = built.locked.samples[key]
         is_same = members[0].sha256 == line.members["json"].sha256
-        is_rescored = key in samples and compare.same_but_for_scores(samples[key], line)
+        is_rescored = key in samples and compare.same_but_for_scores(
+            samples[key], line, built.locked.clips[key]
+        )
         if not is_same and not is_rescored:
             parts.append(members[0].name)
     if not parts and shard.blob.sha256 != recorded.sha256:
@@ -274,7 +291,7 @@ def _names_of_blobs(built: Built, remembered: set[Blob]) -> dict[Blob, list[str]
                 for name, blob in shard_stage.members_of(record):
                     names[blob].append(f"{record.key}.{name}")
                 continue
-            for blob in blobs_of(record):
+            for blob in blobs_of(record) if adds_blobs(stage) else ():
                 names[blob].append(f"{kind} '{record.key}'")
     # Blobs that no manifest names, by the tasks they are of. They may be gone, for they would be
     # made again.

@@ -2,7 +2,8 @@
 
 A stage imports core and media, never another stage.
 A stage's module holds VERSION, MAKES (the type of record it makes), `stage(setup)` and, if people
-may set something, Params: the recipe's table of the stage's name. docs/extending.md shows one.
+may set something, Params: the recipe's table of the stage's name. WITHOUT is what a recipe without
+that table means, if not the table's defaults. docs/extending.md shows a stage.
 """
 
 NAMES = (
@@ -11,6 +12,8 @@ NAMES = (
     "cut",
     "filter",
     "extract",
+    "score",
+    "keep",
     "encode",
     "shard",
 )

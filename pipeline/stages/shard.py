@@ -219,7 +219,7 @@ def metadata(sample: Sample) -> dict[str, Any]:
     }
 
 
-def _scores(sample: Sample) -> dict[str, float]:
+def _scores(sample: Sample) -> dict[str, float | None]:
     scores = dict(sample.clip.scores)
     if sample.round_trip_psnr_db is not None:
         scores["round_trip_psnr_db"] = sample.round_trip_psnr_db

@@ -14,6 +14,7 @@ import typer.main
 from pipeline.__main__ import app
 from pipeline.commands.command import ExecutorName
 from pipeline.core import executors
+from pipeline.media import scorers
 from tests.making.command import ROOT, Output, longtake, longtake_process
 
 DEMO = "manifests/demo.toml"
@@ -40,6 +41,7 @@ COMMANDS = {
     "status": ["recipe", "--data", "--device", "--json"],
     "plan": ["recipe", "--data", "--device", "--json"],
     "rejections": ["recipe", "--data", "--device", "--json"],
+    "scores": ["recipe", "--data", "--csv", "--parquet", "--json"],
     "show": ["recipe", "key", "--data", "--out", "--frames", "--device"],
     "check": ["recipe", "--json"],
     "name": ["recipe"],
@@ -74,7 +76,7 @@ def test_the_commands_and_options_are_those_on_the_list() -> None:
 
 def test_choices_and_defaults_are_those_the_makefile_relies_on() -> None:
     said = " ".join(longtake("build", "--help").stdout.split())
-    assert "<expand|download|cut|filter|extract|encode|shard>" in said
+    assert "<expand|download|cut|filter|extract|score|keep|encode|shard>" in said
     assert "<inline|processes|ray>" in said
     assert tuple(ExecutorName) == executors.NAMES
     assert re.findall(r"\[default: (\w+)\]", said)[:3] == ["shard", "data", "processes"]
@@ -123,6 +125,8 @@ def test_check_says_what_the_demo_is() -> None:
         "manifests/demo.toml is fine: 5 sources (5 pypi:)",
         "cuts by 'adaptive', at least 100 frames at 10 fps, 256 x 256, encoders of "
         "'tiny' in float32",
+        f"scores: {', '.join(scorers.DEFAULT)}",
+        "keeps: black: black < 0.9; still: motion > 0.001 or distinct > 0.5",
     ]
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.making.command import Output, longtake
 from tests.making.dataset import Dataset
 
-STAGES = ["download", "cut", "filter", "extract", "encode", "shard"]
+STAGES = ["download", "cut", "filter", "extract", "score", "keep", "encode", "shard"]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def test_build_and_status_tell_the_funnel(dataset: Dataset) -> None:
     words = (dataset.recipe, "--data", dataset.data, "--json")
     build = facts(longtake("build", *words, "--executor", "inline", "--device", "cpu"))
     status = facts(longtake("status", *words))
-    assert [row["stage"] for row in build["stages"]][-6:] == STAGES
+    assert [row["stage"] for row in build["stages"]][-len(STAGES) :] == STAGES
     assert [row["out"] for row in status["stages"]] == [row["out"] for row in build["stages"]]
     assert status["dataset"] == build["dataset"] == "small"
     filtered = next(row for row in status["stages"] if row["stage"] == "filter")

@@ -33,9 +33,9 @@ from pipeline.core.store import Store
 from pipeline.dataset import build, removals
 from pipeline.dataset import recipe as recipes
 from pipeline.dataset.chain import Step, runner, surveyor
-from pipeline.media import encoders, fetch, reel
+from pipeline.media import encoders, fetch, reel, scorers
 from pipeline.media.detectors import whole
-from pipeline.stages import cut, download
+from pipeline.stages import cut, download, score
 from pipeline.stages import filter as filtering
 from tests.making import behave, footage
 from tests.making.deadly import Deadly
@@ -125,6 +125,17 @@ def not_a_number(world: World) -> tuple[str, str]:
     return "bad", caught.value.reason
 
 
+def a_scorer_that_fails(world: World) -> tuple[str, str]:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    scorer = scorers.SCORERS["compression"]()
+    world.monkeypatch.setattr(type(scorer), "measure", fail)
+    with pytest.raises(BadData) as caught:
+        score.values_of(scorer, None, None)  # type: ignore[arg-type]
+    return "bad", caught.value.reason
+
+
 def no_answer(world: World) -> tuple[str, str]:
     world.monkeypatch.setattr(fetch, "SILENCE_S", 0.3)
     return world.answered(silent)
@@ -163,6 +174,7 @@ PROVOKED: dict[str, Callable[[World], tuple[str, str]]] = {
     ),
     "too-large": without_end,
     "non-finite": not_a_number,
+    "score-failed": a_scorer_that_fails,
     "crashed": lambda world: world.staged(behave.STAGE, Source("a", "crash:a"), Processes(1)),
     "timed-out": lambda world: world.staged(
         replace(behave.STAGE, timeout=lambda cost: 0.5), Source("a", "sleep:a"), Processes(1)

@@ -106,7 +106,7 @@ def test_an_edited_recipe_and_another_version_of_a_stage_write_a_lock(locked: Lo
 
 
 def test_a_stage_that_only_one_of_two_locks_knows_makes_no_difference(locked: Lock) -> None:
-    more = edited(locked, lambda header: header["stages"].update(score={"version": 1}))  # type: ignore[attr-defined]
+    more = edited(locked, lambda header: header["stages"].update(later={"version": 1}))  # type: ignore[attr-defined]
     assert decided(locked, more) == "published"
 
 

@@ -129,6 +129,8 @@ def test_of_what_is_built_nothing_is_to_do_and_nothing_is_touched(folder: Path, 
         "cut": 2,  # the twin is cut with b
         "filter": 4,
         "extract": 5,
+        "score": 5,
+        "keep": 5,
         "encode": 7,
         "shard": 0,
     }
@@ -143,9 +145,9 @@ def test_an_empty_folder_is_said_to_be_known_stage_by_stage_and_stays_empty(
     assert list(tmp_path.iterdir()) == []
     assert reasons({"download": planned.lines["download"]}) == {"download": {"never built": 3}}
     assert planned.lines["cut"].to_do == 3
-    later = ("filter", "extract", "encode", "shard")
+    later = ("filter", "extract", "score", "keep", "encode", "shard")
     assert {planned.lines[name].waits_for for name in later} == {"cut"}
-    assert "filter, extract, encode, shard: known once `cut` has run" in words(planned)
+    assert "filter, extract, score, keep, encode, shard: known once `cut` has run" in words(planned)
     assert "no estimate: nothing has been timed here yet" in words(planned)
     ran = run_build(new_recipe(folder, "fresh"), tmp_path / "none")
     assert promise(planned.lines)["download"] == ran["download"] == 3
@@ -297,7 +299,7 @@ def test_a_list_on_the_web_is_one_download_at_least_and_is_not_asked(
 def test_stages_behind_a_model_that_is_not_here_are_not_known(folder: Path, data: Path) -> None:
     options = OPTIONS.replace('preset = "tiny"', 'preset = "tiny"\nvae = "longtake/nowhere"')
     planned = plan(new_recipe(folder, "hub", options=options), data, "cpu")
-    assert list(planned.lines) == ["expand", "download", "cut", "filter", "extract"]
+    assert list(planned.lines) == list(NAMES[: NAMES.index("encode")])
     assert "later stages are not known: cannot get the model 'longtake/nowhere'" in words(planned)
     assert not planned.is_idle
 

@@ -31,7 +31,13 @@ from tests.making import footage
 from tests.making.command import longtake, longtake_process
 from tests.making.dataset import Dataset
 
-FUNNEL = ["1-download.jsonl", "4-extract.jsonl", "5-encode.jsonl", "6-shard.jsonl"]
+FUNNEL = [
+    "1-download.jsonl",
+    "4-extract.jsonl",
+    "5-score.jsonl",
+    "7-encode.jsonl",
+    "8-shard.jsonl",
+]
 
 
 def rebuilt(clone: Dataset, data: Path | None = None) -> dict[str, Any]:
@@ -209,6 +215,7 @@ def test_status_knows_a_rebuild_from_a_build(clone: Dataset) -> None:
     assert {step.manifest.stage: step.num_pending for step in steps} == {
         "download": 0,
         "extract": 0,
+        "score": 0,
         "encode": 0,
         "shard": 0,
     }

@@ -176,7 +176,7 @@ def test_one_video_behind_two_addresses_is_encoded_once_and_captioned_twice(
 ) -> None:
     lines = [
         json.loads(line)["record"]
-        for line in (reference / "tiny" / "5-encode.jsonl").read_text().splitlines()[1:]
+        for line in (reference / "tiny" / "7-encode.jsonl").read_text().splitlines()[1:]
     ]
     by_key = {line["key"]: line for line in lines}
     assert by_key["b-0000-000"]["latents"] == by_key["twin-0000-000"]["latents"]
@@ -229,7 +229,7 @@ def test_another_min_frames_decodes_nothing(recipe: Path, reference: Path) -> No
 
 def test_a_deleted_blob_is_rebuilt(recipe: Path, reference: Path) -> None:
     root = index(reference)["root_digest"]
-    line = json.loads((reference / "tiny" / "5-encode.jsonl").read_text().splitlines()[1])
+    line = json.loads((reference / "tiny" / "7-encode.jsonl").read_text().splitlines()[1])
     digest = line["record"]["latents"]["sha256"]
     blob = reference / "store" / "blobs" / digest[:2] / digest
     blob.unlink()

@@ -1,0 +1,150 @@
+"""Clip -> Clip or Rejection: the recipe's rules over the scores. Reads the record and nothing else.
+
+A clip stays unless a rule is false of it; the first rule that is, in the recipe's order, is the
+class of its rejection. Where a score could not be measured, a rule that depends on it is neither
+true nor false, and drops nothing. Another rule runs no scorer, no decoder and no encoder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, ConfigDict, model_validator
+
+from pipeline.core import expression
+from pipeline.core.errors import CAUSES, REASONS, Unchosen
+from pipeline.core.expression import Expression
+from pipeline.core.params import Setup, Table
+from pipeline.core.records import Clip
+from pipeline.core.stage import Stage
+from pipeline.core.store import Store
+from pipeline.media import scorers
+
+VERSION = 1
+MAKES = Clip
+RULE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
+MAX_RULES = 100
+# What is broken by anybody's taste. They are for recipes that have [score] and no [keep].
+DEFAULT = {
+    "black": "black < 0.9",
+    "still": "motion > 0.001 or distinct > 0.5",
+}
+
+
+def _checked(text: str) -> str:
+    expression.parse(text)
+    return text
+
+
+Rule = Annotated[str, AfterValidator(_checked)]
+
+
+class Params(Table):
+    """`[keep]`: rules by name, each a comparison of scores that is true of clips that stay, such as
+    `still = "motion > 0.05 or object_motion > 0.02"`. Without the table, and with [score]: no
+    clip that is black or still.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Rule]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names(cls, values: Any) -> Any:
+        for name in values if isinstance(values, dict) else ():
+            if not RULE_NAME.fullmatch(str(name)):
+                raise ValueError(
+                    f"{name!r} is no name for a rule: up to 40 of a-z, 0-9, - and _, a letter first"
+                )
+            if name in REASONS | CAUSES:
+                raise ValueError(
+                    f"a rule cannot be called '{name}': other rejections are; take another name"
+                )
+        if isinstance(values, dict) and len(values) > MAX_RULES:
+            raise ValueError(f"at most {MAX_RULES} rules")
+        return values
+
+    def rules(self, measured: tuple[str, ...]) -> dict[str, Expression]:
+        """The rules by name, parsed."""
+        return {name: expression.parse(text) for name, text in self.__pydantic_extra__.items()}
+
+
+class _Without(Params):
+    """No [keep]: the rules nobody argues about, as far as their scores are measured."""
+
+    def rules(self, measured: tuple[str, ...]) -> dict[str, Expression]:
+        rules = {name: expression.parse(text) for name, text in DEFAULT.items()}
+        return {name: rule for name, rule in rules.items() if set(rule.names) <= set(measured)}
+
+
+WITHOUT = _Without.model_validate({})
+
+
+def stage(setup: Setup) -> Stage:
+    rules = rules_of(setup)
+    return Stage(
+        name="keep",
+        version=VERSION,
+        params={name: rule.text for name, rule in rules.items()},
+        makes=MAKES,
+        process=partial(process, rules=rules),
+        pure=always,
+        local=True,
+    )
+
+
+def rules_of(setup: Setup) -> dict[str, Expression]:
+    """The rules of a recipe, by name, in its order."""
+    measured = setup.table(scorers.Params).score_names
+    return setup.table(Params).rules(measured)
+
+
+def problems(setup: Setup) -> Iterator[tuple[str, str]]:
+    """Rules that name a score which is not measured: their names, and what to do about it."""
+    measured = setup.table(scorers.Params).score_names
+    for name, rule in rules_of(setup).items():
+        for score in rule.names:
+            if score not in measured:
+                yield name, _unknown(score, measured)
+                break
+
+
+def _unknown(score: str, measured: tuple[str, ...]) -> str:
+    if score in scorers.SCORES:
+        scorer = scorers.scorer_of(score)
+        return f"'{score}' is not measured: add \"{scorer}\" to scorers under [score]"
+    near = difflib.get_close_matches(score, scorers.SCORES, 1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    listed = ", ".join(measured) or 'nothing: write scorers = ["motion", ...] under [score]'
+    return f"no score is called '{score}'; {hint}measured are {listed}"
+
+
+def always(clip: Clip) -> bool:
+    """Every clip is judged anew: the arithmetic takes less time than a memo."""
+    return True
+
+
+def process(clip: Clip, store: Store, rules: Mapping[str, Expression]) -> Iterator[Clip | Unchosen]:
+    """Judge one clip."""
+    values = dict(clip.scores)
+    name = first_broken(rules, values)
+    if name is None:
+        yield clip
+        return
+    rule = rules[name]
+    measured = ", ".join(f"{score} {shown(values[score])}" for score in rule.names)
+    yield Unchosen(name, f"{measured}; the rule: {rule.text}")
+
+
+def first_broken(rules: Mapping[str, Expression], values: Mapping[str, float | None]) -> str | None:
+    """The first rule that is false of these scores; None if all are true or not known."""
+    return next((name for name, rule in rules.items() if rule.holds(values) is False), None)
+
+
+def shown(value: float | None) -> str:
+    """A score as people read it."""
+    return "not measured" if value is None else f"{value:.4g}"

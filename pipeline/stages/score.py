@@ -1,0 +1,144 @@
+"""Clip -> Clip with scores: what the recipe's scorers measure of it. Nothing is chosen here.
+
+Each scorer has a memo of its own for each clip, so another scorer, or another option of one,
+measures that one alone. The frames that the missing ones look at are decoded once for all of them.
+Scores are no part of a clip's identity: `encode` finds what it encoded before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from pipeline.core import canonical
+from pipeline.core.errors import BadData, Stopped
+from pipeline.core.params import Setup
+from pipeline.core.reading import Number
+from pipeline.core.records import Clip
+from pipeline.core.stage import Stage
+from pipeline.core.store import Store
+from pipeline.media import scorers
+from pipeline.media.scorers.scorer import Pictures, Scorer, is_value, rounded
+
+VERSION = 1
+MAKES = Clip
+Params = scorers.Params
+WITHOUT = Params(scorers=())  # a recipe without [score] measures nothing
+Facts = Mapping[str, Mapping[str, Any]]  # what values depend on, by scorer
+OUT_OF_MEMORY = -4  # OpenCV's StsNoMem
+
+
+def stage(setup: Setup) -> Stage:
+    """Raises Stopped where the package of a scorer is not installed."""
+    chosen = setup.table(Params).chosen
+    facts = {scorer.name: scorer.facts() for scorer in chosen}
+    return Stage(
+        name="score",
+        version=VERSION,
+        params=facts,
+        makes=MAKES,
+        process=partial(process, chosen=chosen, facts=facts),
+        identity=partial(identity, chosen=chosen),
+        pure=partial(is_idle, chosen=chosen),
+        light=partial(is_remembered, chosen=chosen, facts=facts),
+        local=not chosen,
+        cost=seconds,
+    )
+
+
+def identity(clip: Clip, chosen: Sequence[Scorer]) -> object:
+    """A clip's pixels, what else its scores depend on, and those it has already, of a stage
+    before.
+    """
+    about = {scorer.name: scorer.about(clip) for scorer in chosen}
+    return [clip.identity(), clip.scores, about]
+
+
+def is_idle(clip: Clip, chosen: Sequence[Scorer]) -> bool:
+    """Where nothing is measured, a clip passes as it is, and no memo is needed for that."""
+    return not chosen
+
+
+def seconds(clip: Clip) -> float:
+    return float(clip.duration_s)
+
+
+def is_remembered(clip: Clip, store: Store, chosen: Sequence[Scorer], facts: Facts) -> bool:
+    """Whether every scorer has measured the clip already."""
+    return all(
+        store.recall(canonical.digest(_task(scorer, clip, facts))) is not None for scorer in chosen
+    )
+
+
+def _task(scorer: Scorer, clip: Clip, facts: Facts) -> list[object]:
+    return ["score", scorer.name, facts[scorer.name], clip.identity(), scorer.about(clip)]
+
+
+def process(clip: Clip, store: Store, chosen: Sequence[Scorer], facts: Facts) -> Iterator[Clip]:
+    """Measure one clip. Raises BadData: score-failed for an error of a scorer, non-finite for a
+    value that is no number; and as `video.some_frames` does.
+    """
+    missing = [scorer for scorer in chosen if not is_remembered(clip, store, [scorer], facts)]
+    pictures = _pictures(clip, store, missing)
+    scores: list[tuple[str, float | None]] = []
+    failures: list[BadData] = []
+    for scorer in chosen:
+
+        def measure(scorer: Scorer = scorer) -> list[float | None]:
+            return values_of(scorer, clip, pictures)
+
+        try:
+            with one_thread():
+                values = store.once(_task(scorer, clip, facts), measure, list[Number | None])
+        except BadData as failure:
+            failures.append(failure)  # the others measure it all the same, and remember
+            continue
+        scores += zip((score.name for score in scorer.scores), values, strict=True)
+    if failures:
+        raise failures[0]
+    yield replace(clip, scores=(*clip.scores, *scores))
+
+
+def _pictures(clip: Clip, store: Store, missing: Sequence[Scorer]) -> Pictures:
+    """The frames that these scorers look at, decoded; the clip is not opened if there are none."""
+    indexes = {index for scorer in missing for index in scorer.frames(clip)}
+    return Pictures(store.path(clip.blob.sha256), sorted(indexes))
+
+
+def values_of(scorer: Scorer, clip: Clip, pictures: Pictures) -> list[float | None]:
+    """What a scorer measures of a clip, rounded. Raises BadData: score-failed or non-finite."""
+    try:
+        values = list(scorer.measure(clip, pictures))
+    except (ImportError, MemoryError, OSError, Stopped):
+        raise
+    except Exception as error:
+        if getattr(error, "code", None) == OUT_OF_MEMORY:
+            raise MemoryError(str(error)) from error
+        words = " ".join(str(error).split())[:200]
+        detail = f"the scorer '{scorer.name}': {type(error).__name__}: {words}"
+        raise BadData("score-failed", detail) from error
+    if len(values) != len(scorer.scores):
+        detail = f"the scorer '{scorer.name}' gave {len(values)} values for {len(scorer.scores)}"
+        raise BadData("score-failed", detail)
+    for score, value in zip(scorer.scores, values, strict=True):
+        if not is_value(value):
+            raise BadData("non-finite", f"the scorer '{scorer.name}': {score.name} is {value!r}")
+    return [None if value is None else rounded(value) for value in values]
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """OpenCV on one thread: its results do not depend on how many cores there are, and workers do
+    not take each other's.
+    """
+    import cv2
+
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
