@@ -359,6 +359,7 @@ def _measures(survey: Survey, clips: Sequence[Clip]) -> list[dict[str, Any]]:
             "column": columns.numbers([float(clip.num_frames) for clip in clips]),
         }
     ]
+    measures += _scores(clips)
     values = [psnr.get(clip.key) for clip in clips]
     if any(value is not None for value in values):
         measures.append(
@@ -384,7 +385,7 @@ def _measures(survey: Survey, clips: Sequence[Clip]) -> list[dict[str, Any]]:
             "column": columns.numbers([float(f"{value:.4g}") for value in bits]),
         }
     )
-    return [*measures, *_scores(clips)]
+    return measures
 
 
 def _scores(clips: Sequence[Clip]) -> list[dict[str, Any]]:

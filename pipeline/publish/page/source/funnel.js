@@ -27,7 +27,7 @@ export function funnel(records, chosen, choose) {
   const drawing = svg(
     "svg",
     { class: "funnel-picture", viewBox: `0 0 ${STAGE_WIDTH * stages.length} ${FUNNEL_HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" },
-    ...stages.map((_, at) => lost(at, heights)),
+    ...stages.map((stage, at) => (Object.keys(stage.rejected).length ? lost(at, heights) : null)),
     svg("path", { class: "band", d: band(heights) }),
   );
   const cells = stages.map((stage) =>

@@ -134,7 +134,10 @@ export class Histogram {
     const isSet = low !== null || high !== null;
     this.reset.hidden = !isSet;
     this.node.classList.toggle("is-set", isSet);
-    const text = low !== null && high !== null ? `${low} to ${high}` : low !== null ? `at least ${low}` : high !== null ? `at most ${high}` : "";
+    const { strictLow, strictHigh } = this.threshold;
+    const above = `${strictLow ? "more than" : "at least"} ${low}`;
+    const below = `${strictHigh ? "less than" : "at most"} ${high}`;
+    const text = low !== null && high !== null ? `${low} to ${high}` : low !== null ? above : high !== null ? below : "";
     replaceChildren(this.readout, text);
   }
 }
