@@ -15,6 +15,7 @@ from pipeline.core.stage import Progress
 from pipeline.dataset import build, picks
 from pipeline.dataset import recipe as recipes
 from pipeline.dataset.chain import read_manifest
+from pipeline.publish.page import report
 from tests.making.browser import Watched, until
 from tests.making.dataset import Dataset
 from tests.page.conftest import address_of
@@ -163,22 +164,31 @@ def test_pressing_a_key_again_takes_the_pick_back(page: Any) -> None:
 
 
 def test_the_copied_lines_build_that_very_selection(
-    page: Any, shown: Dataset, tmp_path: Path
+    watched: Watched, shown: Dataset, tmp_path: Path
 ) -> None:
-    drag(page, "frames", "low", 0.2)
+    dataset, page = shown.copy(tmp_path), watched.page
+    text = dataset.recipe.read_text().replace("max_frames = 60", "max_frames = 100")
+    dataset.recipe.write_text(text)
+    dataset.build()
+    report.write(recipes.load(dataset.recipe), dataset.data, "cpu", 0, Progress())
+    page.goto(address_of(dataset))
+    drag(page, "frames", "low", 0.3)
     page.locator(".recipe-box summary").click()
     lines = page.locator("textarea.recipe").input_value()
-    kept = {name.inner_text() for name in page.locator(".tile:visible:not(.goes) .name").all()}
-    assert 0 < len(kept) < len(clips_of(shown))
-    dataset = shown.copy(tmp_path)
-    text = dataset.recipe.read_text()
-    table, setting, *_ = lines.strip().split("\n")
+    table, setting = lines.strip().split("\n")
     assert table == "[filter]"
-    text = re.sub(r"\nmin_frames = \d+", f"\n{setting}", text)
-    dataset.recipe.write_text(text.replace("max_frames = 60", "max_frames = 79"))  # same takes
+    kept = set(page.locator(".tile:visible:not(.goes) .name").all_inner_texts())
+    assert 0 < len(kept) < len(clips_of(dataset))
+    dataset.recipe.write_text(re.sub(r"\nmin_frames = \d+", f"\n{setting}", text))
     loaded = recipes.load(dataset.recipe)
     list(build.build(loaded, dataset.data, Inline(), "cpu", "extract", Progress()))
     assert {clip.key for clip in clips_of(dataset)} == kept
+
+
+def test_a_number_of_frames_that_splits_long_clips_otherwise_says_so(page: Any) -> None:
+    drag(page, "frames", "low", 0.9)
+    page.locator(".recipe-box summary").click()
+    assert "needs max_frames" in page.locator("textarea.recipe").input_value()
 
 
 def test_the_funnel_leads_to_what_was_rejected_and_why(page: Any, shown: Dataset) -> None:
@@ -348,8 +358,6 @@ def test_the_threshold_panel_opens_on_a_narrow_window(chromium: Any, shown: Data
 
 
 def test_a_second_report_makes_nothing_again(shown: Dataset) -> None:
-    from pipeline.publish.page import report
-
     begin = time.monotonic()
     made = report.write(recipes.load(shown.recipe), shown.data, "cpu", 0, Progress())
     assert made.num_decoded == made.num_to_decode

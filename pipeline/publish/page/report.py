@@ -92,11 +92,12 @@ def write(
     samples = survey.records("encode", Sample)
     decoder = decoder_of(loaded, device)
     decoded = _decode(samples, decoder, store, decode_s, progress)
+    names = _names(survey, strips)
     page_data = {
         **contents(
             survey,
             picks.read(picks_path(loaded)),
-            {key: blob.sha256 for key, blob in strips.items()},
+            names,
             decoded,
             likes_of(samples, store),
         ),
@@ -104,7 +105,7 @@ def write(
         "picks_file": picks_path(loaded).name,
         "served": None,
     }
-    _link(folder / "pictures", _named(survey, strips), ".webp", store)
+    _link(folder / "pictures", {names[key]: strips[key] for key in strips}, ".webp", store)
     by_digest = {sample.clip.blob.sha256: decoded.get(sample.key) for sample in samples}
     _link(folder / "decoded", by_digest, ".mp4", store)
     replace_file(folder / "index.html", bundle.page(page_data).encode())
@@ -185,10 +186,12 @@ def _decode(
     return decoded
 
 
-def _named(survey: Survey, strips: Mapping[str, Blob]) -> dict[str, Blob | None]:
-    """Strips by the name the page has for them: of a clip its digest, of a scene the strip's."""
+def _names(survey: Survey, strips: Mapping[str, Blob]) -> dict[str, str]:
+    """What the page calls a strip, by key: the digest of its clip, or where there is none its
+    own.
+    """
     digests = {clip.key: clip.blob.sha256 for clip in survey.clips}
-    return {digests.get(key, blob.sha256): blob for key, blob in strips.items()}
+    return {key: digests.get(key, blob.sha256) for key, blob in strips.items()}
 
 
 def _link(folder: Path, blobs: Mapping[str, Blob | None], suffix: str, store: Store) -> None:

@@ -9,6 +9,7 @@ const REST_MS = 180;
 export function picture(url = "") {
   const strip = el("img", { class: "strip", alt: "", decoding: "async", draggable: "false" });
   const frame = el("div", { class: "picture" }, strip);
+  strip.addEventListener("error", () => frame.classList.add("is-empty")); // served, and its reel is gone
   frame.strip = strip; // found without a search when tiles are filled
   showPicture(frame, url);
   return frame;
