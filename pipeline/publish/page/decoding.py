@@ -1,7 +1,7 @@
 """What stored latents decode to, as a video one can lay beside the clip. Each is made once and
 remembered in the store, by the digests of the latents and of the VAE.
 
-A decoded clip costs what the VAE costs: 30 ms a frame of 256 pixels for the tiny one on a CPU core;
+A decoded clip costs what the VAE costs: 70 ms a frame of 256 pixels for the tiny one on a CPU core;
 Stable Diffusion's takes 20 s a frame of 512 there, and 15 ms on a GPU. So a caller gives seconds,
 and a clip that would take longer is left out, after one chunk of it. The video is H.264 of quality
 10, every frame a key frame: what one sees of a difference below 1 level is the codec's.
@@ -44,6 +44,7 @@ class Decoder:
     chunk_frames: int
     device: str
     seconds_a_frame: float | None = None  # as measured here
+    is_ended: bool = False  # set by another thread: what is under way is given up
     _vae: Any = None
     _num_done: int = 0  # frames of the clip under way
 
@@ -108,7 +109,7 @@ class Decoder:
             self._num_done += len(frames)
             yield frames
             left = (len(latents) - self._num_done) * self.seconds_a_frame
-            if time.monotonic() + left > deadline:
+            if self.is_ended or time.monotonic() + left > deadline:
                 return
 
 

@@ -160,6 +160,8 @@ class Server:
 
     async def _end(self, app: web.Application) -> None:
         self._watching.cancel()
+        if self._decoder is not None:
+            self._decoder.is_ended = True
 
     async def page(self, request: web.Request) -> web.Response:
         html = await asyncio.to_thread(bundle.page, self.view.data)
