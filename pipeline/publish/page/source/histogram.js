@@ -2,7 +2,8 @@
 
 import { el, number, replaceChildren, svg, words } from "./dom.js";
 
-const BINS = 48;
+const MOST_BINS = 48;
+const NO_BIN = 255; // of what is not measured
 const PLOT_WIDTH = 240; // of the drawing, which is stretched to the panel
 const PLOT_HEIGHT = 44;
 const SKEW = 8; // the largest value is so many times the 90th percentile: then the axis is bent
@@ -14,6 +15,7 @@ export class Histogram {
     this.changed = changed;
     this.threshold = { low: null, high: null };
     this.axis = axisOf(measure.values);
+    this.numBins = this.axis.numBins;
     this.bins = Uint8Array.from(measure.values, (value) => this.binOf(value));
     this.everything = svg("path", { class: "bars all" });
     this.staying = svg("path", { class: "bars stay" });
@@ -32,14 +34,14 @@ export class Histogram {
     );
     this.track = track;
     track.addEventListener("pointerdown", (event) => this.grab(event));
-    const scale = el("div", { class: "scale", "aria-hidden": "true" }, el("span", {}, number(this.axis.low, 3)), el("span", {}, words(measure.unit)), el("span", {}, number(this.axis.high, 3)));
+    const scale = el("div", { class: "scale", "aria-hidden": "true" }, el("span", {}, number(Math.abs(this.axis.low) < this.axis.high / 1000 ? 0 : this.axis.low, 3)), el("span", {}, words(measure.unit)), el("span", {}, number(this.axis.high, 3)));
     this.node = el("section", { class: "histogram", "data-measure": measure.name }, el("header", {}, title, this.readout, reset), track, scale);
     this.draw(null);
     this.place();
   }
 
   binOf(value) {
-    return Number.isNaN(value) ? 255 : Math.min(BINS - 1, Math.floor(this.axis.shareOf(value) * BINS));
+    return Number.isNaN(value) ? NO_BIN : Math.min(this.numBins - 1, Math.floor(this.axis.binShareOf(value) * this.numBins));
   }
 
   draw(stays) {
@@ -49,9 +51,9 @@ export class Histogram {
       all[this.bins[clip]] += 1;
       if (!stays || stays[clip]) staying[this.bins[clip]] += 1;
     }
-    const most = Math.max(1, ...all.subarray(0, BINS));
-    this.everything.setAttribute("d", bars(all, most));
-    this.staying.setAttribute("d", bars(staying, most));
+    const most = Math.max(1, ...all.subarray(0, this.numBins));
+    this.everything.setAttribute("d", bars(all, most, this.numBins));
+    this.staying.setAttribute("d", bars(staying, most, this.numBins));
   }
 
   handle(side) {
@@ -150,11 +152,19 @@ function axisOf(values) {
   if (high === low) high = low + (Math.abs(low) || 1) * 0.01;
   const tall = finite.length ? finite[Math.floor(finite.length * 0.9)] : high;
   const bend = high - low > SKEW * Math.max(tall - low, (high - low) * 1e-6) ? 3 : 1;
+  const isWhole = finite.every((value) => Number.isInteger(value));
+  const shareOf = (value) => Math.max(0, (Math.min(value, high) - low) / (high - low)) ** (1 / bend);
+  // Bins of whole numbers hold equally many of them, else some stand out that are not more.
+  const perBin = Math.ceil((high - low + 1) / MOST_BINS);
+  const isEven = isWhole && bend === 1 && high - low >= 1;
+  const numBins = isEven ? Math.ceil((high - low + 1) / perBin) : MOST_BINS;
   return {
     low,
     high,
-    isWhole: finite.every((value) => Number.isInteger(value)),
-    shareOf: (value) => Math.max(0, (Math.min(value, high) - low) / (high - low)) ** (1 / bend),
+    isWhole,
+    numBins,
+    shareOf,
+    binShareOf: isEven ? (value) => (value - low) / (numBins * perBin) : shareOf,
     valueAt: (share) => low + share ** bend * (high - low),
   };
 }
@@ -164,10 +174,10 @@ function rounded(value, isWhole) {
   return Number(value.toPrecision(3));
 }
 
-function bars(counts, most) {
-  const step = PLOT_WIDTH / BINS;
+function bars(counts, most, numBins) {
+  const step = PLOT_WIDTH / numBins;
   let path = "";
-  for (let bin = 0; bin < BINS; bin++) {
+  for (let bin = 0; bin < numBins; bin++) {
     if (!counts[bin]) continue;
     const height = Math.max(1.5, (counts[bin] / most) * PLOT_HEIGHT);
     path += `M${(bin * step).toFixed(2)} ${PLOT_HEIGHT}v${(-height).toFixed(2)}h${(step - 0.8).toFixed(2)}v${height.toFixed(2)}z`;

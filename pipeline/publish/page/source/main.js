@@ -38,7 +38,7 @@ class Page {
     });
     this.help = helpDialog();
     this.build();
-    this.adopt(true);
+    this.adopt();
     this.draw();
     if (data.served) this.poll();
   }
@@ -69,11 +69,10 @@ class Page {
   }
 
   // Take in data: the first, and what a live page is sent.
-  adopt(isFirst) {
+  adopt() {
     const { records, selection, state } = this;
     for (const source of records.sources) source.captions ??= [];
-    if (isFirst) this.buildPanel();
-    else this.buildPanel();
+    this.buildPanel();
     const steps = records.data.stages.filter((stage) => ["expand", "cut", "extract", "shard"].includes(stage.stage));
     const nouns = { expand: "source", cut: "scene", extract: "clip", shard: "shard" };
     replaceChildren(this.summary, steps.map((stage) => several(stage.out, nouns[stage.stage])).join(" \u2192 "));
@@ -501,12 +500,12 @@ class Page {
     const text = this.recipe.value;
     try {
       await navigator.clipboard.writeText(text);
-      this.say("The lines are copied: put them into the recipe, and build");
+      this.say("The lines are copied: they take the place of the same lines and tables of the recipe; then build");
     } catch {
       this.panel.querySelector(".recipe-box").open = true;
       this.recipe.select();
       document.execCommand("copy");
-      this.say("The lines are selected: copy them into the recipe");
+      this.say("The lines are selected: they take the place of the same lines and tables of the recipe");
     }
   }
 
@@ -548,7 +547,7 @@ class Page {
     this.picks.merge(data.picks);
     this.clipGrid.items = [];
     if (clip) this.clipView.clip = this.records.numberOf.get(clip) ?? -1;
-    this.adopt(false);
+    this.adopt();
     this.draw();
     const more = this.records.count - before;
     if (more > 0) this.say(`${several(more, "new clip")}`);
