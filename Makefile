@@ -51,7 +51,8 @@ HAVE_SHARDS = $(if $(filter file,$(origin SHARDS)),test -f "$(SHARDS)/index.json
 shown = $(subst $$(RECIPE_NAME),NAME,$(subst $$(DATA),$(DATA),$(value $(1))))
 
 .PHONY: help setup shards download cut filter extract encode status rejections retry plan-shards reproduce verify refresh remove \
-	gc report browse card train-image train-keyframe train-interp sample evaluate plan test test-page check chaos format bench schema constraints clean
+.PHONY: help setup shards download cut filter extract encode status rejections retry plan-shards reproduce verify refresh remove \
+	gc report browse card train-image train-keyframe train-interp sample evaluate pictures plan test test-page check chaos format bench schema constraints clean
 
 help:  ## what there is to type
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-36s %s\n", $$1, $$2}'
@@ -135,6 +136,9 @@ evaluate: setup  ## both models beside what one would take instead, on held-out 
 	@$(HAVE_SHARDS)
 	@$(PY) -m training evaluate --run "$(or $(RUN),$(INTERP))" --shards "$(SHARDS)" --device $(DEVICE)
 	@$(if $(RUN),,if test -f "$(KEYFRAME)/run.json"; then $(PY) -m training evaluate --run "$(KEYFRAME)" --shards "$(SHARDS)" --device $(DEVICE); fi)
+
+pictures: setup  ## README's moving picture and its sheet, drawn anew by the demo's models
+	@$(PY) -m benchmarks.pictures --keyframe "$(KEYFRAME)" --interp "$(INTERP)"
 
 plan: setup  ## what a preset costs before anything is trained: parameters, memory, FLOPs, storage
 	@$(PY) -m training plan --preset $(or $(PRESET),tiny-interp)

@@ -475,10 +475,14 @@ def ablate(
         "runs/ablation"
     ),
     preset: Annotated[
-        str, typer.Option(help="What is varied: an interpolation preset.")
+        str, typer.Option(help="What is varied: an interpolation or a keyframe preset.")
     ] = "tiny-interp",
     question: Annotated[
-        list[str] | None, typer.Option(help="window, first-frame, hint, mask; by default all.")
+        list[str] | None,
+        typer.Option(
+            help="window, first-frame, hint, mask, trained, start; of a keyframe preset: asked. By "
+            "default all of them."
+        ),
     ] = None,
     steps: Annotated[
         int, typer.Option(min=1, help="Budget of each training: optimizer steps.")
@@ -496,12 +500,12 @@ def ablate(
         from training.codec import choose_device
         from training.shards import open_index
 
-        index = open_index(shards)
+        index, base = open_index(shards), presets.find(preset)
         results = ablation.ablate(
-            presets.find(preset),
+            base,
             index,
             out,
-            questions=question or ablation.QUESTIONS,
+            questions=question or ablation.questions_of(base),
             steps=steps,
             num_seeds=seeds,
             device=choose_device(device),

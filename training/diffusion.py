@@ -103,6 +103,28 @@ def from_target(target: Tensor, hint: Tensor, objective: Objective) -> Tensor:
     return hint + objective.residual_std * target if objective.target == "residual" else target
 
 
+def gates(latents: Tensor, known: Tensor, gate: float) -> Tensor:
+    """How much of a residual counts at each place, 0 to 1, `b f 1 h w`.
+
+    Where the known frames on both sides of a frame are alike, nothing moves, and what a model adds
+    there is only to take their noise away: frames in between are then smoother than known ones, a
+    pulse that one sees. One half counts where they differ by `gate`: root mean square of scaled
+    latents, over 3 x 3 places. With one known neighbour, or none, or a `gate` of 0, all counts.
+    """
+    shares = latents.new_ones(*latents.shape[:2], 1, *latents.shape[3:])
+    if not gate:
+        return shares
+    for clip, flags, share in zip(latents, known.tolist(), shares, strict=True):
+        for index, (left, right, _) in enumerate(frames.neighbours(flags)):
+            if not flags[index] and left is not None and right is not None:
+                change = (clip[right] - clip[left]).square().mean(0, keepdim=True)
+                around = functional.avg_pool2d(
+                    change, 3, stride=1, padding=1, count_include_pad=False
+                )
+                share[index] = around.square() / (around.square() + gate**4)
+    return shares
+
+
 def model_input(
     noisy: Tensor,
     known: Tensor,
@@ -213,6 +235,8 @@ def losses(
     squares = (predicted.float() - answer.float()).square()
     if objective.detail:
         squares = squares * detail_weight(latents, objective.detail)
+    if objective.gate:
+        squares = squares * gates(latents, known, objective.gate).square()
     error = squares.mean(dim=(2, 3, 4))
     unknown = (~known).float()
     return (error * unknown).sum(1) / unknown.sum(1) * loss_weight(schedule, t, objective)

@@ -517,11 +517,10 @@ def begin(
     A model that begins with random weights is trained whole, whatever the preset says: temporal
     layers alone cannot learn behind frozen noise.
     """
-    row = presets.find(preset)
+    row = presets.with_settings(presets.find(preset), settings)
     source = unet or row.unet
     if begins_random(source):
-        row = replace(row, trainable="all")
-    row = presets.with_settings(row, settings)
+        row = presets.with_settings(replace(row, trainable="all"), settings)
     try:
         checkpoint.check_preset(row)
     except ValidationError as error:

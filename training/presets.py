@@ -41,7 +41,8 @@ class Objective:
     SNR (Lin et al. 2023). `min_snr`: gamma of Hang et al. 2023, 0 for none. `detail`: the share of
     the loss, 0 to 1, that counts a place by how much the picture changes around it; the rest counts
     all places alike. `hint_noise`: most noise, in scaled latents, that is added to known frames in
-    training; the mask says how much (0: no such noise).
+    training; the mask says how much (0: no such noise). `gate`: where the known frames on both
+    sides differ by less than this, the hint of a residual model stays (see `diffusion.gates`).
     """
 
     prediction: Prediction
@@ -53,6 +54,7 @@ class Objective:
     min_snr: float = 0.0
     detail: float = 0.0
     hint_noise: float = 0.0
+    gate: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.hint_noise < 1:
@@ -61,6 +63,8 @@ class Objective:
             )
         if self.hint_noise and self.mask == "seed":
             raise UsageError("hint_noise needs mask = unknown: that mask tells how much there is")
+        if self.gate and self.target != "residual":
+            raise UsageError("gate needs target = residual: it says how much of a residual counts")
         if self.zero_snr and self.prediction != "v_prediction":
             raise UsageError(
                 "zero_snr needs prediction = v_prediction: at an SNR of zero, epsilon says nothing "

@@ -139,6 +139,7 @@ def sample_window(
         noisy = schedule.step(output, t, noisy, return_dict=False)[0]
         if progress is not None:
             progress(done + 1, steps)
+    noisy = noisy * diffusion.gates(given, known, objective.gate)
     sampled = diffusion.from_target(noisy, hint, objective)
     return torch.where(is_known, exact, sampled).to(latents.device, latents.dtype)
 

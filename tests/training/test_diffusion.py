@@ -1,5 +1,6 @@
 """What the model is told and what counts as loss."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -105,6 +106,31 @@ def test_a_level_of_noise_that_cannot_be_told_is_refused() -> None:
             Objective("epsilon", "left", hint_noise=level)
 
 
+def test_a_residual_counts_where_the_known_frames_differ() -> None:
+    x, known = torch.zeros(1, 9, 4, 8, 8), torch.tensor([[True, *[False] * 3] * 2 + [True]])
+    x[:, 4, :, 4:] = 1.0  # the lower half changes by 1, then stays
+    x[:, 8, :, 4:] = 1.0
+    shares = diffusion.gates(x, known, 0.5)
+    assert shares.shape == (1, 9, 1, 8, 8)
+    assert shares[0, 1:4, 0, :3].max() == 0
+    torch.testing.assert_close(shares[0, 1:4, 0, 6], torch.full((3, 8), 16 / 17))
+    assert shares[0, 5:8].max() == 0
+    assert torch.equal(diffusion.gates(x, known, 0.0), torch.ones_like(shares))
+    first = torch.arange(9)[None] == 0
+    assert torch.equal(diffusion.gates(x, first, 0.5), torch.ones_like(shares))  # no second one
+
+
+def test_a_gate_is_a_weight_of_the_loss_and_needs_residuals() -> None:
+    with pytest.raises(UsageError, match="gate needs target = residual"):
+        Objective("v_prediction", "flow", gate=0.2)
+    still = latents()[:, :1].expand(-1, 5, -1, -1, -1)
+    gated = replace(RESIDUAL, gate=0.2)
+    net, noise = Net(), latents(seed=1)
+    assert loss_and_gradient(net, gated, noise, still)[0].max() == 0
+    assert loss_and_gradient(net, RESIDUAL, noise, still)[0].min() > 0
+    assert loss_and_gradient(net, gated, noise)[0].min() > 0
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_what_is_diffused_comes_back(objective: Objective) -> None:
     x, known = latents(), every()
@@ -132,14 +158,16 @@ class Net(torch.nn.Module):
         return x[:, :, :4] * self.weight[None, :, None, None, None] + self.off
 
 
-def loss_and_gradient(net: Net, objective: Objective, noise: Tensor) -> tuple[Tensor, Tensor]:
+def loss_and_gradient(
+    net: Net, objective: Objective, noise: Tensor, clean: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     net.zero_grad()
     each = diffusion.losses(
         net,
         diffusion.scheduler(objective),
         objective,
         9,
-        latents(),
+        latents() if clean is None else clean,
         every(),
         torch.zeros(2, 7, 8),
         torch.ones(2),

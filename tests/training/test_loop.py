@@ -691,7 +691,7 @@ def test_variants_are_trained_once_measured_and_tabulated(tmp_path: Path) -> Non
     assert all(
         len(gains) == 2 and all(map(math.isfinite, gains))
         for result in results
-        for gains in result.gains.values()
+        for gains in result.values.values()
     )
     console.print(ablate.table(results, 2))
     assert "0 everywhere" in console.file.getvalue()  # type: ignore[attr-defined]
@@ -704,6 +704,54 @@ def test_variants_are_trained_once_measured_and_tabulated(tmp_path: Path) -> Non
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_a_keyframe_model_is_asked_for_more_frames_than_it_was_trained_on(tmp_path: Path) -> None:
+    opened = wave_shards(tmp_path, 2, 70)
+    index = replace(
+        opened,
+        entries={**opened.entries, "validation": opened.entries["train"]},
+        shards=(*opened.shards, *held_out(opened)),
+    )
+    base = replace(
+        presets.find("tiny-keyframe"),
+        unet=str(tmp_path / "small.json"),
+        windows=(Window(5, 16),),
+        batch_size=1,
+        sampler_steps=2,
+    )
+    console = Console(file=io.StringIO(), width=120)
+    results = ablate.ablate(
+        base,
+        index,
+        tmp_path / "runs",
+        questions=["asked"],
+        steps=1,
+        num_seeds=1,
+        device="cpu",
+        console=console,
+    )
+    assert [result.variant.answer for result in results] == [
+        "5 keyframes",
+        "6 keyframes",
+        "7 keyframes",
+        "9 keyframes",
+    ]
+    ratios = [result.values["change, 5@16"][0] for result in results]
+    assert len(set(ratios)) == 4
+    assert min(ratios) > 0
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["asked-0"]  # trained once
+    assert all("change_ratio" in line for line in ablate.plain(results, 1))
+
+
+def test_a_setting_names_another_2d_model(tmp_path: Path) -> None:
+    index = wave_shards(tmp_path, 1, 70)
+    asked = ("tiny-keyframe", index, tmp_path / "run")
+    run = loop.begin(*asked, None, 0, None, ["unet=tiny-untrained"])
+    assert (run.unet, run.preset.trainable) == ("tiny-untrained", "all")
+    settings = ["unet=tiny-untrained", "trainable=temporal"]
+    assert loop.begin(*asked, None, 0, None, settings).preset.trainable == "temporal"
+    assert loop.begin(*asked, None, 0, None, []).unet == "tiny-image"
+
+
 def held_out(index: Index) -> list[Any]:
     return [shard.model_copy(update={"split": "validation"}) for shard in index.shards]
 
@@ -711,10 +759,12 @@ def held_out(index: Index) -> list[Any]:
 def test_a_question_that_is_none_is_refused() -> None:
     with pytest.raises(UsageError, match="window, first-frame, hint, mask"):
         ablate.variants(presets.find("tiny-interp"), ["colour"])
-    with pytest.raises(UsageError, match="makes keyframes"):
+    with pytest.raises(UsageError, match="mask: no question for tiny-keyframe; there are asked"):
         ablate.variants(presets.find("tiny-keyframe"), ["mask"])
+    with pytest.raises(UsageError, match="start: asked of our own small models alone"):
+        ablate.variants(presets.find("sd15-interp"), ["start"])
     answers = [
         (variant.question, variant.answer)
         for variant in ablate.variants(presets.find("tiny-interp"), ablate.QUESTIONS)
     ]
-    assert len(set(answers)) == 5 + 2 + 4 + 2
+    assert len(set(answers)) == 5 + 2 + 4 + 2 + 3 + 2
