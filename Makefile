@@ -51,7 +51,6 @@ HAVE_SHARDS = $(if $(filter file,$(origin SHARDS)),test -f "$(SHARDS)/index.json
 shown = $(subst $$(RECIPE_NAME),NAME,$(subst $$(DATA),$(DATA),$(value $(1))))
 
 .PHONY: help setup shards download cut filter extract encode status rejections retry plan-shards reproduce verify refresh remove \
-.PHONY: help setup shards download cut filter extract encode status rejections retry plan-shards reproduce verify refresh remove \
 	gc report browse card train-image train-keyframe train-interp sample evaluate pictures plan test test-page check chaos format bench schema constraints clean
 
 help:  ## what there is to type
