@@ -97,6 +97,24 @@ def test_both_ends_of_any_measure_count_what_python_counts(
     assert staying(page) == sum(low <= value <= high for value in values)
 
 
+def test_a_clip_that_lies_on_a_threshold_stays_unless_the_rule_is_strict(
+    page: Any, shown: Dataset
+) -> None:
+    frames = [clip.num_frames for clip in clips_of(shown)]
+    limit = sorted(frames)[len(frames) // 2]
+    counts = {}
+    for words in (f"{limit}~", f"!{limit}~", f"~{limit}", f"~!{limit}"):
+        page.goto("about:blank")
+        page.goto(address_of(shown, f"#rules=edited&t.frames={words}"))
+        counts[words] = staying(page)
+    assert list(counts.values()) == [
+        sum(count >= limit for count in frames),
+        sum(count > limit for count in frames),
+        sum(count <= limit for count in frames),
+        sum(count < limit for count in frames),
+    ]
+
+
 def test_arrow_keys_move_a_threshold_and_reset_takes_it_back(page: Any) -> None:
     everything = staying(page)
     page.get_by_role("slider", name="frames, at least").focus()

@@ -30,8 +30,10 @@ from pipeline.core.store import now
 from pipeline.dataset.chain import Step
 from pipeline.dataset.picks import Pick
 from pipeline.dataset.recipe import Loaded
+from pipeline.media.scorers import SCORES
 from pipeline.publish.page import columns
-from pipeline.stages import NAMES, shard
+from pipeline.publish.page.rules import rules_of
+from pipeline.stages import NAMES, keep, shard
 
 FORMAT = 1
 PENDING = 65535  # the fate of a clip that is not encoded yet; records.js has it too
@@ -89,8 +91,7 @@ class Survey:
     def clips(self) -> list[Clip]:
         """Every clip that was extracted, with its scores where they are there."""
         clips = {clip.key: clip for clip in self.records("extract", Clip)}
-        if "score" in NAMES:
-            clips |= {clip.key: clip for clip in self.records("score", Clip)}
+        clips |= {clip.key: clip for clip in self.records("score", Clip)}
         return list(clips.values())
 
     @property
@@ -134,6 +135,8 @@ def contents(
     clips, dropped = survey.clips, survey.dropped
     classes = _classes(dropped)
     shards = survey.records("shard", Shard)
+    measures = _measures(survey, clips)
+    rules = keep.rules_of(survey.loaded.setup("auto", offline=True))
     return {
         "format": FORMAT,
         "name": recipe.name,
@@ -150,8 +153,8 @@ def contents(
         "rejected": _rejected(clips, dropped, classes, sources, pictures),
         "pending": _pending(survey, clips, dropped, sources),
         "sources": sources.rows(),
-        "measures": _measures(survey, clips),
-        "rules": [],
+        "measures": measures,
+        "rules": rules_of(rules, {measure["name"] for measure in measures}),
         "picks": [pick.model_dump() for pick in picks],
     }
 
@@ -386,16 +389,16 @@ def _measures(survey: Survey, clips: Sequence[Clip]) -> list[dict[str, Any]]:
 
 
 def _scores(clips: Sequence[Clip]) -> list[dict[str, Any]]:
-    """A measure for each score that a clip has."""
+    """A measure for each score that a clip has, with what the scorer says of it."""
     tables = [dict(clip.scores) for clip in clips]
     names = list(dict.fromkeys(name for clip in clips for name, _ in clip.scores))
     return [
         {
             "name": name,
-            "unit": "",
-            "low": None,
-            "high": None,
-            "meaning": "",
+            "unit": SCORES[name].unit if name in SCORES else "",
+            "low": SCORES[name].low if name in SCORES else None,
+            "high": SCORES[name].high if name in SCORES else None,
+            "meaning": SCORES[name].meaning if name in SCORES else "",
             "rule": "keep",
             "column": columns.numbers([table.get(name) for table in tables]),
         }
