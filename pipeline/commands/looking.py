@@ -12,6 +12,8 @@ from pipeline.commands import recipes
 from pipeline.commands.command import Data, Device, Facts, Json, RecipePath, app, guarded, say
 from pipeline.core import interrupts
 
+MOST_CONFLICTS = 20  # that are printed
+
 Source = Annotated[
     str,
     typer.Option(
@@ -109,6 +111,60 @@ def browse(
             ) from error
         except KeyboardInterrupt:
             say(console, "ended")
+        return 0, {}
+
+    guarded(act)
+
+
+@app.command("merge-picks")
+def merge_picks(
+    files: Annotated[
+        list[Path], typer.Argument(help="Files of picks, NAME.picks.jsonl, of several people.")
+    ],
+    out: Annotated[Path, typer.Option(help="The file to write; it must not exist.")],
+    latest: Annotated[
+        bool, typer.Option("--latest", help="Where they differ, the later pick counts.")
+    ] = False,
+) -> None:
+    """Make one file of several people's picks.
+
+    Clips that one keeps and another rejects are named, and nothing is written unless --latest says
+    that the later pick counts.
+    """
+
+    def act(console: Any) -> tuple[int, Facts]:
+        from pipeline.core import picks
+        from pipeline.core.errors import RecipeError
+
+        for path in files:
+            if not path.is_file():
+                raise RecipeError(f"there is no file {path}")
+        if out.exists():
+            raise RecipeError(f"{out} is there already: give another name with --out")
+        contents = [picks.read(path) for path in files]
+        conflicts = picks.conflicts(contents)
+        lines = [
+            f"{clip[:12]}: "
+            + ", ".join(
+                f"{path.name}: {pick.pick}, {pick.time}"
+                for path, pick in zip(files, row, strict=True)
+                if pick is not None
+            )
+            for clip, row in conflicts.items()
+        ]
+        if lines and not latest:
+            shown = "\n".join(lines[:MOST_CONFLICTS])
+            more = len(lines) - MOST_CONFLICTS
+            rest = f"\nand {more} more" if more > 0 else ""
+            raise RecipeError(
+                f"{len(lines)} clips are kept by one and rejected by another:\n{shown}{rest}\n"
+                "--latest takes the later pick of each; nothing was written"
+            )
+        merged = picks.merged(contents)
+        picks.append(out, merged)
+        counts = [pick.pick for pick in picks.last_of_each(merged).values()]
+        kept, dropped = counts.count("keep"), counts.count("reject")
+        say(console, *lines, f"{out}: {kept} clips kept, {dropped} rejected")
         return 0, {}
 
     guarded(act)

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from pipeline.core import picks
 from pipeline.core.executors import Inline
 from pipeline.core.records import Clip, Scene
 from pipeline.core.stage import Progress
-from pipeline.dataset import build, picks
+from pipeline.dataset import build
 from pipeline.dataset import recipe as recipes
 from pipeline.dataset.chain import read_manifest
 from pipeline.publish.page import report

@@ -17,10 +17,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from pipeline.core import picks
 from pipeline.core.executors import Inline
 from pipeline.core.records import Clip
 from pipeline.core.stage import Progress
-from pipeline.dataset import build, picks
+from pipeline.dataset import build
 from pipeline.dataset import recipe as recipes
 from pipeline.dataset.chain import read_manifest
 from pipeline.publish.page.server import is_ours

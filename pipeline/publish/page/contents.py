@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from pipeline.core.errors import printable
 from pipeline.core.ledger import Failure
+from pipeline.core.picks import Pick
 from pipeline.core.records import (
     Clip,
     Record,
@@ -28,7 +29,6 @@ from pipeline.core.records import (
 )
 from pipeline.core.store import now
 from pipeline.dataset.chain import Step
-from pipeline.dataset.picks import Pick
 from pipeline.dataset.recipe import Loaded
 from pipeline.media.scorers import SCORES
 from pipeline.publish.page import columns

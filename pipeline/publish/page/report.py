@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipeline.core import picks
 from pipeline.core.cores import num_cores
 from pipeline.core.errors import LongtakeError, RecipeError
 from pipeline.core.files import make_folder, replace_file
 from pipeline.core.records import Blob, Sample, Source
 from pipeline.core.stage import Progress
 from pipeline.core.store import Store, link_or_copy
-from pipeline.dataset import picks
 from pipeline.dataset.build import known
 from pipeline.dataset.recipe import Loaded
 from pipeline.media import encoders
@@ -32,7 +32,7 @@ from pipeline.publish.page.decoding import Decoder
 from pipeline.publish.page.likeness import likes_of
 from pipeline.publish.page.pictures import strip_of_clip, strip_of_scene
 from pipeline.publish.reproduce import look
-from pipeline.stages import encode
+from pipeline.stages import encode, keep
 
 MOST_CLIPS = 250_000  # of one page: 60 MB, and 6 s until it is there
 PLACES = {
@@ -121,7 +121,8 @@ def write(
 
 def picks_path(loaded: Loaded) -> Path:
     """The file that holds, or will hold, the picks of a dataset."""
-    return picks.path_of(loaded.path)
+    named = keep.picks_path(loaded.setup("auto", offline=True))
+    return named or picks.path_of(loaded.path)
 
 
 def decoder_of(loaded: Loaded, device: str) -> Decoder | None:

@@ -22,11 +22,10 @@ from typing import Any
 
 from aiohttp import web
 
-from pipeline.core import canonical
+from pipeline.core import canonical, picks
 from pipeline.core.errors import Damaged, LongtakeError
 from pipeline.core.records import Blob, Clip, Sample, Scene
 from pipeline.core.store import Store
-from pipeline.dataset import picks
 from pipeline.dataset.recipe import Loaded, load
 from pipeline.publish.page import bundle
 from pipeline.publish.page.contents import Survey, contents

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.core import picks
 from pipeline.core.errors import RecipeError
-from pipeline.dataset import picks
-from pipeline.dataset.picks import Pick
+from pipeline.core.picks import Pick
 
 A, B = "a" * 64, "b" * 64
 TIME = "2026-11-29T16:40:12Z"
@@ -101,3 +101,16 @@ def test_two_programs_may_add_to_one_file(path: Path) -> None:
         writer.join()
     lines = picks.read(path)
     assert sorted(line.clip for line in lines) == [A] * 50 + [B] * 50
+
+
+def timed(clip: str, choice: str | None, time: str) -> Pick:
+    return Pick.model_validate({"clip": clip, "pick": choice, "time": f"2026-11-29T16:40:{time}Z"})
+
+
+def test_files_of_several_people_become_one_by_time_and_conflicts_are_seen() -> None:
+    ours = [timed(A, "keep", "12"), timed(B, "reject", "14")]
+    theirs = [timed(A, "reject", "12.5"), timed(B, "reject", "13"), ours[0]]
+    assert picks.merged([ours, theirs]) == [ours[0], theirs[0], theirs[1], ours[1]]
+    assert picks.conflicts([ours, theirs]) == {}  # the last line of theirs keeps A, too
+    assert picks.conflicts([ours, theirs[:2]]) == {A: [ours[0], theirs[0]]}
+    assert picks.conflicts([ours, [timed(A, None, "20")]]) == {}  # taken back: no pick

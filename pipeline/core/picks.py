@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -95,6 +95,26 @@ def last_of_each(picks: Iterable[Pick]) -> dict[str, Pick]:
     """The pick that counts, by clip; clips whose pick was taken back are not there."""
     latest = {pick.clip: pick for pick in picks}
     return {clip: pick for clip, pick in latest.items() if pick.pick is not None}
+
+
+def merged(files: Sequence[Sequence[Pick]]) -> list[Pick]:
+    """The lines of several files as one, each once, by time."""
+    lines = dict.fromkeys(pick for file in files for pick in file)
+    return sorted(lines, key=lambda pick: pick.time.removesuffix("Z"))
+
+
+def conflicts(files: Sequence[Sequence[Pick]]) -> dict[str, list[Pick | None]]:
+    """Clips that one file keeps and another rejects: the pick of each file, None for a file that
+    has none, by clip.
+    """
+    latest = [last_of_each(file) for file in files]
+    clips = sorted(set().union(*latest))
+    picked = {clip: [picks.get(clip) for picks in latest] for clip in clips}
+    return {
+        clip: row
+        for clip, row in picked.items()
+        if len({pick.pick for pick in row if pick is not None}) > 1
+    }
 
 
 def pick_of(value: Mapping[str, Any], place: str) -> Pick:
