@@ -51,7 +51,7 @@ MEMBERS = {
     "json": "captions, frame rate, source and licence, place in the source, crop, scores",
     "latents.npy": "the VAE's posterior mean, `f c h w` float16, unscaled",
     "latents_std.npy": "the posterior's standard deviation, same shape",
-    "text.npy": "CLIP's hidden states of the first caption, `77 d` float16",
+    "text.npy": "CLIP's hidden states of the `n` captions, `n 77 d` float16",
     "image.npy": "CLIP's embeddings of a few evenly spaced frames, `k d` float16",
 }
 
@@ -264,11 +264,8 @@ def _members(locked: Lock) -> str:
     counts = Counter(name for sample in locked.samples.values() for name in sample.members)
     rows = []
     for name, count in counts.items():
-        further = re.fullmatch(r"text(\d+)\.npy", name)
-        what = f"of caption {int(further[1]) + 1}" if further else MEMBERS.get(name, "")
-        kinds = [*MEMBERS, "text.npy" if further else name]
-        order = (kinds.index("text.npy" if further else name), name.zfill(20))
-        rows.append((order, (_code(f"KEY.{name}"), what, count)))
+        order = ([*MEMBERS, name].index(name), name)
+        rows.append((order, (_code(f"KEY.{name}"), MEMBERS.get(name, ""), count)))
     return _table(("member", "what", "samples"), [row for _, row in sorted(rows)])
 
 

@@ -7,7 +7,7 @@ and CLIP, the round trip by latents), so an edited caption costs one text embedd
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from pipeline.core.stage import Stage
 from pipeline.core.store import Store
 from pipeline.media import encoders, video
 
-VERSION = 2
+VERSION = 3
 LATENTS_VERSION = IMAGES_VERSION = TEXT_VERSION = 1
 ROUND_TRIP_VERSION = 2
 FIT_VERSION = 1
@@ -196,11 +196,17 @@ def facts(params: Params, models: encoders.Encoders) -> dict[str, Any]:
     }
 
 
-def null_text_key(stage_params: Mapping[str, Any]) -> str:
-    """The key of the memo of the empty caption's embedding, from the parameters that manifests and
-    locks have of this stage.
+def text_key(stage_params: Mapping[str, Any], caption: str) -> str:
+    """The key of the memo of a caption's embedding, from the parameters that manifests and locks
+    have of this stage.
     """
-    return canonical.digest([*stage_params["text"], ""])
+    return canonical.digest(_caption_task(stage_params["text"], caption))
+
+
+def _caption_task(text_task: Sequence[object], caption: str) -> list[object]:
+    if encoders.looks_special(caption):  # which had another embedding before this was text
+        return [*text_task, "all is text", caption]
+    return [*text_task, caption]
 
 
 def identity(clip: Clip, share: float) -> object:
@@ -325,7 +331,7 @@ def process(
         clip=clip,
         latents=Blob(**latents["mean"]),
         latents_std=Blob(**latents["std"]) if latents["std"] else None,
-        text=tuple(text(caption, store, params, models, device) for caption in captions(clip)),
+        text=coder.text(),
         image=image,
         round_trip_psnr_db=psnr_db,
         device=latents["device"],
@@ -415,6 +421,18 @@ class _Coder:
         task = _images_task(self.clip, self.models, self.params)
         return Blob(**self.store.once(task, embed, Blob))
 
+    def text(self) -> Blob:
+        """Embeddings of the captions: an `n 77 d` float16 array."""
+        blobs = [
+            text(caption, self.store, self.params, self.models, self.device)
+            for caption in captions(self.clip)
+        ]
+        for blob in blobs:
+            self.store.check(blob)
+        paths = [self.store.path(blob.sha256) for blob in blobs]
+        arrays = [np.load(path, allow_pickle=False) for path in paths]
+        return self.store.put(encoders.npy(np.stack(arrays)))
+
     def _vae(self) -> Any:
         return encoders.load_vae(self.models.vae_folder, self.params.precision, self._place())
 
@@ -445,7 +463,5 @@ def text(
         hidden = encoders.text(model, caption, models.text_layer, models.pad_token)
         return store.put(encoders.npy(hidden))
 
-    task = [*_text_task(models, params), caption]
-    if encoders.looks_special(caption):  # which had another embedding before this was text
-        task = [*_text_task(models, params), "all is text", caption]
+    task = _caption_task(_text_task(models, params), caption)
     return Blob(**store.once(task, embed, Blob))

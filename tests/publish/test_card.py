@@ -142,7 +142,7 @@ def test_the_counts_are_those_of_the_demo_s_lock(demo: Path) -> None:
         ["`shard`", "2", "2", "0", ""],
     ]
     assert [row[0] for row in rows(text, "What a sample holds")] == [
-        f"`KEY.{name}`" for name in ("json", "latents.npy", "text.npy", "text1.npy", "image.npy")
+        f"`KEY.{name}`" for name in ("json", "latents.npy", "text.npy", "image.npy")
     ]
 
 

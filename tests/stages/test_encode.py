@@ -83,7 +83,7 @@ def test_the_null_prompt_s_memo_is_found_by_what_manifests_say_of_the_stage(
 ) -> None:
     models = encode.find_encoders(UNMEASURED, Path())
     encoded(clip, store, UNMEASURED)
-    memo = store.memo(encode.null_text_key(encode.facts(UNMEASURED, models)))
+    memo = store.memo(encode.text_key(encode.facts(UNMEASURED, models), ""))
     assert memo is not None
     assert memo.outputs["sha256"] == encode.text("", store, UNMEASURED, models, "cpu").sha256
 
