@@ -26,6 +26,7 @@ from pipeline.dataset import lock, removals
 from pipeline.dataset.lock import Lock
 from pipeline.dataset.probe import PROBES
 from pipeline.dataset.recipe import Loaded
+from pipeline.media.captions import TOKENS, num_long
 from pipeline.stages import NAMES
 
 # those a hub knows that could be a video's or a dataset's
@@ -203,6 +204,8 @@ def _counts(locked: Lock) -> dict[str, object]:
     examples = [f"\n  - {_text(caption)}" for caption in captions[:EXAMPLES]]
     if captions:
         different = _count(len(captions), "different caption")
+        if count := num_long(captions):
+            different += f", {count} of them longer than the {TOKENS} tokens that CLIP reads"
         head = f"\n- {different}; in which language is not recorded. For example:"
         examples.insert(0, head)
     return {

@@ -177,6 +177,11 @@ def test_local_files_are_a_loud_line_and_their_folders_are_not_told(demo: Path) 
     assert ", `owner/clip` |" in text
 
 
+def test_captions_beyond_what_clip_reads_are_counted(change: Callable[..., Path]) -> None:
+    text = carded(change(captions=[("fish " * 80,), ("fish " * 75,), ("a dish", "fish " * 76)]))
+    assert "- 4 different captions, 2 of them longer than the 77 tokens that CLIP reads; in" in text
+
+
 def test_clips_are_called_shots_only_where_cuts_were_looked_for(demo: Path) -> None:
     locked = lock.read(demo)
     assert "each clip is of one shot" in card.markdown(recipe.load(demo), locked)
