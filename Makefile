@@ -15,6 +15,9 @@ RELOCK   ?= no
 SOURCE   ?=
 DRY_RUN  ?= yes
 CLASS    ?=
+DECODE   ?=
+PORT     ?=
+BIND     ?=
 PYTHON   ?= python3
 
 # What is trained on it, and sampled.
@@ -51,13 +54,13 @@ HAVE_SHARDS = $(if $(filter file,$(origin SHARDS)),test -f "$(SHARDS)/index.json
 shown = $(subst $$(RECIPE_NAME),NAME,$(subst $$(DATA),$(DATA),$(value $(1))))
 
 .PHONY: help setup shards download cut filter extract score keep encode status rejections scores retry plan-shards reproduce verify refresh remove \
-	gc card train-image train-keyframe train-interp sample evaluate pictures plan test check chaos format bench schema constraints clean
+	gc report browse card train-image train-keyframe train-interp sample evaluate pictures plan test test-page check chaos format bench schema constraints clean
 
 help:  ## what there is to type
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-36s %s\n", $$1, $$2}'
 	@echo
 	@echo "  DATASET=$(DATASET)  MANIFEST=$(MANIFEST)  DATA=$(DATA)  EXECUTOR=$(EXECUTOR) (inline, processes, ray)  WORKERS=$(WORKERS)  DEVICE=$(DEVICE)"
-	@echo "  KEEP_RAW=$(KEEP_RAW)  RELOCK=$(RELOCK)  SOURCE=id  CLASS=rate-limited  DRY_RUN=$(DRY_RUN)"
+	@echo "  KEEP_RAW=$(KEEP_RAW)  RELOCK=$(RELOCK)  SOURCE=id  CLASS=rate-limited  DRY_RUN=$(DRY_RUN)  DECODE=60  PORT=8765  BIND=127.0.0.1"
 	@echo "  PRESET=tiny-keyframe, tiny-interp, sd15-keyframe, ...  STEPS=  RUN=runs/ANY  IMAGE=$(call shown,IMAGE)  KEYFRAME=$(call shown,KEYFRAME)  INTERP=$(call shown,INTERP)"
 	@echo "  PROMPT=\"$(PROMPT)\"  FRAMES=$(FRAMES)  OUT=$(call shown,OUT)  SHARDS=$(call shown,SHARDS) (or a URL)"
 	@echo "  NAME is what the recipe calls its dataset."
@@ -112,6 +115,12 @@ remove: setup  ## take a source down and leave nothing of it behind: SOURCE=id
 gc: setup  ## what no dataset refers to any more; DRY_RUN=no deletes it
 	@$(PY) -m pipeline gc --data "$(DATA)" $(if $(filter no,$(DRY_RUN)),,--dry-run)
 
+report: setup  ## a page to see the dataset by: data/NAME/report/index.html; DECODE=seconds for latents
+	@$(PY) -m pipeline report "$(MANIFEST)" --data "$(DATA)" --device $(DEVICE) $(if $(DECODE),--decode $(DECODE))
+
+browse: setup  ## the same page served here, live, and picks saved: PORT=8765
+	@$(PY) -m pipeline browse "$(MANIFEST)" --data "$(DATA)" --device $(DEVICE) $(if $(PORT),--port $(PORT)) $(if $(BIND),--host $(BIND))
+
 card: setup  ## a dataset card for the model hub, beside the recipe
 	@$(PY) -m pipeline card "$(MANIFEST)"
 
@@ -143,6 +152,9 @@ plan: setup  ## what a preset costs before anything is trained: parameters, memo
 
 test: setup  ## all tests, on up to four cores
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile
+
+test-page: setup  ## the tests of the page alone, in the Chromium that is here (or CHROMIUM=path)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q tests/page
 
 chaos: setup  ## kill, damage and starve builds on purpose; the table goes into docs/reliability.md (an hour)
 	@OMP_NUM_THREADS=1 $(PY) -m tests.chaos --write

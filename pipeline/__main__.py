@@ -20,6 +20,7 @@ from pipeline.commands import (  # noqa: F401
     building,
     inspecting,
     keeping,
+    looking,
     publishing,
 )
 from pipeline.commands.command import app

@@ -40,7 +40,7 @@ from pipeline.dataset.passage import RawVideos
 from pipeline.dataset.recipe import Loaded
 from pipeline.dataset.relock import check_removals, write_lock
 from pipeline.media import encoders
-from pipeline.stages import NAMES, encode
+from pipeline.stages import NAMES, encode, keep
 
 
 @contextlib.contextmanager
@@ -105,6 +105,8 @@ def build(
     here = device_here(executor, device)
     ready(setup, names, here)
     with opened(data) as store, store.unfinished(loaded.recipe.name):
+        if "keep" in names:
+            keep.check_picks(setup)
         if "encode" in names:
             encode.check_models(setup, store)
         visit = runner(store, executor, progress, stage_of("download", setup), classes)

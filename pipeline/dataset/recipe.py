@@ -129,6 +129,9 @@ class Loaded:
             # what stands beside a video in an archive is read by them
             columns = self.recipe.columns
             options["columns"] = {"caption": columns.caption, "license": columns.license}
+        setup = self.setup("auto", offline=True)
+        if keep.picks_path(setup) is not None:
+            options["picks"] = keep.digest_of(keep.picks_of(setup))
         return canonical.digest([canonical.plain(options), self.sources])
 
 

@@ -51,6 +51,8 @@ def _delete(own: References, others: References, store: Store, deleted: Bin) -> 
     for memo in sweep.memos_of(store):
         own.keep_any_reel(memo)
         others.keep_any_reel(memo)
+        own.keep_pictures(memo)
+        others.keep_pictures(memo)
         if sweep.is_fresh(memo, since, store):
             others.keep(memo)
         kinds.update(sweep.kinds_in(memo))

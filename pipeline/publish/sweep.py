@@ -48,7 +48,10 @@ TASKS = {
     "archive": "archives",
     "text": "text embeddings",
     "images": "image embeddings",
+    "strip": "pictures",
+    "decoded": "decoded clips",
 }
+PAGE = (["strip"], ["decoded"])  # how the tasks begin of what only `report` and `browse` show
 LEFT_OVER = "left over"  # blobs that no memo names
 
 
@@ -85,6 +88,15 @@ class References:
             videos = {canonical.encode(value) for _, value in mentions(memo.of)}
             if videos & self.any_reel:
                 self.keep(memo)
+
+    def keep_pictures(self, memo: Memo) -> None:
+        """Keep what a page shows of clips, latents and videos that are referred to."""
+        if not isinstance(memo.of, list) or memo.of[:1] not in PAGE:
+            return
+        latents = [part for part in memo.of[3:4] if memo.of[:1] == ["decoded"]]
+        is_there = all(self.has(kind, origin) for kind, origin in mentions(memo.of))
+        if is_there and self.blobs.issuperset(part for part in latents if isinstance(part, str)):
+            self.keep(memo)
 
 
 @dataclass
@@ -131,6 +143,7 @@ def gc(data: Path, dry: bool) -> tuple[Bin, list[str]]:
         kinds: dict[str, str] = {}
         for memo in memos_of(store):
             kept.keep_any_reel(memo)
+            kept.keep_pictures(memo)
             if is_fresh(memo, since, store):
                 kept.keep(memo)
             for sha256, kind in kinds_in(memo):

@@ -129,6 +129,9 @@ def remove(loaded: Loaded, data: Path, key: str, why: str, device: str) -> Remov
         left = {record.key for step in steps for record in step.manifest.records}
         sheets = [path for path in (folder / "show").glob("*.png") if path.stem not in left]
         done.bin.drop("contact sheets", [p for p in sheets if target.scene.fullmatch(p.stem)])
+        # the page shows what is taken down; `report` makes another of what is left
+        shown = [path for path in (folder / "report").rglob("*") if path.is_file()]
+        done.bin.drop("pages and their pictures", shown)
         done.bin.settle()
     return done
 
@@ -326,6 +329,7 @@ def _footage(target: Target, kept: References, store: Store) -> tuple[set[str], 
     left_over = set(store.blobs())
     for memo in sweep.memos_of(store):
         kept.keep_any_reel(memo)
+        kept.keep_pictures(memo)
         # a memo that is of nothing is none of this version's: its blobs are nobody's
         if memo.of is not None:
             left_over -= _digests(memo.outputs)

@@ -1,8 +1,9 @@
-"""Clip -> Clip or Rejection: the recipe's rules over the scores. Reads the record and nothing else.
+"""Clip -> Clip or Rejection: the recipe's rules over the scores, and people's picks.
 
-A clip stays unless a rule is false of it; the first rule that is, in the recipe's order, is the
-class of its rejection. Where a score could not be measured, a rule that depends on it is neither
-true nor false, and drops nothing. Another rule runs no scorer, no decoder and no encoder.
+A clip that was picked by hand stays or goes as it was picked. Any other stays unless a rule is
+false of it; the first rule that is, in the recipe's order, is the class of its rejection. Where a
+score could not be measured, a rule that depends on it is neither true nor false, and drops nothing.
+Another rule or pick runs no scorer, no decoder and no encoder.
 """
 
 from __future__ import annotations
@@ -11,20 +12,24 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, ConfigDict, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
-from pipeline.core import expression
-from pipeline.core.errors import CAUSES, REASONS, Unchosen
+from pipeline.core import canonical, expression
+from pipeline.core import picks as hand
+from pipeline.core.errors import CAUSES, REASONS, RecipeError, Unchosen
 from pipeline.core.expression import Expression
 from pipeline.core.params import Setup, Table
+from pipeline.core.picks import Pick
 from pipeline.core.records import Clip
 from pipeline.core.stage import Stage
 from pipeline.core.store import Store
 from pipeline.media import scorers
 
 VERSION = 1
+PICKED = "picked"  # the class of clips that were rejected by hand
 MAKES = Clip
 RULE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 MAX_RULES = 100
@@ -52,6 +57,14 @@ class Params(Table):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Rule]
 
+    picks: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="A file beside the recipe with clips kept and rejected by hand, as `make "
+        "browse` writes it: NAME.picks.jsonl. What was picked counts whatever the rules say.",
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _names(cls, values: Any) -> Any:
@@ -60,7 +73,7 @@ class Params(Table):
                 raise ValueError(
                     f"{name!r} is no name for a rule: up to 40 of a-z, 0-9, - and _, a letter first"
                 )
-            if name in REASONS | CAUSES:
+            if name in REASONS | CAUSES | {PICKED}:
                 raise ValueError(
                     f"a rule cannot be called '{name}': other rejections are; take another name"
                 )
@@ -85,13 +98,16 @@ WITHOUT = _Without.model_validate({})
 
 
 def stage(setup: Setup) -> Stage:
-    rules = rules_of(setup)
+    rules, picks = rules_of(setup), picks_of(setup)
+    params: dict[str, Any] = {name: rule.text for name, rule in rules.items()}
+    if picks_path(setup) is not None:
+        params["picks"] = digest_of(picks)
     return Stage(
         name="keep",
         version=VERSION,
-        params={name: rule.text for name, rule in rules.items()},
+        params=params,
         makes=MAKES,
-        process=partial(process, rules=rules),
+        process=partial(process, rules=rules, picks=picks),
         pure=always,
         local=True,
     )
@@ -101,6 +117,35 @@ def rules_of(setup: Setup) -> dict[str, Expression]:
     """The rules of a recipe, by name, in its order."""
     measured = setup.table(scorers.Params).score_names
     return setup.table(Params).rules(measured)
+
+
+def picks_path(setup: Setup) -> Path | None:
+    """The file of picks that the recipe names."""
+    name = setup.table(Params).picks
+    return None if name is None else setup.folder / name
+
+
+def picks_of(setup: Setup) -> dict[str, Pick]:
+    """The picks that count, by the clip's digest. Raises RecipeError with the line that is none."""
+    path = picks_path(setup)
+    return {} if path is None else hand.last_of_each(hand.read(path))
+
+
+def digest_of(picks: Mapping[str, Pick]) -> str:
+    """Of what was picked, whoever did it when and wrote what beside it."""
+    return canonical.digest({clip: pick.pick for clip, pick in picks.items()})
+
+
+def check_picks(setup: Setup) -> None:
+    """Raises RecipeError for a file of picks that is not there. (A rebuild needs none: what was
+    picked is in the lock.)
+    """
+    path = picks_path(setup)
+    if path is not None and not path.exists():
+        raise RecipeError(
+            f"keep.picks: there is no file {path}; put the picks there that the page gave you "
+            "(`make browse` writes them there itself), or take the line out of the recipe"
+        )
 
 
 def problems(setup: Setup) -> Iterator[tuple[str, str]]:
@@ -128,8 +173,15 @@ def always(clip: Clip) -> bool:
     return True
 
 
-def process(clip: Clip, store: Store, rules: Mapping[str, Expression]) -> Iterator[Clip | Unchosen]:
+def process(
+    clip: Clip, store: Store, rules: Mapping[str, Expression], picks: Mapping[str, Pick]
+) -> Iterator[Clip | Unchosen]:
     """Judge one clip."""
+    pick = picks.get(clip.blob.sha256)
+    if pick is not None:
+        note = f": {pick.note}" if pick.note else ""
+        yield clip if pick.pick == "keep" else Unchosen(PICKED, f"by hand, {pick.time}{note}")
+        return
     values = dict(clip.scores)
     name = first_broken(rules, values)
     if name is None:

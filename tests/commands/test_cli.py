@@ -53,6 +53,8 @@ COMMANDS = {
     "reproduce": ["recipe", *WORK, "--json"],
     "verify": ["recipe", "--data", "--device", "--drop", "--json"],
     "card": ["recipe", "--out", "--with-shards"],
+    "report": ["recipe", "--data", "--decode", "--source", "--device", "--json"],
+    "browse": ["recipe", "--data", "--host", "--port", "--source", "--device"],
 }
 
 

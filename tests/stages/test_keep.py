@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.core import picks
 from pipeline.core.errors import CAUSES, REASONS, RecipeError, Unchosen
 from pipeline.core.executors import Inline
 from pipeline.core.manifest import Manifest
@@ -164,3 +165,48 @@ def test_a_recipe_says_whether_it_has_the_tables(tmp_path: Path) -> None:
     names = loaded("").setup("auto").table(scorers.Params).score_names
     assert names == ()
     assert "motion" in loaded("[score]\n").setup("auto").table(scorers.Params).score_names
+
+
+def picked(folder: Path, choice: str, note: str = "") -> Setup:
+    line = {"clip": BLOB.sha256, "pick": choice, "time": "2026-11-29T16:40:12Z", "note": note}
+    picks.append(folder / "film.picks.jsonl", [picks.pick_of(line, "a test")])
+    table = keep.Params.model_validate({"calm": "motion < 0.05", "picks": "film.picks.jsonl"})
+    return Setup((scorers.Params(), table), folder)
+
+
+def test_a_pick_counts_whatever_the_rules_say(clip: Clip, store: Store, tmp_path: Path) -> None:
+    def run(setup: Setup) -> Manifest:
+        return run_stage(keep.stage(setup), [clip], store, Inline(), Progress())[0]
+
+    kept = picked(tmp_path, "keep")
+    assert run(kept).records == (clip,)  # though it is not calm
+    rejected = picked(tmp_path, "reject", "shaky")
+    [rejection] = run(rejected).rejections
+    assert (rejection.reason, rejection.fate) == ("picked", "bad")
+    assert rejection.detail == "by hand, 2026-11-29T16:40:12Z: shaky"
+    assert keep.stage(rejected).params["calm"] == "motion < 0.05"
+
+
+def test_what_was_picked_is_an_input_of_the_stage_and_the_words_beside_it_are_not(
+    tmp_path: Path,
+) -> None:
+    def digest(setup: Setup) -> object:
+        return keep.stage(setup).params["picks"]
+
+    first = digest(picked(tmp_path, "keep"))
+    assert digest(picked(tmp_path, "keep", "a note")) == first
+    assert digest(picked(tmp_path, "reject")) != first
+
+
+def test_a_file_of_picks_that_is_not_there_stops_a_build_before_any_work(tmp_path: Path) -> None:
+    setup = picked(tmp_path, "keep")
+    keep.check_picks(setup)
+    (tmp_path / "film.picks.jsonl").unlink()
+    with pytest.raises(RecipeError, match=r"keep.picks: there is no file .*film.picks.jsonl"):
+        keep.check_picks(setup)
+    assert keep.stage(setup).name == "keep"  # a rebuild needs none
+
+
+def test_no_rule_is_called_as_a_pick_is() -> None:
+    with pytest.raises(ValueError, match="cannot be called 'picked'"):
+        keep.Params.model_validate({"picked": "motion > 1"})

@@ -1,0 +1,185 @@
+"""Commands that show a dataset in a browser: report, browse."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.commands import recipes
+from pipeline.commands.command import Data, Device, Facts, Json, RecipePath, app, guarded, say
+from pipeline.core import interrupts
+
+MOST_CONFLICTS = 20  # that are printed
+
+Source = Annotated[
+    str,
+    typer.Option(
+        metavar="KEY", help="Only what came from this source, or from this channel or folder."
+    ),
+]
+
+
+@app.command()
+def report(
+    recipe: RecipePath,
+    data: Data = Path("data"),
+    decode: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            help="How long latents may be decoded, to be seen beside their clips; 0 for none.",
+        ),
+    ] = 60,
+    source: Source = "",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Write a page on which one sees the dataset: data/NAME/report/index.html."""
+
+    def act(console: Any) -> tuple[int, Facts]:
+        from pipeline.commands import facts
+        from pipeline.commands.report import progress
+        from pipeline.dataset.recipe import load
+        from pipeline.publish.page import report as reports
+
+        loaded = load(recipe)
+        with progress(console) as bars:
+            made = reports.write(loaded, data, device, decode, bars, source)
+        size = made.path.stat().st_size
+        say(
+            console,
+            f"{made.path}: {made.num_clips} clips, {made.num_rejected} rejected records, "
+            f"{size / 1e6:.1f} MB",
+        )
+        if made.num_decoded < made.num_to_decode:
+            pace = made.seconds_a_frame
+            cost = f" (a frame takes {pace:.2g} s here)" if pace else ""
+            say(
+                console,
+                f"latents decoded of {made.num_decoded} of {made.num_to_decode} clips{cost}: "
+                "--decode SECONDS gives them more time",
+            )
+        return 0, {
+            **facts.dataset(loaded, data),
+            "page": str(made.path),
+            "bytes": size,
+            "clips": made.num_clips,
+            "rejected": made.num_rejected,
+            "decoded": made.num_decoded,
+        }
+
+    guarded(act, as_json)
+
+
+@app.command()
+def browse(
+    recipe: RecipePath,
+    data: Data = Path("data"),
+    host: Annotated[str, typer.Option(help="The address that is listened on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The port; 0 takes any that is free.")
+    ] = 8765,
+    source: Source = "",
+    device: Device = "auto",
+) -> None:
+    """Serve that page, live while a build runs.
+
+    Picks go into NAME.picks.jsonl beside the recipe.
+    """
+
+    def act(console: Any) -> tuple[int, Facts]:
+        from pipeline.core.errors import Stopped
+        from pipeline.publish.page import server as serving
+
+        path, line = recipes.own(recipe)
+        if line:
+            say(console, line)
+
+        def ready(address: str) -> None:
+            say(console, f"{address} (Ctrl-C ends it)", *_hints(address, host))
+
+        try:
+            with interrupts.raised():
+                serving.serve(serving.Server(path, data, device, source), host, port, ready)
+        except OSError as error:
+            raise Stopped(
+                f"cannot listen on {host} port {port} ({error.strerror}): --port takes another"
+            ) from error
+        except KeyboardInterrupt:
+            say(console, "ended")
+        return 0, {}
+
+    guarded(act)
+
+
+@app.command("merge-picks")
+def merge_picks(
+    files: Annotated[
+        list[Path], typer.Argument(help="Files of picks, NAME.picks.jsonl, of several people.")
+    ],
+    out: Annotated[Path, typer.Option(help="The file to write; it must not exist.")],
+    latest: Annotated[
+        bool, typer.Option("--latest", help="Where they differ, the later pick counts.")
+    ] = False,
+) -> None:
+    """Make one file of several people's picks.
+
+    Clips that one keeps and another rejects are named, and nothing is written unless --latest says
+    that the later pick counts.
+    """
+
+    def act(console: Any) -> tuple[int, Facts]:
+        from pipeline.core import picks
+        from pipeline.core.errors import RecipeError
+
+        for path in files:
+            if not path.is_file():
+                raise RecipeError(f"there is no file {path}")
+        if out.exists():
+            raise RecipeError(f"{out} is there already: give another name with --out")
+        contents = [picks.read(path) for path in files]
+        conflicts = picks.conflicts(contents)
+        lines = [
+            f"{clip[:12]}: "
+            + ", ".join(
+                f"{path.name}: {pick.pick}, {pick.time}"
+                for path, pick in zip(files, row, strict=True)
+                if pick is not None
+            )
+            for clip, row in conflicts.items()
+        ]
+        if lines and not latest:
+            shown = "\n".join(lines[:MOST_CONFLICTS])
+            more = len(lines) - MOST_CONFLICTS
+            rest = f"\nand {more} more" if more > 0 else ""
+            raise RecipeError(
+                f"{len(lines)} clips are kept by one and rejected by another:\n{shown}{rest}\n"
+                "--latest takes the later pick of each; nothing was written"
+            )
+        merged = picks.merged(contents)
+        picks.append(out, merged)
+        counts = [pick.pick for pick in picks.last_of_each(merged).values()]
+        kept, dropped = counts.count("keep"), counts.count("reject")
+        say(console, *lines, f"{out}: {kept} clips kept, {dropped} rejected")
+        return 0, {}
+
+    guarded(act)
+
+
+def _hints(address: str, host: str) -> list[str]:
+    """How to reach it from where one sits, and who else can."""
+    hints = []
+    connection = os.environ.get("SSH_CONNECTION", "").split()
+    port = address.rstrip("/").rpartition(":")[2]
+    if len(connection) == 4 and host in ("127.0.0.1", "localhost"):
+        hints.append(
+            f"this is a remote machine: type `ssh -L {port}:127.0.0.1:{port} {connection[2]}` "
+            "where you sit, and open the address there"
+        )
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        hints.append("anybody who reaches this machine can see the clips, and pick")
+    return hints

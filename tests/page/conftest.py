@@ -1,0 +1,56 @@
+"""A small dataset with its page, and a browser to look at it with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.core.stage import Progress
+from pipeline.dataset import recipe as recipes
+from pipeline.publish.page import report
+from tests.making.browser import Watched, browser
+from tests.making.dataset import Dataset
+
+
+@pytest.fixture(scope="session")
+def shown(small_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The small dataset with its page. Not to be changed."""
+    dataset = small_dataset.copy(tmp_path_factory.mktemp("shown"))
+    dataset.build()  # the copied videos have other times, so they are looked at again
+    report.write(recipes.load(dataset.recipe), dataset.data, "cpu", 120, Progress())
+    return dataset
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """One browser a file of tests: while it lives, no event loop can be run in this process."""
+    with browser() as running:
+        yield running
+
+
+@pytest.fixture
+def watched(chromium: Any) -> Iterator[Watched]:
+    """A page of 1280 x 800 in a fresh profile; at the end of the test nothing may have gone wrong
+    in it.
+    """
+    context = chromium.new_context(viewport={"width": 1280, "height": 800}, accept_downloads=True)
+    context.set_default_timeout(20_000)
+    watched = Watched(context)
+    yield watched
+    context.close()
+    assert watched.problems == []
+
+
+@pytest.fixture
+def page(watched: Watched, shown: Dataset) -> Any:
+    """The page of the small dataset, opened as a file."""
+    watched.page.goto(address_of(shown))
+    return watched.page
+
+
+def address_of(dataset: Dataset, state: str = "") -> str:
+    path: Path = dataset.folder / "report" / "index.html"
+    return f"{path.absolute().as_uri()}{state}"
