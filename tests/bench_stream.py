@@ -89,7 +89,7 @@ def shards_of(folder: Path, num_samples: int) -> Index:
     def clip() -> Members:
         latents, text = (
             random.standard_normal(shape, np.float32).astype(np.float16)
-            for shape in ((NUM_FRAMES, *FRAME), TEXT)
+            for shape in ((NUM_FRAMES, *FRAME), (1, *TEXT))
         )
         return {"json": b"{}", "latents.npy": npy(latents), "text.npy": npy(text)}
 

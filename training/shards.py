@@ -10,6 +10,7 @@ import base64
 import functools
 import hashlib
 import io
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +25,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, Va
 from training.errors import ShardError, UsageError
 from training.ranges import Files
 
-FORMAT = 1
+FORMAT = 2
+FORMATS = (1, FORMAT)  # those this reader knows
 DTYPE = np.dtype("<f2")
 HEADER = 128  # bytes of a .npy header as numpy writes it; one of another length costs a second read
 MAX_HEADER = 10 + 0xFFFF
@@ -38,7 +40,7 @@ Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=250)]
 Place = tuple[Count, Count, Sha256]  # first byte, bytes, digest
 # What one may take in memory, before it is taken
 MOST_FRAME = 64 << 20  # bytes: 16 channels of 1,448 x 1,448
-MOST_TEXT = 16 << 20  # bytes of a caption's embedding; CLIP's have 118 kB
+MOST_TEXT = 64 << 20  # bytes of a sample's captions; one of CLIP's has 118 kB
 MOST_MEMBERS = 64  # of a sample
 SPARSEST = 32  # bytes for each list or object, at least: ours have 80, a bomb 2
 MOST_PROBLEMS = 1000
@@ -122,13 +124,23 @@ class Member:
 
 
 @dataclass(frozen=True)
+class Caption:
+    """Where a caption's embedding is: row `row` of an `n 77 d` array, or in format 1 (row None) a
+    whole array `77 d`.
+    """
+
+    member: Member
+    row: int | None
+
+
+@dataclass(frozen=True)
 class Entry:
     """A sample, as far as the index knows it."""
 
     key: str
     num_frames: int
     latents: Member
-    texts: tuple[Member, ...]
+    captions: tuple[Caption, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,9 +223,10 @@ def open_index(url: str | Path) -> Index:
     try:
         plain = json.loads(content)
         version = plain.get("format") if isinstance(plain, dict) else None
-        if type(version) is not int or version != FORMAT:
+        if type(version) is not int or version not in FORMATS:
+            known = " and ".join(map(str, FORMATS))
             raise ShardError(
-                f"{where}: format {version!r}, this reader knows {FORMAT}; build the shards again, "
+                f"{where}: format {version!r}, this reader knows {known}; build the shards again, "
                 "or update longtake"
             )
         fields = IndexFields.model_validate(plain)
@@ -222,9 +235,12 @@ def open_index(url: str | Path) -> Index:
     except (ValueError, RecursionError) as error:
         raise ShardError(f"{where}: cannot be parsed, {error}; build the shards again") from None
     _check_whole(fields, where)
+    null_text = _null_text(fields.null_text, f"{where}: null_text")
+    text_bytes = null_text.nbytes if version > 1 else None
     entries: dict[str, list[Entry]] = {}
     for shard in fields.shards:
-        entries.setdefault(shard.split, []).extend(_entries(shard, fields.latents.shape))
+        samples = _entries(shard, fields.latents.shape, text_bytes)
+        entries.setdefault(shard.split, []).extend(samples)
     return Index(
         url=url,
         name=fields.name,
@@ -234,7 +250,7 @@ def open_index(url: str | Path) -> Index:
         scaling_factor=fields.latents.scaling_factor,
         frame_shape=fields.latents.shape,
         encoders=fields.encoders.model_dump(),
-        null_text=_null_text(fields.null_text, f"{where}: null_text"),
+        null_text=null_text,
         shards=fields.shards,
         entries={split: tuple(members) for split, members in entries.items()},
     )
@@ -278,7 +294,7 @@ def _check_whole(fields: IndexFields, where: str) -> None:
                 if name.startswith("text") and num_bytes > MOST_TEXT:
                     raise ShardError(
                         f"{where}: {shard.file}: {sample.key}.{name} has {num_bytes} bytes: no "
-                        "embedding of a caption"
+                        "embeddings of captions"
                     )
                 if start + num_bytes > shard.num_bytes:
                     raise ShardError(
@@ -289,18 +305,40 @@ def _check_whole(fields: IndexFields, where: str) -> None:
                 raise ShardError(f"{where}: {shard.file}: {sample.key} has no {name}")
 
 
-def _entries(shard: Shard, frame_shape: tuple[int, int, int]) -> Iterator[Entry]:
+def _entries(
+    shard: Shard, frame_shape: tuple[int, int, int], text_bytes: int | None
+) -> Iterator[Entry]:
+    """The samples of a shard. A caption takes `text_bytes` of its sample's one member of text;
+    None in format 1, where each has a member of its own.
+    """
     frame = math.prod(frame_shape) * DTYPE.itemsize
     for sample in shard.samples:
         members = {
             name: Member(shard.file, f"{sample.key}.{name}", *where)
             for name, where in sample.members.items()
         }
-        texts = [members["text.npy"]]
-        while f"text{len(texts)}.npy" in members:
-            texts.append(members[f"text{len(texts)}.npy"])
-        num_frames = max(0, members["latents.npy"].num_bytes - HEADER + frame // 2) // frame
-        yield Entry(sample.key, num_frames, members["latents.npy"], tuple(texts))
+        captions = _captions(members, text_bytes)
+        num_frames = _num_rows(members["latents.npy"], frame)
+        yield Entry(sample.key, num_frames, members["latents.npy"], tuple(captions))
+
+
+def _captions(members: Mapping[str, Member], text_bytes: int | None) -> Iterator[Caption]:
+    text = members["text.npy"]
+    if text_bytes is not None:
+        # where the size is wrong there is one, and whoever reads it says what is wrong
+        for row in range(max(1, _num_rows(text, text_bytes))):
+            yield Caption(text, row)
+        return
+    yield Caption(text, None)
+    for number in itertools.count(1):
+        if f"text{number}.npy" not in members:
+            return
+        yield Caption(members[f"text{number}.npy"], None)
+
+
+def _num_rows(member: Member, row_bytes: int) -> int:
+    """How many rows of so many bytes an array has, by its size alone: see `HEADER`."""
+    return max(0, member.num_bytes - HEADER + row_bytes // 2) // row_bytes
 
 
 def _null_text(fields: NullTextFields, where: str) -> Array:
@@ -311,11 +349,26 @@ def _null_text(fields: NullTextFields, where: str) -> Array:
     return parse(content, fields.sha256, where)
 
 
+def parse_caption(content: bytes | bytearray, caption: Caption, shape: tuple[int, ...]) -> Array:
+    """The embedding of a caption, of that shape, `n d` float16, from the whole member it is in.
+    Raises ShardError.
+    """
+    member, row = caption.member, caption.row
+    if row is None:
+        return parse(content, member.sha256, member, shape)
+    num_rows = _num_rows(member, math.prod(shape) * DTYPE.itemsize)
+    rows = parse(content, member.sha256, member, (num_rows, *shape))
+    if not num_rows:
+        raise ShardError(f"{member}: no caption in it, not even an empty one")
+    text: Array = rows[row].copy()  # the others are let go
+    return text
+
+
 def parse(
     content: bytes | bytearray, sha256: str, where: object, shape: tuple[int, ...] | None = None
 ) -> Array:
-    """A whole `.npy` file that must have this digest, and `n d` float16 numbers that are finite, or
-    the given shape.
+    """A whole `.npy` file that must have this digest, and float16 numbers that are finite, `n d` or
+    of the given shape.
     """
     digest = hashlib.sha256(content).hexdigest()
     if digest != sha256:
@@ -324,7 +377,7 @@ def parse(
             "the shards again"
         )
     start, own_shape = parse_header(bytes(content[:MAX_HEADER]), where)
-    is_right_shape = len(own_shape) == 2 and shape in (None, own_shape)
+    is_right_shape = own_shape == shape or (shape is None and len(own_shape) == 2)
     if not is_right_shape or start + math.prod(own_shape) * DTYPE.itemsize != len(content):
         raise ShardError(
             f"{where}: {len(content)} bytes of shape {own_shape}, wanted {shape or 'n d'}"

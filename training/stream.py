@@ -30,11 +30,11 @@ from training.shards import (
     DTYPE,
     HEADER,
     Array,
+    Caption,
     Entry,
     Index,
-    Member,
     is_finite,
-    parse,
+    parse_caption,
     parse_header,
 )
 
@@ -162,7 +162,7 @@ class Stream:
         self._frame_bytes = math.prod(index.frame_shape) * DTYPE.itemsize
         # of each sample whose header was seen, the byte where its numbers begin
         self._first_frame: dict[str, int] = {}
-        self._texts: dict[Member, Array] = {}
+        self._texts: dict[Caption, Array] = {}
         self._orders: dict[int, Array] = {}
 
     def batch(self, step: int) -> Batch:
@@ -170,14 +170,14 @@ class Stream:
         window = self.window(step)
         first = step * self.batch_size
         indices = range(first + self.rank, first + self.batch_size, self.world)
-        entries, starts, texts = [], [], []
+        entries, starts, captions = [], [], []
         for index in indices:
             entry = self._entry(index)
             num_starts = entry.num_frames - window.span + 1
             entries.append(entry)
             starts.append(draw("start", self.seed, index) % num_starts)
-            texts.append(self._caption(index, entry))
-        return self._gather(entries, starts, texts, window, tuple(indices))
+            captions.append(self._caption(index, entry))
+        return self._gather(entries, starts, captions, window, tuple(indices))
 
     def window(self, step: int) -> Window:
         """The window of global batch `step`, the same on all ranks."""
@@ -196,10 +196,10 @@ class Stream:
             self._orders = {**dict(list(self._orders.items())[-1:]), epoch: order}
         return self._eligible[int(self._orders[epoch][position])]
 
-    def _caption(self, index: int, entry: Entry) -> Member | None:
+    def _caption(self, index: int, entry: Entry) -> Caption | None:
         if draw("dropout", self.seed, index) < self.text_dropout * 2**64:
             return None
-        return entry.texts[draw("caption", self.seed, index) % len(entry.texts)]
+        return entry.captions[draw("caption", self.seed, index) % len(entry.captions)]
 
     def gather(self, pairs: Sequence[tuple[str, int]], window: Window) -> Batch:
         """The windows that begin at these (key, start), with the first caption of each: for
@@ -209,7 +209,7 @@ class Stream:
         return self._gather(
             entries,
             [start for _, start in pairs],
-            [entry.texts[0] for entry in entries],
+            [entry.captions[0] for entry in entries],
             window,
             tuple(range(len(pairs))),
         )
@@ -229,13 +229,13 @@ class Stream:
         self,
         entries: Sequence[Entry],
         starts: Sequence[int],
-        texts: Sequence[Member | None],
+        captions: Sequence[Caption | None],
         window: Window,
         indices: tuple[int, ...],
     ) -> Batch:
         latents = np.empty((len(entries), window.num_frames, *self.index.frame_shape), DTYPE)
         buffer = rearrange(latents, "b f c h w -> (b f c h w)").view(np.uint8).data
-        embeddings = self._fetch(entries, starts, window, buffer, texts)
+        embeddings = self._fetch(entries, starts, window, buffer, captions)
         return Batch(
             latents=self._scaled(latents, entries, starts, window),
             text=torch.from_numpy(np.stack(embeddings)).float(),
@@ -252,7 +252,7 @@ class Stream:
         starts: Sequence[int],
         window: Window,
         buffer: memoryview,
-        texts: Sequence[Member | None],
+        captions: Sequence[Caption | None],
     ) -> list[Array]:
         """Read the windows into the buffer, with the headers and captions not yet seen, in one go:
         from afar, one round trip.
@@ -263,30 +263,34 @@ class Stream:
             if entry.key not in self._first_frame
         }
         unread = {
-            text: bytearray(text.num_bytes)
-            for text in texts
-            if text is not None and text not in self._texts
+            caption.member: bytearray(caption.member.num_bytes)
+            for caption in captions
+            if caption is not None and caption not in self._texts
         }
         ranges = self._ranges(entries, starts, window, buffer)
         ranges += [
             (entry.latents.file, entry.latents.start, memoryview(head))
             for entry, head in heads.items()
         ]
-        ranges += [(text.file, text.start, memoryview(content)) for text, content in unread.items()]
+        ranges += [
+            (member.file, member.start, memoryview(content)) for member, content in unread.items()
+        ]
         self._fill(ranges)
         for entry, head in heads.items():
             self._see_header(entry, head)
         if any(self._first_frame[entry.key] != entry.latents.start + HEADER for entry in heads):
             self._fill(self._ranges(entries, starts, window, buffer))
-        for text, content in unread.items():
-            self._texts[text] = parse(content, text.sha256, text, self.index.null_text.shape)
         embeddings = []
-        for caption in texts:
+        for caption in captions:
             if caption is None:
                 embeddings.append(self.index.null_text)
-            else:
-                self._texts[caption] = self._texts.pop(caption)  # to the end: used last
-                embeddings.append(self._texts[caption])
+                continue
+            text = self._texts.pop(caption, None)
+            if text is None:
+                content = unread[caption.member]
+                text = parse_caption(content, caption, self.index.null_text.shape)
+            self._texts[caption] = text  # at the end: used last
+            embeddings.append(text)
         while len(self._texts) > MAX_TEXTS:  # the one not used for longest
             del self._texts[next(iter(self._texts))]
         self.bytes_used += buffer.nbytes + sum(map(len, unread.values()))

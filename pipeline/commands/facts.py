@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.records import Rejection, Sample, Shard
+from pipeline.core.records import Record, Rejection, Sample, Shard, source_of
 from pipeline.media import scorers
 from pipeline.media.addresses import scheme
+from pipeline.media.captions import num_long
 from pipeline.stages import keep, shard
 
 if TYPE_CHECKING:  # heavy, and only their names are needed
@@ -43,6 +44,19 @@ def recipe(loaded: Loaded) -> dict[str, Any]:
         "rules": {name: rule.text for name, rule in keep.rules_of(setup).items()},
         "preset": tables.encode.preset,
         "precision": tables.encode.precision,
+        **captions(loaded, loaded.sources),
+    }
+
+
+def captions(loaded: Loaded, records: Iterable[Record]) -> dict[str, Any]:
+    """How many different captions these records' sources have, how many of these are longer than
+    CLIP reads, and what becomes of them.
+    """
+    different = {caption for record in records for caption in source_of(record).captions}
+    return {
+        "captions": len(different),
+        "long_captions": num_long(different),
+        "long_captions_are": loaded.recipe.encode.long_captions,
     }
 
 

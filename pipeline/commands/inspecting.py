@@ -32,13 +32,18 @@ def status(
             say(console, f"later stages are not known: {unknown}")
         title = f"{loaded.recipe.name}, in {data / loaded.recipe.name}"
         report.show(console, title, report.funnel(funnel))
-        if line := report.suspicions(funnel):
-            say(console, line)
+        # what an archive says of its members is in no recipe
+        listed = [record for step in steps[:1] for record in step.manifest.records]
+        captions = facts.captions(loaded, [*loaded.sources, *listed])
+        for line in (report.suspicions(funnel), report.long_captions(captions)):
+            if line:
+                say(console, line)
         following = next((row for row in funnel if row["pending"]), None)
         if following:
             count = f"{following['pending']} to {following['stage']}"
             say(console, f"next: {count}; later stages show what is known so far")
-        return 0, {**facts.dataset(loaded, data), "stages": funnel, "unknown": unknown or None}
+        about = {**facts.dataset(loaded, data), **captions}
+        return 0, {**about, "stages": funnel, "unknown": unknown or None}
 
     guarded(act, as_json)
 
@@ -156,7 +161,7 @@ def check(recipe: RecipePath, as_json: Json = False) -> None:
     """Validate a recipe, its sources table and which local files it names, without any work."""
 
     def act(console: Any) -> tuple[int, Facts]:
-        from pipeline.commands import facts
+        from pipeline.commands import facts, report
         from pipeline.dataset.recipe import check_files, load
 
         loaded = load(recipe)
@@ -171,6 +176,8 @@ def check(recipe: RecipePath, as_json: Json = False) -> None:
             f"{terms['size']} x {terms['size']}, "
             f"encoders of '{terms['preset']}' in {terms['precision']}",
         )
+        if line := report.long_captions(terms):
+            say(console, line)
         if terms["scorers"]:
             rules = "; ".join(f"{name}: {rule}" for name, rule in terms["rules"].items())
             say(console, f"scores: {', '.join(terms['scorers'])}", f"keeps: {rules or 'all'}")

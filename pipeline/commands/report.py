@@ -26,6 +26,7 @@ from rich.table import Table
 from pipeline.core.errors import SUSPECTED
 from pipeline.core.stage import MAX_SUSPICIONS, Progress
 from pipeline.dataset.passage import RawVideos
+from pipeline.media.captions import TOKENS
 
 Row = Mapping[str, Any]
 GAP = 2  # characters between two columns
@@ -129,6 +130,20 @@ def suspicions(stages: Sequence[Row]) -> str:
     return (
         f"{count} rejected on suspicion (crashed, timed-out): builds try each again, until it has "
         f"failed in {MAX_SUSPICIONS}"
+    )
+
+
+def long_captions(facts: Row) -> str:
+    """How many captions are longer than CLIP reads, and what becomes of them; "" for none."""
+    count = facts["long_captions"]
+    if not count:
+        return ""
+    fate = "CLIP does not see their ends"
+    if facts["long_captions_are"] == "reject":
+        fate = "their clips are rejected"
+    return (
+        f"{count} of {facts['captions']} different captions are longer than the {TOKENS} tokens "
+        f'that CLIP reads: {fate} (long_captions = "{facts["long_captions_are"]}" under [encode])'
     )
 
 

@@ -182,7 +182,7 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A clip's latents (`f c h w` float16, unscaled), text (`77 d`) and image (`k d`)
+    """A clip's latents (`f c h w` float16, unscaled), text (`n 77 d`) and image (`k d`)
     embeddings.
     """
 
@@ -191,7 +191,7 @@ class Sample:
     clip: Clip
     latents: Blob
     latents_std: Blob | None
-    text: tuple[Blob, ...]  # one per caption; one, of the empty caption, if there is none
+    text: Blob  # of each caption; of the empty one, if there is none
     image: Blob | None
     round_trip_psnr_db: Number | None  # of a few decoded latents against their clip, if sampled
     device: Text

@@ -81,8 +81,8 @@ class Sizes:
         return float(video.duration_s) * self._fps * self.frame
 
     def sample(self, num_frames: float, num_captions: float) -> float:
-        """The arrays of a clip: latents `f c h w`, one text `77 d` a caption, images `k d`; all
-        float16. Without frames, the text alone.
+        """The arrays of a clip: latents `f c h w`, text `n 77 d` and `77 d` of each caption, images
+        `k d`; all float16. Without frames, the text alone.
         """
         params = self._loaded.recipe.encode
         models = encode.find_encoders(params, self._loaded.folder, True)
@@ -90,7 +90,8 @@ class Sizes:
         clip = encoders.clip_facts(models.clip_folder)
         side = self._loaded.recipe.extract.size // int(vae["factor"])
         text = clip["tokens"] * clip["text_width"]
-        num_bytes = num_captions * (NPY_HEADER + 2 * text)
+        # each caption by itself, and all of them in one array
+        num_bytes = NPY_HEADER + num_captions * (NPY_HEADER + 2 * 2 * text)
         if num_frames:
             latents = NPY_HEADER + 2 * num_frames * int(vae["latent_channels"]) * side * side
             num_bytes += latents * (1 + params.latents_std)

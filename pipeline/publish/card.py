@@ -26,6 +26,7 @@ from pipeline.dataset import lock, removals
 from pipeline.dataset.lock import Lock
 from pipeline.dataset.probe import PROBES
 from pipeline.dataset.recipe import Loaded
+from pipeline.media.captions import TOKENS, num_long
 from pipeline.stages import NAMES
 
 # those a hub knows that could be a video's or a dataset's
@@ -51,7 +52,7 @@ MEMBERS = {
     "json": "captions, frame rate, source and licence, place in the source, crop, scores",
     "latents.npy": "the VAE's posterior mean, `f c h w` float16, unscaled",
     "latents_std.npy": "the posterior's standard deviation, same shape",
-    "text.npy": "CLIP's hidden states of the first caption, `77 d` float16",
+    "text.npy": "CLIP's hidden states of the `n` captions, `n 77 d` float16",
     "image.npy": "CLIP's embeddings of a few evenly spaced frames, `k d` float16",
 }
 
@@ -203,6 +204,8 @@ def _counts(locked: Lock) -> dict[str, object]:
     examples = [f"\n  - {_text(caption)}" for caption in captions[:EXAMPLES]]
     if captions:
         different = _count(len(captions), "different caption")
+        if count := num_long(captions):
+            different += f", {count} of them longer than the {TOKENS} tokens that CLIP reads"
         head = f"\n- {different}; in which language is not recorded. For example:"
         examples.insert(0, head)
     return {
@@ -264,11 +267,8 @@ def _members(locked: Lock) -> str:
     counts = Counter(name for sample in locked.samples.values() for name in sample.members)
     rows = []
     for name, count in counts.items():
-        further = re.fullmatch(r"text(\d+)\.npy", name)
-        what = f"of caption {int(further[1]) + 1}" if further else MEMBERS.get(name, "")
-        kinds = [*MEMBERS, "text.npy" if further else name]
-        order = (kinds.index("text.npy" if further else name), name.zfill(20))
-        rows.append((order, (_code(f"KEY.{name}"), what, count)))
+        order = ([*MEMBERS, name].index(name), name)
+        rows.append((order, (_code(f"KEY.{name}"), MEMBERS.get(name, ""), count)))
     return _table(("member", "what", "samples"), [row for _, row in sorted(rows)])
 
 

@@ -265,12 +265,15 @@ def references_of(folders: Iterable[Path], store: Store) -> References:
 def _add_dataset(folder: Path, store: Store, kept: References) -> None:
     params: dict[str, Any] = {}
     videos: dict[bytes, Any] = {}
+    captions = {""}
     for path in manifest_paths(folder):
         header, records = records_in(path)
         params[header.stage] = header.params
         try:
             for record in records:
                 _add_record(record, folder.name, kept, videos)
+                if header.stage == "encode" and (source := source_in(record)):
+                    captions |= set(source["captions"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:  # of another version
             raise Damaged(
                 f"{folder.name}/{path.name}: its records are not those of a '{header.stage}' "
@@ -283,7 +286,7 @@ def _add_dataset(folder: Path, store: Store, kept: References) -> None:
     elif "reel" in params["extract"]:
         task_keys += [reel.memo_key(identity, params["extract"]) for identity in videos.values()]
     if "encode" in params:
-        task_keys.append(encode.null_text_key(params["encode"]))
+        task_keys += [encode.text_key(params["encode"], caption) for caption in sorted(captions)]
     for task_key in task_keys:
         if memo := store.memo(task_key):
             kept.keep(memo)

@@ -24,7 +24,7 @@ from pipeline.core import canonical, manifest
 from pipeline.core.cores import num_cores
 from pipeline.core.errors import BadData, Damaged, LongtakeError, RecipeError
 from pipeline.core.manifest import Manifest
-from pipeline.core.records import Blob, Clip, Sample, Shard
+from pipeline.core.records import Blob, Clip, Sample, Shard, source_of
 from pipeline.core.stage import Progress
 from pipeline.core.store import Store, blobs_in
 from pipeline.dataset import lock, relock
@@ -302,8 +302,14 @@ def _names_of_blobs(built: Built, remembered: set[Blob]) -> dict[Blob, list[str]
             reel_key = reel.memo_key(record.identity(), built.manifests["extract"].params)
             tasks.append((reel_key, f"reel of '{key}'"))
     if "encode" in built.manifests:
-        null_text = encode.null_text_key(built.manifests["encode"].params)
-        tasks.append((null_text, "the empty caption's text.npy"))
+        params = built.manifests["encode"].params
+        tasks.append((encode.text_key(params, ""), "the empty caption's text.npy"))
+        samples: dict[str, str] = {}  # by caption, one that has it
+        for key, sample in built.records("encode").items():
+            for caption in source_of(sample).captions:
+                samples.setdefault(caption, key)
+        for caption, key in samples.items():
+            tasks.append((encode.text_key(params, caption), f"a caption of {key}.text.npy"))
     for task_key, name in tasks:
         memo = built.store.memo(task_key) if task_key else None
         for blob in blobs_in(memo.outputs) if memo else ():

@@ -7,7 +7,7 @@ and CLIP, the round trip by latents), so an edited caption costs one text embedd
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -24,9 +24,10 @@ from pipeline.core.reading import Facts, Number, Text
 from pipeline.core.records import Blob, Clip, Sample, source_of
 from pipeline.core.stage import Stage
 from pipeline.core.store import Store
-from pipeline.media import encoders, video
+from pipeline.media import encoders, video, weights
+from pipeline.media.captions import is_long
 
-VERSION = 2
+VERSION = 3
 LATENTS_VERSION = IMAGES_VERSION = TEXT_VERSION = 1
 ROUND_TRIP_VERSION = 2
 FIT_VERSION = 1
@@ -34,6 +35,7 @@ MAKES = Sample
 PSNR_FRAMES = 4
 TEXT_SUBFOLDER = "text_encoder"  # where a Stable Diffusion checkpoint keeps its CLIP
 BATCH_S = 200.0  # seconds of video that go to a worker together, so that `prepare` can run ahead
+FACTS = {"precision", "chunk_frames", "image_frames", "latents_std", "long_captions"}
 Pixels = NDArray[np.uint8]
 if TYPE_CHECKING:
     PresetName = str
@@ -91,6 +93,11 @@ class Params(Table):
     )
     latents_std: bool = Field(
         default=False, description="Store the posterior's standard deviation too."
+    )
+    long_captions: Literal["cut", "reject"] = Field(
+        default="cut",
+        description="What becomes of a caption that is longer than CLIP reads (77 tokens): it is "
+        "embedded without its end, or the clip is rejected.",
     )
     psnr_share: float = Field(
         default=0.05,
@@ -192,15 +199,21 @@ def facts(params: Params, models: encoders.Encoders) -> dict[str, Any]:
         "vae": models.vae.sha256,
         "clip": models.clip.sha256,
         "text": _text_task(models, params),
-        **params.model_dump(include={"precision", "chunk_frames", "image_frames", "latents_std"}),
+        **params.model_dump(include=FACTS),
     }
 
 
-def null_text_key(stage_params: Mapping[str, Any]) -> str:
-    """The key of the memo of the empty caption's embedding, from the parameters that manifests and
-    locks have of this stage.
+def text_key(stage_params: Mapping[str, Any], caption: str) -> str:
+    """The key of the memo of a caption's embedding, from the parameters that manifests and locks
+    have of this stage.
     """
-    return canonical.digest([*stage_params["text"], ""])
+    return canonical.digest(_caption_task(stage_params["text"], caption))
+
+
+def _caption_task(text_task: Sequence[object], caption: str) -> list[object]:
+    if encoders.looks_special(caption):  # which had another embedding before this was text
+        return [*text_task, "all is text", caption]
+    return [*text_task, caption]
 
 
 def identity(clip: Clip, share: float) -> object:
@@ -211,6 +224,18 @@ def identity(clip: Clip, share: float) -> object:
 def captions(clip: Clip) -> tuple[str, ...]:
     """The captions of the clip's source, or the empty one."""
     return source_of(clip).captions or ("",)
+
+
+def long_caption(clip: Clip, params: Params, models: encoders.Encoders) -> str:
+    """Why the clip is rejected for its captions; "" if it is not."""
+    if params.long_captions == "cut":
+        return ""
+    limit = weights.clip_facts(models.clip_folder)["tokens"]
+    for number, caption in enumerate(captions(clip), 1):
+        if is_long(caption, limit):
+            words = f"{caption[:40]}..."
+            return f"caption {number} has more than the {limit} tokens that CLIP reads: {words!r}"
+    return ""
 
 
 def is_measured(clip: Clip, share: float) -> bool:
@@ -269,7 +294,9 @@ def _images_task(clip: Clip, models: encoders.Encoders, params: Params) -> list[
 
 
 def needs_no_frames(clip: Clip, store: Store, params: Params, models: encoders.Encoders) -> bool:
-    """Whether all that is made of the clip's frames is remembered already."""
+    """Whether all that is made of the clip's frames is remembered already, or nothing will be."""
+    if long_caption(clip, params, models):
+        return True
     tasks = [_latents_task(clip, models, params)]
     if params.image_frames:
         tasks.append(_images_task(clip, models, params))
@@ -309,8 +336,10 @@ def process(
     device: str,
 ) -> Iterator[Sample]:
     """Encode one clip; `frames` are what `prepare` gave. Raises BadData: decode-error,
-    too-few-frames or non-finite.
+    too-few-frames, non-finite or long-caption.
     """
+    if detail := long_caption(clip, params, models):
+        raise BadData("long-caption", detail)
     pixels = _Frames(clip, store, params.precision, frames)
     coder = _Coder(clip, pixels, store, params, models, device)
     latents = coder.latents()
@@ -325,7 +354,7 @@ def process(
         clip=clip,
         latents=Blob(**latents["mean"]),
         latents_std=Blob(**latents["std"]) if latents["std"] else None,
-        text=tuple(text(caption, store, params, models, device) for caption in captions(clip)),
+        text=coder.text(),
         image=image,
         round_trip_psnr_db=psnr_db,
         device=latents["device"],
@@ -415,6 +444,18 @@ class _Coder:
         task = _images_task(self.clip, self.models, self.params)
         return Blob(**self.store.once(task, embed, Blob))
 
+    def text(self) -> Blob:
+        """Embeddings of the captions: an `n 77 d` float16 array."""
+        blobs = [
+            text(caption, self.store, self.params, self.models, self.device)
+            for caption in captions(self.clip)
+        ]
+        for blob in blobs:
+            self.store.check(blob)
+        paths = [self.store.path(blob.sha256) for blob in blobs]
+        arrays = [np.load(path, allow_pickle=False) for path in paths]
+        return self.store.put(encoders.npy(np.stack(arrays)))
+
     def _vae(self) -> Any:
         return encoders.load_vae(self.models.vae_folder, self.params.precision, self._place())
 
@@ -445,7 +486,5 @@ def text(
         hidden = encoders.text(model, caption, models.text_layer, models.pad_token)
         return store.put(encoders.npy(hidden))
 
-    task = [*_text_task(models, params), caption]
-    if encoders.looks_special(caption):  # which had another embedding before this was text
-        task = [*_text_task(models, params), "all is text", caption]
+    task = _caption_task(_text_task(models, params), caption)
     return Blob(**store.once(task, embed, Blob))

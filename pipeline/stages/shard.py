@@ -31,9 +31,9 @@ from pipeline.core.stage import Stage
 from pipeline.core.store import Store, link_or_copy
 from pipeline.media import encoders
 
-VERSION = 2
+VERSION = 3
 MAKES = Shard
-FORMAT = 1
+FORMAT = 2
 NAME_BITS = 16  # of the order digest, in a shard's number
 BLOCK = tarfile.BLOCKSIZE
 END = 2 * BLOCK
@@ -187,26 +187,31 @@ def members_of(sample: Sample) -> list[tuple[str, Blob]]:
     members: list[tuple[str, Blob | None]] = [
         ("latents.npy", sample.latents),
         ("latents_std.npy", sample.latents_std),
+        ("text.npy", sample.text),
+        ("image.npy", sample.image),
     ]
-    members += [(f"text{index or ''}.npy", blob) for index, blob in enumerate(sample.text)]
-    members.append(("image.npy", sample.image))
     return [(name, blob) for name, blob in members if blob is not None]
 
 
 def metadata(sample: Sample) -> dict[str, Any]:
-    """What KEY.json says."""
+    """What KEY.json says: the same fields of the same types in every sample of a dataset.
+
+    There is no null, no empty list and no number but whole ones in it, because readers that make a
+    table of samples take the types of its columns from the first few.
+    """
     clip, scene, source = sample.clip, sample.clip.scene, source_of(sample)
+    captions = source.captions or ("",)
     return {
         "key": sample.key,
-        "captions": list(source.captions),
-        "caption": source.captions[0] if source.captions else "",
+        "captions": list(captions),
+        "caption": captions[0],
         "fps": canonical.plain(clip.fps),
         "num_frames": clip.num_frames,
         "size": clip.size,
         "source": {
             "key": source.key,
             "uri": public(source.uri),
-            "license": source.license,
+            "license": source.license or "",
             "sha256": scene.video.blob.sha256,
         },
         "scene": {
@@ -219,11 +224,13 @@ def metadata(sample: Sample) -> dict[str, Any]:
     }
 
 
-def _scores(sample: Sample) -> dict[str, float | None]:
-    scores = dict(sample.clip.scores)
-    if sample.round_trip_psnr_db is not None:
-        scores["round_trip_psnr_db"] = sample.round_trip_psnr_db
-    return scores
+def _scores(sample: Sample) -> dict[str, str]:
+    """Scores as decimal numbers in text, "" for what was not measured."""
+    scores = {**dict(sample.clip.scores), "round_trip_psnr_db": sample.round_trip_psnr_db}
+    return {
+        name: "" if value is None else canonical.encode(float(value)).decode()
+        for name, value in scores.items()
+    }
 
 
 def metadata_bytes(sample: Sample) -> bytes:

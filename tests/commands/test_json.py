@@ -61,6 +61,24 @@ def test_check_tells_what_a_recipe_asks_for(dataset: Dataset) -> None:
     assert (terms["preset"], terms["size"], terms["min_frames"]) == ("tiny", 64, 20)
 
 
+def test_captions_beyond_what_clip_reads_are_counted(dataset: Dataset, tmp_path: Path) -> None:
+    dataset = dataset.copy(tmp_path)
+    text = dataset.recipe.read_text()
+    assert facts(longtake("check", dataset.recipe, "--json"))["long_captions"] == 0
+    dataset.recipe.write_text(text.replace('"the film b"', f'["{"fish " * 80}", "short"]'))
+    terms = facts(longtake("check", dataset.recipe, "--json"))
+    assert (terms["captions"], terms["long_captions"]) == (6, 1)
+    status = facts(longtake("status", dataset.recipe, "--data", dataset.data, "--json"))
+    assert (status["captions"], status["long_captions"]) == (6, 1)
+    line = "1 of 6 different captions are longer than the 77 tokens that CLIP reads: "
+    for words in (("check", dataset.recipe), ("status", dataset.recipe, "--data", dataset.data)):
+        output = " ".join(longtake(*words).stdout.split())
+        assert line + 'CLIP does not see their ends (long_captions = "cut"' in output
+    strict = dataset.recipe.read_text().replace("[encode]", '[encode]\nlong_captions = "reject"')
+    dataset.recipe.write_text(strict)
+    assert line + "their clips are rejected" in longtake("check", dataset.recipe).stdout
+
+
 def test_gc_counts_what_would_go(dataset: Dataset) -> None:
     swept = facts(longtake("gc", "--data", dataset.data, "--dry-run", "--json"))
     assert swept["dry_run"] is True

@@ -27,7 +27,7 @@ from pipeline.core.errors import CAUSES, REASONS, BadData
 from pipeline.core.executors import Executor, Inline, Processes
 from pipeline.core.manifest import Manifest
 from pipeline.core.params import Setup
-from pipeline.core.records import Record, Rejection, Source, Video
+from pipeline.core.records import Blob, Clip, Crop, Record, Rejection, Source, Video
 from pipeline.core.stage import MAX_SUSPICIONS, Progress, Stage, run_stage
 from pipeline.core.store import Store
 from pipeline.dataset import build, removals
@@ -35,7 +35,7 @@ from pipeline.dataset import recipe as recipes
 from pipeline.dataset.chain import Step, runner, surveyor
 from pipeline.media import encoders, fetch, reel, scorers
 from pipeline.media.detectors import whole
-from pipeline.stages import cut, download, score
+from pipeline.stages import cut, download, encode, score
 from pipeline.stages import filter as filtering
 from tests.making import behave, broken, footage
 from tests.making.deadly import Deadly
@@ -143,6 +143,27 @@ def a_scorer_that_fails(world: World) -> tuple[str, str]:
     return "bad", caught.value.reason
 
 
+def a_caption_beyond_clip(world: World) -> tuple[str, str]:
+    params = encode.Params(preset="tiny", long_captions="reject")
+    models = encode.find_encoders(params, world.folder)
+    scene = world.new_scene(0, 400)
+    source = replace(scene.video.source, captions=("fish " * 76,))
+    video = replace(scene.video, source=source)
+    clip = Clip(
+        key="a",
+        scene=replace(scene, video=video),
+        blob=Blob("1" * 64, 1),
+        num_frames=5,
+        fps=Fraction(10),
+        size=64,
+        crop=Crop(0, 0, 64, 64),
+        pictures="3" * 64,
+    )
+    with pytest.raises(BadData) as caught:
+        next(encode.process(clip, world.store, None, params, models, "cpu"))
+    return "bad", caught.value.reason
+
+
 def no_answer(world: World) -> tuple[str, str]:
     world.monkeypatch.setattr(fetch, "SILENCE_S", 0.3)
     return world.answered(silent)
@@ -184,6 +205,7 @@ PROVOKED: dict[str, Callable[[World], tuple[str, str]]] = {
     "too-large": without_end,
     "non-finite": not_a_number,
     "score-failed": a_scorer_that_fails,
+    "long-caption": a_caption_beyond_clip,
     "crashed": lambda world: world.staged(behave.STAGE, Source("a", "crash:a"), Processes(1)),
     "timed-out": lambda world: world.staged(
         replace(behave.STAGE, timeout=lambda cost: 0.5), Source("a", "sleep:a"), Processes(1)

@@ -37,7 +37,7 @@ def moving_clip(seed: int, num_frames: int) -> Members:
     return {
         "json": members["json"],
         "latents.npy": npy(latents),
-        "text.npy": npy(rng.normal(size=TEXT).astype(np.float16)),
+        "text.npy": npy(rng.normal(size=(1, *TEXT)).astype(np.float16)),
     }
 
 

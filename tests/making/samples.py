@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.core.executors import Inline
 from pipeline.core.params import Setup
-from pipeline.core.records import Blob, Clip, Crop, Sample, Scene, Shard
+from pipeline.core.records import Blob, Clip, Crop, Sample, Scene, Scores, Shard
 from pipeline.core.stage import Progress, run_stage
 from pipeline.core.store import Store
 from pipeline.media import encoders
@@ -34,6 +34,9 @@ def sample_of(
     num_frames: int,
     captions: tuple[str, ...] = ("a street",),
     std: bool = False,
+    license: str | None = None,
+    psnr_db: float | None = 31.25,
+    scores: Scores = (),
 ) -> Sample:
     """A sample with arrays of noise, of a video of its own."""
     random = np.random.default_rng(int(hashlib.sha256(key.encode()).hexdigest()[:8], 16))
@@ -41,7 +44,7 @@ def sample_of(
     def array(*shape: int) -> Blob:
         return store.put(encoders.npy(random.standard_normal(shape).astype(np.float16)))
 
-    source = replace(scene.video.source, key=key, captions=captions)
+    source = replace(scene.video.source, key=key, captions=captions, license=license)
     video = replace(
         scene.video, key=key, source=source, blob=Blob(hashlib.sha256(key.encode()).hexdigest(), 1)
     )
@@ -54,15 +57,16 @@ def sample_of(
         SIZE,
         Crop(40, 0, 240, 240),
         "3" * 64,
+        scores,
     )
     return Sample(
         key=key,
         clip=clip,
         latents=array(num_frames, 4, 2, 2),
         latents_std=array(num_frames, 4, 2, 2) if std else None,
-        text=tuple(array(77, WIDTH) for _ in captions or ("",)),
+        text=array(len(captions) or 1, 77, WIDTH),
         image=array(IMAGES, WIDTH),
-        round_trip_psnr_db=31.25,
+        round_trip_psnr_db=psnr_db,
         device="cpu",
     )
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from training.shards import Index, open_index
+from training.shards import FORMAT, Index, open_index
 
 SHAPE = (4, 2, 2)
 TEXT = (7, 3)
@@ -43,11 +43,16 @@ def new_text(number: int, caption: int = 0) -> np.ndarray[Any, Any]:
 
 
 def new_clip(
-    number: int, num_frames: int, captions: int = 1, shape: tuple[int, ...] = SHAPE
+    number: int,
+    num_frames: int,
+    captions: int = 1,
+    shape: tuple[int, ...] = SHAPE,
+    version: int = FORMAT,
 ) -> Members:
-    texts = {
-        f"text{caption or ''}.npy": npy(new_text(number, caption)) for caption in range(captions)
-    }
+    rows = [new_text(number, caption) for caption in range(captions)]
+    texts = {"text.npy": npy(np.stack(rows))}
+    if version == 1:
+        texts = {f"text{caption or ''}.npy": npy(row) for caption, row in enumerate(rows)}
     return {
         "json": b"{}",
         "latents.npy": npy(new_latents(number, num_frames, shape)),
@@ -63,6 +68,7 @@ def new_shards(
     split: str = "train",
     shape: tuple[int, ...] = SHAPE,
     text_shape: tuple[int, int] = TEXT,
+    version: int = FORMAT,
 ) -> Index:
     """A folder of shards with these clips, opened."""
     folder.mkdir(exist_ok=True)
@@ -74,7 +80,7 @@ def new_shards(
     ]
     null = npy(np.zeros(text_shape, np.float16))
     index = {
-        "format": 1,
+        "format": version,
         "name": "made",
         "fps": "10/1",
         "size": 16,

@@ -410,9 +410,9 @@ def test_a_clip_becomes_a_sample_with_every_part(clip: Clip, store: Store) -> No
     [sample] = encoded(clip, store, TINY.model_copy(update={"latents_std": True})).records
     arrays = [
         np.load(store.path(blob.sha256))
-        for blob in (sample.latents, sample.latents_std, sample.text[0], sample.image)
+        for blob in (sample.latents, sample.latents_std, sample.text, sample.image)
     ]
-    assert [array.shape for array in arrays] == [(20, 4, 8, 8), (20, 4, 8, 8), (77, 32), (3, 32)]
+    assert [array.shape for array in arrays] == [(20, 4, 8, 8), (20, 4, 8, 8), (1, 77, 32), (3, 32)]
     assert all(array.dtype == np.float16 for array in arrays)
     picks = [0, 6, 13, 19]
     decoded = encoders.decode(

@@ -319,6 +319,7 @@ def test_latents_are_counted_to_the_byte(folder: Path, data: Path) -> None:
     clip = sample.clip  # type: ignore[union-attr]
     stage = stage_of("encode", loaded.setup("cpu"))
     num_bytes = sum(blob.num_bytes for blob in blobs_of(sample))
+    num_bytes += sample.text.num_bytes  # type: ignore[union-attr]  # the caption by itself
     sizes = Sizes(loaded, {}).of_task(stage, clip, light=False, store=Store(data / "store"))
     assert sizes == {"latents and embeddings": num_bytes}
 

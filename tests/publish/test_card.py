@@ -142,7 +142,7 @@ def test_the_counts_are_those_of_the_demo_s_lock(demo: Path) -> None:
         ["`shard`", "2", "2", "0", ""],
     ]
     assert [row[0] for row in rows(text, "What a sample holds")] == [
-        f"`KEY.{name}`" for name in ("json", "latents.npy", "text.npy", "text1.npy", "image.npy")
+        f"`KEY.{name}`" for name in ("json", "latents.npy", "text.npy", "image.npy")
     ]
 
 
@@ -175,6 +175,11 @@ def test_local_files_are_a_loud_line_and_their_folders_are_not_told(demo: Path) 
     assert "> **1 of the videos is a local file:**" in text
     assert ", `my-vae` |" in text
     assert ", `owner/clip` |" in text
+
+
+def test_captions_beyond_what_clip_reads_are_counted(change: Callable[..., Path]) -> None:
+    text = carded(change(captions=[("fish " * 80,), ("fish " * 75,), ("a dish", "fish " * 76)]))
+    assert "- 4 different captions, 2 of them longer than the 77 tokens that CLIP reads; in" in text
 
 
 def test_clips_are_called_shots_only_where_cuts_were_looked_for(demo: Path) -> None:

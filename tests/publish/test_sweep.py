@@ -14,18 +14,20 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core import canonical
+from pipeline.core import canonical, manifest
 from pipeline.core.errors import Damaged, RecipeError, Stopped
 from pipeline.core.executors import Inline
-from pipeline.core.records import Shard, Source
+from pipeline.core.records import Blob, Sample, Shard, Source, source_of
 from pipeline.core.stage import Progress
 from pipeline.core.store import Store
 from pipeline.dataset import build, removals
 from pipeline.dataset import lock as locks
 from pipeline.dataset import recipe as recipes
+from pipeline.dataset.chain import manifest_path
 from pipeline.dataset.passage import RawVideos
 from pipeline.media import encoders, fetch, reel, video
 from pipeline.publish import reproduce, sweep, takedown
+from pipeline.stages import encode
 from tests.making import footage
 from tests.making.command import longtake
 from tests.making.dataset import kinds_in
@@ -587,6 +589,12 @@ def test_gc_sweeps_what_no_manifest_refers_to_and_a_build_does_no_work_after_it(
     ):
         monkeypatch.setattr(module, name, None)
     assert not any(step.num_run for step in built(world.recipe, world.data))
+    encoded = manifest.read(manifest_path(world.data / "tiny", "encode"), Sample)
+    for record in encoded.records:
+        (caption,) = source_of(record).captions
+        memo = world.store.memo(encode.text_key(encoded.params, caption))
+        assert memo is not None
+        assert world.store.has(Blob(**memo.outputs))
     shorter = recipe_at(
         world.recipe,
         "tiny",

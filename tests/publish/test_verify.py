@@ -67,8 +67,9 @@ def reel_of(dataset: Dataset) -> Path:
     )
 
 
-def null_text(dataset: Dataset) -> Blob:
-    task = [*records(dataset, "encode").params["text"], ""]
+def text_of(dataset: Dataset, caption: str) -> Blob:
+    """A caption's embedding, alone."""
+    task = [*records(dataset, "encode").params["text"], caption]
     return Blob(**Store(dataset.data / "store").recall(canonical.digest(task)))
 
 
@@ -103,9 +104,13 @@ KINDS = {
         lambda d: stored(d, first(d).latents), "a-0000.latents.npy: its bytes have changed"
     ),
     "null-text": Kind(
-        lambda d: stored(d, null_text(d)), "the empty caption's text.npy: its bytes have changed"
+        lambda d: stored(d, text_of(d, "")), "the empty caption's text.npy: its bytes have changed"
     ),
-    "text": Kind(lambda d: stored(d, first(d).text[0]), ".text.npy"),
+    "caption": Kind(
+        lambda d: stored(d, text_of(d, "the film b")),
+        "a caption of b-0000-000.text.npy: its bytes have changed",
+    ),
+    "text": Kind(lambda d: stored(d, first(d).text), ".text.npy"),
     "image": Kind(lambda d: stored(d, first(d).image or Blob("", 0)), ".image.npy"),
     "shard-blob": Kind(
         lambda d: stored(d, records(d, "shard").records[0].blob),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.core import canonical
+from pipeline.core.errors import Damaged
 from pipeline.core.executors import Inline
 from pipeline.core.params import Setup
 from pipeline.core.records import Clip, Sample, Scene, Video
@@ -83,7 +85,7 @@ def test_the_null_prompt_s_memo_is_found_by_what_manifests_say_of_the_stage(
 ) -> None:
     models = encode.find_encoders(UNMEASURED, Path())
     encoded(clip, store, UNMEASURED)
-    memo = store.memo(encode.null_text_key(encode.facts(UNMEASURED, models)))
+    memo = store.memo(encode.text_key(encode.facts(UNMEASURED, models), ""))
     assert memo is not None
     assert memo.outputs["sha256"] == encode.text("", store, UNMEASURED, models, "cpu").sha256
 
@@ -106,3 +108,56 @@ def test_models_are_read_once_in_a_process_to_know_their_digests(
     for offline in (False, True, False):
         encode.find_encoders(params, tmp_path, offline)
     assert read.count("diffusion_pytorch_model.safetensors") == 1
+
+
+LONG = " ".join(["fish"] * 90)
+
+
+def captioned(clip: Clip, *captions: str) -> Clip:
+    scene, video = clip.scene, clip.scene.video
+    source = replace(video.source, captions=captions)
+    return replace(clip, scene=replace(scene, video=replace(video, source=source)))
+
+
+def test_captions_are_one_array_with_a_row_for_each(clip: Clip, store: Store) -> None:
+    models = encode.find_encoders(UNMEASURED, Path())
+    each: list[tuple[str, ...]] = [("a fish",), ("a fish", "", "a street"), ()]
+    for captions in each:
+        sample = encoded(captioned(clip, *captions), store, UNMEASURED)
+        text = np.load(store.path(sample.text.sha256))
+        rows = [
+            np.load(store.path(encode.text(caption, store, UNMEASURED, models, "cpu").sha256))
+            for caption in captions or ("",)
+        ]
+        np.testing.assert_array_equal(text, np.stack(rows), strict=True)
+
+
+def test_a_caption_s_embedding_that_is_damaged_is_in_no_sample(clip: Clip, store: Store) -> None:
+    models = encode.find_encoders(UNMEASURED, Path())
+    path = store.path(encode.text("a fish", store, UNMEASURED, models, "cpu").sha256)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(Damaged, match=path.name):
+        encoded(captioned(clip, "a fish"), store, UNMEASURED)
+
+
+def test_a_caption_longer_than_clip_reads_is_cut_or_rejects_its_clip(
+    clip: Clip, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = encoded(captioned(clip, "a fish", LONG), store, UNMEASURED)
+    assert np.load(store.path(kept.text.sha256)).shape == (2, 77, 32)
+    for name in ("latents", "images", "text"):
+        monkeypatch.setattr(encoders, name, None)
+    monkeypatch.setattr(video, "read_clip", None)
+    strict = UNMEASURED.model_copy(update={"long_captions": "reject"})
+    stage = encode.stage(Setup((strict,), device="cpu"))
+    clips = [
+        captioned(replace(clip, key="long"), "a fish", LONG),
+        captioned(replace(clip, key="short"), "a fish"),
+    ]
+    manifest, _ = run_stage(stage, clips, store, Inline(), Progress())
+    assert [record.key for record in manifest.records] == ["short"]
+    [rejection] = manifest.rejections
+    assert (rejection.key, rejection.fate, rejection.reason) == ("long", "bad", "long-caption")
+    assert "caption 2 has more than the 77 tokens that CLIP reads: 'fish fish" in rejection.detail

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import io
 import json
 import re
 import tarfile
@@ -23,12 +22,12 @@ from hypothesis import strategies as st
 
 from pipeline.core import canonical
 from pipeline.core.params import Setup
-from pipeline.core.records import Blob, Sample
+from pipeline.core.records import Blob, Sample, source_of
 from pipeline.core.store import Store
 from pipeline.media import reel
 from pipeline.stages import extract, shard
 from pipeline.stages.shard import BLOCK, Params
-from tests.making.samples import SIZE, Arrays, NewScene, arrays_of, pack, publish, sample_of
+from tests.making.samples import SIZE, WIDTH, Arrays, NewScene, arrays_of, pack, publish, sample_of
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -70,57 +69,132 @@ def test_the_reader_in_the_docs_reads_windows_of_frames(
         for first, count in ((0, len(latents)), (0, 1), (2, 3), (len(latents) - 1, 1)):
             window = namespace["read_window"](folder, key, first, count)
             np.testing.assert_array_equal(window, latents[first : first + count], strict=True)
+        for number, text in enumerate(arrays["text.npy"]):
+            (row,) = namespace["read_window"](folder, key, number, 1, "text.npy")
+            np.testing.assert_array_equal(row, text, strict=True)
     with pytest.raises(AssertionError):
         namespace["read_window"](folder, "one", 5, 3)
+
+
+PLAIN: dict[str, Any] = {"captions": (), "license": None, "psnr_db": None}
+RICH: dict[str, Any] = {"captions": ("a street", "une rue", "eine Straße"), "license": "CC0-1.0"}
+KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "captions": ({"captions": ()}, {"captions": RICH["captions"]}),
+    "one caption": ({"captions": ("a street",)}, {"captions": ()}),
+    "an empty caption": ({"captions": ("",)}, {"captions": ("", "a street")}),
+    "licence": ({"license": None}, {"license": "CC0-1.0"}),
+    "round trip": ({"psnr_db": None}, {"psnr_db": 31.0}),
+    "score": ({"scores": (("camera", None),)}, {"scores": (("camera", 0.25),)}),
+    "whole score": ({"scores": (("camera", 1.0),)}, {"scores": (("camera", 1.5),)}),
+    "all": (
+        {**PLAIN, "scores": (("camera", None), ("motion", 0.0))},
+        {**RICH, "scores": (("camera", 1e-05), ("motion", None))},
+    ),
+}
+NUM_ALIKE = 7  # more than `datasets` looks at before it decides what a column is
+
+
+@pytest.fixture(params=[(kind, order) for kind in KINDS for order in ("as is", "swapped")], ids=str)
+def differing(
+    request: pytest.FixtureRequest, store: Store, new_scene: NewScene, tmp_path: Path
+) -> list[Sample]:
+    """Samples in a shard's order, in a shard: many of one kind, then two that differ."""
+    kind, order = request.param
+    many, few = KINDS[kind] if order == "as is" else reversed(KINDS[kind])
+    keys = sorted(
+        (f"k{number}" for number in range(NUM_ALIKE + 2)), key=lambda key: shard.order_of(key, 0)
+    )
+    scene = new_scene(0, 3000)
+    samples = [
+        sample_of(store, scene, key, 3 + row % 2, **(many if row < NUM_ALIKE else few))
+        for row, key in enumerate(keys)
+    ]
+    publish(tmp_path / "shards", store, samples, Params())
+    return samples
+
+
+def told(sample: Sample) -> dict[str, Any]:
+    """A sample's metadata after JSON."""
+    metadata: dict[str, Any] = json.loads(shard.metadata_bytes(sample))
+    return metadata
 
 
 @pytest.mark.filterwarnings(
     "ignore:unclosed file:ResourceWarning"
 )  # webdataset leaves its file to the garbage collector
-def test_webdataset_reads_the_same_arrays(
-    store: Store, samples: list[Sample], tmp_path: Path
+def test_webdataset_gives_every_field_of_samples_that_differ(
+    store: Store, differing: list[Sample], tmp_path: Path
 ) -> None:
     import webdataset
 
-    publish(tmp_path / "shards", store, samples, Params())
-    arrays: Arrays = {}
-    for sample in webdataset.WebDataset(str(tmp_path / "shards" / "00000.tar"), shardshuffle=False):
-        key = sample["__key__"]
-        assert json.loads(sample["json"])["key"] == key
-        arrays[key] = {
-            name: np.load(io.BytesIO(sample[name]), allow_pickle=False)
-            for name in sample
-            if name.endswith("npy")
-        }
+    path = str(tmp_path / "shards" / "00000.tar")
+    rows = list(webdataset.WebDataset(path, shardshuffle=False).decode())
     gc.collect()
-    assert_same(arrays, arrays_of(samples, store))
+    assert [row["json"] for row in rows] == [told(sample) for sample in differing]
+    arrays = {
+        row["__key__"]: {name: row[name] for name in row if name.endswith("npy")} for row in rows
+    }
+    assert_same(arrays, arrays_of(differing, store))
 
 
-def test_datasets_reads_the_same_arrays(
-    store: Store, new_scene: NewScene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_datasets_gives_every_field_of_samples_that_differ(
+    store: Store, differing: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     import datasets
 
     datasets.disable_progress_bars()
-    scene = new_scene(0, 3000)
-    alike = [
-        sample_of(store, scene, "one", 7),
-        sample_of(store, scene, "two", 6),
-    ]  # that library wants the same members in all samples
-    publish(tmp_path / "shards", store, alike, Params())
     files = str(tmp_path / "shards" / "00000.tar")
-    rows = datasets.load_dataset(
+    loaded = datasets.load_dataset(
         "webdataset", data_files=files, split="train", cache_dir=str(tmp_path / "cache")
     )
+    rows: list[dict[str, Any]] = list(loaded)  # type: ignore[arg-type]
+    assert [row["json"] for row in rows] == [told(sample) for sample in differing]
     arrays = {
         row["__key__"]: {
             name: np.asarray(row[name], np.float16) for name in row if name.endswith("npy")
         }
-        for row in rows  # type: ignore[union-attr]
+        for row in rows
     }
-    assert_same(arrays, arrays_of(alike, store))
-    assert {row["json"]["key"]: row["json"]["num_frames"] for row in rows} == {"one": 7, "two": 6}  # type: ignore[call-overload,index]
+    assert_same(arrays, arrays_of(differing, store))
+
+
+def shape_of(value: Any) -> Any:
+    """Fields and types of a value of JSON, in which nothing may leave a type open."""
+    if isinstance(value, dict) and value:
+        return {name: shape_of(item) for name, item in value.items()}
+    if isinstance(value, list) and value:
+        (only,) = {shape_of(item) for item in value}
+        return [only]
+    assert type(value) in (str, int), value
+    return type(value)
+
+
+def test_metadata_has_the_same_fields_of_the_same_types_in_every_sample(
+    differing: list[Sample],
+) -> None:
+    first, *others = (shape_of(told(sample)) for sample in differing)
+    assert all(str(other) == str(first) for other in others)
+    for sample in differing:
+        captions = source_of(sample).captions
+        scores = {**dict(sample.clip.scores), "round_trip_psnr_db": sample.round_trip_psnr_db}
+        metadata = told(sample)
+        assert tuple(metadata["captions"]) == captions or (captions, metadata["captions"]) == (
+            (),
+            [""],
+        )
+        assert metadata["caption"] == metadata["captions"][0]
+        assert metadata["source"]["license"] == (source_of(sample).license or "")
+        numbers = {name: float(text) if text else None for name, text in metadata["scores"].items()}
+        assert numbers == scores
+
+
+def test_every_sample_has_one_row_of_text_for_each_of_its_captions(
+    store: Store, differing: list[Sample]
+) -> None:
+    for sample in differing:
+        text = np.load(store.path(sample.text.sha256), allow_pickle=False)
+        assert text.shape == (len(told(sample)["captions"]), 77, WIDTH)
 
 
 # Tars
@@ -143,8 +217,6 @@ def test_a_tar_holds_fixed_members_in_a_fixed_order_and_no_trace_of_its_making(
             "latents.npy",
             "latents_std.npy",
             "text.npy",
-            "text1.npy",
-            "text2.npy",
             "image.npy",
         ],
         "no-caption": ["json", "latents.npy", "text.npy", "image.npy"],
@@ -210,7 +282,7 @@ def test_the_index_says_what_is_where(store: Store, samples: list[Sample], tmp_p
     lines = "".join(entry["sha256"] + "\n" for entry in index["shards"])
     assert index["root_digest"] == hashlib.sha256(lines.encode()).hexdigest()
     assert index["num_samples"] == 3
-    assert (index["format"], index["fps"], index["size"]) == (1, "10/1", SIZE)
+    assert (index["format"], index["fps"], index["size"]) == (2, "10/1", SIZE)
     assert index["latents"] == {
         "axes": "f c h w",
         "dtype": "float16",

@@ -50,7 +50,7 @@ def new_sample(new_scene: NewScene) -> Callable[[str, int], Sample]:
             Crop(40, 0, 240, 240),
             "3" * 64,
         )
-        latents, text = Blob("4" * 64, num_bytes), (Blob("5" * 64, 100),)
+        latents, text = Blob("4" * 64, num_bytes), Blob("5" * 64, 100)
         return Sample(key, clip, latents, None, text, None, None, "cpu")
 
     return make

@@ -97,7 +97,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, Codec]:
     }
     media.write_mp4(folder / "clips" / "moving.mp4", moving, Fraction(10))
     media.write_mp4(folder / "clips" / "straight.mp4", codec.decode(straight * 0.5), Fraction(10))
-    text = npy(codec.embed("a test").numpy().astype(np.float16))
+    text = npy(codec.embed("a test").numpy().astype(np.float16)[None])
     clips = {
         key: {
             "json": key_json(key),

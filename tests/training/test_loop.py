@@ -428,7 +428,7 @@ def test_a_preset_of_stable_diffusion_learns_from_random_weights_too(
 def test_stable_diffusion_s_interpolation_model_is_trained_saved_loaded_and_sampled_at_full_size(
     tmp_path: Path,
 ) -> None:
-    clip = {**new_clip(0, 70, shape=SHAPE), "text.npy": npy(np.zeros((77, 768), np.float16))}
+    clip = {**new_clip(0, 70, shape=SHAPE), "text.npy": npy(np.zeros((1, 77, 768), np.float16))}
     index = new_shards(tmp_path / "shards", {"k": clip}, shape=SHAPE, text_shape=(77, 768))
     flat = UNet2DConditionModel.from_config(presets.UNETS[presets.SD15_FILL])
     flat.half().save_pretrained(tmp_path / "unet", variant="fp16")

@@ -279,6 +279,40 @@ def test_a_share_of_texts_is_the_null_text_always_the_same_share(ten: Index) -> 
     )
 
 
+def test_shards_of_format_1_give_the_same_batches(ten: Index, tmp_path: Path) -> None:
+    clips = {
+        f"clip-{number}": new_clip(number, 20 + number, captions=3, version=1)
+        for number in range(10)
+    }
+    old = new_shards(tmp_path, clips, version=1)
+    assert "text2.npy" in old.shards[0].samples[0].members
+    pairs = [("clip-3", 2), ("clip-0", 5)]
+    for windows in ([Window(2)], [Window(3, 2), Window(9)]):
+        before, now = (Stream(index, windows=windows, batch_size=7) for index in (old, ten))
+        assert all(same(before.batch(step), now.batch(step)) for step in range(6))
+        assert same(before.gather(pairs, windows[0]), now.gather(pairs, windows[0]))
+
+
+def test_a_text_with_an_axis_more_is_refused_in_format_1(tmp_path: Path) -> None:
+    index = new_shards(tmp_path, {"one": new_clip(1, 9)}, version=1)
+    with pytest.raises(ShardError, match=r"text\.npy: .* shape \(1, 7, 3\), wanted \(7, 3\)"):
+        Stream(index, windows=[Window(2)]).batch(0)
+
+
+def test_captions_of_one_clip_are_read_with_one_request_and_kept_one_by_one(
+    tmp_path: Path,
+) -> None:
+    index = new_shards(tmp_path, {"one": new_clip(1, 9, captions=4)})
+    stream = Stream(index, windows=[Window(2)], batch_size=16)
+    captions = {int(text[0, 0]) - 11 for text in stream.batch(0).text}
+    assert captions == {0, 1, 2, 3}
+    num_bytes = stream.bytes_read
+    assert all(text.base is None for text in stream._texts.values())
+    text = index.shards[0].samples[0].members["text.npy"][1]
+    frames = 16 * 2 * 4 * 2 * 2 * 2
+    assert num_bytes == text + frames + 128
+
+
 def test_every_caption_of_a_clip_comes_about_equally_often(ten: Index) -> None:
     stream = Stream(ten, windows=[Window(1)], batch_size=100)
     counts = Counter(
@@ -378,10 +412,13 @@ def renamed(file: str) -> Change:
 
 
 CHANGES: dict[str, tuple[Change, str]] = {
-    "another format": (lambda index: index.update(format=2), r"format 2, this reader knows 1"),
+    "another format": (
+        lambda index: index.update(format=3),
+        r"format 3, this reader knows 1 and 2",
+    ),
     "true for a format": (
         lambda index: index.update(format=True),
-        r"format True, this reader knows 1",
+        r"format True, this reader knows 1 and 2",
     ),
     "no format": (lambda index: index.pop("format"), r"format None, this reader knows 1"),
     "a shard without samples": (
@@ -652,18 +689,31 @@ def test_an_array_that_is_not_what_it_must_be_is_refused_with_its_name(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (npy(np.array([[Bomb()]], object)), "object in C order"),
+        (npy(np.array([[[Bomb()]]], object)), "object in C order"),
         (
-            npy(np.zeros((0, 3), np.float16)).replace(
-                b"(0, 3), }" + b" " * 20, b"(4294967296, 4294967296), }  "
+            npy(np.zeros((0, 7, 3), np.float16)).replace(
+                b"(0, 7, 3), }" + b" " * 20, b"(4294967296, 4294967296), }     "
             ),
-            r"wanted \(7, 3\)",
+            r"wanted \(0, 7, 3\)",
         ),
-        (npy(np.zeros((8, 3), np.float16)), r"shape \(8, 3\), wanted \(7, 3\)"),
-        (npy(np.full(TEXT, np.inf, np.float16)), "not all numbers are finite"),
-        (npy(np.zeros(TEXT, np.float16)) + b"more", r"shape \(7, 3\), wanted \(7, 3\)"),
+        (npy(np.zeros((0, 7, 3), np.float16)), "no caption in it, not even an empty one"),
+        (npy(np.zeros((1, 8, 3), np.float16)), r"shape \(1, 8, 3\), wanted \(1, 7, 3\)"),
+        (npy(np.zeros(TEXT, np.float16)), r"shape \(7, 3\), wanted \(1, 7, 3\)"),
+        (npy(np.full((1, *TEXT), np.inf, np.float16)), "not all numbers are finite"),
+        (
+            npy(np.zeros((1, *TEXT), np.float16)) + b"more",
+            r"shape \(1, 7, 3\), wanted \(1, 7, 3\)",
+        ),
     ],
-    ids=["objects", "a shape beyond all bounds", "another shape", "an infinity", "a tail"],
+    ids=[
+        "objects",
+        "a shape beyond all bounds",
+        "no caption",
+        "another shape",
+        "as in format 1",
+        "an infinity",
+        "a tail",
+    ],
 )
 def test_a_text_that_is_not_what_it_must_be_is_refused_with_its_name(
     tmp_path: Path, content: bytes, message: str

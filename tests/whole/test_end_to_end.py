@@ -180,7 +180,6 @@ def test_one_video_behind_two_addresses_is_encoded_once_and_captioned_twice(
     ]
     by_key = {line["key"]: line for line in lines}
     assert by_key["b-0000-000"]["latents"] == by_key["twin-0000-000"]["latents"]
-    assert len(by_key["b-0000-000"]["text"]) == 2
     assert by_key["b-0000-000"]["text"] != by_key["twin-0000-000"]["text"]
 
 
