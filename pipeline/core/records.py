@@ -118,6 +118,7 @@ class Scene:
     video: Video
     start_pts: Whole
     end_pts: Whole
+    distinct: Number | None = None  # share of its frames at the target fps that are new pictures
 
     def identity(self) -> object:
         return {

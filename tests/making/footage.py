@@ -62,6 +62,27 @@ def plain(
     )
 
 
+def still(path: Path, seconds: float = 10, **options: Any) -> Path:
+    """One picture that stays."""
+    picture = source("mandelbrot", 0.04, 25, "320x180").filter("loop", loop=-1, size=1)
+    return make(
+        path, picture.filter("setpts", "N/25/TB"), t=seconds, r=25, pix_fmt="yuv420p", **options
+    )
+
+
+def slow(path: Path, pictures_a_second: str) -> Path:
+    """Eight seconds of a film of so many pictures a second, each of them shown until the next."""
+    stream = source("testsrc2", 8, pictures_a_second, "320x180").filter("fps", 30)
+    return make(path, stream, vcodec="libx264", pix_fmt="yuv420p", t=8)
+
+
+def small_mover(path: Path) -> Path:
+    """A still over which a ball of a fortieth of the width goes 40 pixels a second."""
+    ball = ffmpeg.input("color=white:size=8x8:rate=25", f="lavfi", t=6)
+    stream = source("smptehdbars", 6, 25, "320x180").overlay(ball, x="20+40*t", y=60)
+    return make(path, stream, vcodec="libx264", pix_fmt="yuv420p")
+
+
 def joined(
     path: Path,
     cuts: Sequence[float],
