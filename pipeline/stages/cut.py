@@ -1,5 +1,5 @@
 """Video -> Scene*: find the cuts, in the video's own time stamps. The same decode fills the reel,
-and tells which share of a scene's frames are new pictures.
+and tells which share of a scene's frames are new pictures, and where its black bars end.
 
 Where a video has a hole (a gap, damage, time that goes back) a scene ends too: see
 `pipeline.media.timeline`. The detectors and what decided on the default are in
@@ -21,7 +21,7 @@ from pipeline.core.params import Setup
 from pipeline.core.records import Scene, Video
 from pipeline.core.stage import Stage
 from pipeline.core.store import Store
-from pipeline.media import detectors, reel, stills, video
+from pipeline.media import bars, detectors, reel, stills, video
 from pipeline.media.timeline import Loss
 
 VERSION = 3
@@ -66,8 +66,11 @@ def process(
             writer = reel.Writer(scratch, record.container, extract)
             spans = watch(record, store, options, extract.fps, writer, losses)
             store.remember(reel_key, reel.finish(writer, scratch, store), task)
-    for index, span in enumerate(spans):
-        yield Scene(f"{record.key}-{index:04d}", record, *span)
+    durations = [span.end_pts - span.start_pts for span in spans]
+    pictures = bars.pictures([span.profile for span in spans], durations, record.container)
+    for index, (span, picture) in enumerate(zip(spans, pictures, strict=True)):
+        key = f"{record.key}-{index:04d}"
+        yield Scene(key, record, span.start_pts, span.end_pts, span.distinct, picture)
     for loss in losses:
         yield BadData(loss.reason, loss.why)
 
@@ -78,6 +81,7 @@ class Span(NamedTuple):
     start_pts: int
     end_pts: int
     distinct: float
+    profile: bars.Profile
 
 
 @dataclass
@@ -86,6 +90,7 @@ class Stretch:
 
     detector: detectors.Detector
     stills: stills.Stills
+    bars: bars.Looks
     time_base: Fraction
     stamps: list[int] = field(default_factory=list)
     end_pts: int = 0
@@ -94,12 +99,13 @@ class Stretch:
         first = self.stamps[0] if self.stamps else pts
         self.detector.see(frame, float((pts - first) * self.time_base))
         self.stills.see(frame, pts, end_pts)
+        self.bars.see(frame, pts)
         self.stamps.append(pts)
         self.end_pts = end_pts
 
     def spans(self) -> list[Span]:
         return [
-            Span(*bounds, self.stills.share(*bounds))
+            Span(*bounds, self.stills.share(*bounds), self.bars.profile(*bounds))
             for bounds in scenes(self.stamps, self.end_pts, self.detector.cuts())
         ]
 
@@ -119,7 +125,8 @@ def watch(
     for frame, pts, end_pts in video.frames(path, facts, source.start_s, source.end_s, losses):
         if stretch is None or pts != stretch.end_pts:
             spans += stretch.spans() if stretch else []
-            stretch = Stretch(options.start(facts), stills.Stills(facts, fps), facts.time_base)
+            lookers = (options.start(facts), stills.Stills(facts, fps), bars.Looks(facts))
+            stretch = Stretch(*lookers, facts.time_base)
         stretch.add(frame, pts, end_pts)
         if writer is not None:
             writer.add(frame, pts, end_pts)
