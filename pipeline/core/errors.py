@@ -25,6 +25,8 @@ Reason = Literal[
     "gap",  # a part of a video in which it shows nothing
     "outside-span",  # the source's time range holds no frame
     "too-few-frames",
+    "black-bars",  # not wanted in this recipe
+    "too-few-distinct",  # a still: most frames show the picture before once more
     "too-large",  # more pixels, frames or hours than one task may decode (`video.MAX_...`)
     "non-finite",  # NaN or Inf in the output of an encoder or a scorer
     "score-failed",  # a scorer raised an error on this clip

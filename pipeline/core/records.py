@@ -110,6 +110,18 @@ class Video:
 
 
 @dataclass(frozen=True, slots=True)
+class Crop:
+    """A rectangle in coded pixels. A clip's is its centre square, which is not square where pixels
+    are not.
+    """
+
+    x: Count
+    y: Count
+    width: Count
+    height: Count
+
+
+@dataclass(frozen=True, slots=True)
 class Scene:
     """The span [start_pts, end_pts) between two cuts, in the video's own time stamps."""
 
@@ -118,13 +130,16 @@ class Scene:
     video: Video
     start_pts: Whole
     end_pts: Whole
+    distinct: Number | None = None  # share of its frames at the target fps that are new pictures
+    picture: Crop | None = None  # what is inside its black bars, if it has some
 
     def identity(self) -> object:
-        return {
+        span = {
             "video": self.video.identity(),
             "pts": [self.start_pts, self.end_pts],
             "tb": self.time_base,
         }
+        return span if self.picture is None else {**span, "picture": self.picture}
 
     @property
     def time_base(self) -> Fraction:
@@ -141,16 +156,6 @@ class Scene:
         return grid_index(self.end_pts, self.time_base, fps) - grid_index(
             self.start_pts, self.time_base, fps
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Crop:
-    """The centre square in coded pixels; not square where pixels are not."""
-
-    x: Count
-    y: Count
-    width: Count
-    height: Count
 
 
 # names and values; None is what cannot be measured of this clip

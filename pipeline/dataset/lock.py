@@ -103,6 +103,7 @@ class LockedClip:
     sha256: Digest
     pictures: Digest
     scores: Scores = ()
+    picture: Crop | None = None  # inside the scene's black bars; older locks do not tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,6 +364,7 @@ def locked_clip(clip: Clip) -> LockedClip:
         sha256=clip.blob.sha256,
         pictures=clip.pictures,
         scores=clip.scores,
+        picture=scene.picture,
     )
 
 

@@ -6,6 +6,9 @@ the video's own clock are cropped, scaled and encoded. Every frame of a reel is 
 clip is a range of its packets: no second decode, no second loss, and other scenes of the same video
 cost nothing. The cost is one reel per video kept beside the clips (20 to 80 kB a frame at 512 x
 512, see docs/decisions.md).
+
+Black bars are known when a scene is over, and by then its frames are in the reel, bars and all.
+Scenes that have some, where it makes a difference, are decoded once more, each by itself.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import math
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 from av.container import InputContainer
@@ -27,7 +30,7 @@ from pipeline.core import canonical
 from pipeline.core.errors import BadData
 from pipeline.core.params import Exact, Table
 from pipeline.core.reading import Count, Facts
-from pipeline.core.records import Blob, Container, Crop, Video, grid_index
+from pipeline.core.records import Blob, Container, Crop, Scene, Video, grid_index
 from pipeline.core.store import Store
 from pipeline.media import video
 
@@ -40,6 +43,7 @@ QUARTER_TURNS = {
 HDR_TRANSFERS = ("smpte2084", "arib-std-b67")  # PQ and HLG
 RGB_FORMATS = ("gbr", "rgb", "bgr", "pal8")  # how the names of pixel formats without a matrix begin
 SCALER = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact"
+NOT_OF_A_REEL = ("reel", "bars")  # parameters of extract: the version, and what concerns clips
 MUXER = {"fflags": "+bitexact"}  # no date and no version in the file
 
 
@@ -65,6 +69,11 @@ class Params(Table):
         le=40,
         description="x264 quality of the stored clips; lower is better and larger.",
     )
+    bars: Literal["crop", "keep", "reject"] = Field(
+        default="crop",
+        description="Black bars of a letterboxed or pillarboxed scene: cut the square inside them, "
+        "or out of all, or reject the scene.",
+    )
 
 
 def ffmpeg_version() -> str:
@@ -72,13 +81,23 @@ def ffmpeg_version() -> str:
     return str(av.ffmpeg_version_info)
 
 
-def crop_of(facts: Container) -> Crop:
-    """The centre square as displayed, in coded pixels, on even positions (chroma is half size)."""
+def crop_of(facts: Container, picture: Crop | None = None) -> Crop:
+    """The centre square of a picture as displayed, in coded pixels, on even positions (chroma is
+    half size). `picture` is a rectangle on such positions; by default all there is.
+    """
+    whole = picture or Crop(0, 0, facts.width, facts.height)
     aspect = facts.pixel_aspect
-    side = min(facts.width * aspect, Fraction(facts.height))
-    width = min(facts.width, max(2, int(side / aspect) // 2 * 2))
-    height = min(facts.height, max(2, int(side) // 2 * 2))
-    return Crop((facts.width - width) // 4 * 2, (facts.height - height) // 4 * 2, width, height)
+    side = min(whole.width * aspect, Fraction(whole.height))
+    width = min(whole.width, max(2, int(side / aspect) // 2 * 2))
+    height = min(whole.height, max(2, int(side) // 2 * 2))
+    x, y = (whole.width - width) // 4 * 2, (whole.height - height) // 4 * 2
+    return Crop(whole.x + x, whole.y + y, width, height)
+
+
+def to_limited(facts: Container) -> str:
+    """Arguments of `scale` that bring any video's luma to limited range."""
+    is_rgb = facts.pix_fmt.startswith(RGB_FORMATS)
+    return f"{'' if is_rgb else f'in_range={_range_of(facts)}:'}out_range=tv"
 
 
 def to_bt709(facts: Container) -> str:
@@ -118,8 +137,10 @@ class Writer:
     end. Raises OSError where the file cannot be written.
     """
 
-    def __init__(self, path: Path, facts: Container, params: Params) -> None:
-        self.crop = crop_of(facts)
+    def __init__(
+        self, path: Path, facts: Container, params: Params, picture: Crop | None = None
+    ) -> None:
+        self.crop = crop_of(facts, picture)
         self.first_index: int | None = None  # on the grid n / fps
         self.num_frames = 0
         self._facts, self._params = facts, params
@@ -210,9 +231,13 @@ class _Reel(Facts):
 
 def stage_params(params: Params) -> dict[str, Any]:
     """What of a reel enters the keys of clips, and what manifests and locks say of it: the options
-    and the version.
+    and the version. `bars` is left away where it is the default: it was not there before, and
+    changes nothing where there are none.
     """
-    return {"reel": VERSION, **canonical.plain(params.model_dump())}
+    options: dict[str, Any] = {"reel": VERSION, **canonical.plain(params.model_dump())}
+    if options["bars"] == Params.model_fields["bars"].default:
+        del options["bars"]
+    return options
 
 
 def task(record: Video, params: Params) -> list[object]:
@@ -228,7 +253,7 @@ def memo_key(identity: object, stage_params: Mapping[str, Any]) -> str:
 
 
 def _task(identity: object, stage_params: Mapping[str, Any]) -> list[object]:
-    options = {name: value for name, value in stage_params.items() if name != "reel"}
+    options = {name: value for name, value in stage_params.items() if name not in NOT_OF_A_REEL}
     return ["reel", stage_params["reel"], identity, options]
 
 
@@ -264,6 +289,19 @@ def reel_of(record: Video, params: Params, store: Store) -> dict[str, Any]:
 
     memo: dict[str, Any] = store.once(task(record, params), decode, _Reel)
     return memo
+
+
+def write_inside(scene: Scene, params: Params, store: Store, path: Path) -> Crop:
+    """Write the frames of one scene as a reel of its own, with the square from inside its bars;
+    gives that square. Decodes the scene once more.
+    """
+    facts = scene.video.container
+    writer = Writer(path, facts, params, scene.picture)
+    source = store.path(scene.video.blob.sha256)
+    for frame, pts, end_pts in video.shown(source, facts, scene.start_pts, scene.end_pts):
+        writer.add(frame, pts, end_pts)
+    writer.close()
+    return writer.crop
 
 
 def cut_clip(reel: Path, fps: Fraction, start: int, count: int, out: Path) -> tuple[int, str]:

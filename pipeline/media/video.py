@@ -550,11 +550,11 @@ def frames(
     high = None if end_s is None else facts.start_pts - (-end_s // facts.time_base)
     losses = [] if losses is None else losses
     is_empty = True
-    can_seek = bool(start_s) and facts.order != "broken"  # a broken line has to be followed
-    with _open_at(path, facts, low) if can_seek else _open(path) as container:
+    with _open_for(path, facts, low) as container:
         for frame, pts, end_pts in _Showing(container, facts, low, high, losses):
-            is_empty = False
-            yield frame, pts, end_pts
+            if pts >= low:
+                is_empty = False
+                yield frame, pts, end_pts
     if is_empty and losses:
         raise BadData(losses[0].reason, losses[0].why)
     if is_empty:
@@ -564,8 +564,25 @@ def frames(
         )
 
 
+def shown(
+    path: Path, facts: Container, start_pts: int, end_pts: int
+) -> Iterator[tuple[VideoFrame, int, int]]:
+    """What is on the screen from `start_pts` to `end_pts`: as `frames`, but the first one may have
+    come before; it is said to be shown from `start_pts` on.
+    """
+    with _open_for(path, facts, start_pts) as container:
+        for frame, pts, end in _Showing(container, facts, start_pts, end_pts, []):
+            yield frame, max(pts, start_pts), end
+
+
+def _open_for(path: Path, facts: Container, low: int) -> Any:
+    """A video to be read from `low` on. A broken line has to be followed from its start."""
+    can_seek = low > facts.start_pts and facts.order != "broken"
+    return _open_at(path, facts, low) if can_seek else _open(path)
+
+
 class _Showing:
-    """The whole frames of an open video from `low` up to `high` (None: to the end), and, in
+    """The whole frames of an open video shown from `low` up to `high` (None: to the end), and, in
     `losses`, the holes between them.
     """
 
@@ -638,7 +655,7 @@ class _Showing:
         if self._high is not None:
             end = min(end, self._high)
         self._edge = end
-        if pts >= self._low and pts < end:
+        if pts < end and end > self._low:
             yield frame, pts, end
 
     def _close_hole(self, pts: int) -> None:

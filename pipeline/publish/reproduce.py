@@ -297,7 +297,7 @@ def _scenes(video: Record, locked: Lock) -> Iterator[Scene]:
                 f"the lock counts '{clip.key}' in {clip.time_base} s, its video in "
                 f"{video.container.time_base} s"
             )
-        yield Scene(clip.key, video, clip.start_pts, clip.end_pts)
+        yield Scene(clip.key, video, clip.start_pts, clip.end_pts, picture=clip.picture)
 
 
 def versions(locked: Lock, steps: Sequence[Step]) -> list[str]:

@@ -1,4 +1,5 @@
-"""Video -> Scene*: find the cuts, in the video's own time stamps. The same decode fills the reel.
+"""Video -> Scene*: find the cuts, in the video's own time stamps. The same decode fills the reel,
+and tells which share of a scene's frames are new pictures, and where its black bars end.
 
 Where a video has a hole (a gap, damage, time that goes back) a scene ends too: see
 `pipeline.media.timeline`. The detectors and what decided on the default are in
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
+from typing import Any, NamedTuple
 
 from pipeline.core import canonical
 from pipeline.core.errors import BadData
@@ -19,10 +21,10 @@ from pipeline.core.params import Setup
 from pipeline.core.records import Scene, Video
 from pipeline.core.stage import Stage
 from pipeline.core.store import Store
-from pipeline.media import detectors, reel, video
+from pipeline.media import bars, detectors, reel, stills, video
 from pipeline.media.timeline import Loss
 
-VERSION = 2
+VERSION = 3
 MAKES = Scene
 
 
@@ -31,7 +33,7 @@ def stage(setup: Setup) -> Stage:
     return Stage(
         name="cut",
         version=VERSION,
-        params=canonical.plain(options.model_dump()),
+        params={"fps": canonical.plain(extract.fps), **canonical.plain(options.model_dump())},
         makes=MAKES,
         process=partial(process, options=options, extract=extract),
         cost=seconds,
@@ -58,56 +60,77 @@ def process(
     reel_key = canonical.digest(task)
     losses: list[Loss] = []
     if store.recall(reel_key) is not None:
-        spans = watch(record, store, options, None, losses)
+        spans = watch(record, store, options, extract.fps, None, losses)
     else:
         with store.scratch(".mp4") as scratch:
             writer = reel.Writer(scratch, record.container, extract)
-            spans = watch(record, store, options, writer, losses)
+            spans = watch(record, store, options, extract.fps, writer, losses)
             store.remember(reel_key, reel.finish(writer, scratch, store), task)
-    for index, (start_pts, end_pts) in enumerate(spans):
-        yield Scene(f"{record.key}-{index:04d}", record, start_pts, end_pts)
+    durations = [span.end_pts - span.start_pts for span in spans]
+    pictures = bars.pictures([span.profile for span in spans], durations, record.container)
+    for index, (span, picture) in enumerate(zip(spans, pictures, strict=True)):
+        key = f"{record.key}-{index:04d}"
+        yield Scene(key, record, span.start_pts, span.end_pts, span.distinct, picture)
     for loss in losses:
         yield BadData(loss.reason, loss.why)
 
 
+class Span(NamedTuple):
+    """What is known of a scene when its stretch has been seen."""
+
+    start_pts: int
+    end_pts: int
+    distinct: float
+    profile: bars.Profile
+
+
 @dataclass
 class Stretch:
-    """Frames that follow each other without a hole, and the detector that sees them."""
+    """Frames that follow each other without a hole, and who sees them."""
 
     detector: detectors.Detector
+    stills: stills.Stills
+    bars: bars.Looks
     time_base: Fraction
     stamps: list[int] = field(default_factory=list)
     end_pts: int = 0
 
-    def add(self, frame: object, pts: int, end_pts: int) -> None:
+    def add(self, frame: Any, pts: int, end_pts: int) -> None:
         first = self.stamps[0] if self.stamps else pts
         self.detector.see(frame, float((pts - first) * self.time_base))
+        self.stills.see(frame, pts, end_pts)
+        self.bars.see(frame, pts)
         self.stamps.append(pts)
         self.end_pts = end_pts
 
-    def scenes(self) -> list[tuple[int, int]]:
-        return scenes(self.stamps, self.end_pts, self.detector.cuts())
+    def spans(self) -> list[Span]:
+        return [
+            Span(*bounds, self.stills.share(*bounds), self.bars.profile(*bounds))
+            for bounds in scenes(self.stamps, self.end_pts, self.detector.cuts())
+        ]
 
 
 def watch(
     record: Video,
     store: Store,
     options: detectors.Options,
+    fps: Fraction,
     writer: reel.Writer | None,
     losses: list[Loss],
-) -> list[tuple[int, int]]:
-    """Decode the video once for detector and writer; gives the scenes' spans."""
+) -> list[Span]:
+    """Decode the video once for all who look at it and for the writer; gives the scenes' spans."""
     path, source, facts = store.path(record.blob.sha256), record.source, record.container
-    spans: list[tuple[int, int]] = []
+    spans: list[Span] = []
     stretch: Stretch | None = None
     for frame, pts, end_pts in video.frames(path, facts, source.start_s, source.end_s, losses):
         if stretch is None or pts != stretch.end_pts:
-            spans += stretch.scenes() if stretch else []
-            stretch = Stretch(options.start(facts), facts.time_base)
+            spans += stretch.spans() if stretch else []
+            lookers = (options.start(facts), stills.Stills(facts, fps), bars.Looks(facts))
+            stretch = Stretch(*lookers, facts.time_base)
         stretch.add(frame, pts, end_pts)
         if writer is not None:
             writer.add(frame, pts, end_pts)
-    return spans + (stretch.scenes() if stretch else [])
+    return spans + (stretch.spans() if stretch else [])
 
 
 def scenes(stamps: Sequence[int], end: int, cuts: Sequence[int]) -> list[tuple[int, int]]:

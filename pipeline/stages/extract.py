@@ -1,9 +1,12 @@
-"""Scene -> Clip: a range of the reel's packets, as a file a person can play."""
+"""Scene -> Clip: a range of the reel's packets, as a file a person can play. A scene with black
+bars is written anew, from inside them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 from pipeline.core import canonical
 from pipeline.core.errors import BadData
@@ -46,39 +49,68 @@ def whole_video(scene: Scene) -> float:
 
 
 def video_without_reel(scene: Scene, store: Store, params: reel.Params) -> Video | None:
-    """The scene's video, if its reel has to be made first."""
+    """The scene's video, if it has to be decoded: for its reel, or for a scene with bars."""
+    if has_own_square(scene, params):
+        return scene.video
     task_key = canonical.digest(reel.task(scene.video, params))
     return scene.video if store.recall(task_key) is None else None
 
 
+def has_own_square(scene: Scene, params: reel.Params) -> bool:
+    """Whether the square inside the scene's bars is another than the reel's."""
+    if params.bars != "crop" or scene.picture is None:
+        return False
+    facts = scene.video.container
+    return reel.crop_of(facts, scene.picture) != reel.crop_of(facts)
+
+
 def process(scene: Scene, store: Store, params: reel.Params) -> Iterator[Clip]:
-    """Cut the scene's frames out of its video's reel. Raises BadData('too-few-frames') if some are
-    not there.
+    """Cut the scene's frames out of its video's reel, or out of one of its own if it has bars.
+    Raises BadData: 'too-few-frames' if some are not there, 'black-bars' if they are not wanted.
     """
+    if params.bars == "reject" and scene.picture is not None:
+        facts, inside = scene.video.container, scene.picture
+        raise BadData(
+            "black-bars",
+            f"the picture is {inside.width}x{inside.height} of {facts.width}x{facts.height} pixels",
+        )
     promised = scene.num_frames(params.fps)
+    if has_own_square(scene, params):
+        with store.scratch(".mp4") as own_reel, store.scratch(".mp4") as path:
+            crop = reel.write_inside(scene, params, store, own_reel)
+            pictures = _cut(own_reel, params, 0, promised, path)
+            yield _clip(scene, params, store.adopt(path), crop, pictures)
+        return
     whole = reel.reel_of(scene.video, params, store)
     start = grid_index(scene.start_pts, scene.time_base, params.fps) - whole["first_index"]
     with store.scratch(".mp4") as path:
         try:
-            copied, pictures = reel.cut_clip(
-                store.path(whole["reel"]["sha256"]), params.fps, start, promised, path
-            )
-            if copied < promised:
-                raise BadData(
-                    "too-few-frames",
-                    f"{promised} frames promised by the time stamps, {copied} decoded",
-                )
+            pictures = _cut(store.path(whole["reel"]["sha256"]), params, start, promised, path)
         except BadData:
             store.check(Blob(**whole["reel"]))  # the video's fault, or the disk's?
             raise
         blob = store.adopt(path)
-    yield Clip(
+    yield _clip(scene, params, blob, Crop(**whole["crop"]), pictures)
+
+
+def _cut(source: Path, params: reel.Params, start: int, promised: int, out: Path) -> str:
+    """Copy the scene's frames; gives the digest of their pictures."""
+    copied, pictures = reel.cut_clip(source, params.fps, start, promised, out)
+    if copied < promised:
+        raise BadData(
+            "too-few-frames", f"{promised} frames promised by the time stamps, {copied} decoded"
+        )
+    return pictures
+
+
+def _clip(scene: Scene, params: reel.Params, blob: Blob, crop: Crop, pictures: str) -> Clip:
+    return Clip(
         key=scene.key,
         scene=scene,
         blob=blob,
-        num_frames=promised,
+        num_frames=scene.num_frames(params.fps),
         fps=params.fps,
         size=params.size,
-        crop=Crop(**whole["crop"]),
+        crop=crop,
         pictures=pictures,
     )

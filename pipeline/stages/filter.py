@@ -1,4 +1,4 @@
-"""Scene -> Scene* or Rejection: long enough? Reads the record and nothing else.
+"""Scene -> Scene* or Rejection: long enough, and no still? Reads the record and nothing else.
 
 How many frames a scene gives at the target fps follows from its time stamps, so a short scene costs
 nothing more and another `min_frames` decodes nothing. What is longer than `max_frames` is split
@@ -28,7 +28,7 @@ from pipeline.core.stage import Stage
 from pipeline.core.store import Store
 from pipeline.media import reel
 
-VERSION = 2
+VERSION = 3
 MAKES = Scene
 MAX_TICKS_LOST = 2  # at the end of a scene; enough for any limits that can be kept at all
 
@@ -50,6 +50,13 @@ class Params(Table):
         ge=0,
         le=60,
         description="Seconds to leave away at each end of a scene.",
+    )
+    min_distinct: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="Share of a scene's frames that must be new pictures: a still has one, footage "
+        "of one picture a second a tenth at 10 fps.",
     )
 
     @model_validator(mode="after")
@@ -88,6 +95,14 @@ def process(scene: Scene, store: Store, params: Params, fps: Fraction) -> Iterat
     ticks = -(-params.trim_s // scene.time_base)
     start_pts = scene.start_pts + ticks
     trimmed = replace(scene, start_pts=start_pts, end_pts=max(start_pts, scene.end_pts - ticks))
+    is_long = trimmed.num_frames(fps) >= params.min_frames
+    if is_long and scene.distinct is not None and scene.distinct < params.min_distinct:
+        yield BadData(
+            "too-few-distinct",
+            f"{scene.distinct:.3f} of the frames at {fps} fps are new pictures, "
+            f"{params.min_distinct} wanted",
+        )
+        return
     for take in takes(trimmed, params, fps):
         count = take.num_frames(fps)
         if count >= params.min_frames:

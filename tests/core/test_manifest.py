@@ -185,7 +185,12 @@ def test_a_record_is_its_facts_its_key_and_its_parent(
 
 def test_a_memo_of_facts_does_not_repeat_the_parent(new_scene: Callable[..., Scene]) -> None:
     scene = new_scene(3, 400)
-    assert manifest.facts(scene) == {"start_pts": 3, "end_pts": 400}
+    assert manifest.facts(scene) == {
+        "start_pts": 3,
+        "end_pts": 400,
+        "distinct": None,
+        "picture": None,
+    }
     assert set(manifest.facts(scene.video)) == {"blob", "fetched_as", "container"}
     assert isinstance(
         manifest.restore(Video, manifest.facts(scene.video), "film", scene.video.source), Video

@@ -62,6 +62,80 @@ def plain(
     )
 
 
+def still(path: Path, seconds: float = 10, **options: Any) -> Path:
+    """One picture that stays."""
+    picture = source("mandelbrot", 0.04, 25, "320x180").filter("loop", loop=-1, size=1)
+    return make(
+        path, picture.filter("setpts", "N/25/TB"), t=seconds, r=25, pix_fmt="yuv420p", **options
+    )
+
+
+def slow(path: Path, pictures_a_second: str) -> Path:
+    """Eight seconds of a film of so many pictures a second, each of them shown until the next."""
+    stream = source("testsrc2", 8, pictures_a_second, "320x180").filter("fps", 30)
+    return make(path, stream, vcodec="libx264", pix_fmt="yuv420p", t=8)
+
+
+def small_mover(path: Path) -> Path:
+    """A still over which a ball of a fortieth of the width goes 40 pixels a second."""
+    ball = ffmpeg.input("color=white:size=8x8:rate=25", f="lavfi", t=6)
+    stream = source("smptehdbars", 6, 25, "320x180").overlay(ball, x="20+40*t", y=60)
+    return make(path, stream, vcodec="libx264", pix_fmt="yuv420p")
+
+
+def barred(
+    path: Path,
+    inner: str,
+    at: str,
+    seconds: float = 2,
+    look: str = "testsrc2",
+    written: bool = False,
+    dim: bool = False,
+    **options: Any,
+) -> Path:
+    """A film of 320x180 with its picture, `inner` pixels, at `at` of a black frame. On its bars
+    there may be white subtitles and a logo.
+    """
+    stream = source(look, seconds, 25, inner)
+    if dim:
+        stream = stream.filter("eq", brightness=-0.3)
+    stream = stream.filter("pad", 320, 180, *at.split(":"))
+    if written:
+        for x, y, width, height in ((90, 166, 40, 2), (140, 166, 50, 2), (4, 4, 16, 8)):
+            stream = stream.drawbox(x, y, width, height, "white", "fill")
+    return make(path, stream, **{"vcodec": "libx264", "pix_fmt": "yuv420p", **options})
+
+
+def barred_then_dark(path: Path) -> Path:
+    """Two scenes inside the same bars, the second a night with a lamp in it."""
+    lamp = ffmpeg.input("color=black:size=320x134:rate=25", f="lavfi", t=2)
+    lamp = lamp.drawbox(150, 60, 30, 20, "yellow", "fill")
+    bright = source("testsrc2", 2, 25, "320x134")
+    stream = ffmpeg.concat(bright, lamp).filter("pad", 320, 180, 0, 22)
+    return make(path, stream, vcodec="libx264", pix_fmt="yuv420p")
+
+
+def night(path: Path) -> Path:
+    """A black sky above hills that are lit."""
+    hills = "18+150*gt(Y,110+30*sin(X/25)+10*sin(X/7+T))"
+    stream = source("color", 2, 25, "320x180").filter("geq", lum=hills, cb=128, cr=128)
+    return make(path, stream, vcodec="libx264", pix_fmt="yuv420p")
+
+
+def title(path: Path) -> Path:
+    """White writing (bars, for there may be no fonts) in the middle of black."""
+    stream = ffmpeg.input("color=black:size=320x180:rate=25", f="lavfi", t=2)
+    for line in range(3):
+        for word in range(6):
+            stream = stream.drawbox(60 + 34 * word, 70 + 16 * line, 26, 8, "white", "fill")
+    return make(path, stream, vcodec="libx264", pix_fmt="yuv420p")
+
+
+def black(path: Path) -> Path:
+    """Nothing."""
+    return make(path, source("color", 2, 25, "320x180"), vcodec="libx264", pix_fmt="yuv420p")
+
+
 def joined(
     path: Path,
     cuts: Sequence[float],

@@ -54,3 +54,20 @@ def page(watched: Watched, shown: Dataset) -> Any:
 def address_of(dataset: Dataset, state: str = "") -> str:
     path: Path = dataset.folder / "report" / "index.html"
     return f"{path.absolute().as_uri()}{state}"
+
+
+def staying(page: Any) -> int:
+    return int(page.locator(".tally-clips b").get_attribute("data-count"))
+
+
+def drag(page: Any, measure: str, side: str, share: float) -> None:
+    """Drag a handle of a histogram to a place on its axis, 0 to 1."""
+    track = page.locator(f'[data-measure="{measure}"] .track')
+    box = track.bounding_box()
+    handle = track.locator(f".handle.{side}").bounding_box()
+    page.mouse.move(handle["x"] + handle["width"] / 2, box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * share / 2, box["y"] + 20)
+    page.mouse.move(box["x"] + box["width"] * share, box["y"] + 20)
+    page.mouse.up()
+    page.wait_for_timeout(100)

@@ -19,7 +19,7 @@ from pipeline.dataset.chain import read_manifest
 from pipeline.publish.page import report
 from tests.making.browser import Watched, until
 from tests.making.dataset import Dataset
-from tests.page.conftest import address_of
+from tests.page.conftest import address_of, drag, staying
 from training.frames import Window
 
 
@@ -28,25 +28,8 @@ def clips_of(dataset: Dataset) -> list[Clip]:
     return [record for record in records if isinstance(record, Clip)]
 
 
-def staying(page: Any) -> int:
-    return int(page.locator(".tally-clips b").get_attribute("data-count"))
-
-
 def tile(page: Any, key: str) -> Any:
     return page.locator(".tile:visible", has=page.get_by_text(key, exact=True))
-
-
-def drag(page: Any, measure: str, side: str, share: float) -> None:
-    """Drag a handle of a histogram to a place on its axis, 0 to 1."""
-    track = page.locator(f'[data-measure="{measure}"] .track')
-    box = track.bounding_box()
-    handle = track.locator(f".handle.{side}").bounding_box()
-    page.mouse.move(handle["x"] + handle["width"] / 2, box["y"] + 20)
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] * share / 2, box["y"] + 20)
-    page.mouse.move(box["x"] + box["width"] * share, box["y"] + 20)
-    page.mouse.up()
-    page.wait_for_timeout(100)
 
 
 def test_it_opens_and_asks_nothing_of_the_network(

@@ -21,8 +21,7 @@ from pipeline.publish.page import bundle, report
 from pipeline.publish.page.rules import threshold_of, tree_of
 from tests.making.browser import Watched
 from tests.making.dataset import Dataset
-from tests.page.conftest import address_of
-from tests.page.test_opened import drag, staying
+from tests.page.conftest import address_of, drag, staying
 
 SCORE = """
 [score]

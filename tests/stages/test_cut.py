@@ -154,7 +154,7 @@ def test_a_reel_made_again_by_extract_has_the_same_holes(
     record = video_of(film(broken.joined_files, 0, 20, suffix=".ts"))
     with store.scratch(".mp4") as scratch:
         writer = reel.Writer(scratch, record.container, SMALL)
-        cut.watch(record, store, whole.Whole(), writer, [])
+        cut.watch(record, store, whole.Whole(), SMALL.fps, writer, [])
         by_cut = reel.finish(writer, scratch, store)
     assert reel.reel_of(record, SMALL, store)["reel"]["sha256"] == by_cut["reel"].sha256
 

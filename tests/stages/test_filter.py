@@ -1,5 +1,6 @@
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -222,3 +223,24 @@ def test_another_fps_is_another_task(new_scene: Callable[..., Scene]) -> None:
     }
     assert len(keys) == 2
     assert stage(Setup((Params(), reel.Params()))).version == filtering.VERSION
+
+
+@pytest.mark.parametrize(
+    ("distinct", "least", "is_in"),
+    [(0.01, 0.05, False), (0.05, 0.05, True), (None, 0.05, True), (0.01, 0.0, True)],
+)
+def test_a_scene_of_too_few_new_pictures_is_one_rejection(
+    store: Store,
+    new_scene: Callable[..., Scene],
+    distinct: float | None,
+    least: float,
+    is_in: bool,
+) -> None:
+    scene = replace(new_scene(0, 120_000), distinct=distinct)
+    results = outcomes(scene, store, min_distinct=least)
+    if is_in:
+        assert [part.num_frames(FPS) for part in results if isinstance(part, Scene)] == [600, 600]
+    else:
+        assert [str(result) for result in results] == [
+            "too-few-distinct: 0.010 of the frames at 10 fps are new pictures, 0.05 wanted"
+        ]
