@@ -71,7 +71,7 @@ def measure(precision: encoders.Precision, folder: Path) -> dict[str, str]:
     for frame, pts, end_pts in video.frames(film, facts):
         writer.add(frame, pts, end_pts)
     writer.close()
-    _, pictures = reel.cut_clip(folder / "reel.mp4", 0, FRAMES, folder / "clip.mp4")
+    _, pictures = reel.cut_clip(folder / "reel.mp4", params.fps, 0, FRAMES, folder / "clip.mp4")
     digests["the clip"] = pictures[:12]
     is_portable = precision == encoders.PORTABLE
     read = video.read_clip_exactly if is_portable else video.read_clip

@@ -87,7 +87,9 @@ def variants(base: Preset, questions: Sequence[str]) -> list[Variant]:
 
 
 def _answers(base: Preset, question: str) -> Iterator[Variant]:
-    plain = replace(base, objective=replace(base.objective, target="latents", residual_std=1.0))
+    plain = replace(
+        base, objective=replace(base.objective, target="latents", residual_std=1.0, gate=0.0)
+    )
     if question == "window":
         for window in (3, 5, 7, 9, None):
             preset = replace(base, frame_window=window, first_frame=False)

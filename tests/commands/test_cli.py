@@ -124,7 +124,7 @@ def test_check_says_what_the_demo_is() -> None:
     assert said.stdout.splitlines() == [
         "manifests/demo.toml is fine: 5 sources (5 pypi:)",
         "cuts by 'adaptive', at least 100 frames at 10 fps, 256 x 256, encoders of "
-        "'tiny' in float32",
+        "'tiny' in float64",
         f"scores: {', '.join(scorers.DEFAULT)}",
         "keeps: black: black < 0.9; still: motion > 0.001 or distinct > 0.5",
     ]

@@ -142,7 +142,7 @@ def every_kind(scene: Scene) -> list[tuple[Record, Record]]:
         clip,
         Blob("3" * 64, 7),
         None,
-        (Blob("4" * 64, 8), Blob("5" * 64, 9)),
+        Blob("4" * 64, 8),
         None,
         31.25,
         "cpu",

@@ -138,6 +138,8 @@ def test_the_counts_are_those_of_the_demo_s_lock(demo: Path) -> None:
         ["`cut`", "5", "10", "0", ""],
         ["`filter`", "10", "3", "7", "7 `too-few-frames`"],
         ["`extract`", "3", "3", "0", ""],
+        ["`score`", "3", "3", "0", ""],
+        ["`keep`", "3", "3", "0", ""],
         ["`encode`", "3", "3", "0", ""],
         ["`shard`", "2", "2", "0", ""],
     ]

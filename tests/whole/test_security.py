@@ -17,6 +17,7 @@ import av
 import fsspec
 import pytest
 
+from pipeline.core.columns import Columns
 from pipeline.core.errors import BadData, RecipeError, Stopped, Unavailable
 from pipeline.core.executors import Inline
 from pipeline.core.params import Setup
@@ -158,13 +159,12 @@ def test_names_of_files_and_of_entries_of_a_list_become_fit_for_keys(
     for uri, count in (("file:*.mp4", 5), ("https://example.org/list", len(listed))):
         keys = [
             source.key
-            for source in expand.process(Source("s", uri), store, fetch.Params(), tmp_path)
+            for source in expand.process(
+                Source("s", uri), store, fetch.Params(), tmp_path, Columns()
+            )
         ]
         assert len(set(keys)) == count
         assert all(re.fullmatch(r"s-[A-Za-z0-9_-]{0,89}", key) for key in keys)
-
-
-CLIPS = ["s--rf-0000.mp4", "s-a_-0000.mp4", "s-a_b-0000.mp4"]
 
 
 def test_a_build_writes_nothing_outside_of_its_data_folder(film: Film, tmp_path: Path) -> None:
@@ -180,9 +180,10 @@ def test_a_build_writes_nothing_outside_of_its_data_folder(film: Film, tmp_path:
     built = fuzz.build(path)
     assert built.code == 0, built.said
     new = [path.relative_to(folder / "data") for path in set(tmp_path.rglob("*")) - before]
-    assert (
-        sorted(path.name for path in new if path.parts[1:2] == ("clips",) and path.suffix) == CLIPS
-    )
+    clips = {path.name for path in new if path.parts[1:2] == ("clips",) and path.suffix}
+    assert len(clips) == 3, clips
+    for name in clips:
+        assert re.fullmatch(r"s-[A-Za-z0-9_-]+-0000\.mp4", name)
 
 
 @pytest.mark.parametrize("member", ["../../x", "/etc/passwd", "../../etc/passwd", "some/../../x"])
@@ -264,7 +265,7 @@ def test_an_address_that_cannot_be_taken_apart_is_unsupported(
     assert fate(store, uri, tmp_path)[0] == "unsupported"
     if uri.startswith("http"):
         with pytest.raises(Unavailable, match=r"^unsupported: "):
-            list(expand.process(Source("s", uri), store, fetch.Params(), tmp_path))
+            list(expand.process(Source("s", uri), store, fetch.Params(), tmp_path, Columns()))
 
 
 def test_a_format_yt_dlp_does_not_understand_is_an_error_of_the_recipe(
