@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from pipeline.core import interrupts, terminal
+from pipeline.core import interrupts
 
 if TYPE_CHECKING:  # slow to import: not before `main` has Ctrl-C in hand
     import typer
@@ -51,8 +51,10 @@ def _commands(app: typer.Typer) -> Iterator[tuple[str, Callable[..., None]]]:
 
 def main() -> None:
     """Run the program, with Ctrl-C in hand before the slow imports."""
-    terminal.escape_what_it_cannot_show()
     interrupts.leave_at_once()
+    from pipeline.core import terminal
+
+    terminal.escape_what_it_cannot_show()
     try:
         program()(prog_name="longtake")
     finally:

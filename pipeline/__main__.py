@@ -9,10 +9,9 @@ finished is kept in every case; the same command goes on.
 
 from __future__ import annotations
 
-from pipeline.core import interrupts, terminal  # isort: split
+from pipeline.core import interrupts  # isort: split
 
 if __name__ == "__main__":
-    terminal.escape_what_it_cannot_show()
     interrupts.leave_at_once()  # before the imports below: they take half a second
 
 # Each of these modules adds its commands to `app`.
@@ -24,10 +23,12 @@ from pipeline.commands import (  # noqa: F401
     publishing,
 )
 from pipeline.commands.command import app
+from pipeline.core import terminal
 
 __all__ = ["app"]
 
 if __name__ == "__main__":
+    terminal.escape_what_it_cannot_show()
     try:
         app()
     finally:

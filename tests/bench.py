@@ -534,9 +534,7 @@ def new_samples(clip: Clip, store: Store, num_bytes: int) -> Pack:
     for index in range(max(1, num_bytes // one)):
         values = np.frombuffer(rng.bytes(one), np.float16).reshape(LATENTS)
         latents: Blob = store.put(encoders.npy(values))
-        samples.append(
-            Sample(f"film-{index:04d}", clip, latents, None, (text,), image, None, "cpu")
-        )
+        samples.append(Sample(f"film-{index:04d}", clip, latents, None, text, image, None, "cpu"))
     return Pack("00000", "train", tuple(samples))
 
 

@@ -98,7 +98,7 @@ def test_the_examples_work_as_written(extended: Path) -> None:
     assert all(0 < score["edges"] < 1 for score in scores)
     assert all(0 < score["red"] < 1 for score in scores)
     tar = (extended / "data" / "mine" / "shards" / "00000.tar").read_bytes()
-    assert b'"edges":0.' in tar
+    assert b'"edges":"0.' in tar
     sheet = run(extended, "show", "mine.toml", "film-0000", "--data", "data", "--device", "cpu")
     assert "its latents decoded" in sheet
     assert "2 clips, 4.0 s" in run(extended, "clips", "mine.toml", "--data", "data")

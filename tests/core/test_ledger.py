@@ -35,7 +35,7 @@ from pipeline.dataset import recipe as recipes
 from pipeline.dataset.chain import Step, runner, surveyor
 from pipeline.media import encoders, fetch, reel, scorers
 from pipeline.media.detectors import whole
-from pipeline.stages import cut, download, encode, score
+from pipeline.stages import cut, download, encode, extract, score
 from pipeline.stages import filter as filtering
 from tests.making import behave, broken, footage
 from tests.making.deadly import Deadly
@@ -114,6 +114,12 @@ def in_part(world: World, make: Callable[..., Path], *args: float) -> tuple[str,
         cut.stage(Setup((whole.Whole(), reel.Params(size=64)))),
         world.video_of(world.film(make, *args, suffix=".ts")),
     )
+
+
+def unwanted_bars(world: World) -> tuple[str, str]:
+    video = world.video_of(world.film(footage.plain, 1, size="160x120"))
+    scene = replace(world.new_scene(0, 400), video=video, picture=Crop(0, 20, 160, 80))
+    return world.staged(extract.stage(Setup((reel.Params(bars="reject"),))), scene)
 
 
 def without_end(world: World) -> tuple[str, str]:
@@ -202,6 +208,11 @@ PROVOKED: dict[str, Callable[[World], tuple[str, str]]] = {
     "too-few-frames": lambda world: world.staged(
         filtering.stage(Setup((filtering.Params(), reel.Params()))), world.new_scene(0, 400)
     ),
+    "too-few-distinct": lambda world: world.staged(
+        filtering.stage(Setup((filtering.Params(min_frames=1), reel.Params()))),
+        replace(world.new_scene(0, 400), distinct=0.0),
+    ),
+    "black-bars": unwanted_bars,
     "too-large": without_end,
     "non-finite": not_a_number,
     "score-failed": a_scorer_that_fails,
@@ -438,6 +449,6 @@ def test_a_funnel_of_80_columns_breaks_no_reason_and_no_number_in_two(count: int
 def test_retry_refuses_a_class_that_is_none() -> None:
     said = CliRunner().invoke(app, ["retry", "manifests/demo.toml", "--class", "tired"])
     assert said.exit_code == 2
-    assert "got 'tired', allowed are bot-check, checksum, crashed" in " ".join(
+    assert "got 'tired', allowed are black-bars, bot-check, checksum, crashed" in " ".join(
         said.output.replace("│", " ").split()
     )

@@ -22,6 +22,7 @@ OPTIONS = """
 [filter]
 min_frames = 20
 max_frames = 60
+min_distinct = 0  # some scenes of the films are test cards
 [extract]
 size = 64
 [encode]

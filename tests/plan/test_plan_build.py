@@ -29,6 +29,7 @@ OPTIONS = """
 [filter]
 min_frames = 20
 max_frames = 60
+min_distinct = 0
 [extract]
 size = 64
 [encode]
