@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from pipeline.core import canonical
-from pipeline.core.records import Blob, Container, Scene, Source, Video
+from pipeline.core.records import Blob, Scene, Source, Video
 from pipeline.core.store import Store
 from pipeline.media import video
 from tests.making.dataset import Dataset, small
+from tests.making.records import container
 
 
 @pytest.fixture(scope="session")
@@ -67,27 +68,9 @@ def new_scene() -> Callable[..., Scene]:
             license="CC0-1.0",
             start_s=Fraction(1, 3),
         )
-        container = Container(
-            format="mov,mp4",
-            codec="h264",
-            pix_fmt="yuv420p",
-            width=320,
-            height=240,
-            mirrored=False,
-            rotation=0,
-            pixel_aspect=Fraction(1),
-            color_matrix="bt709",
-            color_range="tv",
-            color_primaries="bt709",
-            color_transfer="bt709",
-            time_base=time_base,
-            average_fps=Fraction(25),
-            num_frames=max(1, end_pts),
-            start_pts=0,
-            end_pts=end_pts,
-        )
+        facts = container(max(1, end_pts), end_pts, time_base)
         return Scene(
-            key, Video("film", source, Blob("0" * 64, 1), "file", container), start_pts, end_pts
+            key, Video("film", source, Blob("0" * 64, 1), "file", facts), start_pts, end_pts
         )
 
     return make

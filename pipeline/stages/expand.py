@@ -108,9 +108,8 @@ def process(
     elif scheme(source.uri) in ARCHIVES:
         for place, name in archives.places(source.uri, folder):
             yield from _in_archive(source, place, name, store, params, folder, columns)
-            if (
-                not keep_raw
-            ):  # it is fetched again when its videos are: the disk holds one at a time
+            # it is fetched again when its videos are: the disk holds one at a time
+            if not keep_raw:
                 fetch.forget_bundle(f"{scheme(source.uri)}:{place}", store)
         return
     else:

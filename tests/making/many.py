@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.core.ledger import Failure
 from pipeline.core.manifest import Manifest
-from pipeline.core.records import Blob, Clip, Container, Crop, Rejection, Scene, Source, Video
+from pipeline.core.records import Blob, Clip, Crop, Rejection, Scene, Source, Video
 from pipeline.dataset import recipe as recipes
 from pipeline.dataset.chain import Step
 from pipeline.dataset.recipe import Loaded
@@ -21,10 +21,12 @@ from pipeline.publish.page import bundle
 from pipeline.publish.page.contents import Survey, contents
 from pipeline.publish.page.pictures import NUM_PICTURES, SIDE
 from pipeline.publish.page.report import PLACES
+from tests.making.records import container
 
 NUM_SCORES = 20
 CLIPS_A_SOURCE = 50
 NUM_PICTURES_MADE = 200
+FILM = container(1200 * 25, 1200 * 1000, width=1920, height=1080)
 WORDS = [
     "a",
     "street",
@@ -42,28 +44,6 @@ WORDS = [
     "city",
     "lights",
 ]
-
-
-def container(seconds: int) -> Container:
-    return Container(
-        format="mov,mp4",
-        codec="h264",
-        pix_fmt="yuv420p",
-        width=1920,
-        height=1080,
-        mirrored=False,
-        rotation=0,
-        pixel_aspect=Fraction(1),
-        color_matrix="bt709",
-        color_range="tv",
-        color_primaries="bt709",
-        color_transfer="bt709",
-        time_base=Fraction(1, 1000),
-        average_fps=Fraction(25),
-        num_frames=seconds * 25,
-        start_pts=0,
-        end_pts=seconds * 1000,
-    )
 
 
 def survey(folder: Path, num_clips: int, num_scores: int = NUM_SCORES) -> Survey:
@@ -86,7 +66,7 @@ def _steps(loaded: Loaded, num_clips: int, num_scores: int) -> list[Step]:
             key = f"walk-{number // CLIPS_A_SOURCE:05d}"
             caption = " ".join(draw.choices(WORDS, k=8))
             sources.append(Source(key, f"https://example.org/watch/{key}", (caption,), "CC-BY-4.0"))
-            videos.append(Video(key, sources[-1], Blob(_hex(draw), 10**8), "22", container(1200)))
+            videos.append(Video(key, sources[-1], Blob(_hex(draw), 10**8), "22", FILM))
         start = number % CLIPS_A_SOURCE * 24_000
         frames = draw.randrange(100, 200)
         key = f"{videos[-1].key}-{number % CLIPS_A_SOURCE:04d}"

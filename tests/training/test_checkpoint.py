@@ -16,31 +16,11 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from tests.making.models import NARROW_UNET
-from tests.making.runs import run_of, save_flat_model, temporal_run, train, wave_shards
+from tests.making.runs import run_of, save_flat_model, temporal_run, train
 from training import checkpoint, loop, sampling, validation
 from training.errors import Stopped, UsageError
-from training.shards import Index, open_index
+from training.shards import Index
 from training.unet import VideoUNet, flat_digest
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shards")
-    wave_shards(folder, 4, 12)
-    return folder
-
-
-@pytest.fixture
-def index(folder: Path) -> Index:
-    return open_index(folder)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -23,37 +23,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tests.making.models import NARROW_UNET
-from tests.making.runs import run_of, save_flat_model, temporal_run, train, wave_shards
+from tests.making.runs import run_of, save_flat_model, temporal_run, train
 from training import adapters, checkpoint, loop
 from training.checkpoint import Run
 from training.errors import UsageError
 from training.export import export
 from training.presets import SD15_UNET
-from training.shards import Index, open_index
+from training.shards import Index
 from training.unet import VideoUNet, flat_digest, flat_name
 
 DIFFUSERS_TO_FIRST = {".attn1.": ".attention_blocks.0.", ".attn2.": ".attention_blocks.1."}
 DIFFUSERS_TO_FIRST |= {".norm1.": ".norms.0.", ".norm2.": ".norms.1.", ".norm3.": ".ff_norm."}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shards")
-    wave_shards(folder, 4, 12)
-    return folder
-
-
-@pytest.fixture
-def index(folder: Path) -> Index:
-    return open_index(folder)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:

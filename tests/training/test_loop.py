@@ -40,18 +40,6 @@ from training.stream import Stream
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shards")
-    wave_shards(folder, 4, 12)
-    return folder
-
-
-@pytest.fixture
-def index(folder: Path) -> Index:
-    return open_index(folder)
-
-
 def newest(folder: Path) -> dict[str, bytes]:
     """Every file of the newest checkpoint."""
     newest_folder = sorted((folder / "checkpoints").glob("step-*"))[-1]
@@ -64,14 +52,6 @@ def newest(folder: Path) -> dict[str, bytes]:
 
 def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in journal.read_history(folder) if "loss" in line]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_stopped_and_resumed_ends_with_the_same_bits_as_straight_through(

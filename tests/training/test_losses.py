@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from pyarrow import parquet
 
 from tests.making.models import SHAPE
@@ -16,14 +14,6 @@ from tests.making.runs import TEXT, moving_clip, run_of, train, wave_shards
 from tests.making.shards import new_shards, npy
 from training import losses
 from training.errors import ShardError, UsageError
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_every_clip_has_a_line_and_the_odd_one_is_first(tmp_path: Path) -> None:

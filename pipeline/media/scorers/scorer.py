@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from pipeline.core import canonical
 from pipeline.core.errors import Stopped
@@ -29,6 +30,7 @@ MAX_MOMENTS = 240  # of a clip: two minutes of it
 RUN_FRAMES = 11  # neighbouring frames that are looked at together
 NUM_RUNS = 3
 Picture = NDArray[np.uint8]
+NetworkSide = Annotated[int, Field(ge=64, le=512, multiple_of=32)]  # of the picture it sees
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from pipeline.core.records import Clip
 from pipeline.media.scorers.scorer import (
+    NetworkSide,
     Picture,
     Pictures,
     Score,
@@ -52,12 +53,8 @@ class Text(Scorer):
     cost = "0.17 s"
     weights = Weights("rapidocr==3.10.0", "rapidocr", "models/PP-OCRv6_det_small.onnx")
 
-    side: int = Field(
-        default=320,
-        ge=64,
-        le=512,
-        multiple_of=32,
-        description="Side of the picture the network sees: small text needs more.",
+    side: NetworkSide = Field(
+        default=320, description="Side of the picture the network sees: small text needs more."
     )
 
     def frames(self, clip: Clip) -> Sequence[int]:
