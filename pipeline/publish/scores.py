@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -68,11 +67,10 @@ def _spread(name: str, clips: Sequence[Clip]) -> dict[str, Any]:
 
 
 def quantile(numbers: Sequence[float], share: float) -> float:
-    """Of sorted numbers, the one at this share of the way, between two of them if need be."""
-    place = share * (len(numbers) - 1)
-    low = int(place)
-    high = min(low + 1, len(numbers) - 1)
-    return statistics.fmean([numbers[low], numbers[high]], weights=[1 - place + low, place - low])
+    """The number at this share of the way from the least to the most."""
+    import numpy as np
+
+    return float(np.quantile(numbers, share))
 
 
 def _choice(rules: Mapping[str, Expression], clips: Sequence[Clip]) -> dict[str, Any]:
