@@ -13,7 +13,7 @@ from pipeline.core.records import Clip
 from pipeline.core.stage import Progress, run_stage
 from pipeline.core.store import Store
 from pipeline.media import scorers
-from pipeline.media.scorers.scorer import Pictures, Scorer
+from pipeline.media.scorers.scorer import Pictures, Scorer, one_thread
 from pipeline.stages import score
 
 SETS = {
@@ -33,7 +33,7 @@ def installed() -> list[str]:
 
 def run_scorer(scorer: Scorer, clip: Clip, store: Store) -> None:
     """One scorer with a decode of its own, nothing remembered."""
-    with score.one_thread():
+    with one_thread():
         pictures = Pictures(store.path(clip.blob.sha256), scorer.frames(clip))
         score.values_of(scorer, clip, pictures)
 

@@ -26,6 +26,7 @@ Reason = Literal[
     "outside-span",  # the source's time range holds no frame
     "too-few-frames",
     "black-bars",  # not wanted in this recipe
+    "faces",  # the same
     "too-few-distinct",  # a still: most frames show the picture before once more
     "too-large",  # more pixels, frames or hours than one task may decode (`video.MAX_...`)
     "non-finite",  # NaN or Inf in the output of an encoder or a scorer

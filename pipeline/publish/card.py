@@ -220,8 +220,22 @@ def _counts(locked: Lock) -> dict[str, object]:
         "used": len(used),
         "videos": _count(len(locked.videos), "video"),
         "round_trip": round_trip,
+        "faces": _faces(locked),
         "captions": "".join(examples),
     }
+
+
+def _faces(locked: Lock) -> str:
+    """What was done about faces; nothing where none were looked for."""
+    choice = locked.params("extract").get("faces")
+    if choice is None:
+        return ""
+    line = "\n- CenterFace, a detector, looked for faces in every frame of every clip; "
+    if choice["do"] == "reject":
+        return f"{line}clips with some are not in it. A face that it does not see may still be"
+    blurred = sum(bool(locked.clips[key].covers) for key in locked.samples)
+    clips = _count(blurred, "clip")
+    return f"{line}they are blurred in {clips}. A face that it does not see is not"
 
 
 def _licenses(locked: Lock) -> dict[str, str]:

@@ -291,13 +291,15 @@ def look(loaded: Loaded, data: Path, device: str) -> Iterator[Step]:
 
 def _scenes(video: Record, locked: Lock) -> Iterator[Scene]:
     assert isinstance(video, Video)
+    covers_faces = "faces" in locked.params("extract")
     for clip in locked.clips_by_video[video.key]:
         if clip.time_base != video.container.time_base:
             raise Damaged(
                 f"the lock counts '{clip.key}' in {clip.time_base} s, its video in "
                 f"{video.container.time_base} s"
             )
-        yield Scene(clip.key, video, clip.start_pts, clip.end_pts, picture=clip.picture)
+        covers = clip.covers if covers_faces else None
+        yield Scene(clip.key, video, clip.start_pts, clip.end_pts, None, clip.picture, covers)
 
 
 def versions(locked: Lock, steps: Sequence[Step]) -> list[str]:

@@ -7,7 +7,6 @@ Scores are no part of a clip's identity: `encode` finds what it encoded before.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,7 +20,7 @@ from pipeline.core.records import Clip
 from pipeline.core.stage import Stage
 from pipeline.core.store import Store
 from pipeline.media import scorers
-from pipeline.media.scorers.scorer import Pictures, Scorer, is_value, rounded
+from pipeline.media.scorers.scorer import Pictures, Scorer, is_value, one_thread, rounded
 
 VERSION = 1
 MAKES = Clip
@@ -127,18 +126,3 @@ def values_of(scorer: Scorer, clip: Clip, pictures: Pictures) -> list[float | No
         if not is_value(value):
             raise BadData("non-finite", f"the scorer '{scorer.name}': {score.name} is {value!r}")
     return [None if value is None else rounded(value) for value in values]
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """OpenCV on one thread: its results do not depend on how many cores there are, and workers do
-    not take each other's.
-    """
-    import cv2
-
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(before)

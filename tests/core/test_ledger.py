@@ -27,7 +27,7 @@ from pipeline.core.errors import CAUSES, REASONS, BadData
 from pipeline.core.executors import Executor, Inline, Processes
 from pipeline.core.manifest import Manifest
 from pipeline.core.params import Setup
-from pipeline.core.records import Blob, Clip, Crop, Record, Rejection, Source, Video
+from pipeline.core.records import Blob, Clip, Cover, Crop, Record, Rejection, Source, Video
 from pipeline.core.stage import MAX_SUSPICIONS, Progress, Stage, run_stage
 from pipeline.core.store import Store
 from pipeline.dataset import build, removals
@@ -122,6 +122,12 @@ def unwanted_bars(world: World) -> tuple[str, str]:
     return world.staged(extract.stage(Setup((reel.Params(bars="reject"),))), scene)
 
 
+def unwanted_faces(world: World) -> tuple[str, str]:
+    video = world.video_of(world.film(footage.plain, 1, size="160x120"))
+    scene = replace(world.new_scene(0, 400), video=video, covers=(Cover(0, 5, 0, 0, 16, 16),))
+    return world.staged(extract.stage(Setup((reel.Params(faces="reject"),))), scene)
+
+
 def without_end(world: World) -> tuple[str, str]:
     world.monkeypatch.setattr(fetch, "MAX_BYTES", 100_000)
     return world.answered(endless(b"", "video/mp4"))
@@ -213,6 +219,7 @@ PROVOKED: dict[str, Callable[[World], tuple[str, str]]] = {
         replace(world.new_scene(0, 400), distinct=0.0),
     ),
     "black-bars": unwanted_bars,
+    "faces": unwanted_faces,
     "too-large": without_end,
     "non-finite": not_a_number,
     "score-failed": a_scorer_that_fails,

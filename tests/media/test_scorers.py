@@ -14,8 +14,8 @@ from skimage import data
 from pipeline.core.errors import BadData, Stopped
 from pipeline.core.records import Blob, Clip, Crop, Scene, Source, Video
 from pipeline.media import scorers, video
-from pipeline.media.scorers.scorer import Pictures, Weights, rounded
-from pipeline.stages.score import one_thread, values_of
+from pipeline.media.scorers.scorer import Pictures, Weights, one_thread, rounded
+from pipeline.stages.score import values_of
 from tests.making import properties
 
 Measure = Callable[..., dict[str, float | None]]

@@ -53,14 +53,18 @@ class Faces(Scorer):
         network = network_of(self.network())
         area, count = 0.0, 0
         for index in self.frames(clip):
-            boxes = faces_in(network, pictures.bgr(index, self.side), self.threshold)
+            boxes, _ = faces_in(network, pictures.bgr(index, self.side), self.threshold)
             sizes = [(x1 - x0) * (y1 - y0) / self.side**2 for x0, y0, x1, y1 in boxes]
             area, count = max([area, *map(float, sizes)]), max(count, len(sizes))
         return [area, float(count)]
 
 
-def faces_in(network: Any, picture: Picture, threshold: float) -> NDArray[np.float64]:
-    """Boxes around faces, in pixels: `k 4`, left, top, right, bottom."""
+def faces_in(
+    network: Any, picture: Picture, threshold: float
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """Boxes around faces, in pixels (`k 4`, left, top, right, bottom), and how sure the network is
+    of each (`k`), the surest first.
+    """
     blob = np.asarray(picture[..., ::-1], np.float32).transpose(2, 0, 1)[None]
     heat, scale, offset, _ = outputs_of(network, np.ascontiguousarray(blob))
     rows, columns = np.nonzero(heat[0, 0] > threshold)
@@ -70,18 +74,18 @@ def faces_in(network: Any, picture: Picture, threshold: float) -> NDArray[np.flo
     x = (columns + right + 0.5) * STRIDE
     corners = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
     boxes = np.clip(np.stack(corners, axis=-1), 0, len(picture))
-    return _best_of_each(boxes, heat[0, 0, rows, columns])
+    confidence = heat[0, 0, rows, columns]
+    best = _best_of_each(boxes, confidence)
+    return boxes[best], confidence[best]
 
 
-def _best_of_each(
-    boxes: NDArray[np.float64], confidence: NDArray[np.float32]
-) -> NDArray[np.float64]:
-    """The boxes without those that overlap one of which the network is more sure."""
+def _best_of_each(boxes: NDArray[np.float64], confidence: NDArray[np.float32]) -> list[int]:
+    """Which boxes do not overlap one of which the network is more sure."""
     picks: list[int] = []
     for index in np.argsort(-confidence, kind="stable"):
         if all(_overlap(boxes[index], boxes[pick]) < OVERLAP for pick in picks):
             picks.append(int(index))
-    return boxes[picks]
+    return picks
 
 
 def _overlap(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -6,8 +6,9 @@ is a finite number, or None for what cannot be measured (no corners to follow, t
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -202,3 +203,18 @@ def outputs_of(network: Any, blob: NDArray[np.float32]) -> list[NDArray[np.float
     network.setInput(blob)
     outputs: list[NDArray[np.float32]] = network.forward(network.getUnconnectedOutLayersNames())
     return outputs
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """OpenCV on one thread: its results do not depend on how many cores there are, and workers do
+    not take each other's.
+    """
+    import cv2
+
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
