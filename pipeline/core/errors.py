@@ -25,6 +25,7 @@ Reason = Literal[
     "gap",  # a part of a video in which it shows nothing
     "outside-span",  # the source's time range holds no frame
     "too-few-frames",
+    "unknown-colours",  # tagged with colours that longtake cannot convert
     "black-bars",  # not wanted in this recipe
     "too-few-distinct",  # a still: most frames show the picture before once more
     "too-large",  # more pixels, frames or hours than one task may decode (`video.MAX_...`)

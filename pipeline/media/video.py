@@ -32,6 +32,7 @@ from av.error import FFmpegError
 from av.filter import Graph
 from av.sidedata.sidedata import Type
 from av.stream import Disposition
+from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
@@ -76,35 +77,61 @@ MAX_SENT = 64  # packets whose frames may be on the way
 # where a container finds no key frame before a point, how much earlier to look at first
 SEEK_BACK_S = 2
 
+UNKNOWN = "unknown"
+# Colours by their numbers in H.273: those longtake converts, and unspecified or reserved ones
 MATRICES = {
+    **dict.fromkeys((2, 3), UNKNOWN),
     1: "bt709",
     4: "fcc",
     5: "bt470bg",
     6: "smpte170m",
     7: "smpte240m",
     9: "bt2020",
-    10: "bt2020",
 }
 RANGES = {1: "tv", 2: "pc"}
 PRIMARIES = {
+    **dict.fromkeys((0, 2, 3), UNKNOWN),
     1: "bt709",
     4: "bt470m",
     5: "bt470bg",
     6: "smpte170m",
     7: "smpte240m",
+    8: "film",
     9: "bt2020",
+    11: "smpte431",
     12: "smpte432",
+    22: "jedec-p22",
 }
 TRANSFERS = {
+    **dict.fromkeys((0, 2, 3), UNKNOWN),
     1: "bt709",
+    4: "gamma22",
+    5: "gamma28",
     6: "smpte170m",
+    7: "smpte240m",
+    11: "iec61966-2-4",
+    12: "bt1361e",
     13: "iec61966-2-1",
     14: "bt2020-10",
     15: "bt2020-12",
     16: "smpte2084",
     18: "arib-std-b67",
 }
-UNKNOWN = "unknown"
+# those it does not
+STRANGE_MATRICES = {
+    0: "gbr",
+    8: "ycgco",
+    10: "bt2020c",
+    11: "smpte2085",
+    12: "chroma-derived-nc",
+    13: "chroma-derived-c",
+    14: "ictcp",
+    15: "ipt-c2",
+    16: "ycgco-re",
+    17: "ycgco-ro",
+}
+STRANGE_PRIMARIES = {10: "smpte428"}
+STRANGE_TRANSFERS = {8: "linear", 9: "log100", 10: "log316", 17: "smpte428"}
 # of a clip, which is always BT.709 in limited range
 EXACT_RGB = (
     (
@@ -212,8 +239,8 @@ def _film(container: Any, facts: Container) -> Any:
 def probe(path: Path) -> Container:
     """Container facts from one pass over the packets and the first decoded frame.
 
-    Raises BadData: unreadable, no-video-stream, no-timestamps, too-large, truncated or
-    decode-error.
+    Raises BadData: unreadable, no-video-stream, no-timestamps, too-large, truncated, decode-error
+    or unknown-colours.
     """
     with _open(path) as container:
         _check_container(container)
@@ -227,6 +254,7 @@ def probe(path: Path) -> Container:
         stream = _ready(container.streams[index])
         first = _first_frame(container, stream)
         mirrored, rotation = _display(first)
+        _check_colours(first)
         return Container(
             format=container.format.name,
             codec=stream.codec_context.codec.canonical_name,
@@ -351,6 +379,30 @@ def _check_whole(stream: Any, line: timeline.Line, packets: _Packets) -> None:
             f"the container promises {float(declared_s):.2f} s of video "
             f"and holds {float(duration_s):.2f} s",
         )
+
+
+def _check_colours(frame: VideoFrame) -> None:
+    """Raises BadData('unknown-colours') for a frame tagged with what longtake cannot convert."""
+    has_matrix = not is_rgb(frame.format.name) and len(frame.format.components) > 2
+    tags = (
+        *([("matrix", frame.colorspace, MATRICES, STRANGE_MATRICES)] if has_matrix else []),
+        ("primaries", frame.color_primaries, PRIMARIES, STRANGE_PRIMARIES),
+        ("transfer", frame.color_trc, TRANSFERS, STRANGE_TRANSFERS),
+    )
+    for kind, number, converted, strange in tags:
+        if number not in converted:
+            name = strange.get(number, f"number {int(number)}")
+            names = ", ".join(name for name in converted.values() if name != UNKNOWN)
+            raise BadData(
+                "unknown-colours",
+                f"the {kind} {name} of its colours cannot be converted, only {names}",
+            )
+
+
+def is_rgb(pix_fmt: str) -> bool:
+    """Whether pixels are RGB, which has no matrix and is never in limited range."""
+    pixels = VideoFormat(pix_fmt)
+    return bool(pixels.is_rgb or pixels.has_palette)
 
 
 def _display(frame: VideoFrame) -> tuple[bool, int]:
@@ -781,6 +833,19 @@ class Conversion:
             return through(self._graph, frame)
 
 
+class ExactRgb:
+    """Pictures of a clip as `h w c` uint8 RGB, the same on every kind of CPU."""
+
+    def __init__(self) -> None:
+        self._graph: Graph | None = None
+
+    def pixels_of(self, frame: VideoFrame) -> NDArray[np.uint8]:
+        self._graph = self._graph or graph(frame, Fraction(1, 1000), *EXACT_RGB)
+        converted: Any = through(self._graph, frame)
+        pixels: NDArray[np.uint8] = converted.to_ndarray()
+        return pixels
+
+
 class Thumbnails:
     """Frames as small `h w 3` uint8 BGR arrays, the input of PySceneDetect's detectors."""
 
@@ -837,16 +902,14 @@ def read_clip_exactly(path: Path) -> NDArray[np.uint8]:
     """
     frame_bytes = clip_frame_bytes(path)
     pictures: list[NDArray[np.uint8]] = []
-    to_rgb: Graph | None = None
+    to_rgb = ExactRgb()
     with _open(path) as container:
         stream = _streams(container)[0]
         for frame, trouble, is_whole in _pictures(container, stream):
             if frame is None or not is_whole:
                 raise BadData("decode-error", f"the clip is damaged: {trouble}")
-            to_rgb = to_rgb or graph(frame, stream.time_base, *EXACT_RGB)
             _check("bytes of pixels", (len(pictures) + 1) * frame_bytes, MAX_CLIP_BYTES)
-            small: Any = through(to_rgb, frame)
-            pictures.append(small.to_ndarray())
+            pictures.append(to_rgb.pixels_of(frame))
     if not pictures:
         raise BadData("decode-error", "the clip has no frame")
     return np.stack(pictures)

@@ -212,6 +212,7 @@ PROVOKED: dict[str, Callable[[World], tuple[str, str]]] = {
         filtering.stage(Setup((filtering.Params(min_frames=1), reel.Params()))),
         replace(world.new_scene(0, 400), distinct=0.0),
     ),
+    "unknown-colours": lambda world: world.file(world.film(footage.coloured, colorspace="ycgco")),
     "black-bars": unwanted_bars,
     "too-large": without_end,
     "non-finite": not_a_number,

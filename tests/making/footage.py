@@ -358,6 +358,38 @@ def hdr_patches(path: Path) -> Path:
     return make(path, stream, vcodec="libx265", crf=4, pix_fmt="yuv420p10le", **_x265(tags))
 
 
+def hlg_patches(path: Path) -> Path:
+    """Patches as 10-bit BT.2020 HLG."""
+    stream = patches().filter("scale", out_color_matrix="bt709", out_range="tv")
+    stream = stream.filter("format", "yuv420p10le")
+    tags = "colorprim=bt2020:transfer=arib-std-b67:colormatrix=bt2020nc:range=limited"
+    return make(path, stream, vcodec="libx265", crf=4, pix_fmt="yuv420p10le", **_x265(tags))
+
+
+def p3_patches(path: Path) -> Path:
+    """Patches in the colours of a phone's screen, P3 with the white of daylight."""
+    stream = patches().filter("scale", out_color_matrix="bt709", out_range="tv")
+    tags = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "range": "tv"}
+    stream = stream.filter("format", "yuv444p").filter("setparams", **tags)
+    stream = stream.filter("zscale", p="smpte432").filter("format", "yuv420p")
+    tags["color_primaries"] = "smpte432"
+    stream = stream.filter("setparams", **tags)
+    return make(path, stream, vcodec="libx264", crf=4, pix_fmt="yuv420p")
+
+
+def hd_patches(path: Path) -> Path:
+    """Patches of 1280x720, which say nothing of their colours."""
+    stream = patches().filter("scale", 1280, 720, flags="neighbor", out_color_matrix="bt709")
+    stream = stream.filter("format", "yuv420p").filter("setparams", **UNTAGGED, range="unknown")
+    return make(path, stream, vcodec="libx264", crf=4, pix_fmt="yuv420p")
+
+
+def coloured(path: Path, **tags: str) -> Path:
+    """A film tagged with any colours."""
+    stream = source("testsrc2", 0.4, 25, "160x120").filter("format", "yuv420p")
+    return make(path, stream.filter("setparams", **tags), vcodec="libx264", pix_fmt="yuv420p")
+
+
 def _x265(params: str) -> dict[str, str]:
     return {
         "x265-params": ":".join(
