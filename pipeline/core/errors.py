@@ -26,6 +26,7 @@ Reason = Literal[
     "outside-span",  # the source's time range holds no frame
     "too-few-frames",
     "unknown-colours",  # tagged with colours that longtake cannot convert
+    "interlaced",  # not wanted in this recipe
     "black-bars",  # not wanted in this recipe
     "too-few-distinct",  # a still: most frames show the picture before once more
     "too-large",  # more pixels, frames or hours than one task may decode (`video.MAX_...`)

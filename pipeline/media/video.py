@@ -19,9 +19,9 @@ import stat
 import struct
 import weakref
 from array import array
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from pipeline.core.errors import BadData as BadData
 from pipeline.core.errors import Reason
 from pipeline.core.records import Container as Container
-from pipeline.media import timeline
+from pipeline.media import interlacing, timeline
 
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,ivf,flv,"
@@ -255,7 +255,7 @@ def probe(path: Path) -> Container:
         first = _first_frame(container, stream)
         mirrored, rotation = _display(first)
         _check_colours(first)
-        return Container(
+        facts = Container(
             format=container.format.name,
             codec=stream.codec_context.codec.canonical_name,
             pix_fmt=first.format.name,
@@ -276,6 +276,7 @@ def probe(path: Path) -> Container:
             stream=index,
             order=line.order,
         )
+    return replace(facts, scan=_scan(path, facts, first.interlaced_frame))
 
 
 def _check_container(container: Any) -> None:
@@ -446,6 +447,39 @@ def _first_frame(container: Any, stream: Any) -> VideoFrame:
     raise BadData("decode-error", why or "no frame can be decoded")
 
 
+def _scan(path: Path, facts: Container, is_flagged: bool) -> interlacing.Scan:
+    """Whether a video is interlaced, from a few frames of it."""
+    if not interlacing.is_possible(facts, is_flagged):
+        return "progressive"
+    to_luma = Conversion(facts, ("scale", "flags=accurate_rnd+bitexact"), ("format", "gray"))
+    opinions: Counter[interlacing.Scan] = Counter()
+    num_flagged = num_frames = 0
+    can_seek = facts.order != "broken"
+    num_places = interlacing.NUM_PLACES if can_seek else 1
+    num_looks = interlacing.FRAMES_A_PLACE * interlacing.NUM_PLACES // num_places
+    for place in range(num_places):
+        low = facts.start_pts + (facts.end_pts - facts.start_pts) * place // num_places
+        with _open_for(path, facts, low) as container:
+            before = None
+            for frame in _first_frames(container, facts, num_looks):
+                num_frames += 1
+                num_flagged += frame.interlaced_frame
+                grey: Any = to_luma.convert(frame)
+                luma = grey.to_ndarray()
+                if before is not None and (scan := interlacing.opinion(before, luma)):
+                    opinions[scan] += 1
+                before = luma
+    return interlacing.scan_of(opinions, num_flagged, num_frames)
+
+
+def _first_frames(container: Any, facts: Container, count: int) -> Iterator[Any]:
+    """Some frames from where a container is, those that are not whole left out."""
+    pictures = _pictures(container, _film(container, facts))
+    for frame, _, is_whole in itertools.islice(pictures, count):
+        if frame is not None and is_whole and not _change(frame, facts):
+            yield frame
+
+
 class _Picture(NamedTuple):
     """A decoded frame, and what went wrong since the last whole one, "" if nothing. Without a frame
     it says what went wrong at the end of the video.
@@ -603,7 +637,8 @@ def frames(
     losses = [] if losses is None else losses
     is_empty = True
     with _open_for(path, facts, low) as container:
-        for frame, pts, end_pts in _Showing(container, facts, low, high, losses):
+        showing = _Showing(container, facts, low, high, losses)
+        for frame, pts, end_pts in _progressive(showing, facts):
             if pts >= low:
                 is_empty = False
                 yield frame, pts, end_pts
@@ -623,7 +658,8 @@ def shown(
     come before; it is said to be shown from `start_pts` on.
     """
     with _open_for(path, facts, start_pts) as container:
-        for frame, pts, end in _Showing(container, facts, start_pts, end_pts, []):
+        showing = _Showing(container, facts, start_pts, end_pts, [])
+        for frame, pts, end in _progressive(showing, facts):
             yield frame, max(pts, start_pts), end
 
 
@@ -747,6 +783,35 @@ class _Showing:
         self._losses.append(timeline.Loss(reason, start, end, why))
 
 
+def _progressive(
+    showing: Iterable[tuple[VideoFrame, int, int]], facts: Container
+) -> Iterator[tuple[VideoFrame, int, int]]:
+    """The same frames; those of an interlaced video deinterlaced, anew after each hole."""
+    if facts.scan == "progressive":
+        yield from showing
+        return
+    # where bwdif does not take the pixels as they are, they are repacked without rounding
+    repack = ("scale", "flags=accurate_rnd+full_chroma_int+full_chroma_inp+bitexact")
+    chain: Graph | None = None
+    waiting: deque[tuple[int, int]] = deque()  # a frame is done when the next one comes
+
+    def done(frames: Iterable[VideoFrame]) -> Iterator[tuple[VideoFrame, int, int]]:
+        for frame in frames:
+            yield (frame, *waiting.popleft())
+
+    for frame, pts, end in showing:
+        if chain is not None and waiting and waiting[-1][1] != pts:
+            yield from done(_pushed(chain, None))
+            chain = None
+        if chain is None:
+            chain = graph(frame, facts.time_base, repack, interlacing.deinterlacer(facts.scan))
+        frame.pts = pts
+        waiting.append((pts, end))
+        yield from done(_pushed(chain, frame))
+    if chain is not None:
+        yield from done(_pushed(chain, None))
+
+
 def _change(frame: VideoFrame, facts: Container) -> str:
     """How a frame differs from the first one, "" if it does not. Filters are made for one size and
     format: a frame of another they would read beyond its end.
@@ -801,6 +866,20 @@ def graph(frame: VideoFrame, time_base: Fraction, *filters: tuple[str, str]) -> 
     nodes = [source, *(chain.add(name, args) for name, args in filters), chain.add("buffersink")]
     chain.link_nodes(*nodes).configure()
     return chain
+
+
+def _pushed(chain: Graph, frame: VideoFrame | None) -> Iterator[VideoFrame]:
+    """Push one frame, or None at the end, and pull those that are done. Raises
+    BadData('decode-error') for a picture that cannot be converted.
+    """
+    try:
+        chain.push(frame)
+        while True:
+            yield chain.pull()  # type: ignore[misc]
+    except (BlockingIOError, EOFError):  # the next one is needed; there is no more
+        return
+    except FFmpegError as error:
+        raise BadData("decode-error", f"the picture cannot be converted: {_why(error)}") from error
 
 
 def through(chain: Graph, frame: VideoFrame) -> VideoFrame:

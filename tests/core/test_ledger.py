@@ -122,6 +122,16 @@ def unwanted_bars(world: World) -> tuple[str, str]:
     return world.staged(extract.stage(Setup((reel.Params(bars="reject"),))), scene)
 
 
+def unwanted_fields(world: World) -> tuple[str, str]:
+    scene = world.new_scene(0, 400)
+    facts = replace(scene.video.container, scan="top")
+    params = filtering.Params(interlaced="reject")
+    return world.staged(
+        filtering.stage(Setup((params, reel.Params()))),
+        replace(scene, video=replace(scene.video, container=facts)),
+    )
+
+
 def without_end(world: World) -> tuple[str, str]:
     world.monkeypatch.setattr(fetch, "MAX_BYTES", 100_000)
     return world.answered(endless(b"", "video/mp4"))
@@ -213,6 +223,7 @@ PROVOKED: dict[str, Callable[[World], tuple[str, str]]] = {
         replace(world.new_scene(0, 400), distinct=0.0),
     ),
     "unknown-colours": lambda world: world.file(world.film(footage.coloured, colorspace="ycgco")),
+    "interlaced": unwanted_fields,
     "black-bars": unwanted_bars,
     "too-large": without_end,
     "non-finite": not_a_number,

@@ -396,3 +396,34 @@ def _x265(params: str) -> dict[str, str]:
             filter(None, [params, "pools=none:frame-threads=1:log-level=error"])
         )
     }
+
+
+def moments(path: Path, look: str) -> Path:
+    """What is filmed at 50 moments a second, two of which an interlaced frame holds."""
+    return make(path, source(look, 2, 50, "320x480"), vcodec="ffv1", pix_fmt="yuv420p")
+
+
+def interlaced(path: Path, look: str, first: str, codec: str, flagged: bool = True) -> Path:
+    """The same moments as 25 frames a second, the field `first` ("top", "bottom") first; `flagged`
+    as such or as progressive.
+    """
+    size = "720x576" if codec == "dvvideo" else "320x480"
+    stream = source(look, 2, 50, size).filter("tinterlace", f"interleave_{first}")
+    stream = stream.filter("setfield", f"{first[0]}ff" if flagged else "prog")
+    options: dict[str, Any] = {"vcodec": codec, "pix_fmt": "yuv420p", "crf": 12, "g": 12}
+    if codec != "libx264":
+        del options["crf"]
+        options["qscale:v"] = 2
+    if flagged:
+        options["flags:v"] = "+bitexact+ilme+ildct"
+    return make(path, stream, **options)
+
+
+def progressive_segmented(path: Path, look: str) -> Path:
+    """Progressive pictures in an interlaced stream, as cameras and broadcasters store them."""
+    stream = source(look, 2, 25, "320x480").filter("setfield", "tff")
+    return make(
+        path,
+        stream,
+        **{"vcodec": "libx264", "pix_fmt": "yuv420p", "flags:v": "+bitexact+ilme+ildct"},
+    )
