@@ -30,7 +30,11 @@ FLOORS_OF_CORE = {  # a module of core: the other modules of core it may import
     "manifest": {"canonical", "records", "errors", "files", "reading"},
     "stage": {"canonical", "records", "errors", "manifest", "store", "reading"},
 }
-OF_PIPELINE_FOR_TRAINING = {"pipeline.media.encoders", "pipeline.media.video"}
+OF_PIPELINE_FOR_TRAINING = {
+    "pipeline.media.encoders",
+    "pipeline.media.reel",
+    "pipeline.media.video",
+}
 LIGHT = ("errors", "frames", "presets", "__main__")
 HEAVY = {"torch", "diffusers", "numpy", "einops", "av", "PIL", "accelerate", "transformers"}
 DECODERS = {"av", "decord"}

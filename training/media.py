@@ -21,7 +21,7 @@ import torch  # noqa: F401 - before decord: the other order binds torch to a BLA
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
-from pipeline.media import video
+from pipeline.media import reel, video
 from pipeline.media.encoders import Pixels
 from training.errors import ShardError, UsageError
 from training.writing import beside
@@ -42,8 +42,8 @@ def read_start(path: Path, size: int, fps: Fraction, max_frames: int = 1) -> Pix
     """What a video starts from, `f size size c`: a picture, or the last `max_frames` frames of a
     clip, taken at `fps` by time. The centre square is kept and resized.
 
-    A clip is opened as the pipeline opens videos, with the same list of containers and the same
-    limits. Raises UsageError if the file is neither.
+    A clip goes the way of the pipeline's own: the same containers, limits, colours and turns, up to
+    the encoding. Raises UsageError if the file is neither.
     """
     if not path.is_file():
         raise UsageError(f"{path}: no such file; give a picture or a video to start from")
@@ -55,11 +55,11 @@ def read_start(path: Path, size: int, fps: Fraction, max_frames: int = 1) -> Pix
         facts = video.probe(path_of_file)
         _check_size(path, round(facts.width * facts.pixel_aspect), facts.height)
         shown = _by_time(video.frames(path_of_file, facts), facts, fps, max_frames)
-        if facts.width * facts.height * max_frames > LARGE:
-            squares = deque((_frame_square(frame, facts, size) for frame in shown), max_frames)
-        else:  # made of the last frames alone, which is faster
-            last_frames = deque(shown, max_frames)
-            squares = deque(_frame_square(frame, facts, size) for frame in last_frames)
+        square = reel.square_of(facts, reel.crop_of(facts), size)
+        to_rgb = video.ExactRgb()
+        if facts.width * facts.height * max_frames <= LARGE:
+            shown = iter(deque(shown, max_frames))  # made of the last frames alone: faster
+        squares = deque((to_rgb.pixels_of(square.convert(frame)) for frame in shown), max_frames)
     except (video.BadData, av.FFmpegError, ValueError) as error:
         reason = error.detail if isinstance(error, video.BadData) else error
         raise UsageError(
@@ -114,15 +114,6 @@ def _by_time(
         for _ in range(min(num_due - num_shown, max_frames)):
             yield frame
         num_shown = max(num_due, num_shown)
-
-
-def _frame_square(frame: av.VideoFrame, facts: video.Container, size: int) -> Pixels:
-    """The centre square of a frame, upright, with square pixels."""
-    image = Image.fromarray(frame.to_ndarray(format="rgb24"))
-    if facts.pixel_aspect != 1:
-        width = max(1, round(image.width * facts.pixel_aspect))
-        image = image.resize((width, image.height), Image.Resampling.BICUBIC)
-    return _square(image.rotate(frame.rotation, expand=True) if frame.rotation else image, size)
 
 
 def _square(image: Image.Image, size: int) -> Pixels:

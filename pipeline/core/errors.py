@@ -25,6 +25,9 @@ Reason = Literal[
     "gap",  # a part of a video in which it shows nothing
     "outside-span",  # the source's time range holds no frame
     "too-few-frames",
+    "unknown-colours",  # tagged with colours that longtake cannot convert
+    "missing-field",  # [columns] names what no sample of an archive has
+    "interlaced",  # not wanted in this recipe
     "black-bars",  # not wanted in this recipe
     "faces",  # the same
     "too-few-distinct",  # a still: most frames show the picture before once more

@@ -79,6 +79,7 @@ class Container:
     end_pts: Whole  # first time stamp after the last frame
     stream: Count = 0  # which stream of the file is the film
     order: Text = "steady"  # of time stamps: "steady", "unordered" or "broken", see media.timeline
+    scan: Text = "progressive"  # or interlaced: "top", "bottom" or "flagged", see media.interlacing
 
     @property
     def duration_s(self) -> Fraction:

@@ -68,11 +68,12 @@ class Member:
 @dataclass(frozen=True)
 class Sample:
     """A video in an archive, and the fields beside it: `json` keys, and the texts of other files by
-    their ending (`txt`).
+    their ending (`txt`). `problems` says by ending why a file is none that can be read.
     """
 
     member: str
     fields: Mapping[str, Any]
+    problems: Mapping[str, str]
 
 
 def places(uri: str, folder: Path) -> list[tuple[str, str]]:
@@ -170,7 +171,7 @@ def _fetched(place: str, store: Store, per_host: int, attempts: int) -> Blob:
 
 def samples(path: Path, kind: str) -> Iterator[Sample | BadData]:
     """The videos of an archive with their fields, in the order of their names; BadData for a member
-    that is refused. Raises BadData for what is no such archive.
+    that is refused, and for a sample without a video. Raises BadData for what is no such archive.
     """
     from webdataset.tariterators import base_plus_ext, group_by_keys
 
@@ -184,16 +185,24 @@ def samples(path: Path, kind: str) -> Iterator[Sample | BadData]:
             yield _refused(member)
     sound = sorted(name for name, member in members.items() if not member.problem)
     files = ({"fname": name, "data": members[name], "__url__": ""} for name in sound)
+    beside: set[str] = {"json"}  # endings of files that belong to a sample
+    without_video: list[dict[str, Member]] = []
     with _Content(path, kind) as content:
         for group in group_by_keys(files, key_and_ending, lcase=False):
             endings = {name: member for name, member in group.items() if isinstance(member, Member)}
             videos = {name for name, member in endings.items() if content.is_video(member)}
             if not videos:
+                without_video.append(endings)
                 continue
             rest = {name: endings[name] for name in sorted(endings.keys() - videos)}
-            fields = content.fields(rest)
+            beside |= rest.keys()
+            fields, problems = content.fields(rest)
             for name in sorted(videos):
-                yield Sample(endings[name].name, fields)
+                yield Sample(endings[name].name, fields, problems)
+    for endings in without_video:
+        if not beside.isdisjoint(endings):
+            names = ", ".join(sorted(shown_value(each.name) for each in endings.values())[:4])
+            yield BadData("no-video-stream", f"a sample without a video: {names}")
 
 
 def put_member(archive: Archive, path: Path, store: Store, sha256: str | None) -> Blob:
@@ -359,26 +368,39 @@ class _Content:
         except BadData:
             return False
 
-    def fields(self, members: Mapping[str, Member]) -> dict[str, Any]:
-        """The fields of a sample, by the files beside its video; what is neither text nor JSON, or
-        too long, is none.
+    def fields(self, members: Mapping[str, Member]) -> tuple[dict[str, Any], dict[str, str]]:
+        """The fields of a sample, by the files beside its video, and what is wrong with files that
+        are neither text nor JSON, or too long.
         """
         texts: dict[str, Any] = {}
         keys: dict[str, Any] = {}
+        problems: dict[str, str] = {}
         for ending, member in members.items():
-            if member.num_bytes > MAX_FIELD_BYTES:
-                continue
             try:
-                text = self._start(member, MAX_FIELD_BYTES).decode("utf-8-sig")
-                if ending.rpartition(".")[2].lower() == "json":
+                text = self._text(member)
+                if is_json(ending):
                     values = json.loads(text)
                     json.dumps(values, ensure_ascii=False).encode()  # half a character is no text
                     keys |= values if isinstance(values, dict) else {ending: values}
                 else:
                     texts[ending] = text.strip()
-            except (ValueError, RecursionError, BadData):
-                continue
-        return {**keys, **texts}
+            except BadData as error:
+                problems[ending] = error.detail
+            except (ValueError, RecursionError) as error:
+                is_text = is_json(ending) and not isinstance(error, UnicodeError)
+                what = f"no JSON: {error}" if is_text else "no text in UTF-8"
+                problems[ending] = f"{shown_value(member.name)} is {what}"
+        return {**keys, **texts}, problems
+
+    def _text(self, member: Member) -> str:
+        if member.num_bytes > MAX_FIELD_BYTES:
+            problem = f"has {member.num_bytes} bytes, {MAX_FIELD_BYTES} at most are read"
+            raise BadData("too-large", f"{shown_value(member.name)} {problem}")
+        return self._start(member, MAX_FIELD_BYTES).decode("utf-8-sig")
+
+
+def is_json(ending: str) -> bool:
+    return ending.rpartition(".")[2].lower() == "json"
 
 
 @contextlib.contextmanager

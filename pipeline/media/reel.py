@@ -36,14 +36,15 @@ from pipeline.core.records import Blob, Container, Crop, Scene, Video, grid_inde
 from pipeline.core.store import Store
 from pipeline.media import video
 
-VERSION = 2
+VERSION = 3
 QUARTER_TURNS = {
     90: (("transpose", "clock"),),
     180: (("hflip", ""), ("vflip", "")),
     270: (("transpose", "cclock"),),
 }
+# far from BT.709, so that their colours are mapped into it
+WIDE_PRIMARIES = ("bt2020", "smpte431", "smpte432")
 HDR_TRANSFERS = ("smpte2084", "arib-std-b67")  # PQ and HLG
-RGB_FORMATS = ("gbr", "rgb", "bgr", "pal8")  # how the names of pixel formats without a matrix begin
 Plane = NDArray[np.uint8]
 SCALER = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact"
 NOT_OF_A_REEL = ("reel", "bars", "faces")  # parameters of extract: the version, and of clips
@@ -104,25 +105,28 @@ def crop_of(facts: Container, picture: Crop | None = None) -> Crop:
 
 def to_limited(facts: Container) -> str:
     """Arguments of `scale` that bring any video's luma to limited range."""
-    is_rgb = facts.pix_fmt.startswith(RGB_FORMATS)
-    return f"{'' if is_rgb else f'in_range={_range_of(facts)}:'}out_range=tv"
+    in_range = "" if video.is_rgb(facts.pix_fmt) else f"in_range={_range_of(facts)}:"
+    return f"{in_range}out_range=tv"
 
 
 def to_bt709(facts: Container) -> str:
     """Arguments of `scale` that bring any video to 8-bit BT.709, limited range.
 
-    Untagged video is BT.709 from 720 lines up and BT.601 below. HDR (PQ, HLG) and BT.2020 colours
-    are mapped colorimetrically, SDR reference white kept (BT.2408: 203 cd/m2); brighter is clipped.
+    Untagged video is BT.709 from 720 lines up and BT.601 below. HDR (PQ, HLG), BT.2020 and P3
+    colours are mapped colorimetrically, SDR reference white kept (BT.2408: 203 cd/m2); brighter is
+    clipped. HDR without primaries is BT.2020 (BT.2100).
     """
     options: list[str] = []
-    if not facts.pix_fmt.startswith(RGB_FORMATS):
+    if not video.is_rgb(facts.pix_fmt):
         options += [f"in_range={_range_of(facts)}", f"in_color_matrix={_matrix_of(facts)}"]
     is_hdr = facts.color_transfer in HDR_TRANSFERS
-    if is_hdr or facts.color_primaries == "bt2020":
+    is_wide = facts.color_primaries in WIDE_PRIMARIES
+    if is_hdr or is_wide:
+        primaries = "bt2020" if facts.color_primaries == video.UNKNOWN else facts.color_primaries
         transfer = facts.color_transfer if is_hdr else "bt709"
         options += [
             f"in_transfer={transfer}",
-            "in_primaries=bt2020",
+            f"in_primaries={primaries}",
             "out_transfer=bt709",
             "out_primaries=bt709",
             "intent=relative_colorimetric",
@@ -140,6 +144,22 @@ def _matrix_of(facts: Container) -> str:
     return "bt709" if facts.height >= 720 else "smpte170m"
 
 
+def square_of(facts: Container, crop: Crop, size: int) -> video.Conversion:
+    """What makes of a video's frames the pictures of its clips, before they are encoded: `size`
+    pixels square, upright, YUV 4:2:0 in BT.709.
+    """
+    flip = (("hflip", ""),) if facts.mirrored else ()
+    return video.Conversion(
+        facts,
+        ("crop", f"{crop.width}:{crop.height}:{crop.x}:{crop.y}:exact=1"),
+        ("scale", f"{size}:{size}:flags={SCALER}:{to_bt709(facts)}"),
+        ("format", "yuv420p"),
+        *flip,
+        *QUARTER_TURNS.get(facts.rotation, ()),
+        ("setsar", "1"),
+    )
+
+
 class Writer:
     """Encodes the frames it is given as they come: `add` for each decoded frame, `close` at the
     end. Raises OSError where the file cannot be written.
@@ -152,7 +172,7 @@ class Writer:
         self.first_index: int | None = None  # on the grid n / fps
         self.num_frames = 0
         self._facts, self._params = facts, params
-        self._small = video.Conversion(facts, *self._filters())
+        self._small = square_of(facts, self.crop, params.size)
         self._shape = (facts.width, facts.height)
         self._file = _File(path, params)
 
@@ -181,18 +201,6 @@ class Writer:
                 "decode-error", f"the picture changes from {self._shape} to {shape} pixels"
             )
         return self._small.convert(frame)
-
-    def _filters(self) -> list[tuple[str, str]]:
-        crop, size = self.crop, self._params.size
-        flip = (("hflip", ""),) if self._facts.mirrored else ()
-        return [
-            ("crop", f"{crop.width}:{crop.height}:{crop.x}:{crop.y}:exact=1"),
-            ("scale", f"{size}:{size}:flags={SCALER}:{to_bt709(self._facts)}"),
-            ("format", "yuv420p"),
-            *flip,
-            *QUARTER_TURNS.get(self._facts.rotation, ()),
-            ("setsar", "1"),
-        ]
 
 
 class _File:

@@ -19,9 +19,9 @@ import stat
 import struct
 import weakref
 from array import array
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +32,7 @@ from av.error import FFmpegError
 from av.filter import Graph
 from av.sidedata.sidedata import Type
 from av.stream import Disposition
+from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
@@ -39,7 +40,7 @@ from numpy.typing import NDArray
 from pipeline.core.errors import BadData as BadData
 from pipeline.core.errors import Reason
 from pipeline.core.records import Container as Container
-from pipeline.media import timeline
+from pipeline.media import interlacing, timeline
 
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,ivf,flv,"
@@ -76,35 +77,61 @@ MAX_SENT = 64  # packets whose frames may be on the way
 # where a container finds no key frame before a point, how much earlier to look at first
 SEEK_BACK_S = 2
 
+UNKNOWN = "unknown"
+# Colours by their numbers in H.273: those longtake converts, and unspecified or reserved ones
 MATRICES = {
+    **dict.fromkeys((2, 3), UNKNOWN),
     1: "bt709",
     4: "fcc",
     5: "bt470bg",
     6: "smpte170m",
     7: "smpte240m",
     9: "bt2020",
-    10: "bt2020",
 }
 RANGES = {1: "tv", 2: "pc"}
 PRIMARIES = {
+    **dict.fromkeys((0, 2, 3), UNKNOWN),
     1: "bt709",
     4: "bt470m",
     5: "bt470bg",
     6: "smpte170m",
     7: "smpte240m",
+    8: "film",
     9: "bt2020",
+    11: "smpte431",
     12: "smpte432",
+    22: "jedec-p22",
 }
 TRANSFERS = {
+    **dict.fromkeys((0, 2, 3), UNKNOWN),
     1: "bt709",
+    4: "gamma22",
+    5: "gamma28",
     6: "smpte170m",
+    7: "smpte240m",
+    11: "iec61966-2-4",
+    12: "bt1361e",
     13: "iec61966-2-1",
     14: "bt2020-10",
     15: "bt2020-12",
     16: "smpte2084",
     18: "arib-std-b67",
 }
-UNKNOWN = "unknown"
+# those it does not
+STRANGE_MATRICES = {
+    0: "gbr",
+    8: "ycgco",
+    10: "bt2020c",
+    11: "smpte2085",
+    12: "chroma-derived-nc",
+    13: "chroma-derived-c",
+    14: "ictcp",
+    15: "ipt-c2",
+    16: "ycgco-re",
+    17: "ycgco-ro",
+}
+STRANGE_PRIMARIES = {10: "smpte428"}
+STRANGE_TRANSFERS = {8: "linear", 9: "log100", 10: "log316", 17: "smpte428"}
 # of a clip, which is always BT.709 in limited range
 EXACT_RGB = (
     (
@@ -212,8 +239,8 @@ def _film(container: Any, facts: Container) -> Any:
 def probe(path: Path) -> Container:
     """Container facts from one pass over the packets and the first decoded frame.
 
-    Raises BadData: unreadable, no-video-stream, no-timestamps, too-large, truncated or
-    decode-error.
+    Raises BadData: unreadable, no-video-stream, no-timestamps, too-large, truncated, decode-error
+    or unknown-colours.
     """
     with _open(path) as container:
         _check_container(container)
@@ -227,7 +254,8 @@ def probe(path: Path) -> Container:
         stream = _ready(container.streams[index])
         first = _first_frame(container, stream)
         mirrored, rotation = _display(first)
-        return Container(
+        _check_colours(first)
+        facts = Container(
             format=container.format.name,
             codec=stream.codec_context.codec.canonical_name,
             pix_fmt=first.format.name,
@@ -248,6 +276,7 @@ def probe(path: Path) -> Container:
             stream=index,
             order=line.order,
         )
+    return replace(facts, scan=_scan(path, facts, first.interlaced_frame))
 
 
 def _check_container(container: Any) -> None:
@@ -353,6 +382,30 @@ def _check_whole(stream: Any, line: timeline.Line, packets: _Packets) -> None:
         )
 
 
+def _check_colours(frame: VideoFrame) -> None:
+    """Raises BadData('unknown-colours') for a frame tagged with what longtake cannot convert."""
+    has_matrix = not is_rgb(frame.format.name) and len(frame.format.components) > 2
+    tags = (
+        *([("matrix", frame.colorspace, MATRICES, STRANGE_MATRICES)] if has_matrix else []),
+        ("primaries", frame.color_primaries, PRIMARIES, STRANGE_PRIMARIES),
+        ("transfer", frame.color_trc, TRANSFERS, STRANGE_TRANSFERS),
+    )
+    for kind, number, converted, strange in tags:
+        if number not in converted:
+            name = strange.get(number, f"number {int(number)}")
+            names = ", ".join(name for name in converted.values() if name != UNKNOWN)
+            raise BadData(
+                "unknown-colours",
+                f"the {kind} {name} of its colours cannot be converted, only {names}",
+            )
+
+
+def is_rgb(pix_fmt: str) -> bool:
+    """Whether pixels are RGB, which has no matrix and is never in limited range."""
+    pixels = VideoFormat(pix_fmt)
+    return bool(pixels.is_rgb or pixels.has_palette)
+
+
 def _display(frame: VideoFrame) -> tuple[bool, int]:
     """(flip left to right first, then turn clockwise by so many degrees), from the display
     matrix.
@@ -392,6 +445,39 @@ def _first_frame(container: Any, stream: Any) -> VideoFrame:
             return picture.frame
         why = why or picture.trouble
     raise BadData("decode-error", why or "no frame can be decoded")
+
+
+def _scan(path: Path, facts: Container, is_flagged: bool) -> interlacing.Scan:
+    """Whether a video is interlaced, from a few frames of it."""
+    if not interlacing.is_possible(facts, is_flagged):
+        return "progressive"
+    to_luma = Conversion(facts, ("scale", "flags=accurate_rnd+bitexact"), ("format", "gray"))
+    opinions: Counter[interlacing.Scan] = Counter()
+    num_flagged = num_frames = 0
+    can_seek = facts.order != "broken"
+    num_places = interlacing.NUM_PLACES if can_seek else 1
+    num_looks = interlacing.FRAMES_A_PLACE * interlacing.NUM_PLACES // num_places
+    for place in range(num_places):
+        low = facts.start_pts + (facts.end_pts - facts.start_pts) * place // num_places
+        with _open_for(path, facts, low) as container:
+            before = None
+            for frame in _first_frames(container, facts, num_looks):
+                num_frames += 1
+                num_flagged += frame.interlaced_frame
+                grey: Any = to_luma.convert(frame)
+                luma = grey.to_ndarray()
+                if before is not None and (scan := interlacing.opinion(before, luma)):
+                    opinions[scan] += 1
+                before = luma
+    return interlacing.scan_of(opinions, num_flagged, num_frames)
+
+
+def _first_frames(container: Any, facts: Container, count: int) -> Iterator[Any]:
+    """Some frames from where a container is, those that are not whole left out."""
+    pictures = _pictures(container, _film(container, facts))
+    for frame, _, is_whole in itertools.islice(pictures, count):
+        if frame is not None and is_whole and not _change(frame, facts):
+            yield frame
 
 
 class _Picture(NamedTuple):
@@ -551,7 +637,8 @@ def frames(
     losses = [] if losses is None else losses
     is_empty = True
     with _open_for(path, facts, low) as container:
-        for frame, pts, end_pts in _Showing(container, facts, low, high, losses):
+        showing = _Showing(container, facts, low, high, losses)
+        for frame, pts, end_pts in _progressive(showing, facts):
             if pts >= low:
                 is_empty = False
                 yield frame, pts, end_pts
@@ -571,7 +658,8 @@ def shown(
     come before; it is said to be shown from `start_pts` on.
     """
     with _open_for(path, facts, start_pts) as container:
-        for frame, pts, end in _Showing(container, facts, start_pts, end_pts, []):
+        showing = _Showing(container, facts, start_pts, end_pts, [])
+        for frame, pts, end in _progressive(showing, facts):
             yield frame, max(pts, start_pts), end
 
 
@@ -695,6 +783,35 @@ class _Showing:
         self._losses.append(timeline.Loss(reason, start, end, why))
 
 
+def _progressive(
+    showing: Iterable[tuple[VideoFrame, int, int]], facts: Container
+) -> Iterator[tuple[VideoFrame, int, int]]:
+    """The same frames; those of an interlaced video deinterlaced, anew after each hole."""
+    if facts.scan == "progressive":
+        yield from showing
+        return
+    # where bwdif does not take the pixels as they are, they are repacked without rounding
+    repack = ("scale", "flags=accurate_rnd+full_chroma_int+full_chroma_inp+bitexact")
+    chain: Graph | None = None
+    waiting: deque[tuple[int, int]] = deque()  # a frame is done when the next one comes
+
+    def done(frames: Iterable[VideoFrame]) -> Iterator[tuple[VideoFrame, int, int]]:
+        for frame in frames:
+            yield (frame, *waiting.popleft())
+
+    for frame, pts, end in showing:
+        if chain is not None and waiting and waiting[-1][1] != pts:
+            yield from done(_pushed(chain, None))
+            chain = None
+        if chain is None:
+            chain = graph(frame, facts.time_base, repack, interlacing.deinterlacer(facts.scan))
+        frame.pts = pts
+        waiting.append((pts, end))
+        yield from done(_pushed(chain, frame))
+    if chain is not None:
+        yield from done(_pushed(chain, None))
+
+
 def _change(frame: VideoFrame, facts: Container) -> str:
     """How a frame differs from the first one, "" if it does not. Filters are made for one size and
     format: a frame of another they would read beyond its end.
@@ -751,6 +868,20 @@ def graph(frame: VideoFrame, time_base: Fraction, *filters: tuple[str, str]) -> 
     return chain
 
 
+def _pushed(chain: Graph, frame: VideoFrame | None) -> Iterator[VideoFrame]:
+    """Push one frame, or None at the end, and pull those that are done. Raises
+    BadData('decode-error') for a picture that cannot be converted.
+    """
+    try:
+        chain.push(frame)
+        while True:
+            yield chain.pull()  # type: ignore[misc]
+    except (BlockingIOError, EOFError):  # the next one is needed; there is no more
+        return
+    except FFmpegError as error:
+        raise BadData("decode-error", f"the picture cannot be converted: {_why(error)}") from error
+
+
 def through(chain: Graph, frame: VideoFrame) -> VideoFrame:
     """Push one frame, pull one frame. Raises BadData('decode-error') for a picture that cannot be
     converted.
@@ -779,6 +910,19 @@ class Conversion:
         except BadData:
             self._graph = graph(frame, self._time_base, UNTAGGED, *self._filters)
             return through(self._graph, frame)
+
+
+class ExactRgb:
+    """Pictures of a clip as `h w c` uint8 RGB, the same on every kind of CPU."""
+
+    def __init__(self) -> None:
+        self._graph: Graph | None = None
+
+    def pixels_of(self, frame: VideoFrame) -> NDArray[np.uint8]:
+        self._graph = self._graph or graph(frame, Fraction(1, 1000), *EXACT_RGB)
+        converted: Any = through(self._graph, frame)
+        pixels: NDArray[np.uint8] = converted.to_ndarray()
+        return pixels
 
 
 class Thumbnails:
@@ -837,16 +981,14 @@ def read_clip_exactly(path: Path) -> NDArray[np.uint8]:
     """
     frame_bytes = clip_frame_bytes(path)
     pictures: list[NDArray[np.uint8]] = []
-    to_rgb: Graph | None = None
+    to_rgb = ExactRgb()
     with _open(path) as container:
         stream = _streams(container)[0]
         for frame, trouble, is_whole in _pictures(container, stream):
             if frame is None or not is_whole:
                 raise BadData("decode-error", f"the clip is damaged: {trouble}")
-            to_rgb = to_rgb or graph(frame, stream.time_base, *EXACT_RGB)
             _check("bytes of pixels", (len(pictures) + 1) * frame_bytes, MAX_CLIP_BYTES)
-            small: Any = through(to_rgb, frame)
-            pictures.append(small.to_ndarray())
+            pictures.append(to_rgb.pixels_of(frame))
     if not pictures:
         raise BadData("decode-error", "the clip has no frame")
     return np.stack(pictures)

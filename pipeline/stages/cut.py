@@ -24,7 +24,7 @@ from pipeline.core.store import Store
 from pipeline.media import bars, detectors, reel, stills, video
 from pipeline.media.timeline import Loss
 
-VERSION = 3
+VERSION = 4
 MAKES = Scene
 
 

@@ -20,7 +20,7 @@ from pipeline.core.store import Store
 from pipeline.media import addresses, archives, fetch, video
 from pipeline.media.addresses import matches, scheme
 
-VERSION = 2
+VERSION = 3
 MAKES = Video
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from pipeline.core.columns import Columns, captions_of, names_in, text_in
 from pipeline.core.errors import BadData, Unavailable
 from pipeline.core.params import Setup
+from pipeline.core.reading import shown_value
 from pipeline.core.records import Source
 from pipeline.core.stage import Stage
 from pipeline.core.store import Store
@@ -38,7 +39,8 @@ from pipeline.media.addresses import (
     stamp,
 )
 
-VERSION = 3
+VERSION = 4
+MAX_FIELDS_SHOWN = 12
 MAKES = Source
 
 
@@ -106,11 +108,13 @@ def process(
         yield source
         return
     elif scheme(source.uri) in ARCHIVES:
+        fields = Fields(columns)
         for place, name in archives.places(source.uri, folder):
-            yield from _in_archive(source, place, name, store, params, folder, columns)
+            yield from _in_archive(source, place, name, store, params, folder, fields)
             # it is fetched again when its videos are: the disk holds one at a time
             if not keep_raw:
                 fetch.forget_bundle(f"{scheme(source.uri)}:{place}", store)
+        yield from fields.missing(source.uri)
         return
     else:
         entries = fetch.entries(source.uri, store, params.per_host, params.attempts)
@@ -131,7 +135,7 @@ def _in_archive(
     store: Store,
     params: fetch.Params,
     folder: Path,
-    columns: Columns,
+    fields: Fields,
 ) -> Iterator[Source | BadData]:
     """The videos of one archive, with the captions and the licence that stand beside them."""
     archive = Archive(scheme(source.uri), place)
@@ -146,7 +150,7 @@ def _in_archive(
             key = f"{source.key}-{key_of_member(name, sample.member)}"
             uri = replace(archive, member=sample.member).uri
             try:
-                yield replace(source, key=key, uri=uri, **_beside(sample, source, columns))
+                yield replace(source, key=key, uri=uri, **fields.beside(sample, source))
             except ValueError as error:
                 yield BadData("unreadable", f"{uri}: {error}")
     except BadData as error:
@@ -156,18 +160,52 @@ def _in_archive(
         yield BadData("no-video-stream", f"{archive.uri} holds no video")
 
 
-def _beside(sample: archives.Sample, source: Source, columns: Columns) -> dict[str, Any]:
-    """Captions and licence of a sample, where [columns] names fields that it has; else those of the
-    source.
-    """
+class Fields:
+    """Captions and licences that stand beside the videos of archives, by [columns]."""
 
-    def has(column: str | None) -> bool:
-        return column is not None and set(names_in(column)) <= sample.fields.keys()
+    def __init__(self, columns: Columns) -> None:
+        self._columns = {"caption": columns.caption, "license": columns.license}
+        self._absent = {name for name, column in self._columns.items() if column is not None}
+        self._others: set[str] = set()
+        self._num_samples = 0
 
-    captions, license_ = source.captions, source.license
-    if has(columns.caption):
-        own, _ = captions_of(sample.fields, columns.caption)
-        captions = tuple(caption for caption in own if caption) or captions
-    if has(columns.license):
-        license_ = text_in(sample.fields, columns.license) or license_
-    return {"captions": captions, "license": license_}
+    def beside(self, sample: archives.Sample, source: Source) -> dict[str, Any]:
+        """Captions and licence of a sample, where [columns] names fields that it has; else those of
+        the source. Raises ValueError for a file beside it that is needed and cannot be read.
+        """
+        captions, license_ = source.captions, source.license
+        if self._has("caption", sample):
+            own, _ = captions_of(sample.fields, self._columns["caption"])
+            captions = tuple(caption for caption in own if caption) or captions
+        if self._has("license", sample):
+            license_ = text_in(sample.fields, self._columns["license"]) or license_
+        self._num_samples += 1
+        if self._absent and len(self._others) < MAX_FIELDS_SHOWN:
+            self._others |= sample.fields.keys()
+        return {"captions": captions, "license": license_}
+
+    def _has(self, name: str, sample: archives.Sample) -> bool:
+        column = self._columns[name]
+        if column is None:
+            return False
+        for field in names_in(column):
+            in_json = [] if field in sample.fields else filter(archives.is_json, sample.problems)
+            for ending in (field, *in_json):
+                if ending in sample.problems:
+                    raise ValueError(f"[columns] {name} = {column!r}: {sample.problems[ending]}")
+        is_there = set(names_in(column)) <= sample.fields.keys()
+        if is_there:
+            self._absent.discard(name)
+        return is_there
+
+    def missing(self, uri: str) -> Iterator[BadData]:
+        """What [columns] names and no sample has."""
+        if not self._num_samples:
+            return
+        fields = ", ".join(map(shown_value, sorted(self._others)[:MAX_FIELDS_SHOWN])) or "no fields"
+        for name in sorted(self._absent):
+            yield BadData(
+                "missing-field",
+                f"{uri}: no sample has what [columns] {name} = {self._columns[name]!r} names; "
+                f"beside its videos stand {fields}",
+            )

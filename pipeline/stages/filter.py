@@ -1,4 +1,5 @@
-"""Scene -> Scene* or Rejection: long enough, and no still? Reads the record and nothing else.
+"""Scene -> Scene* or Rejection: long enough, and neither a still nor unwanted? Reads the record
+and nothing else.
 
 How many frames a scene gives at the target fps follows from its time stamps, so a short scene costs
 nothing more and another `min_frames` decodes nothing. What is longer than `max_frames` is split
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
-from typing import Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -58,6 +59,10 @@ class Params(Table):
         description="Share of a scene's frames that must be new pictures: a still has one, footage "
         "of one picture a second a tenth at 10 fps.",
     )
+    interlaced: Literal["deinterlace", "reject"] = Field(
+        default="deinterlace",
+        description="Scenes of interlaced videos: take them, deinterlaced, or reject them.",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -75,12 +80,22 @@ def stage(setup: Setup) -> Stage:
     return Stage(
         name="filter",
         version=VERSION,
-        params={"fps": canonical.plain(fps), **canonical.plain(params.model_dump())},
+        params={"fps": canonical.plain(fps), **_plain(params)},
         makes=MAKES,
         process=partial(process, params=params, fps=fps),
         pure=always,
         local=True,
     )
+
+
+def _plain(params: Params) -> dict[str, Any]:
+    """The options as manifests and locks have them. `interlaced` is left away where it is the
+    default: it was not there before.
+    """
+    options: dict[str, Any] = canonical.plain(params.model_dump())
+    if options["interlaced"] == Params.model_fields["interlaced"].default:
+        del options["interlaced"]
+    return options
 
 
 def always(scene: Scene) -> bool:
@@ -92,6 +107,10 @@ def process(scene: Scene, store: Store, params: Params, fps: Fraction) -> Iterat
     """Trim, split and judge one scene. The outputs replace the scene and keep its video as
     parent. Raises RecipeError if no take of a scene that is too long keeps the limits.
     """
+    scan = scene.video.container.scan
+    if params.interlaced == "reject" and scan != "progressive":
+        yield BadData("interlaced", f"its frames are made of two fields ({scan})")
+        return
     ticks = -(-params.trim_s // scene.time_base)
     start_pts = scene.start_pts + ticks
     trimmed = replace(scene, start_pts=start_pts, end_pts=max(start_pts, scene.end_pts - ticks))

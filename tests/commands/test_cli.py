@@ -139,7 +139,7 @@ def test_schema_prints_the_file_beside_the_recipes() -> None:
 
 UNKNOWN_KEY = (
     ":4: filter.min_frame: unknown key; did you mean 'min_frames'? allowed are "
-    "max_frames, min_distinct, min_frames, trim_s\n"
+    "interlaced, max_frames, min_distinct, min_frames, trim_s\n"
 )
 
 

@@ -23,6 +23,7 @@ from pipeline.__main__ import app
 from pipeline.commands import facts, report
 from pipeline.core import ledger
 from pipeline.core import store as store_module
+from pipeline.core.columns import Columns
 from pipeline.core.errors import CAUSES, REASONS, BadData
 from pipeline.core.executors import Executor, Inline, Processes
 from pipeline.core.manifest import Manifest
@@ -35,7 +36,7 @@ from pipeline.dataset import recipe as recipes
 from pipeline.dataset.chain import Step, runner, surveyor
 from pipeline.media import encoders, fetch, reel, scorers
 from pipeline.media.detectors import whole
-from pipeline.stages import cut, download, encode, extract, score
+from pipeline.stages import cut, download, encode, expand, extract, score
 from pipeline.stages import filter as filtering
 from tests.making import behave, broken, footage
 from tests.making.deadly import Deadly
@@ -128,6 +129,25 @@ def unwanted_faces(world: World) -> tuple[str, str]:
     return world.staged(extract.stage(Setup((reel.Params(faces="reject"),))), scene)
 
 
+def a_field_nobody_has(world: World) -> tuple[str, str]:
+    with zipfile.ZipFile(world.folder / "a.zip", "w") as archive:
+        archive.writestr("a.mp4", b"film")
+    columns = Columns(caption="txt")
+    return world.staged(
+        expand.stage(Setup((fetch.Params(), columns), world.folder)), Source("a", "zip:a.zip")
+    )
+
+
+def unwanted_fields(world: World) -> tuple[str, str]:
+    scene = world.new_scene(0, 400)
+    facts = replace(scene.video.container, scan="top")
+    params = filtering.Params(interlaced="reject")
+    return world.staged(
+        filtering.stage(Setup((params, reel.Params()))),
+        replace(scene, video=replace(scene.video, container=facts)),
+    )
+
+
 def without_end(world: World) -> tuple[str, str]:
     world.monkeypatch.setattr(fetch, "MAX_BYTES", 100_000)
     return world.answered(endless(b"", "video/mp4"))
@@ -218,6 +238,9 @@ PROVOKED: dict[str, Callable[[World], tuple[str, str]]] = {
         filtering.stage(Setup((filtering.Params(min_frames=1), reel.Params()))),
         replace(world.new_scene(0, 400), distinct=0.0),
     ),
+    "unknown-colours": lambda world: world.file(world.film(footage.coloured, colorspace="ycgco")),
+    "missing-field": a_field_nobody_has,
+    "interlaced": unwanted_fields,
     "black-bars": unwanted_bars,
     "faces": unwanted_faces,
     "too-large": without_end,

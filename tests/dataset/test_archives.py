@@ -134,7 +134,7 @@ def test_members_of_any_name_are_found_by_their_bytes(
         with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
             for name, data in files.items():
                 archive.writestr(name, data)
-    steps = built(recipe_at(tmp_path, f"{kind}:a.{kind}"))
+    steps = built(recipe_at(tmp_path, f"{kind}:a.{kind}", ""))
     assert not rejections_of(steps)
     videos = videos_of(steps)
     assert len(videos) == len(names) == len({video.key for video in videos.values()})
@@ -170,7 +170,7 @@ def test_tricks_in_a_tar_are_counted_and_the_rest_is_taken(
     tmp_path: Path, films: list[bytes]
 ) -> None:
     hostile_tar(tmp_path / "a.tar", films[0])
-    steps = built(recipe_at(tmp_path, "tar:a.tar"))
+    steps = built(recipe_at(tmp_path, "tar:a.tar", ""))
     assert list(videos_of(steps)) == ["tar:a.tar!/ok.mp4"]
     said = sorted(rejections_of(steps))
     assert [line.partition(" the member ")[2] for line in said] == [
@@ -193,7 +193,7 @@ def test_of_an_archive_that_is_cut_off_the_members_before_are_taken(
     tmp_path: Path, films: list[bytes]
 ) -> None:
     cut_off(tmp_path / "a.tar", films[0])
-    steps = built(recipe_at(tmp_path, "tar:a.tar"))
+    steps = built(recipe_at(tmp_path, "tar:a.tar", ""))
     assert list(videos_of(steps)) == ["tar:a.tar!/a.mp4"]
     assert len(rejections_of(steps)) == 2
 
@@ -305,6 +305,63 @@ def test_a_text_that_is_half_a_list_costs_its_sample_and_no_other(
     steps = built(recipe_at(tmp_path, "tar:a.tar"))
     assert [video.source.captions for video in videos_of(steps).values()] == [("a", "b")]
     assert "which is no list" in rejections_of(steps)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "column", "expected"),
+    [
+        ("txt", "caf\xe9".encode("latin-1"), "txt", "'2.txt' is no text in UTF-8"),
+        ("txt", b"x" * (1 << 20) + b"x", "txt", "'2.txt' has 1048577 bytes, 1048576 at most"),
+        ("json", b'{"caption": "sea"', "caption", "'2.json' is no JSON: "),
+        ("json", b'{"caption": "\xff"}', "caption", "'2.json' is no text in UTF-8"),
+        ("json", b'{"caption": "\\ud800"}', "caption", "'2.json' is no text in UTF-8"),
+        ("json", b"[" * 5000, "{caption} of {place}", "'2.json' is no JSON: "),
+    ],
+)
+def test_a_text_that_is_needed_and_cannot_be_read_costs_its_sample_and_no_other(
+    tmp_path: Path, films: list[bytes], name: str, data: bytes, column: str, expected: str
+) -> None:
+    facts = json.dumps({"caption": "waves", "place": "Sylt"}).encode()
+    files = {"1.mp4": films[0], "1.txt": b"waves", "1.json": facts}
+    tar_at(tmp_path / "a.tar", {**files, "2.mp4": films[1], f"2.{name}": data})
+    more = f'[columns]\ncaption = "{column}"\n'
+    steps = built(recipe_at(tmp_path, "tar:a.tar", more))
+    assert list(videos_of(steps)) == ["tar:a.tar!/1.mp4"]
+    [said] = rejections_of(steps)
+    assert said.startswith(f"unreadable: tar:a.tar!/2.mp4: [columns] caption = '{column}': ")
+    assert expected in said
+    # what nobody asked for may be anything
+    steps = built(recipe_at(tmp_path, "tar:a.tar", ""))
+    assert (len(videos_of(steps)), rejections_of(steps)) == (2, [])
+
+
+def test_a_field_that_no_sample_has_is_counted_once_a_source(
+    tmp_path: Path, films: list[bytes]
+) -> None:
+    tar_at(tmp_path / "0.tar", sample("1", films[0], "waves"))
+    tar_at(tmp_path / "1.tar", sample("2", films[1], "sea"))
+    more = '[columns]\ncaption = "captoin"\nlicense = "terms"\n'
+    steps = built(recipe_at(tmp_path, "tar:{0,1}.tar", more))
+    assert [video.source.captions for video in videos_of(steps).values()] == [("a film",)] * 2
+    assert rejections_of(steps) == [
+        "missing-field: tar:{0,1}.tar: no sample has what [columns] caption = 'captoin' names; "
+        "beside its videos stand 'key', 'status', 'terms', 'txt'"
+    ]
+    tar_at(tmp_path / "2.tar", {"1.mp4": films[0]})
+    steps = built(recipe_at(tmp_path, "tar:2.tar", '[columns]\ncaption = "txt"\n'))
+    assert "stand no fields" in rejections_of(steps)[0]
+
+
+def test_a_sample_without_a_video_is_counted(tmp_path: Path, films: list[bytes]) -> None:
+    files = sample("1", films[0], "waves") | sample("2", films[1], "sea") | {"LICENSE": b"CC0"}
+    del files["2.mp4"]
+    tar_at(tmp_path / "a.tar", {**files, "3.txt": b"gone", "x.npy": b"\x93NUMPY"})
+    steps = built(recipe_at(tmp_path, "tar:a.tar"))
+    assert list(videos_of(steps)) == ["tar:a.tar!/1.mp4"]
+    assert [line.partition(": tar:a.tar: ")[2] for line in rejections_of(steps)] == [
+        "a sample without a video: '2.json', '2.txt'",
+        "a sample without a video: '3.txt'",
+    ]
 
 
 # From the web, and through everything that is done with a dataset

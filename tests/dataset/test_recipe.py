@@ -409,7 +409,7 @@ def test_time_ranges_and_captions_stay_with_their_source_when_videos_are_expande
         (
             SOURCE + "[filter]\nmin_frame = 5",
             "mine.toml:4: filter.min_frame: unknown key; did you mean 'min_frames'? "
-            "allowed are max_frames, ",
+            "allowed are interlaced, ",
         ),
         (
             SOURCE + "[filtr]\nmin_frames = 5",

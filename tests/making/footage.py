@@ -358,9 +358,72 @@ def hdr_patches(path: Path) -> Path:
     return make(path, stream, vcodec="libx265", crf=4, pix_fmt="yuv420p10le", **_x265(tags))
 
 
+def hlg_patches(path: Path) -> Path:
+    """Patches as 10-bit BT.2020 HLG."""
+    stream = patches().filter("scale", out_color_matrix="bt709", out_range="tv")
+    stream = stream.filter("format", "yuv420p10le")
+    tags = "colorprim=bt2020:transfer=arib-std-b67:colormatrix=bt2020nc:range=limited"
+    return make(path, stream, vcodec="libx265", crf=4, pix_fmt="yuv420p10le", **_x265(tags))
+
+
+def p3_patches(path: Path) -> Path:
+    """Patches in the colours of a phone's screen, P3 with the white of daylight."""
+    stream = patches().filter("scale", out_color_matrix="bt709", out_range="tv")
+    tags = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "range": "tv"}
+    stream = stream.filter("format", "yuv444p").filter("setparams", **tags)
+    stream = stream.filter("zscale", p="smpte432").filter("format", "yuv420p")
+    tags["color_primaries"] = "smpte432"
+    stream = stream.filter("setparams", **tags)
+    return make(path, stream, vcodec="libx264", crf=4, pix_fmt="yuv420p")
+
+
+def hd_patches(path: Path) -> Path:
+    """Patches of 1280x720, which say nothing of their colours."""
+    stream = patches().filter("scale", 1280, 720, flags="neighbor", out_color_matrix="bt709")
+    stream = stream.filter("format", "yuv420p").filter("setparams", **UNTAGGED, range="unknown")
+    return make(path, stream, vcodec="libx264", crf=4, pix_fmt="yuv420p")
+
+
+def coloured(path: Path, **tags: str) -> Path:
+    """A film tagged with any colours."""
+    stream = source("testsrc2", 0.4, 25, "160x120").filter("format", "yuv420p")
+    return make(path, stream.filter("setparams", **tags), vcodec="libx264", pix_fmt="yuv420p")
+
+
 def _x265(params: str) -> dict[str, str]:
     return {
         "x265-params": ":".join(
             filter(None, [params, "pools=none:frame-threads=1:log-level=error"])
         )
     }
+
+
+def moments(path: Path, look: str) -> Path:
+    """What is filmed at 50 moments a second, two of which an interlaced frame holds."""
+    return make(path, source(look, 2, 50, "320x480"), vcodec="ffv1", pix_fmt="yuv420p")
+
+
+def interlaced(path: Path, look: str, first: str, codec: str, flagged: bool = True) -> Path:
+    """The same moments as 25 frames a second, the field `first` ("top", "bottom") first; `flagged`
+    as such or as progressive.
+    """
+    size = "720x576" if codec == "dvvideo" else "320x480"
+    stream = source(look, 2, 50, size).filter("tinterlace", f"interleave_{first}")
+    stream = stream.filter("setfield", f"{first[0]}ff" if flagged else "prog")
+    options: dict[str, Any] = {"vcodec": codec, "pix_fmt": "yuv420p", "crf": 12, "g": 12}
+    if codec != "libx264":
+        del options["crf"]
+        options["qscale:v"] = 2
+    if flagged:
+        options["flags:v"] = "+bitexact+ilme+ildct"
+    return make(path, stream, **options)
+
+
+def progressive_segmented(path: Path, look: str) -> Path:
+    """Progressive pictures in an interlaced stream, as cameras and broadcasters store them."""
+    stream = source(look, 2, 25, "320x480").filter("setfield", "tff")
+    return make(
+        path,
+        stream,
+        **{"vcodec": "libx264", "pix_fmt": "yuv420p", "flags:v": "+bitexact+ilme+ildct"},
+    )

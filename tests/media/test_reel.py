@@ -240,6 +240,7 @@ def test_odd_sizes_are_cropped_in_the_centre(film: Film, video_of: VideoOf, stor
         (footage.rgb_patches, ["qtrle", "argb"], {"suffix": ".mov"}, 4),
         (footage.rgb_patches, ["mjpeg", "yuvj420p"], {"suffix": ".avi"}, 6),
         (footage.hdr_patches, [], {}, 40),
+        (footage.p3_patches, [], {}, 6),
     ],
     ids=[
         "709",
@@ -253,6 +254,7 @@ def test_odd_sizes_are_cropped_in_the_centre(film: Film, video_of: VideoOf, stor
         "argb",
         "jpeg",
         "hdr",
+        "p3",
     ],
 )
 def test_colours_come_back_through_reel_and_reader(

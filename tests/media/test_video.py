@@ -535,15 +535,9 @@ def test_a_stream_that_turns_up_late_ends_the_packets_and_not_the_build() -> Non
     assert list(video._demux(Late(), None)) == [1, 2]
 
 
-@pytest.mark.parametrize(
-    "tag", ["transfer_characteristics=9", "matrix_coefficients=8", "colour_primaries=3"]
-)  # logarithmic, YCgCo, reserved
-def test_colours_that_cannot_be_converted_are_taken_as_untagged(
-    film: Film, tmp_path: Path, tag: str
-) -> None:
-    path = film(
-        footage.plain, 0.4, size="64x64", pix_fmt="yuv444p10le", **{"bsf:v": f"h264_metadata={tag}"}
-    )
+def test_reserved_colours_are_taken_as_untagged(film: Film, tmp_path: Path) -> None:
+    tags = {"bsf:v": "h264_metadata=colour_primaries=3"}
+    path = film(footage.plain, 0.4, size="64x64", pix_fmt="yuv444p10le", **tags)
     facts = video.probe(path)
     frame = next(video.frames(path, facts))[0]
     assert video.Thumbnails(facts, 32).thumbnail_of(frame).shape == (32, 32, 3)
@@ -551,3 +545,41 @@ def test_colours_that_cannot_be_converted_are_taken_as_untagged(
     writer.add(frame, 0, facts.end_pts)
     writer.close()
     assert writer.num_frames == 4
+
+
+@pytest.mark.parametrize(
+    ("tags", "name"),
+    [
+        ({"colorspace": "ycgco"}, "the matrix ycgco of"),
+        ({"colorspace": "bt2020c"}, "the matrix bt2020c of"),
+        ({"color_trc": "linear"}, "the transfer linear of"),
+        ({"color_primaries": "smpte428"}, "the primaries smpte428 of"),
+    ],
+)
+def test_colours_that_cannot_be_converted_are_refused_by_name(
+    film: Callable[..., Path], tags: dict[str, str], name: str
+) -> None:
+    with pytest.raises(BadData, match=name) as raised:
+        video.probe(film(footage.coloured, **tags))
+    assert raised.value.reason == "unknown-colours"
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"colorspace": "fcc"},
+        {"colorspace": "smpte240m", "color_trc": "smpte240m"},
+        {"color_primaries": "bt470bg"},
+        {"color_primaries": "smpte432"},
+    ],
+)
+def test_colours_that_can_be_converted_are_named(
+    film: Callable[..., Path], tags: dict[str, str]
+) -> None:
+    facts = video.probe(film(footage.coloured, **tags))
+    names = {
+        "colorspace": facts.color_matrix,
+        "color_trc": facts.color_transfer,
+        "color_primaries": facts.color_primaries,
+    }
+    assert {kind: names[kind] for kind in tags} == tags

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.core.store import Store
+from pipeline.media import reel, video
 from tests.making import footage
 from training import media, writing
 from training.errors import ShardError, Stopped, UsageError
@@ -89,6 +91,32 @@ def test_a_turned_clip_is_upright(film: Film) -> None:
         off = [np.abs(np.rot90(straight, turns) - turned).mean() for turns in range(4)]
         assert off[degrees // 90] < 3, degrees
         assert min(off) == off[degrees // 90]
+
+
+@pytest.mark.parametrize(
+    ("make", "args"),
+    [
+        (footage.hdr_patches, []),
+        (footage.hlg_patches, []),
+        (footage.p3_patches, []),
+        (footage.hd_patches, []),
+        (footage.mirrored, []),
+        (footage.rotated, [90]),
+        (footage.rotated, [270]),
+        (footage.anamorphic, []),
+        (footage.colour_patches, ["bt709"]),
+    ],
+)
+def test_a_start_is_what_the_pipeline_makes_of_the_same_film(
+    film: Film, video_of: Callable[..., Any], store: Store, make: Any, args: list[Any]
+) -> None:
+    path = film(make, *args)
+    params = reel.Params(size=64, fps=Fraction(10))
+    whole = reel.reel_of(video_of(path), params, store)
+    clip = video.read_clip_exactly(store.path(whole["reel"]["sha256"]))
+    start = media.read_start(path, 64, Fraction(10), len(clip))
+    assert len(start) == len(clip)
+    assert np.abs(start.astype(int) - clip).mean() < 2
 
 
 def test_pixels_need_not_be_square(film: Film) -> None:
