@@ -27,9 +27,10 @@ from pipeline.dataset.complaint import complaint_of, header_lines, line_of, valu
 from pipeline.dataset.naming import NAME, toml_of
 from pipeline.dataset.rows import KINDS, label, no_column, rows_of
 from pipeline.dataset.source_table import SourceEntry, values_of_row
-from pipeline.media import addresses, archives, detectors
+from pipeline.media import addresses, archives, detectors, scorers
 from pipeline.media.fetch import Params as Download
 from pipeline.media.reel import Params as Extract
+from pipeline.media.scorers import head
 from pipeline.stages import NAMES, keep
 from pipeline.stages.encode import Params as Encode
 from pipeline.stages.filter import Params as Filter
@@ -169,8 +170,21 @@ def check_files(path: Path, removed: Collection[str]) -> None:
         source = entry.source()
         if source.key not in removed and not archives.is_there(source.uri, path.parent):
             complaints.append(f"{place}: uri: there is no file {printable(source.uri)}")
+    complaints += _complaints_of_heads(recipe, path, text)
     if complaints:
         raise RecipeError("\n".join(_first(complaints)))
+
+
+def _complaints_of_heads(recipe: Recipe, path: Path, text: str) -> Iterator[str]:
+    """What is wrong with the files of heads that clips are scored by."""
+    table = next(value for _, value in recipe if isinstance(value, scorers.Choice))
+    for scorer in table.chosen:
+        for name, file in scorer.files(path.parent).items():
+            try:
+                head.read(file)
+            except RecipeError as error:
+                line = line_of(text, [f"score.{scorer.name}", name])
+                yield f"{path}:{line}: score.{scorer.name}.{name}: {error}"
 
 
 def _recipe_at(path: Path) -> tuple[Recipe, str]:
