@@ -127,20 +127,12 @@ class Head(Scorer):
         """Raises RecipeError for a head that cannot be read or does not fit the CLIP, for a CLIP
         that sees no pictures; Stopped for models that cannot be had.
         """
-        params = setup.table(Encode)
-        models = find_encoders(params, setup.folder, setup.offline)
+        params, models = clip_of(setup)
         width = encoders.clip_facts(models.clip_folder)["image_width"]
-        if not width:
-            raise RecipeError(
-                "the scorer 'head' needs a CLIP that sees pictures, and the one under [encode] is "
-                'a text encoder alone: name a whole CLIP, or leave "head" out of scorers'
-            )
         files = self.files(setup.folder)
         heads = {name: read(path) for name, path in files.items()}
         for name, head in heads.items():
             _check_fit(f"score.head.{name}: {files[name]}", head, width, models)
-        if not params.image_frames:
-            params = params.model_copy(update={"image_frames": NUM_FRAMES})
         return ReadyHead(heads=heads, params=params, models=models, device=setup.device)
 
 
@@ -179,6 +171,22 @@ class ReadyHead(Scorer):
         assert pictures.store is not None
         embedding = embedding_of(clip, pictures.store, self.params, self.models, self.device)
         return [head.value(embedding) for head in self.heads.values()]
+
+
+def clip_of(setup: Setup) -> tuple[Encode, encoders.Encoders]:
+    """The recipe's CLIP, and how many frames it sees in which arithmetic. Raises RecipeError for
+    one that sees no pictures, Stopped for models that cannot be had.
+    """
+    params = setup.table(Encode)
+    models = find_encoders(params, setup.folder, setup.offline)
+    if not encoders.has_images(models.clip_folder):
+        raise RecipeError(
+            "heads are over image embeddings, and the CLIP under [encode] is a text encoder alone: "
+            'name a whole CLIP, or leave "head" out of scorers'
+        )
+    if not params.image_frames:
+        params = params.model_copy(update={"image_frames": NUM_FRAMES})
+    return params, models
 
 
 def embedding_of(
