@@ -20,6 +20,7 @@ from pipeline.core import canonical
 from pipeline.core.columns import CellError, Columns
 from pipeline.core.errors import RecipeError, printable
 from pipeline.core.params import DatasetName, Setup, Table
+from pipeline.core.picks import Pick
 from pipeline.core.reading import shown, shown_value
 from pipeline.core.records import Source
 from pipeline.dataset import removals
@@ -114,10 +115,17 @@ class Loaded:
         """What was taken down, by its bytes."""
         return removals.footage_of(self.removed)
 
+    @cached_property
+    def picks(self) -> Mapping[str, Pick]:
+        """The picks that count, by the clip's digest, read once: what a build uses is what its lock
+        names, whoever picks meanwhile.
+        """
+        return keep.picks_of(replace(self.setup("auto", offline=True), picks=None))
+
     def setup(self, device: str, offline: bool = False) -> Setup:
         """What the stages of this dataset are made from."""
         tables = tuple(value for _, value in self.recipe if isinstance(value, Table))
-        return Setup(tables, self.folder, device, offline)
+        return Setup(tables, self.folder, device, offline, picks=lambda: self.picks)
 
     @property
     def digest(self) -> str:
@@ -132,7 +140,7 @@ class Loaded:
             options["columns"] = {"caption": columns.caption, "license": columns.license}
         setup = self.setup("auto", offline=True)
         if keep.picks_path(setup) is not None:
-            options["picks"] = keep.digest_of(keep.picks_of(setup))
+            options["picks"] = keep.digest_of(self.picks)
         return canonical.digest([canonical.plain(options), self.sources])
 
 

@@ -125,8 +125,12 @@ def picks_path(setup: Setup) -> Path | None:
     return None if name is None else setup.folder / name
 
 
-def picks_of(setup: Setup) -> dict[str, Pick]:
-    """The picks that count, by the clip's digest. Raises RecipeError with the line that is none."""
+def picks_of(setup: Setup) -> Mapping[str, Pick]:
+    """The picks that count, by the clip's digest: those that `setup` has, or as they are in the
+    file now. Raises RecipeError with the line that is none.
+    """
+    if setup.picks is not None:
+        return setup.picks()
     path = picks_path(setup)
     return {} if path is None else hand.last_of_each(hand.read(path))
 

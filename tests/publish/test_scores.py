@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from pyarrow import parquet
 
+from pipeline.core import picks
 from pipeline.core.executors import Inline
 from pipeline.core.stage import Progress
 from pipeline.core.store import Store
-from pipeline.dataset import lock, relock
+from pipeline.dataset import build, lock, relock
 from pipeline.dataset import recipe as recipes
 from pipeline.dataset.build import Step
 from pipeline.dataset.likeness import are_near, compare_locks
@@ -318,3 +319,29 @@ def test_shards_of_the_same_recipe_are_the_same_in_any_executor(
     assert done.returncode == 0, done.stdout + done.stderr
     index = json.loads((tmp_path / "data" / "scored" / "shards" / "index.json").read_text())
     assert index["root_digest"] == scored.index["root_digest"]
+
+
+def test_a_pick_made_while_a_build_runs_is_for_the_next_build_and_its_lock(own: Dataset) -> None:
+    path = picks.path_of(own.recipe)
+    path.touch()
+    edit(own, RULES, RULES + f'picks = "{path.name}"\n')
+    own.build()
+    before = lock.read(own.recipe)
+    [first, *_] = sorted(before.clips.values(), key=lambda clip: clip.key)
+    pick = picks.Pick(clip=first.sha256, pick="reject", time="2026-11-29T16:40:12Z")
+    edit(own, "luma > 20", "luma > 21")  # another recipe, so that another lock is written
+
+    loaded = recipes.load(own.recipe)
+    for step in build.build(loaded, own.data, Inline(), "cpu", "shard", Progress()):
+        if step.manifest.stage in ("expand", "keep"):
+            picks.append(path, [pick])
+    locked = lock.read(own.recipe)
+    assert locked.clips.keys() == before.clips.keys()
+    assert locked.params("keep")["picks"] == before.params("keep")["picks"]
+    now = recipes.load(own.recipe)
+    assert locked.header["recipe"] == loaded.digest != now.digest
+
+    own.build()
+    picked = lock.read(own.recipe)
+    assert picked.clips.keys() == before.clips.keys() - {first.key}
+    assert picked.header["recipe"] == now.digest
