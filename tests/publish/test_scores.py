@@ -227,6 +227,33 @@ def test_a_rebuild_says_how_far_scores_are_off(
     assert checked.grade == verdict
 
 
+@pytest.mark.parametrize(
+    ("factor", "line"),
+    [
+        (1.0, "3 clips scored again: as they were"),
+        (1.01, "3 clips scored again: luma is off by up to 0."),
+        (1.3, "measured again, luma is "),
+    ],
+)
+def test_verify_measures_some_clips_again_and_says_how_far_off_they_are(
+    own: Dataset, monkeypatch: pytest.MonkeyPatch, factor: float, line: str
+) -> None:
+    own.build()  # of the copied videos
+    memos = list(Store(own.data / "store").memos())
+    measure = Exposure.measure
+
+    def brighter(self: Exposure, *args: Any) -> Any:
+        luma, *others = measure(self, *args)
+        assert luma is not None
+        return [luma * factor, *others]
+
+    monkeypatch.setattr(Exposure, "measure", brighter)
+    done = longtake("verify", own.recipe, "--data", own.data, "--device", "cpu")
+    assert line in done.stdout
+    assert done.returncode == (7 if factor > 1.05 else 0)
+    assert list(Store(own.data / "store").memos()) == memos
+
+
 def test_two_locks_that_differ_in_scores_are_compared_by_them(
     scored: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
