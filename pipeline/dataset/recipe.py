@@ -191,7 +191,7 @@ def _complaints_of_heads(recipe: Recipe, path: Path, text: str) -> Iterator[str]
             try:
                 head.read(file)
             except RecipeError as error:
-                line = line_of(text, [f"score.{scorer.name}", name])
+                line = line_of(text, ["score", scorer.name, name])
                 yield f"{path}:{line}: score.{scorer.name}.{name}: {error}"
 
 

@@ -25,6 +25,7 @@ from pipeline.dataset import recipe as recipes
 from pipeline.media import encoders
 from pipeline.media.scorers import head
 from pipeline.publish import scores as scored
+from pipeline.publish import sweep
 from tests.making import footage
 from tests.making.command import longtake
 from tests.making.dataset import OPTIONS, Dataset
@@ -143,6 +144,34 @@ def test_another_head_is_measured_without_any_model(
     assert [row["pretty"] for row in after.values()] != [row["pretty"] for row in before.values()]
 
 
+def test_gc_keeps_the_embeddings_of_clips_that_were_dropped_for_the_next_head(
+    plain: Dataset, embedded: list[int]
+) -> None:
+    add(plain, HEADED.replace("liked > 0.0001", "liked < 0"))
+    assert len(scores_of(plain)) == 2  # and nothing is kept
+    embedded.clear()
+    swept, _ = sweep.gc(plain.data, dry=False)
+    assert swept.counts["image embeddings"] == 0
+    save(plain.recipe.parent / "pretty.safetensors", weight=weights(3))
+    scores_of(plain)
+    assert not embedded
+    edit(plain, '"distinct", "head"', '"distinct"')
+    edit(plain, "pretty > -1000 and liked < 0", "distinct < 0")
+    scores_of(plain)
+    swept, _ = sweep.gc(plain.data, dry=False)
+    assert swept.counts["image embeddings"] == 2  # of no use to a recipe without heads
+
+
+def test_a_rebuild_with_another_head_is_refused_by_its_name(plain: Dataset, tmp_path: Path) -> None:
+    add(plain, HEADED)
+    plain.build()
+    clone = plain.published(tmp_path)
+    save(clone.recipe.parent / "pretty.safetensors", weight=weights(3))
+    done = longtake("reproduce", clone.recipe, "--data", clone.data, "--executor", "inline")
+    assert done.returncode == 2
+    assert "[score] head.heads.pretty: the recipe gives " in done.stderr
+
+
 def test_where_encode_embeds_no_frame_score_embeds_three(
     plain: Dataset, embedded: list[int]
 ) -> None:
@@ -189,7 +218,7 @@ def test_rules_tables_and_the_lock_know_heads_by_their_names(plain: Dataset) -> 
         ({"weight": np.ones(4, np.int32)}, "its numbers are int32"),
         ({"weight": np.array([1, np.nan])}, "it holds NaN or infinity"),
         ({"weight": np.ones(4), "bias": np.array([np.inf])}, "it holds NaN or infinity"),
-        ({"weight": np.ones(1 << 21)}, "more than 8 MiB"),
+        ({"weight": np.ones(1 << 21)}, "longer than 8 MiB"),
     ],
     ids=str,
 )
@@ -267,7 +296,7 @@ def test_a_head_that_does_not_fit_stops_the_build_before_any_work(plain: Dataset
         ('[score.head]\nframes = "a"\n', "a head cannot be called 'frames'"),
         ('[score.head]\nnot = "a"\n', "'not' is no name for a score"),
         ('[score.head]\n"a-b" = "a"\n', "'a-b' is no name for a score"),
-        ("[score.head]\na = 3\n", "a: got 3"),
+        ("[score.head]\na = 3\n", "a.toml:4: score.head.a: got 3"),
         (
             '[score]\n[score.head]\nmine = "a"\n[keep]\nx = "mine > 0"\n',
             "'mine' is not measured: add \"head\" to scorers",

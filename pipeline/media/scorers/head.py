@@ -28,14 +28,14 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, model_validator
 
 from pipeline.core import canonical
-from pipeline.core.errors import BadData, RecipeError
+from pipeline.core.errors import BadData, Damaged, RecipeError
 from pipeline.core.params import Setup
-from pipeline.core.reading import shown_value
+from pipeline.core.reading import shown_value, whole
 from pipeline.core.records import Clip
 from pipeline.core.store import Store
 from pipeline.media import encoders
+from pipeline.media.models import IMAGES_VERSION, find_encoders, forced, image_embeddings
 from pipeline.media.models import Params as Encode
-from pipeline.media.models import find_encoders, forced, image_embeddings
 from pipeline.media.scorers.scorer import Pictures, Score, Scorer
 
 NUM_FRAMES = 3  # that are embedded where the recipe's `image_frames` is 0
@@ -204,6 +204,17 @@ def embedding_of(
     return mean_of(np.load(store.path(blob.sha256), allow_pickle=False))
 
 
+def embedding_keys(params: Mapping[str, Any], clips: Sequence[str]) -> list[str]:
+    """The keys of the memos of these clips' embeddings (the clips by digest), from the parameters
+    that a manifest has of a stage `score` with heads; none without.
+    """
+    facts = params.get("head")
+    if not isinstance(facts, dict) or facts.get("version") != Head.version:
+        return []
+    task = [facts["clip"], facts["precision"], facts["image_frames"], *facts["forced"]]
+    return [canonical.digest(["images", IMAGES_VERSION, {"clip": clip}, *task]) for clip in clips]
+
+
 def mean_of(embeddings: NDArray[np.floating[Any]]) -> list[float]:
     """The mean of embeddings (`k d`), each scaled to length 1; `d` numbers. Raises BadData for one
     without a length.
@@ -234,15 +245,10 @@ def read(path: Path) -> LinearHead:
     head, for a weight of another shape, and for numbers that are not finite.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+        return _parsed(whole(path, MAX_BYTES))
     except OSError as error:
         raise RecipeError(f"the head {path} cannot be read ({error.strerror})") from error
-    try:
-        if len(content) > MAX_BYTES:
-            raise ValueError(f"it has more than {MAX_BYTES >> 20} MiB")
-        return _parsed(content)
-    except ValueError as error:
+    except (Damaged, ValueError) as error:
         raise RecipeError(
             f"{path} is no head: {error}; wanted is a safetensors file with `weight` (d or 1 d "
             "numbers, float16, float32 or float64) and, if it has one, `bias` (1)"
