@@ -217,7 +217,7 @@ class Page {
         : null;
     const showButton = (show, label) => el("button", { type: "button", "aria-pressed": String(state.values.show === show), "data-show": show, onclick: () => state.set({ show }) }, label);
     const measures = records.measures.map((measure) => [measure.name, `By ${measure.name}`]);
-    const unsure = records.measures.filter((measure) => measure.unit === "probability").map(({ name }) => [`${UNSURE}${name}`, `By ${name}, least certain first`]);
+    const unsure = records.measures.filter((measure) => measure.unit === "probability").map(({ name }) => [`${UNSURE}${name}`, `Least certain ${name}`]);
     const splits = records.split.includes(2) ? [["", "Any split"], ["train", "train"], ["validation", "validation"]] : [];
     const sources = records.sources.length <= 500 ? [["", "Any source"], ...records.sources.map((source) => [source.key, source.key])] : state.values.source ? [["", "Any source"], [state.values.source, state.values.source]] : [];
     this.found = el("span", { class: "found" });
