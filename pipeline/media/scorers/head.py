@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, model_validator
 
 from pipeline.core import canonical
-from pipeline.core.errors import BadData, Damaged, RecipeError
+from pipeline.core.errors import BadData, Damaged, RecipeError, printable
 from pipeline.core.params import Setup
 from pipeline.core.reading import shown_value, whole
 from pipeline.core.records import Clip
@@ -262,7 +262,7 @@ def _parsed(content: bytes) -> LinearHead:
     try:
         arrays: Mapping[str, NDArray[Any]] = load(content)
     except (SafetensorError, KeyError, TypeError) as error:  # KeyError: a type numpy has not
-        raise ValueError(" ".join(str(error).split())[:200]) from None
+        raise ValueError(printable(" ".join(str(error).split())[:200])) from None
     shapes = {name: list(array.shape) for name, array in arrays.items()}
     listed = ", ".join(f"{name!a:.60} {shape}" for name, shape in sorted(shapes.items())[:5])
     if "weight" not in arrays or not arrays.keys() <= {"weight", "bias"}:
