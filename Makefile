@@ -54,7 +54,7 @@ HAVE_SHARDS = $(if $(filter file,$(origin SHARDS)),test -f "$(SHARDS)/index.json
 shown = $(subst $$(RECIPE_NAME),NAME,$(subst $$(DATA),$(DATA),$(value $(1))))
 
 .PHONY: help setup shards download cut filter extract score keep encode status rejections scores retry plan-shards reproduce verify refresh remove \
-	gc report browse card train-image train-keyframe train-interp sample evaluate pictures plan test test-page check chaos format bench schema constraints clean
+	gc report browse taste card train-image train-keyframe train-interp sample evaluate pictures plan test test-page check chaos format bench schema constraints clean
 
 help:  ## what there is to type
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-36s %s\n", $$1, $$2}'
@@ -120,6 +120,9 @@ report: setup  ## a page to see the dataset by: data/NAME/report/index.html; DEC
 
 browse: setup  ## the same page served here, live, and picks saved: PORT=8765
 	@$(PY) -m pipeline browse "$(MANIFEST)" --data "$(DATA)" --device $(DEVICE) $(if $(PORT),--port $(PORT)) $(if $(BIND),--host $(BIND))
+
+taste: setup  ## fit a score to your picks, 50 or more, and say how often it is right
+	@$(PY) -m pipeline taste "$(MANIFEST)" --data "$(DATA)" --device $(DEVICE)
 
 card: setup  ## a dataset card for the model hub, beside the recipe
 	@$(PY) -m pipeline card "$(MANIFEST)"

@@ -23,11 +23,11 @@ SETS = {
 
 
 def installed() -> list[str]:
-    """The scorers whose network, if they have one, is there."""
+    """The scorers whose network, if they have one, is there, and that no recipe has to complete."""
     return [
         name
         for name, kind in scorers.SCORERS.items()
-        if kind.weights is None or kind.weights.path() is not None
+        if (kind.weights is None or kind.weights.path() is not None) and not kind().problem()
     ]
 
 

@@ -146,6 +146,7 @@ def checked(checks: Checked) -> dict[str, Any]:
         "bytes": checks.num_bytes,
         "arrays": checks.arrays,
         "decoded_db": list(checks.decoded),
+        "scored_again": {"clips": checks.scored, "largest": dict(checks.score_distances)},
     }
 
 

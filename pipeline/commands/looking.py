@@ -1,4 +1,6 @@
-"""Commands that show a dataset in a browser: report, browse."""
+"""Commands that show a dataset in a browser, and what people pick there: report, browse,
+merge-picks, taste.
+"""
 
 from __future__ import annotations
 
@@ -168,6 +170,67 @@ def merge_picks(
         return 0, {}
 
     guarded(act)
+
+
+@app.command()
+def taste(
+    recipe: RecipePath,
+    data: Data = Path("data"),
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Learn from picks: fit a head over CLIP's image embeddings, which scores clips as you would.
+
+    It takes 50 picks or more, says how often it is right about picks it has not seen, and is
+    written (NAME.taste.safetensors, beside the recipe) if that is better than chance.
+    """
+
+    def act(console: Any) -> tuple[int, Facts]:
+        from pipeline.commands import facts
+        from pipeline.commands.report import progress
+        from pipeline.dataset.recipe import load
+        from pipeline.publish import taste as tastes
+
+        path, line = recipes.own(recipe)
+        if line:
+            say(console, line)
+        loaded = load(path)
+        with progress(console) as bars, interrupts.raised():
+            taste = tastes.taste(loaded, data, device, bars)
+        fit = taste.fit
+        more = "kept" if taste.num_kept >= taste.num_rejected else "rejected"
+        held_out = "film by film" if fit.by_film else "clip by clip, for there are few films"
+        say(
+            console,
+            f"{taste.num_kept} picks kept, {taste.num_rejected} rejected"
+            + (f"; {taste.num_elsewhere} of clips that are not here" * bool(taste.num_elsewhere)),
+            f"right about {fit.accuracy:.0%} of picks it has not seen (held out {held_out}; "
+            f"{fit.spread:.0%} standard deviation over folds); always '{more}' is right about "
+            f"{fit.chance:.0%}",
+        )
+        results = {
+            **facts.dataset(loaded, data),
+            "kept": taste.num_kept,
+            "rejected": taste.num_rejected,
+            "elsewhere": taste.num_elsewhere,
+            "accuracy": round(fit.accuracy, 4),
+            "spread": round(fit.spread, 4),
+            "chance": round(fit.chance, 4),
+            "by_film": fit.by_film,
+            "head": str(taste.path) if taste.path else None,
+        }
+        if taste.path is None:
+            say(
+                console,
+                "no better than chance, so nothing was written: this CLIP does not see what you "
+                "go by, or it takes more picks",
+            )
+            return 5, results
+        lines = tastes.recipe_lines(loaded, taste.path)
+        say(console, f"{taste.path}: to score clips by it, the recipe needs", *lines)
+        return 0, {**results, "recipe_lines": lines}
+
+    guarded(act, as_json)
 
 
 def _hints(address: str, host: str) -> list[str]:

@@ -175,7 +175,19 @@ def verified(checked: Row) -> list[str]:
     line += f", {checked['arrays']} arrays without NaN or infinity"
     if decoded := checked["decoded_db"]:
         line += f", {len(decoded)} samples decode to {min(decoded):.1f} dB PSNR or better"
+    if count := checked["scored_again"]["clips"]:
+        line += f", {count} clips scored again: {_distance(checked['scored_again']['largest'])}"
     return [*problems, *checked["near"], *checked["notes"], line, _verdict(checked)]
+
+
+def _distance(largest: Mapping[str, float]) -> str:
+    """How far scores that were measured again are off, by score and as a share of what is
+    allowed.
+    """
+    far = max(largest, key=largest.__getitem__, default="")
+    if not far or not largest[far]:
+        return "as they were"
+    return f"{far} is off by up to {largest[far]:.2g} of what is allowed"
 
 
 def _verdict(checked: Row) -> str:

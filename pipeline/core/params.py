@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
+
+from pipeline.core.picks import Pick
 
 
 class Table(BaseModel):
@@ -26,7 +29,8 @@ T = TypeVar("T", bound=Table)
 class Setup:
     """What stages are made from: a recipe's tables, the folder it lies in, where models run, and
     whether they must be on this machine already (`offline`), and whether what was fetched stays
-    when it has been used (`keep_raw`).
+    when it has been used (`keep_raw`). `picks` gives the picks that count, by clip, as they were
+    when they were first asked for: people go on picking while a build runs.
     """
 
     tables: tuple[Table, ...]
@@ -34,6 +38,7 @@ class Setup:
     device: str = "auto"
     offline: bool = False
     keep_raw: bool = True
+    picks: Callable[[], Mapping[str, Pick]] | None = None
 
     def find(self, kind: type[T]) -> T | None:
         """The table of that kind, or None if the recipe has none."""

@@ -77,7 +77,9 @@ def line_of(text: str, location: Location) -> int:
     """The line of a field in a recipe's text, or of its table, or 1."""
     lines = text.splitlines()
     index = next((part for part in location if isinstance(part, int)), 0)
-    headers = header_lines(text, str(location[0]))
+    names = [str(part) for part in location]
+    tables = [".".join(names[:depth]) for depth in range(len(names), 0, -1)]
+    headers = next((rows for table in tables if (rows := header_lines(text, table))), ())
     if not headers:  # a key before the first table, or a table written in one line
         headers, location = [-1], location[:1]
     if index >= len(headers):

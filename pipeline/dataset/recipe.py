@@ -20,6 +20,7 @@ from pipeline.core import canonical
 from pipeline.core.columns import CellError, Columns
 from pipeline.core.errors import RecipeError, printable
 from pipeline.core.params import DatasetName, Setup, Table
+from pipeline.core.picks import Pick
 from pipeline.core.reading import shown, shown_value
 from pipeline.core.records import Source
 from pipeline.dataset import removals
@@ -27,9 +28,10 @@ from pipeline.dataset.complaint import complaint_of, header_lines, line_of, valu
 from pipeline.dataset.naming import NAME, toml_of
 from pipeline.dataset.rows import KINDS, label, no_column, rows_of
 from pipeline.dataset.source_table import SourceEntry, values_of_row
-from pipeline.media import addresses, archives, detectors
+from pipeline.media import addresses, archives, detectors, scorers
 from pipeline.media.fetch import Params as Download
 from pipeline.media.reel import Params as Extract
+from pipeline.media.scorers import head
 from pipeline.stages import NAMES, keep
 from pipeline.stages.encode import Params as Encode
 from pipeline.stages.filter import Params as Filter
@@ -113,10 +115,17 @@ class Loaded:
         """What was taken down, by its bytes."""
         return removals.footage_of(self.removed)
 
+    @cached_property
+    def picks(self) -> Mapping[str, Pick]:
+        """The picks that count, by the clip's digest, read once: what a build uses is what its lock
+        names, whoever picks meanwhile.
+        """
+        return keep.picks_of(replace(self.setup("auto", offline=True), picks=None))
+
     def setup(self, device: str, offline: bool = False) -> Setup:
         """What the stages of this dataset are made from."""
         tables = tuple(value for _, value in self.recipe if isinstance(value, Table))
-        return Setup(tables, self.folder, device, offline)
+        return Setup(tables, self.folder, device, offline, picks=lambda: self.picks)
 
     @property
     def digest(self) -> str:
@@ -131,7 +140,7 @@ class Loaded:
             options["columns"] = {"caption": columns.caption, "license": columns.license}
         setup = self.setup("auto", offline=True)
         if keep.picks_path(setup) is not None:
-            options["picks"] = keep.digest_of(keep.picks_of(setup))
+            options["picks"] = keep.digest_of(self.picks)
         return canonical.digest([canonical.plain(options), self.sources])
 
 
@@ -169,8 +178,21 @@ def check_files(path: Path, removed: Collection[str]) -> None:
         source = entry.source()
         if source.key not in removed and not archives.is_there(source.uri, path.parent):
             complaints.append(f"{place}: uri: there is no file {printable(source.uri)}")
+    complaints += _complaints_of_heads(recipe, path, text)
     if complaints:
         raise RecipeError("\n".join(_first(complaints)))
+
+
+def _complaints_of_heads(recipe: Recipe, path: Path, text: str) -> Iterator[str]:
+    """What is wrong with the files of heads that clips are scored by."""
+    table = next(value for _, value in recipe if isinstance(value, scorers.Choice))
+    for scorer in table.chosen:
+        for name, file in scorer.files(path.parent).items():
+            try:
+                head.read(file)
+            except RecipeError as error:
+                line = line_of(text, ["score", scorer.name, name])
+                yield f"{path}:{line}: score.{scorer.name}.{name}: {error}"
 
 
 def _recipe_at(path: Path) -> tuple[Recipe, str]:

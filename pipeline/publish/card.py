@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import statistics
 import unicodedata
 from bisect import bisect
 from collections import Counter, defaultdict
@@ -26,8 +27,9 @@ from pipeline.dataset import lock, removals
 from pipeline.dataset.lock import Lock
 from pipeline.dataset.probe import PROBES
 from pipeline.dataset.recipe import Loaded
+from pipeline.media import scorers
 from pipeline.media.captions import TOKENS, num_long
-from pipeline.stages import NAMES
+from pipeline.stages import NAMES, keep
 
 # those a hub knows that could be a video's or a dataset's
 KNOWN = """
@@ -80,6 +82,7 @@ def markdown(loaded: Loaded, locked: Lock, with_shards: bool = False) -> str:
             **_introduction(loaded, with_shards),
             **_counts(locked),
             **_licenses(locked),
+            "scores": _scores(loaded, locked),
             **_funnel(locked),
             "members": _members(locked),
             "made_with": _made_with(loaded, locked),
@@ -257,6 +260,25 @@ def _licenses(locked: Lock) -> dict[str, str]:
     return {"warning": warning, "licenses": table}
 
 
+def _scores(loaded: Loaded, locked: Lock) -> str:
+    """What was measured of the clips that are in the shards; nothing where nothing was."""
+    clips = [locked.clips[key] for key in sorted(locked.samples)]
+    names = dict.fromkeys(name for clip in clips for name, _ in clip.scores)
+    if not names:
+        return ""
+    table = loaded.setup("auto", offline=True).table(scorers.Params)
+    meanings = table.described(loaded.folder)
+    rows = []
+    for name in names:
+        values = [dict(clip.scores).get(name) for clip in clips]
+        numbers = [value for value in values if value is not None]
+        spread = [f"{f(numbers):.4g}" if numbers else "" for f in (min, statistics.median, max)]
+        meaning = _text(meanings[name].meaning, LONG) if name in meanings else ""
+        rows.append((_code(name), *spread, len(values) - len(numbers), meaning))
+    head = ("score", "least", "median", "most", "not measured", "what")
+    return f"## Scores of the clips\n\n{_table(head, rows)}\n\n"
+
+
 def _funnel(locked: Lock) -> dict[str, str]:
     stages = locked.header["stages"]
     names = [name for name in NAMES if name in stages]
@@ -316,6 +338,11 @@ def _to_build_it_again(loaded: Loaded, locked: Lock) -> dict[str, str]:
     names = [path.name, lock.path_of(path).name]
     if loaded.recipe.sources:
         names.append(loaded.recipe.sources)
+    setup = loaded.setup("auto", offline=True)
+    if keep.picks_path(setup) is not None:
+        names.append(str(setup.table(keep.Params).picks))
+    for scorer in setup.table(scorers.Params).chosen:
+        names += dict.fromkeys(file.name for file in scorer.files(path.parent).values())
     removed = removals.path_of(path).name
     taken_down = "0 sources were taken down"
     if loaded.removed:

@@ -76,9 +76,21 @@ def _edited_options(locked: Lock, options: Mapping[str, Any]) -> Iterator[Edit]:
     for table, params in options.items():
         before = locked.header["packing"] if table == "shard" else locked.params(table)
         here = canonical.plain(params)
-        for name in sorted(before.keys() | here.keys()):
-            if before.get(name) != here.get(name):
-                yield Edit(f"[{table}]", name, _short(before.get(name)), _short(here.get(name)))
+        for name, locked_value, value in _differences(before, here):
+            yield Edit(f"[{table}]", name, _short(locked_value), _short(value))
+
+
+def _differences(
+    before: Mapping[str, Any], here: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    """Values that differ, by name; of tables in both, those in them."""
+    for name in sorted(before.keys() | here.keys()):
+        locked_value, value = before.get(name), here.get(name)
+        if isinstance(locked_value, Mapping) and isinstance(value, Mapping):
+            for inner, *pair in _differences(locked_value, value):
+                yield (f"{name}.{inner}", *pair)
+        elif locked_value != value:
+            yield (name, locked_value, value)
 
 
 def _short(value: object) -> str:

@@ -35,6 +35,12 @@ def clips_of(loaded: Loaded, data: Path) -> list[Clip]:
     return clips
 
 
+def described(loaded: Loaded) -> dict[str, scorers.Score]:
+    """What each score means that the recipe could ask for, by name."""
+    table = loaded.setup("auto", offline=True).table(scorers.Params)
+    return table.described(loaded.folder)
+
+
 def summary(loaded: Loaded, clips: Sequence[Clip]) -> dict[str, Any]:
     """Quantiles by score, and what the recipe's rules drop, as plain JSON. Raises RecipeError for a
     rule whose score the clips do not have yet.
@@ -47,17 +53,18 @@ def summary(loaded: Loaded, clips: Sequence[Clip]) -> dict[str, Any]:
                 f"{loaded.path}: keep.{name}: '{min(missing)}' was not measured yet: "
                 "build as far as 'score'"
             )
-    return {"scores": [_spread(name, clips) for name in names], **_choice(rules, clips)}
+    units = {name: score.unit for name, score in described(loaded).items()}
+    spreads = [_spread(name, units.get(name, ""), clips) for name in names]
+    return {"scores": spreads, **_choice(rules, clips)}
 
 
-def _spread(name: str, clips: Sequence[Clip]) -> dict[str, Any]:
+def _spread(name: str, unit: str, clips: Sequence[Clip]) -> dict[str, Any]:
     """How the values of one score are spread."""
     values = [dict(clip.scores)[name] for clip in clips]
     numbers = sorted(value for value in values if value is not None)
-    score = scorers.SCORES.get(name)
     return {
         "score": name,
-        "unit": score.unit if score else "",
+        "unit": unit,
         "nulls": len(values) - len(numbers),
         "quantiles": {
             words: quantile(numbers, share) if numbers else None

@@ -1,8 +1,8 @@
 """What the manifests under a data folder refer to, and `gc`: what they do not refer to goes.
 
-Kept are the blobs that any dataset's manifests name, the reels of their videos and the null
-prompt's embedding. Wheels and archives from the web are not:
-they serve fetching only. What a build remembered that was
+Kept are the blobs that any dataset's manifests name, the reels of their videos, the null prompt's
+embedding, and where clips are scored by heads the image embeddings of those that were dropped too.
+Wheels and archives from the web are not: they serve fetching only. What a build remembered that was
 broken off is kept too, for no manifest can name it yet. Of the memos those go that name a blob that
 goes or is gone, and those (rejections, cuts and lists of videos among them) of sources and videos
 that no manifest has. Memos are read one after the other, twice, and never held together.
@@ -29,6 +29,7 @@ from pipeline.core.store import Memo, Store, blobs_in
 from pipeline.dataset.build import opened
 from pipeline.dataset.chain import CHAIN, KINDS, manifest_paths
 from pipeline.media import reel
+from pipeline.media.scorers import head
 from pipeline.stages import encode
 
 # kinds of blobs by a fact that only they have
@@ -266,6 +267,7 @@ def _add_dataset(folder: Path, store: Store, kept: References) -> None:
     params: dict[str, Any] = {}
     videos: dict[bytes, Any] = {}
     captions = {""}
+    clips: set[str] = set()
     for path in manifest_paths(folder):
         header, records = records_in(path)
         params[header.stage] = header.params
@@ -274,6 +276,8 @@ def _add_dataset(folder: Path, store: Store, kept: References) -> None:
                 _add_record(record, folder.name, kept, videos)
                 if header.stage == "encode" and (source := source_in(record)):
                     captions |= set(source["captions"])
+                if header.stage == "score":
+                    clips.add(record["blob"]["sha256"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:  # of another version
             raise Damaged(
                 f"{folder.name}/{path.name}: its records are not those of a '{header.stage}' "
@@ -287,6 +291,7 @@ def _add_dataset(folder: Path, store: Store, kept: References) -> None:
         task_keys += [reel.memo_key(identity, params["extract"]) for identity in videos.values()]
     if "encode" in params:
         task_keys += [encode.text_key(params["encode"], caption) for caption in sorted(captions)]
+    task_keys += head.embedding_keys(params.get("score", {}), sorted(clips))
     for task_key in task_keys:
         if memo := store.memo(task_key):
             kept.keep(memo)

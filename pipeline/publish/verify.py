@@ -30,12 +30,13 @@ from pipeline.core.store import Store, blobs_in
 from pipeline.dataset import lock, relock
 from pipeline.dataset.build import known
 from pipeline.dataset.chain import KINDS, adds_blobs, blobs_of, manifest_path
-from pipeline.dataset.likeness import Grade, are_near, grade_members
+from pipeline.dataset.likeness import Grade, are_near, grade_members, score_distances
 from pipeline.dataset.lock import Lock, LockedClip, LockedSample, LockedShard
 from pipeline.dataset.recipe import Loaded
-from pipeline.media import encoders, fetch, reel
+from pipeline.media import encoders, fetch, reel, scorers
+from pipeline.media.scorers.scorer import Pictures
 from pipeline.publish import compare, reproduce
-from pipeline.stages import NAMES, encode
+from pipeline.stages import NAMES, encode, score
 from pipeline.stages import shard as shard_stage
 
 DECODED = 4  # samples looked at
@@ -71,6 +72,9 @@ class Checked:
     num_bytes: int = 0
     arrays: int = 0
     decoded: list[float] = field(default_factory=list)
+    scored: int = 0  # clips that were measured again
+    # by score, how far it is from the build's at most, as a share of what is allowed
+    score_distances: dict[str, float] = field(default_factory=dict)
     broken: set[Blob] = field(default_factory=set)  # damaged or missing
 
     def add(self, kind: str, name: str, problem: str, path: Path | None = None) -> None:
@@ -114,7 +118,9 @@ def verify(loaded: Loaded, data: Path, device: str, progress: Progress) -> Check
         _check_records(built, locked, checked)
     _check_blobs(built, remembered, progress, checked)
     _check_shards(built, checked)
-    _decode_some(loaded, built, device, checked)
+    samples = _some_samples(built, checked)
+    _decode_some(loaded, built, samples, device, checked)
+    _score_some(loaded, built, samples, device, checked)
     return checked
 
 
@@ -423,15 +429,21 @@ def _check_index(path: Path, root_digest: str, locked: Lock | None, checked: Che
         checked.near.append(f"root digest {in_index}, the lock has {locked.root_digest}")
 
 
-def _decode_some(loaded: Loaded, built: Built, device: str, checked: Checked) -> None:
-    """Decode a few samples and compare with their clips, and with what the build measured."""
-    store = built.store
+def _some_samples(built: Built, checked: Checked) -> list[Sample]:
+    """A few samples whose latents and clip are there and whole."""
     samples: list[Sample] = []
     for sample in built.records("encode").values():
         is_whole = {sample.latents, sample.clip.blob}.isdisjoint(checked.broken)
-        if is_whole and store.has(sample.clip.blob):
+        if is_whole and built.store.has(sample.clip.blob):
             samples.append(sample)
-    samples = sorted(samples, key=lambda sample: canonical.digest(sample.key))[:DECODED]
+    return sorted(samples, key=lambda sample: canonical.digest(sample.key))[:DECODED]
+
+
+def _decode_some(
+    loaded: Loaded, built: Built, samples: Sequence[Sample], device: str, checked: Checked
+) -> None:
+    """Decode a few samples and compare with their clips, and with what the build measured."""
+    store = built.store
     if not samples:
         return
     params = built.manifests["encode"].params
@@ -457,6 +469,54 @@ def _decode_some(loaded: Loaded, built: Built, device: str, checked: Checked) ->
         if measured is not None and abs(psnr - measured) > PSNR_SLACK_DB:
             problem = f"decodes to {psnr:.2f} dB PSNR, the build measured {measured:.2f}"
             checked.add("sample", sample.key, problem)
+
+
+def _score_some(
+    loaded: Loaded, built: Built, samples: Sequence[Sample], device: str, checked: Checked
+) -> None:
+    """Measure the clips of a few samples again, with the scorers that measured them and need no
+    model, and compare.
+    """
+    if not samples or "score" not in built.manifests:
+        return
+    params = built.manifests["score"].params
+    setup = loaded.setup(device, offline=True)
+    try:
+        ready = [scorer.ready(setup) for scorer in setup.table(scorers.Params).chosen]
+        chosen = [scorer for scorer in ready if scorer.facts() == params.get(scorer.name)]
+    except LongtakeError as error:
+        checked.notes.append(f"no clip was scored again: {error}")
+        return
+    chosen = [scorer for scorer in chosen if not scorer.runs_models]
+    for sample in samples if chosen else ():
+        clip, path = sample.clip, built.store.path(sample.clip.blob.sha256)
+        measured: list[tuple[str, float | None]] = []
+        try:
+            for scorer in chosen:
+                with score.one_thread():
+                    values = score.values_of(scorer, clip, Pictures(path, scorer.frames(clip)))
+                measured += zip(scorer.score_names, values, strict=True)
+        except BadData as error:
+            checked.add("clip", clip.key, f"cannot be scored again: {error}")
+            continue
+        _compare_scores(clip, dict(measured), checked)
+
+
+def _compare_scores(clip: Clip, now: Mapping[str, float | None], checked: Checked) -> None:
+    """Scores of a clip that were measured again, with those the build measured."""
+    before = {name: value for name, value in clip.scores if name in now}
+    checked.scored += 1
+    for name, value in before.items():
+        if not are_near(((name, value),), ((name, now[name]),)):
+            words = f"measured again, {name} is {_shown(now[name])}; the build had {_shown(value)}"
+            checked.add("clip", clip.key, words)
+    distances = score_distances(tuple(before.items()), tuple(now.items())) or {}
+    for name, distance in distances.items():
+        checked.score_distances[name] = max(checked.score_distances.get(name, 0.0), distance)
+
+
+def _shown(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4g}"
 
 
 def damaged(checked: Checked) -> set[Path]:

@@ -9,147 +9,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from pipeline.core import canonical
-from pipeline.core.errors import BadData, RecipeError
-from pipeline.core.params import Setup, Table
+from pipeline.core.errors import BadData
+from pipeline.core.params import Setup
 from pipeline.core.reading import Facts, Number, Text
 from pipeline.core.records import Blob, Clip, Sample, source_of
 from pipeline.core.stage import Stage
 from pipeline.core.store import Store
-from pipeline.media import encoders, video, weights
+from pipeline.media import encoders, weights
 from pipeline.media.captions import is_long
+from pipeline.media.models import Params as Params
+from pipeline.media.models import Pixels, forced, image_embeddings, images_task
+from pipeline.media.models import find_encoders as find_encoders
+from pipeline.media.models import pixels_of as pixels_of
 
 VERSION = 3
-LATENTS_VERSION = IMAGES_VERSION = TEXT_VERSION = 1
+LATENTS_VERSION = TEXT_VERSION = 1
 ROUND_TRIP_VERSION = 2
 FIT_VERSION = 1
 MAKES = Sample
 PSNR_FRAMES = 4
-TEXT_SUBFOLDER = "text_encoder"  # where a Stable Diffusion checkpoint keeps its CLIP
 BATCH_S = 200.0  # seconds of video that go to a worker together, so that `prepare` can run ahead
 FACTS = {"precision", "chunk_frames", "image_frames", "latents_std", "long_captions"}
-Pixels = NDArray[np.uint8]
-if TYPE_CHECKING:
-    PresetName = str
-else:  # the rows of the table, so that a new preset is a row and nothing else
-    PresetName = Literal[tuple(encoders.PRESETS)]
-
-
-class Params(Table):
-    """`[encode]`: which models see the clips and the captions, and how."""
-
-    preset: PresetName = Field(
-        default="sd15", description="The encoders a family of models was trained with."
-    )
-    vae: str | None = Field(
-        default=None, description="Another AutoencoderKL: a folder, or a hub id OWNER/NAME."
-    )
-    vae_revision: str | None = Field(
-        default=None, description="Commit, tag or branch of the VAE on the hub."
-    )
-    vae_subfolder: str | None = Field(
-        default=None, description='Where in it the VAE lies, "" for the top.'
-    )
-    clip: str | None = Field(
-        default=None,
-        description="Another CLIP: a folder or a hub id OWNER/NAME, of open_clip or with a "
-        "`text_encoder` as Stable Diffusion has it (then image_frames = 0).",
-    )
-    clip_revision: str | None = Field(
-        default=None, description="Commit, tag or branch of the CLIP model on the hub."
-    )
-    text_layer: encoders.Layer | None = Field(
-        default=None, description="CLIP's last block (SD 1.x) or the one before (SD 2.x)."
-    )
-    pad_token: int | None = Field(
-        default=None,
-        ge=0,
-        description="Token that fills captions up to 77: 49407 (SD 1.x) or 0 (SD 2.x).",
-    )
-    precision: encoders.Precision = Field(
-        default="float32",
-        description="Arithmetic of both models; it changes the numbers. float64 gives the same "
-        "bytes on every kind of CPU, in two to four times the time.",
-    )
-    chunk_frames: int = Field(
-        default=8,
-        ge=1,
-        le=256,
-        description="Frames the VAE sees at a time: lower it for less memory.",
-    )
-    image_frames: int = Field(
-        default=3,
-        ge=0,
-        le=64,
-        description="Evenly spaced frames with a CLIP image embedding; 0 for none.",
-    )
-    latents_std: bool = Field(
-        default=False, description="Store the posterior's standard deviation too."
-    )
-    long_captions: Literal["cut", "reject"] = Field(
-        default="cut",
-        description="What becomes of a caption that is longer than CLIP reads (77 tokens): it is "
-        "embedded without its end, or the clip is rejected.",
-    )
-    psnr_share: float = Field(
-        default=0.05,
-        ge=0,
-        le=1,
-        description="Share of clips decoded back to measure the round trip.",
-    )
-
-
-@lru_cache(maxsize=1)
-def find_encoders(params: Params, folder: Path, offline: bool = False) -> encoders.Encoders:
-    """The models of the preset, or those that stand in for them. Raises RecipeError or Stopped."""
-    preset = encoders.PRESETS[params.preset]
-    subfolder = params.vae_subfolder
-    if subfolder is None:
-        subfolder = "" if params.vae else preset.vae_subfolder
-    vae_folder, vae = encoders.find_weights(
-        params.vae or preset.vae,
-        params.vae_revision,
-        subfolder,
-        encoders.VAE_LAYOUTS,
-        folder,
-        offline,
-    )
-    clip_folder, clip = encoders.find_weights(
-        params.clip or preset.clip,
-        params.clip_revision,
-        TEXT_SUBFOLDER,
-        encoders.CLIP_LAYOUTS,
-        folder,
-        offline,
-    )
-    has_images = encoders.has_images(clip_folder)
-    if params.image_frames and not has_images:
-        raise RecipeError(
-            f"the CLIP '{params.clip or preset.clip}' sees no pictures, it is a text encoder alone "
-            f"({clip_folder}): write image_frames = 0 under [encode], or name a whole CLIP"
-        )
-    if params.precision == "float16" and encoders.cannot_be_half(vae_folder):
-        raise RecipeError(
-            f"the VAE '{params.vae or preset.vae}' says it cannot be run in float16 (force_upcast "
-            f'in {vae_folder}): write precision = "float32" or "bfloat16" under [encode]'
-        )
-    # Stable Diffusion 2's text_encoder has lost the last block already
-    layer = params.text_layer or (preset.text_layer if has_images else "last")
-    pad = preset.pad_token if params.pad_token is None else params.pad_token
-    force = (
-        params.clip is None
-        and preset.quick_gelu is True
-        and not encoders.says_quick_gelu(clip_folder)
-    )
-    return encoders.Encoders(vae, vae_folder, clip, clip_folder, layer, pad, force)
 
 
 def check_models(setup: Setup, store: Store) -> None:
@@ -164,7 +51,7 @@ def check_models(setup: Setup, store: Store) -> None:
         return "fits"
 
     task = ["fit", FIT_VERSION, models.vae.sha256, models.clip.sha256]
-    store.once([*task, *_forced(models)], check)
+    store.once([*task, *forced(models)], check)
 
 
 def stage(setup: Setup) -> Stage:
@@ -256,13 +143,8 @@ def _text_task(models: encoders.Encoders, params: Params) -> list[object]:
         models.text_layer,
         models.pad_token,
         params.precision,
-        *_forced(models),
+        *forced(models),
     ]
-
-
-def _forced(models: encoders.Encoders) -> list[object]:
-    """What a task's key says of an activation that is not the config's."""
-    return ["quick_gelu"] if models.force_quick_gelu else []
 
 
 def _latents_task(clip: Clip, models: encoders.Encoders, params: Params) -> list[object]:
@@ -281,25 +163,13 @@ def _round_trip_task(clip: Clip, models: encoders.Encoders, params: Params) -> l
     return ["round_trip", ROUND_TRIP_VERSION, PSNR_FRAMES, *_latents_task(clip, models, params)]
 
 
-def _images_task(clip: Clip, models: encoders.Encoders, params: Params) -> list[object]:
-    return [
-        "images",
-        IMAGES_VERSION,
-        clip.identity(),
-        models.clip.sha256,
-        params.precision,
-        params.image_frames,
-        *_forced(models),
-    ]
-
-
 def needs_no_frames(clip: Clip, store: Store, params: Params, models: encoders.Encoders) -> bool:
     """Whether all that is made of the clip's frames is remembered already, or nothing will be."""
     if long_caption(clip, params, models):
         return True
     tasks = [_latents_task(clip, models, params)]
     if params.image_frames:
-        tasks.append(_images_task(clip, models, params))
+        tasks.append(images_task(clip, models, params))
     if is_measured(clip, params.psnr_share):
         tasks.append(_round_trip_task(clip, models, params))
     return all(store.recall(canonical.digest(task)) is not None for task in tasks)
@@ -310,21 +180,6 @@ def prepare(clip: Clip, store: Store, params: Params, models: encoders.Encoders)
     if needs_no_frames(clip, store, params, models):
         return None
     return pixels_of(clip, store, params.precision)
-
-
-def pixels_of(clip: Clip, store: Store, precision: encoders.Precision) -> Pixels:
-    """The clip's frames, `f h w c` RGB, as the VAE sees them. Raises BadData: decode-error,
-    too-few-frames or too-large.
-    """
-    is_portable = precision == encoders.PORTABLE
-    read = video.read_clip_exactly if is_portable else video.read_clip
-    frames = read(store.path(clip.blob.sha256))
-    if len(frames) != clip.num_frames:
-        raise BadData(
-            "too-few-frames",
-            f"the clip promises {clip.num_frames} frames and decodes to {len(frames)}",
-        )
-    return frames
 
 
 def process(
@@ -429,20 +284,9 @@ class _Coder:
 
     def image(self) -> Blob:
         """Embeddings of a few frames: a `k d` float16 array."""
-
-        def embed() -> object:
-            last, count = self.clip.num_frames - 1, self.params.image_frames
-            picks = np.linspace(0, last, count).round().astype(int)
-            model = encoders.load_clip(
-                self.models.clip_folder,
-                self.params.precision,
-                self._place(),
-                self.models.force_quick_gelu,
-            )
-            return self.store.put(encoders.npy(encoders.images(model, self.frames.all()[picks])))
-
-        task = _images_task(self.clip, self.models, self.params)
-        return Blob(**self.store.once(task, embed, Blob))
+        return image_embeddings(
+            self.clip, self.store, self.params, self.models, self.device, self.frames.all
+        )
 
     def text(self) -> Blob:
         """Embeddings of the captions: an `n 77 d` float16 array."""

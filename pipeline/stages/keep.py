@@ -125,8 +125,12 @@ def picks_path(setup: Setup) -> Path | None:
     return None if name is None else setup.folder / name
 
 
-def picks_of(setup: Setup) -> dict[str, Pick]:
-    """The picks that count, by the clip's digest. Raises RecipeError with the line that is none."""
+def picks_of(setup: Setup) -> Mapping[str, Pick]:
+    """The picks that count, by the clip's digest: those that `setup` has, or as they are in the
+    file now. Raises RecipeError with the line that is none.
+    """
+    if setup.picks is not None:
+        return setup.picks()
     path = picks_path(setup)
     return {} if path is None else hand.last_of_each(hand.read(path))
 
@@ -150,19 +154,19 @@ def check_picks(setup: Setup) -> None:
 
 def problems(setup: Setup) -> Iterator[tuple[str, str]]:
     """Rules that name a score which is not measured: their names, and what to do about it."""
-    measured = setup.table(scorers.Params).score_names
+    table = setup.table(scorers.Params)
     for name, rule in rules_of(setup).items():
         for score in rule.names:
-            if score not in measured:
-                yield name, _unknown(score, measured)
+            if score not in table.score_names:
+                yield name, _unknown(score, table)
                 break
 
 
-def _unknown(score: str, measured: tuple[str, ...]) -> str:
-    if score in scorers.SCORES:
-        scorer = scorers.scorer_of(score)
-        return f"'{score}' is not measured: add \"{scorer}\" to scorers under [score]"
-    near = difflib.get_close_matches(score, scorers.SCORES, 1, cutoff=0.5)
+def _unknown(score: str, table: scorers.Choice) -> str:
+    measured, givers = table.score_names, table.givers
+    if score in givers:
+        return f"'{score}' is not measured: add \"{givers[score]}\" to scorers under [score]"
+    near = difflib.get_close_matches(score, givers, 1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""
     listed = ", ".join(measured) or 'nothing: write scorers = ["motion", ...] under [score]'
     return f"no score is called '{score}'; {hint}measured are {listed}"

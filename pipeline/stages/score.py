@@ -19,7 +19,7 @@ from pipeline.core.reading import Number
 from pipeline.core.records import Clip
 from pipeline.core.stage import Stage
 from pipeline.core.store import Store
-from pipeline.media import scorers
+from pipeline.media import encoders, scorers
 from pipeline.media.scorers.scorer import Pictures, Scorer, is_value, one_thread, rounded
 
 VERSION = 1
@@ -31,8 +31,10 @@ OUT_OF_MEMORY = -4  # OpenCV's StsNoMem
 
 
 def stage(setup: Setup) -> Stage:
-    """Raises Stopped where the package of a scorer is not installed."""
-    chosen = setup.table(Params).chosen
+    """Raises Stopped where the package of a scorer is not installed, RecipeError or Stopped where a
+    head or its CLIP is not there.
+    """
+    chosen = tuple(scorer.ready(setup) for scorer in setup.table(Params).chosen)
     facts = {scorer.name: scorer.facts() for scorer in chosen}
     return Stage(
         name="score",
@@ -45,7 +47,15 @@ def stage(setup: Setup) -> Stage:
         light=partial(is_remembered, chosen=chosen, facts=facts),
         local=not chosen,
         cost=seconds,
+        num_gpus=partial(num_gpus, device=setup.device, chosen=chosen),
     )
+
+
+def num_gpus(cluster: int | None, device: str, chosen: Sequence[Scorer]) -> int:
+    """How many GPUs the scorers can use: none but for those that run the recipe's models."""
+    if not any(scorer.runs_models for scorer in chosen):
+        return 0
+    return encoders.num_gpus(device, cluster)
 
 
 def identity(clip: Clip, chosen: Sequence[Scorer]) -> object:
@@ -95,7 +105,7 @@ def process(clip: Clip, store: Store, chosen: Sequence[Scorer], facts: Facts) ->
         except BadData as failure:
             failures.append(failure)  # the others measure it all the same, and remember
             continue
-        scores += zip((score.name for score in scorer.scores), values, strict=True)
+        scores += zip(scorer.score_names, values, strict=True)
     if failures:
         raise failures[0]
     yield replace(clip, scores=(*clip.scores, *scores))
@@ -104,14 +114,14 @@ def process(clip: Clip, store: Store, chosen: Sequence[Scorer], facts: Facts) ->
 def _pictures(clip: Clip, store: Store, missing: Sequence[Scorer]) -> Pictures:
     """The frames that these scorers look at, decoded; the clip is not opened if there are none."""
     indexes = {index for scorer in missing for index in scorer.frames(clip)}
-    return Pictures(store.path(clip.blob.sha256), sorted(indexes))
+    return Pictures(store.path(clip.blob.sha256), sorted(indexes), store)
 
 
 def values_of(scorer: Scorer, clip: Clip, pictures: Pictures) -> list[float | None]:
     """What a scorer measures of a clip, rounded. Raises BadData: score-failed or non-finite."""
     try:
         values = list(scorer.measure(clip, pictures))
-    except (ImportError, MemoryError, OSError, Stopped):
+    except (BadData, ImportError, MemoryError, OSError, Stopped):
         raise
     except Exception as error:
         if getattr(error, "code", None) == OUT_OF_MEMORY:
@@ -119,10 +129,11 @@ def values_of(scorer: Scorer, clip: Clip, pictures: Pictures) -> list[float | No
         words = " ".join(str(error).split())[:200]
         detail = f"the scorer '{scorer.name}': {type(error).__name__}: {words}"
         raise BadData("score-failed", detail) from error
-    if len(values) != len(scorer.scores):
-        detail = f"the scorer '{scorer.name}' gave {len(values)} values for {len(scorer.scores)}"
+    names = scorer.score_names
+    if len(values) != len(names):
+        detail = f"the scorer '{scorer.name}' gave {len(values)} values for {len(names)}"
         raise BadData("score-failed", detail)
-    for score, value in zip(scorer.scores, values, strict=True):
+    for name, value in zip(names, values, strict=True):
         if not is_value(value):
-            raise BadData("non-finite", f"the scorer '{scorer.name}': {score.name} is {value!r}")
+            raise BadData("non-finite", f"the scorer '{scorer.name}': {name} is {value!r}")
     return [None if value is None else rounded(value) for value in values]

@@ -56,6 +56,7 @@ COMMANDS = {
     "report": ["recipe", "--data", "--decode", "--source", "--device", "--json"],
     "browse": ["recipe", "--data", "--host", "--port", "--source", "--device"],
     "merge-picks": ["files", "--out", "--latest"],
+    "taste": ["recipe", "--data", "--device", "--json"],
 }
 
 

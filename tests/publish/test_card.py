@@ -148,6 +148,39 @@ def test_the_counts_are_those_of_the_demo_s_lock(demo: Path) -> None:
     ]
 
 
+def test_scores_of_the_clips_in_the_shards_are_a_table(demo: Path) -> None:
+    locked = lock.read(demo)
+    bare = {key: replace(clip, scores=()) for key, clip in locked.clips.items()}
+    assert "Scores" not in card.markdown(recipe.load(demo), replace(locked, clips=bare))
+    rest = {"strange|name": 1.0, "camera": None, "luma": None}
+    scores = dict(zip(sorted(locked.samples), (0.5, 0.25, 0.123456), strict=True))
+    clips = {
+        key: replace(
+            clip, scores=(("motion", scores[key]), *{**rest, "luma": 1000 * scores[key]}.items())
+        )
+        for key, clip in locked.clips.items()
+    }
+    other = replace(clips[min(clips)], key="zz", scores=(("motion", 100.0),))  # it is in no shard
+    text = card.markdown(recipe.load(demo), replace(locked, clips={**clips, "zz": other}))
+    table = rows(text, "Scores of the clips")
+    assert [row[:5] for row in table] == [
+        ["`motion`", "0.1235", "0.25", "0.5", "0"],
+        ["`strange\u00a6name`", "1", "1", "1", "0"],
+        ["`camera`", "", "", "", "3"],
+        ["`luma`", "123.5", "250", "500", "0"],
+    ]
+    assert table[0][5].startswith("how far pixels move")
+    assert "table_open" in [token.type for token in parsed(text)]
+
+
+def test_heads_and_picks_that_the_recipe_names_go_along(demo: Path) -> None:
+    heads = '[score]\nscorers = ["head"]\n[score.head]\nliked = "my.safetensors"\n'
+    plain = re.sub(r"\[score\].*\n", "", demo.read_text())
+    demo.write_text(f'{plain}\n{heads}[keep]\npicks = "my.picks.jsonl"\n')
+    text = carded(demo)
+    assert "`demo.lock.jsonl`, `my.picks.jsonl` and `my.safetensors` to `manifests/`" in text
+
+
 def test_it_says_how_to_build_it_again_and_what_it_was_built_with(demo: Path) -> None:
     text, locked = carded(demo), lock.read(demo)
     assert "Copy `demo.toml` and `demo.lock.jsonl` to `manifests/`" in text

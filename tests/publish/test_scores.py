@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from pyarrow import parquet
 
+from pipeline.core import picks
 from pipeline.core.executors import Inline
 from pipeline.core.stage import Progress
 from pipeline.core.store import Store
-from pipeline.dataset import lock, relock
+from pipeline.dataset import build, lock, relock
 from pipeline.dataset import recipe as recipes
 from pipeline.dataset.build import Step
 from pipeline.dataset.likeness import are_near, compare_locks
@@ -226,6 +227,33 @@ def test_a_rebuild_says_how_far_scores_are_off(
     assert checked.grade == verdict
 
 
+@pytest.mark.parametrize(
+    ("factor", "line"),
+    [
+        (1.0, "3 clips scored again: as they were"),
+        (1.01, "3 clips scored again: luma is off by up to 0."),
+        (1.3, "measured again, luma is "),
+    ],
+)
+def test_verify_measures_some_clips_again_and_says_how_far_off_they_are(
+    own: Dataset, monkeypatch: pytest.MonkeyPatch, factor: float, line: str
+) -> None:
+    own.build()  # of the copied videos
+    memos = list(Store(own.data / "store").memos())
+    measure = Exposure.measure
+
+    def brighter(self: Exposure, *args: Any) -> Any:
+        luma, *others = measure(self, *args)
+        assert luma is not None
+        return [luma * factor, *others]
+
+    monkeypatch.setattr(Exposure, "measure", brighter)
+    done = longtake("verify", own.recipe, "--data", own.data, "--device", "cpu")
+    assert line in done.stdout
+    assert done.returncode == (7 if factor > 1.05 else 0)
+    assert list(Store(own.data / "store").memos()) == memos
+
+
 def test_two_locks_that_differ_in_scores_are_compared_by_them(
     scored: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,3 +346,29 @@ def test_shards_of_the_same_recipe_are_the_same_in_any_executor(
     assert done.returncode == 0, done.stdout + done.stderr
     index = json.loads((tmp_path / "data" / "scored" / "shards" / "index.json").read_text())
     assert index["root_digest"] == scored.index["root_digest"]
+
+
+def test_a_pick_made_while_a_build_runs_is_for_the_next_build_and_its_lock(own: Dataset) -> None:
+    path = picks.path_of(own.recipe)
+    path.touch()
+    edit(own, RULES, RULES + f'picks = "{path.name}"\n')
+    own.build()
+    before = lock.read(own.recipe)
+    [first, *_] = sorted(before.clips.values(), key=lambda clip: clip.key)
+    pick = picks.Pick(clip=first.sha256, pick="reject", time="2026-11-29T16:40:12Z")
+    edit(own, "luma > 20", "luma > 21")  # another recipe, so that another lock is written
+
+    loaded = recipes.load(own.recipe)
+    for step in build.build(loaded, own.data, Inline(), "cpu", "shard", Progress()):
+        if step.manifest.stage in ("expand", "keep"):
+            picks.append(path, [pick])
+    locked = lock.read(own.recipe)
+    assert locked.clips.keys() == before.clips.keys()
+    assert locked.params("keep")["picks"] == before.params("keep")["picks"]
+    now = recipes.load(own.recipe)
+    assert locked.header["recipe"] == loaded.digest != now.digest
+
+    own.build()
+    picked = lock.read(own.recipe)
+    assert picked.clips.keys() == before.clips.keys() - {first.key}
+    assert picked.header["recipe"] == now.digest

@@ -21,9 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
 from pipeline.core import errors, manifest
 from pipeline.core.store import Store
@@ -32,6 +34,7 @@ from pipeline.dataset import recipe as recipes
 from pipeline.dataset.chain import KINDS, manifest_path
 from pipeline.dataset.likeness import compare_locks
 from pipeline.dataset.removals import Removal
+from pipeline.media.scorers import head
 from pipeline.publish import card, reproduce, sweep
 from tests.making.bombs import BOMBS
 from tests.making.dataset import Dataset
@@ -339,6 +342,18 @@ def test_any_table_is_read_or_refused_in_a_line(tmp_path: Path, data: st.DataObj
     columns = "\n".join(f'{name} = "{name}"' for name in names)
     (tmp_path / "mine.toml").write_text(f'sources = "t.jsonl"\n[columns]\n{columns}\n')
     check(lambda: recipes.load(tmp_path / "mine.toml").digest, "t.jsonl")
+
+
+@fuzzed(50)
+@given(st.data())
+def test_any_head_is_read_or_refused_in_a_line(tmp_path: Path, data: st.DataObject) -> None:
+    facts = changed({"activation": "sigmoid", "clip": "a" * 64}, data)
+    arrays = {"weight": np.ones(4, np.float32), "bias": np.ones(1, np.float32)}
+    content = save(arrays, metadata={"head": json.dumps(facts), "who": "x"})
+    if data.draw(st.integers(0, 1)):
+        content = damaged(content, data)
+    (tmp_path / "a.safetensors").write_bytes(content)
+    check(lambda: head.read(tmp_path / "a.safetensors"), "a.safetensors")
 
 
 # What would take all memory, or hours

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, create_model, field_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
 from pipeline.core.params import Table
 from pipeline.media.scorers.scorer import Score as Score
@@ -28,6 +29,7 @@ MODULES = (
     "text",
     "faces",
     "nsfw",
+    "head",
 )
 SCORERS: Mapping[str, type[Scorer]] = {
     scorer.name: scorer
@@ -62,30 +64,53 @@ class Choice(Table):
             raise ValueError("a scorer is there twice")
         return names
 
+    @model_validator(mode="after")
+    def _are_whole(self) -> Choice:
+        for scorer in self.chosen:
+            if problem := scorer.problem():
+                raise ValueError(f"the scorer '{scorer.name}': {problem}")
+        for name in self._options("head").score_names:
+            if name in SCORES:
+                raise ValueError(f"a head cannot be called '{name}': that is a score already")
+        return self
+
+    def _options(self, name: str) -> Scorer:
+        options: Scorer = getattr(self, name, None) or SCORERS[name]()
+        return options
+
     @property
     def chosen(self) -> tuple[Scorer, ...]:
         """The scorers with their options, in the order of MODULES."""
-        return tuple(
-            getattr(self, name, None) or kind()
-            for name, kind in SCORERS.items()
-            if name in self.scorers
-        )
+        return tuple(self._options(name) for name in SCORERS if name in self.scorers)
 
     @property
     def score_names(self) -> tuple[str, ...]:
         """The scores that a clip gets, in order."""
-        return tuple(score.name for scorer in self.chosen for score in scorer.scores)
+        return tuple(name for scorer in self.chosen for name in scorer.score_names)
+
+    @property
+    def givers(self) -> dict[str, str]:
+        """The scorer of every score that this recipe could ask for, by the score's name."""
+        tables = {name: self._options(name).score_names for name in SCORERS}
+        return {score: name for name, scores in tables.items() for score in scores}
+
+    def described(self, folder: Path) -> dict[str, Score]:
+        """What each score means, by name: those of every scorer, and the heads that this recipe,
+        which lies in `folder`, names.
+        """
+        heads = self._options("head").described(folder)
+        return {**SCORES, **{score.name: score for score in heads}}
 
 
 def _tables_of_scorers() -> dict[str, Any]:
-    """The table of each scorer that has options."""
-    return {name: (kind, kind()) for name, kind in SCORERS.items() if kind.model_fields}
+    """The table of each scorer that has options; of one whose options the recipe names, None."""
+    options = {name: (kind, kind()) for name, kind in SCORERS.items() if kind.model_fields}
+    named = {
+        name: (kind | None, None)
+        for name, kind in SCORERS.items()
+        if kind.model_config.get("extra") == "allow"
+    }
+    return {**options, **named}
 
 
 Params: type[Choice] = create_model("Params", __base__=Choice, **_tables_of_scorers())
-
-
-def scorer_of(score: str) -> str:
-    """The scorer that gives a score. Raises KeyError."""
-    names = {score.name: name for name, kind in SCORERS.items() for score in kind.scores}
-    return names[score]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -21,8 +21,9 @@ from pydantic import Field
 
 from pipeline.core import canonical
 from pipeline.core.errors import Stopped
-from pipeline.core.params import Table
+from pipeline.core.params import Setup, Table
 from pipeline.core.records import Clip
+from pipeline.core.store import Store
 from pipeline.media import video
 
 SIDE = 512  # pixels: no scorer sees a larger picture
@@ -36,11 +37,11 @@ NetworkSide = Annotated[int, Field(ge=64, le=512, multiple_of=32)]  # of the pic
 
 @dataclass(frozen=True)
 class Score:
-    """One number that a scorer gives. `high` is None where there is no limit."""
+    """One number that a scorer gives. `low` or `high` is None where there is no limit."""
 
     name: str
     unit: str
-    low: float
+    low: float | None
     high: float | None
     meaning: str
 
@@ -74,6 +75,30 @@ class Scorer(Table):
     scores: ClassVar[tuple[Score, ...]]
     cost: ClassVar[str]  # CPU of a ten-second clip, in words
     weights: ClassVar[Weights | None] = None
+    runs_models: ClassVar[bool] = False  # the recipe's, where `--device` says
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """The names of what it gives, in order."""
+        return tuple(score.name for score in self.scores)
+
+    def problem(self) -> str:
+        """What its options lack; "" if nothing."""
+        return ""
+
+    def described(self, folder: Path) -> Sequence[Score]:
+        """What it gives; `folder` is the recipe's."""
+        return self.scores
+
+    def files(self, folder: Path) -> Mapping[str, Path]:
+        """The files that its options name, by option; `folder` is the recipe's."""
+        return {}
+
+    def ready(self, setup: Setup) -> Scorer:
+        """The scorer with all it needs of a recipe besides its own options. Raises RecipeError or
+        Stopped.
+        """
+        return self
 
     def frames(self, clip: Clip) -> Sequence[int]:
         """Which frames of a clip it looks at."""
@@ -110,9 +135,12 @@ class Scorer(Table):
 
 
 class Pictures:
-    """The decoded frames of one clip, scaled when they are asked for."""
+    """The decoded frames of one clip, scaled when they are asked for. In `store` is what is
+    remembered of it.
+    """
 
-    def __init__(self, path: Path, indexes: Sequence[int]) -> None:
+    def __init__(self, path: Path, indexes: Sequence[int], store: Store | None = None) -> None:
+        self.store = store
         self._planes = dict(video.some_frames(path, indexes, SIDE)) if indexes else {}
         self._gray: dict[tuple[int, int], Picture] = {}
 

@@ -30,9 +30,10 @@ from pipeline.core.records import (
 from pipeline.core.store import now
 from pipeline.dataset.chain import Step
 from pipeline.dataset.recipe import Loaded
-from pipeline.media.scorers import SCORES
+from pipeline.media.scorers import Score
 from pipeline.publish.page import columns
 from pipeline.publish.page.rules import rules_of
+from pipeline.publish.scores import described
 from pipeline.stages import NAMES, keep, shard
 
 FORMAT = 1
@@ -359,7 +360,7 @@ def _measures(survey: Survey, clips: Sequence[Clip]) -> list[dict[str, Any]]:
             "column": columns.numbers([float(clip.num_frames) for clip in clips]),
         }
     ]
-    measures += _scores(clips)
+    measures += _scores(clips, described(survey.loaded))
     values = [psnr.get(clip.key) for clip in clips]
     if any(value is not None for value in values):
         measures.append(
@@ -388,19 +389,20 @@ def _measures(survey: Survey, clips: Sequence[Clip]) -> list[dict[str, Any]]:
     return measures
 
 
-def _scores(clips: Sequence[Clip]) -> list[dict[str, Any]]:
+def _scores(clips: Sequence[Clip], meanings: Mapping[str, Score]) -> list[dict[str, Any]]:
     """A measure for each score that a clip has, with what the scorer says of it."""
     tables = [dict(clip.scores) for clip in clips]
     names = list(dict.fromkeys(name for clip in clips for name, _ in clip.scores))
     return [
         {
             "name": name,
-            "unit": SCORES[name].unit if name in SCORES else "",
-            "low": SCORES[name].low if name in SCORES else None,
-            "high": SCORES[name].high if name in SCORES else None,
-            "meaning": SCORES[name].meaning if name in SCORES else "",
+            "unit": score.unit,
+            "low": score.low,
+            "high": score.high,
+            "meaning": printable(score.meaning),
             "rule": "keep",
             "column": columns.numbers([table.get(name) for table in tables]),
         }
         for name in names
+        for score in [meanings.get(name, Score(name, "", None, None, ""))]
     ]

@@ -2,6 +2,7 @@
 // tile that left the window is used again.
 
 import { el } from "./dom.js";
+import { tap } from "./tiles.js";
 
 const GAP = 10; // pixels, also in style.css
 const SPARE_ROWS = 2; // above and below what is seen
@@ -130,7 +131,7 @@ export class Grid {
     const index = this.indexOf(event);
     if (index < 0 || event.target.closest("button")) return;
     this.focus(index);
-    this.opened(this.items[index]);
+    if (!tap(this.shown.get(index))) this.opened(this.items[index]);
   }
 
   key(event) {

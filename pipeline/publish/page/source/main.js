@@ -7,7 +7,7 @@ import { Grid } from "./grid.js";
 import { Histogram } from "./histogram.js";
 import { helpDialog, listen } from "./keys.js";
 import { Picks } from "./picks.js";
-import { Records } from "./records.js";
+import { Records, UNSURE } from "./records.js";
 import { Selection } from "./rules.js";
 import { sourceList, sourcePage } from "./sources.js";
 import { State } from "./state.js";
@@ -210,19 +210,21 @@ class Page {
     const { state, records } = this;
     const distinct = (values) => [...new Set(values)].filter(Boolean).sort();
     const licenses = distinct(records.sources.map((source) => source.license));
+    const chosen = (name, value) => state.set({ [name]: value, ...(value.startsWith(UNSURE) && { order: "up" }) });
     const select = (name, label, options) =>
       options.length > 1
-        ? el("label", { class: "select" }, el("span", { class: "hidden" }, label), el("select", { "aria-label": label, onchange: (event) => state.set({ [name]: event.target.value }) }, options.map(([value, text]) => el("option", { value, selected: state.values[name] === value }, text))))
+        ? el("label", { class: "select" }, el("span", { class: "hidden" }, label), el("select", { "aria-label": label, onchange: (event) => chosen(name, event.target.value) }, options.map(([value, text]) => el("option", { value, selected: state.values[name] === value }, text))))
         : null;
     const showButton = (show, label) => el("button", { type: "button", "aria-pressed": String(state.values.show === show), "data-show": show, onclick: () => state.set({ show }) }, label);
-    const measures = records.measures.map((measure) => [measure.name, measure.name]);
+    const measures = records.measures.map((measure) => [measure.name, `By ${measure.name}`]);
+    const unsure = records.measures.filter((measure) => measure.unit === "probability").map(({ name }) => [`${UNSURE}${name}`, `Least certain ${name}`]);
     const splits = records.split.includes(2) ? [["", "Any split"], ["train", "train"], ["validation", "validation"]] : [];
     const sources = records.sources.length <= 500 ? [["", "Any source"], ...records.sources.map((source) => [source.key, source.key])] : state.values.source ? [["", "Any source"], [state.values.source, state.values.source]] : [];
     this.found = el("span", { class: "found" });
     replaceChildren(
       this.bar,
       el("div", { class: "segments", role: "group", "aria-label": "Which clips" }, showButton("all", "All"), showButton("stay", "Staying"), showButton("go", "Going"), showButton("picked", "Picked")),
-      select("sort", "Sort by", [["key", "By name"], ["source", "By source"], ["seconds", "By length"], ...measures.map(([name, text]) => [name, `By ${text}`])]),
+      select("sort", "Sort by", [["key", "By name"], ["source", "By source"], ["seconds", "By length"], ...measures, ...unsure]),
       el("button", { type: "button", class: "ghost", "aria-label": state.values.order === "up" ? "Ascending" : "Descending", title: "Turn the order", onclick: () => state.set({ order: state.values.order === "up" ? "down" : "up" }) }, state.values.order === "up" ? "\u2191" : "\u2193"),
       select("source", "Source", sources),
       select("license", "Licence", [["", "Any licence"], ...licenses.map((name) => [name, name])]),
@@ -259,11 +261,13 @@ class Page {
       if (needle && !records.searchable(clip).includes(needle)) continue;
       items.push(clip);
     }
-    const measure = records.byMeasure.get(sort);
+    const [measure, isUnsure] = records.sorting(sort);
     if (measure) {
       const { values } = measure;
       const far = order === "up" ? Infinity : -Infinity; // what is not measured comes last
-      const value = (clip) => (Number.isNaN(values[clip]) ? far : values[clip]);
+      // what was picked is no question any more
+      const picked = new Set(isUnsure ? [...picks.latest.keys()].map((digest) => records.byDigest.get(digest)) : []);
+      const value = (clip) => (Number.isNaN(values[clip]) || picked.has(clip) ? far : isUnsure ? Math.abs(values[clip] - 0.5) : values[clip]);
       items.sort((a, b) => (order === "up" ? value(a) - value(b) : value(b) - value(a)) || a - b);
     } else if (sort === "seconds" || sort === "source") {
       const values = sort === "seconds" ? records.frames : records.source;

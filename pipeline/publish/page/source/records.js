@@ -3,6 +3,7 @@
 import { decoded, exact } from "./columns.js";
 
 export const PENDING = 65535; // a clip's fate; contents.py has it too
+export const UNSURE = "unsure:"; // before the name of a measure: sorted by how near to undecided it is
 const HEX = Array.from({ length: 256 }, (_, byte) => byte.toString(16).padStart(2, "0"));
 
 export class Records {
@@ -40,6 +41,12 @@ export class Records {
 
   caption(clip) {
     return this.sources[this.source[clip]]?.captions[0] ?? "";
+  }
+
+  // What a word of the address sorts by: [the measure, whether by how undecided it is].
+  sorting(sort) {
+    const isUnsure = sort.startsWith(UNSURE);
+    return [this.byMeasure.get(isUnsure ? sort.slice(UNSURE.length) : sort), isUnsure];
   }
 
   value(name, clip) {

@@ -31,13 +31,15 @@ function turnTo(frame, index) {
 export function playsUnderTheMouse(tile, frame, urlOf) {
   let rest;
   tile.addEventListener("pointermove", (event) => {
+    if (event.pointerType === "touch") return; // a finger that scrolls; see `tap`
     if (frame.querySelector("video")) return;
     const { left, width } = frame.getBoundingClientRect();
     turnTo(frame, Math.max(0, Math.min(NUM_PICTURES - 1, Math.floor(((event.clientX - left) / width) * NUM_PICTURES))));
     clearTimeout(rest);
     rest = setTimeout(() => play(frame, urlOf()), REST_MS);
   });
-  tile.addEventListener("pointerleave", () => {
+  tile.addEventListener("pointerleave", (event) => {
+    if (event.pointerType === "touch") return;
     clearTimeout(rest);
     if (!frame.dataset.pinned) stop(frame);
   });
@@ -51,6 +53,19 @@ export function play(frame, url) {
   video.addEventListener("playing", () => frame.classList.add("is-playing"), { once: true });
   frame.append(video);
   video.play().catch(() => {}); // it was taken away before it began
+}
+
+let tapped; // the picture that a finger began to play
+
+// Where nothing hovers, the first tap on a tile plays its clip and ends the one before. Whether it did:
+// the next tap is for what a click does elsewhere.
+export function tap(tile) {
+  const { frame } = tile.parts;
+  if (!matchMedia("(hover: none)").matches || !tile.url || isPlaying(frame)) return false;
+  if (tapped) stop(tapped);
+  tapped = frame;
+  play(frame, tile.url);
+  return true;
 }
 
 export function stop(frame) {
@@ -120,7 +135,7 @@ export class ClipTiles {
 
   valueText(clip) {
     const { records, state } = this.page;
-    const measure = records.byMeasure.get(state.values.sort);
+    const [measure] = records.sorting(state.values.sort);
     if (!measure) return "";
     const value = records.value(measure.name, clip);
     return Number.isNaN(value) ? `${measure.name} not measured` : `${measure.name} ${number(value)}`;
