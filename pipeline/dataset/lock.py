@@ -66,7 +66,7 @@ FORMAT = 1
 LIBRARIES = ("longtake", "torch", "diffusers", "open_clip_torch", "av", "decord2", "numpy")
 SUFFIX = ".lock.jsonl"
 LARGE = 20_000_000  # bytes from which on a lock is compressed
-LATER = ("expand", "score", "keep")  # stages that older locks do not tell of
+LATER = ("expand", "score", "keep", "caption")  # stages that older locks do not tell of
 MOST = 2 << 30  # bytes of one that is unpacked: a million samples
 DENSEST = 40  # times the size of its file: digests and kept values do not shrink to a third
 
@@ -104,6 +104,7 @@ class LockedClip:
     pictures: Digest
     scores: Scores = ()
     picture: Crop | None = None  # inside the scene's black bars; older locks do not tell
+    captions: tuple[Text, ...] | None = None  # the clip's; None: those of its video
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +185,7 @@ KINDS: dict[str, type[Line]] = {
     "shard": LockedShard,
 }
 # the last of these stages that ran gave the clips of a dataset; older locks know the last alone
-CLIP_STAGES = ("keep", "score", "extract")
+CLIP_STAGES = ("caption", "keep", "score", "extract")
 TIMED = ("download", "extract", "encode")  # stages whose hours of video the header has
 
 
@@ -365,6 +366,7 @@ def locked_clip(clip: Clip) -> LockedClip:
         pictures=clip.pictures,
         scores=clip.scores,
         picture=scene.picture,
+        captions=clip.captions,
     )
 
 

@@ -30,7 +30,7 @@ from pipeline.dataset.source_table import SourceEntry, values_of_row
 from pipeline.media import addresses, archives, detectors
 from pipeline.media.fetch import Params as Download
 from pipeline.media.reel import Params as Extract
-from pipeline.stages import NAMES, keep
+from pipeline.stages import NAMES, caption, keep
 from pipeline.stages.encode import Params as Encode
 from pipeline.stages.filter import Params as Filter
 from pipeline.stages.shard import Params as Shard
@@ -132,6 +132,8 @@ class Loaded:
         setup = self.setup("auto", offline=True)
         if keep.picks_path(setup) is not None:
             options["picks"] = keep.digest_of(keep.picks_of(setup))
+        if (table := caption.digest_of_table(setup)) is not None:
+            options["captions"] = table
         return canonical.digest([canonical.plain(options), self.sources])
 
 
@@ -146,6 +148,7 @@ def load(path: Path) -> Loaded:
         raise RecipeError(f'{path}: no sources: write [[source]] tables or sources = "FILE.csv"')
     loaded = Loaded(recipe, sources, path, removals.read(path))
     _check_rules(loaded, text)
+    _check_captions(loaded, text)
     return loaded
 
 
@@ -157,6 +160,14 @@ def _check_rules(loaded: Loaded, text: str) -> None:
     ]
     if complaints:
         raise RecipeError("\n".join(complaints))
+
+
+def _check_captions(loaded: Loaded, text: str) -> None:
+    """Raises RecipeError where a table [caption] is written that gives no captions."""
+    if "caption" not in loaded.recipe.model_fields_set:
+        return
+    if problem := caption.problem(loaded.setup("auto", offline=True)):
+        raise RecipeError(f"{loaded.path}:{line_of(text, ['caption'])}: caption: {problem}")
 
 
 def check_files(path: Path, removed: Collection[str]) -> None:

@@ -274,6 +274,7 @@ def _add_dataset(folder: Path, store: Store, kept: References) -> None:
                 _add_record(record, folder.name, kept, videos)
                 if header.stage == "encode" and (source := source_in(record)):
                     captions |= set(source["captions"])
+                    captions |= set(record["clip"].get("captions") or ())
         except (KeyError, TypeError, AttributeError, ValueError) as error:  # of another version
             raise Damaged(
                 f"{folder.name}/{path.name}: its records are not those of a '{header.stage}' "
