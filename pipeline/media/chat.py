@@ -33,6 +33,7 @@ CONNECT_S = 10.0
 MOST_BYTES = 4 << 20  # of an answer: a caption is a thousandth of it
 PIECE = 1 << 16
 MAX_BARREN = 3  # clips one after the other that got no answer, each after all of its tries
+NEW_NAME = "max_completion_tokens"  # what OpenAI's newer models call `max_tokens`
 AGAIN = "the same command goes on from here"
 # how services say that they will not look at, or speak of, what is shown
 REFUSING = re.compile(
@@ -55,6 +56,7 @@ class Endpoint:
     attempts: int
     timeout_s: float
     _barren: int = 0
+    _renames: bool = False  # whether it wants the limit of tokens under its newer name
     _lock: Lock = field(default_factory=Lock)
 
     @property
@@ -108,7 +110,12 @@ class Endpoint:
 
     def _ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """The first choice of a completion. Raises BadData, Unavailable or Stopped."""
+        if self._renames:
+            question = _with_new_name(question)
         status, headers, content = self._post(question)
+        if status == 400 and NEW_NAME in _words(content) and not self._renames:
+            self._renames = True
+            return self._ask(question)
         if status != 200:
             words = _words(content).replace(self.key() or "\0", "***")
             raise self._refusal(status, words, headers, str(question["model"]))
@@ -182,6 +189,11 @@ class Endpoint:
             f"caption: {said}. It does not take the question as it is: look at model, frames, size "
             "and max_tokens under [caption]"
         )
+
+
+def _with_new_name(question: Mapping[str, Any]) -> dict[str, Any]:
+    names = {"max_tokens": NEW_NAME}
+    return {names.get(name, name): value for name, value in question.items()}
 
 
 def text_of(choice: Mapping[str, Any]) -> str:

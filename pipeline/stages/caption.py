@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from string import Formatter
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
@@ -45,6 +46,18 @@ PROMPT = (
 QUALITY = 90  # of JPEG
 PATCH = 28  # pixels a side that a picture costs a token for, in models such as Qwen2-VL
 LETTERS = 4  # of English a token
+
+
+ADDRESS = re.compile(r"https?://[^\s/?#@\x00-\x1f]+(/[^\s?#@\x00-\x1f]*)?")
+
+
+def is_sound(url: str) -> bool:
+    """Whether an address can be taken apart: it has a host, and a port that is one."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
 
 
 class Params(Table):
@@ -125,7 +138,7 @@ class Params(Table):
     @field_validator("base_url")
     @classmethod
     def _address(cls, url: str | None) -> str | None:
-        if url is None or re.fullmatch(r"https?://[^\s/?#@\x00-\x1f]+(/[^\s?#@\x00-\x1f]*)?", url):
+        if url is None or (ADDRESS.fullmatch(url) and is_sound(url)):
             return url
         raise ValueError(
             "an endpoint's address is http://HOST[:PORT]/v1 or https://..., without user, password "

@@ -23,7 +23,8 @@ from PIL import Image
 MODEL = "tiny-vl"
 KEY = "sk-test-8c1f"
 DATA_URL = re.compile(r"data:image/(jpeg|png);base64,([A-Za-z0-9+/]+={0,2})")
-FIELDS = {"model", "messages", "max_tokens", "temperature", "seed"}
+LIMITS = {"max_tokens", "max_completion_tokens"}
+FIELDS = {"model", "messages", "temperature", "seed"} | LIMITS
 
 
 @dataclass
@@ -111,8 +112,9 @@ def checked(handler: Handler, content: bytes) -> Question:
     body = json.loads(content)
     assert body.keys() <= FIELDS, f"unknown fields {sorted(body.keys() - FIELDS)}"
     assert isinstance(body["model"], str)
-    assert isinstance(body["max_tokens"], int)
-    assert body["max_tokens"] > 0
+    [limit] = LIMITS & body.keys()
+    assert isinstance(body[limit], int)
+    assert body[limit] > 0
     assert 0 <= body["temperature"] <= 2
     assert isinstance(body.get("seed", 0), int)
     [message] = body["messages"]
@@ -228,6 +230,20 @@ def of_model(reply: Reply) -> Reply:
             reply(handler, question)
         else:
             refuse(404, f"The model `{name}` does not exist.", "model_not_found")(handler, question)
+
+    return answer
+
+
+def with_the_new_limit(reply: Reply) -> Reply:
+    """Takes the limit of tokens under its newer name alone, as OpenAI's newer models do."""
+
+    def answer(handler: Handler, question: Question) -> None:
+        if "max_tokens" in question.body:
+            words = "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
+            words += "'max_completion_tokens' instead."
+            refuse(400, words, "unsupported_parameter")(handler, question)
+        else:
+            reply(handler, question)
 
     return answer
 

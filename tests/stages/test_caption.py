@@ -224,6 +224,15 @@ def test_what_passes_is_tried_again_and_never_remembered(
     assert len(chat.asked) == 4 + 4
 
 
+def test_the_limit_of_tokens_is_renamed_for_models_that_want_that(
+    clips: list[Clip], store: Store
+) -> None:
+    with chatting.chatting(chatting.with_the_new_limit(chatting.describes)) as chat:
+        assert len(captioned(clips, store, chat, at_once=1, max_tokens=77).records) == 4
+    limits = [question.body.get("max_completion_tokens") for question in chat.asked]
+    assert limits == [None, 77, 77, 77, 77]
+
+
 def test_retry_after_is_waited_for(clips: list[Clip], store: Store, pauses: list[float]) -> None:
     slow = refuse(429, "Rate limit reached", Retry_After="17")
     with chatting.chatting(slow, chatting.describes) as chat:
@@ -447,6 +456,8 @@ def test_a_table_that_is_not_there_is_an_error_of_a_build_alone(tmp_path: Path) 
     [
         ({"base_url": "localhost:8000", "model": "m"}, "an endpoint's address is http"),
         ({"base_url": "https://me:sk-1@host/v1", "model": "m"}, "without user, password"),
+        ({"base_url": "http://[::1/v1", "model": "m"}, "an endpoint's address is http"),
+        ({"base_url": "http://host:0x1/v1", "model": "m"}, "an endpoint's address is http"),
         ({"base_url": "https://host/v1?key=sk-1", "model": "m"}, "key_variable"),
         ({"base_url": "http://h/v1", "model": "m", "prompt": "{title}"}, "got {title}"),
         ({"base_url": "http://h/v1", "model": "m", "prompt": "{captions.x}"}, "got {captions.x}"),
