@@ -123,8 +123,14 @@ class Loaded:
         """What the recipe and its table say, whatever their layout, comments and spelt-out
         defaults.
         """
-        written_otherwise = {"source", "sources", "columns"}  # what they give is in `sources`
-        options = self.recipe.model_dump(exclude=written_otherwise, exclude_defaults=True)
+        # what they give is in `sources`; and who is asked for captions is no part of a dataset
+        left_out: dict[str, Any] = {
+            "source": True,
+            "sources": True,
+            "columns": True,
+            "caption": caption.PLACES,
+        }
+        options = self.recipe.model_dump(exclude=left_out, exclude_defaults=True)
         if any(addresses.scheme(source.uri) in addresses.ARCHIVES for source in self.sources):
             # what stands beside a video in an archive is read by them
             columns = self.recipe.columns

@@ -46,6 +46,8 @@ PROMPT = (
 QUALITY = 90  # of JPEG
 PATCH = 28  # pixels a side that a picture costs a token for, in models such as Qwen2-VL
 LETTERS = 4  # of English a token
+# options that say where and how a model is asked, not what
+PLACES = {"base_url", "key_variable", "at_once", "attempts", "timeout_s"}
 
 
 ADDRESS = re.compile(r"https?://[^\s/?#@\x00-\x1f]+(/[^\s?#@\x00-\x1f]*)?")

@@ -159,6 +159,15 @@ def test_a_second_build_asks_nobody_and_needs_no_key(
     assert len(chat.asked) == count
 
 
+def test_who_is_asked_is_no_part_of_the_dataset(own: Dataset, chat: Chat) -> None:
+    digest, text = recipes.load(own.recipe).digest, own.recipe.read_text()
+    elsewhere = text.replace(chat.base_url, "https://elsewhere/v1").replace(VARIABLE, "OTHER")
+    own.recipe.write_text(elsewhere + "at_once = 9\nattempts = 1\ntimeout_s = 5\n")
+    assert recipes.load(own.recipe).digest == digest
+    own.recipe.write_text(elsewhere + "frames = 9\n")
+    assert recipes.load(own.recipe).digest != digest
+
+
 def test_without_the_key_a_build_that_has_to_ask_stops_before_any_work(
     small_dataset: Dataset, chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
