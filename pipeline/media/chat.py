@@ -24,6 +24,7 @@ from threading import Lock
 from typing import Any
 from urllib.parse import urlsplit
 
+from pipeline.core.caption_table import LONGEST, cleaned
 from pipeline.core.errors import BadData, Cause, Stopped, Unavailable
 from pipeline.core.reading import shown
 from pipeline.media.fetch import retried
@@ -34,6 +35,7 @@ MOST_BYTES = 4 << 20  # of an answer: a caption is a thousandth of it
 PIECE = 1 << 16
 MAX_BARREN = 3  # clips one after the other that got no answer, each after all of its tries
 NEW_NAME = "max_completion_tokens"  # what OpenAI's newer models call `max_tokens`
+MAX_USELESS = 10  # answers in a build that are no caption, before any that is one
 AGAIN = "the same command goes on from here"
 # how services say that they will not look at, or speak of, what is shown
 REFUSING = re.compile(
@@ -56,6 +58,8 @@ class Endpoint:
     attempts: int
     timeout_s: float
     _barren: int = 0
+    _useless: int = 0
+    _is_useful: bool = False  # whether it has given a caption in this build
     _renames: bool = False  # whether it wants the limit of tokens under its newer name
     _lock: Lock = field(default_factory=Lock)
 
@@ -63,20 +67,33 @@ class Endpoint:
     def host(self) -> str:
         return urlsplit(self.base_url).netloc
 
-    def answer(self, question: Mapping[str, Any]) -> str:
-        """What the model says. Raises BadData: caption-refused or caption-cut; Unavailable;
-        Stopped.
+    def caption(self, question: Mapping[str, Any]) -> str:
+        """What the model says, in one line. Raises BadData: caption-refused, caption-cut or
+        caption-empty; Unavailable; Stopped.
         """
         try:
-            choice = retried(self.attempts, lambda: self._ask(question))
+            caption = caption_of(retried(self.attempts, lambda: self._ask(question)))
         except Unavailable as error:
             self._count_barren(error)
             raise
-        except BadData:
+        except BadData as error:
             self._barren = 0
+            self._count_useless(error)
             raise
-        self._barren = 0
-        return text_of(choice)
+        self._barren, self._is_useful = 0, True
+        return caption
+
+    def _count_useless(self, error: BadData) -> None:
+        """Stop where nothing but refusals and the like has come: it is the model, not the clip."""
+        with self._lock:
+            self._useless += 1
+        if not self._is_useful and self._useless >= MAX_USELESS:
+            raise Stopped(
+                f"caption: none of the first {self._useless} answers of {self.host} is a caption; "
+                f"the last: {error}. Is it a model that sees pictures, and is max_tokens enough "
+                "for it? Clips that were rejected are tried again with `longtake retry RECIPE "
+                f"--class {error.reason}`"
+            ) from error
 
     def _count_barren(self, error: Unavailable) -> None:
         with self._lock:
@@ -196,9 +213,9 @@ def _with_new_name(question: Mapping[str, Any]) -> dict[str, Any]:
     return {names.get(name, name): value for name, value in question.items()}
 
 
-def text_of(choice: Mapping[str, Any]) -> str:
-    """What a choice of a completion says, "" for nothing. Raises BadData for a refusal and for an
-    answer that is cut.
+def caption_of(choice: Mapping[str, Any]) -> str:
+    """The caption that a choice of a completion is, in one line. Raises BadData: caption-refused,
+    caption-cut (also for one that is too long for any caption) or caption-empty.
     """
     message = choice["message"]
     content, refusal = message.get("content"), message.get("refusal")
@@ -213,7 +230,12 @@ def text_of(choice: Mapping[str, Any]) -> str:
     if choice.get("finish_reason") == "length":
         detail = f"the answer has more tokens than max_tokens allows: {shown(text)!r}"
         raise BadData("caption-cut", detail)
-    return text
+    caption = cleaned(text)
+    if not caption:
+        raise BadData("caption-empty", f"the model answers {shown(text)!r}")
+    if len(caption) > LONGEST:
+        raise BadData("caption-cut", f"the answer has {len(caption)} characters, {LONGEST} at most")
+    return caption
 
 
 def _passing(status: int) -> Cause | None:

@@ -26,7 +26,7 @@ from pydantic import Field, field_validator
 
 from pipeline.core import canonical, caption_table
 from pipeline.core.caption_table import LONGEST, CaptionTable, cleaned
-from pipeline.core.errors import BadData, RecipeError
+from pipeline.core.errors import RecipeError
 from pipeline.core.params import Setup, Table
 from pipeline.core.reading import Count, Facts, Text, shown
 from pipeline.core.records import Clip, captions_of, source_of
@@ -222,6 +222,7 @@ def stage(setup: Setup) -> Stage:
         process=partial(process, captioner=captioner),
         identity=partial(identity, captioner=captioner),
         pure=partial(is_given, captioner=captioner),
+        group=partial(question_key, captioner=captioner),
         light=partial(is_remembered, captioner=captioner),
         local=captioner.endpoint is None,
         waits_on_world=True,
@@ -325,6 +326,13 @@ def is_given(clip: Clip, captioner: Captioner) -> bool:
     return captioner.endpoint is None or captioner.table.of(clip) is not None
 
 
+def question_key(clip: Clip, captioner: Captioner) -> str:
+    """What is asked: clips of equal bytes that differ in their sources' captions alone go to one
+    thread, and the second finds the answer of the first.
+    """
+    return canonical.digest(captioner.task(clip))
+
+
 def seconds(clip: Clip) -> float:
     return float(clip.duration_s)
 
@@ -335,7 +343,7 @@ def is_remembered(clip: Clip, store: Store, captioner: Captioner) -> bool:
 
 
 def _answer(clip: Clip, store: Store, captioner: Captioner) -> str | None:
-    value = store.recall(canonical.digest(captioner.task(clip)))
+    value = store.recall(question_key(clip, captioner))
     try:
         answer = _Answer.model_validate(value)
     except ValueError:
@@ -362,22 +370,10 @@ def process(clip: Clip, store: Store, captioner: Captioner) -> Iterator[Clip]:
 def _asked(clip: Clip, store: Store, captioner: Captioner, endpoint: Endpoint) -> str:
     answer = _answer(clip, store, captioner)
     if answer is None:
-        answer = caption_in(endpoint.answer(body(clip, store, captioner)))
+        answer = endpoint.caption(body(clip, store, captioner))
         task, limit = captioner.task(clip), captioner.params.max_tokens
-        store.remember(canonical.digest(task), {"text": answer, "max_tokens": limit}, task)
+        store.remember(question_key(clip, captioner), {"text": answer, "max_tokens": limit}, task)
     return answer
-
-
-def caption_in(answer: str) -> str:
-    """The caption that an answer is, in one line. Raises BadData: caption-empty, or caption-cut for
-    one that is too long for any caption.
-    """
-    text = cleaned(answer)
-    if not text:
-        raise BadData("caption-empty", f"the model answers {shown(answer)!r}")
-    if len(text) > LONGEST:
-        raise BadData("caption-cut", f"the answer has {len(text)} characters, {LONGEST} at most")
-    return text
 
 
 def body(clip: Clip, store: Store, captioner: Captioner) -> dict[str, Any]:

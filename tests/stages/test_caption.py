@@ -22,6 +22,7 @@ from pipeline.core.params import Setup
 from pipeline.core.records import Clip, Scene, Video
 from pipeline.core.stage import Progress, run_stage, survey
 from pipeline.core.store import Store
+from pipeline.media import chat as chat_module
 from pipeline.media import reel
 from pipeline.stages import caption, encode, extract
 from tests.making import chatting, footage
@@ -126,6 +127,37 @@ def test_a_higher_limit_asks_again_only_for_what_was_cut(clips: list[Clip], stor
         assert len(chat.asked) == 5
         captioned(clips, store, chat, max_tokens=10)  # may cut what was whole
     assert len(chat.asked) == 9
+
+
+def test_clips_of_equal_bytes_are_asked_about_once(clips: list[Clip], store: Store) -> None:
+    def twin(number: int) -> Clip:
+        film = clips[0].scene.video
+        source = replace(film.source, key=f"twin{number}", captions=(f"twin {number}",))
+        video = replace(film, key=source.key, source=source)
+        scene = replace(clips[0].scene, key=f"twin{number}-0000", video=video)
+        return replace(clips[0], key=scene.key, scene=scene)
+
+    with chatting.chatting() as chat:
+        manifest = captioned([twin(number) for number in range(5)], store, chat)
+        assert len(chat.asked) == 1
+    assert len({texts and texts[0] for texts in captions(manifest).values()}) == 1
+    assert {texts and texts[1] for texts in captions(manifest).values()} == {
+        f"twin {number}" for number in range(5)
+    }
+
+
+@pytest.mark.parametrize("reply", [says("I", "length"), says(""), says(None, refusal="no")])
+def test_a_model_that_gives_no_caption_at_all_stops_the_build_before_all_clips_are_rejected(
+    clips: list[Clip], store: Store, monkeypatch: pytest.MonkeyPatch, reply: Reply
+) -> None:
+    monkeypatch.setattr(chat_module, "MAX_USELESS", 3)
+    with chatting.chatting(reply) as chat:
+        with pytest.raises(Stopped, match=r"none of the first 3 answers of .* is a caption"):
+            captioned(clips, store, chat, at_once=1)
+        assert len(chat.asked) == 3
+        chat.replies = [chatting.describes, reply]
+        manifest = captioned(clips, store, chat, at_once=1, prompt="What is it?")
+    assert (len(manifest.records), len(manifest.rejections)) == (1, 3)
 
 
 def test_source_captions_come_first_last_or_not_at_all(clips: list[Clip], store: Store) -> None:
