@@ -53,7 +53,7 @@ HAVE_SHARDS = $(if $(filter file,$(origin SHARDS)),test -f "$(SHARDS)/index.json
 # A variable as `make help` shows it: its words, without asking the recipe for its name.
 shown = $(subst $$(RECIPE_NAME),NAME,$(subst $$(DATA),$(DATA),$(value $(1))))
 
-.PHONY: help setup shards download cut filter extract score keep encode status rejections scores retry plan-shards reproduce verify refresh remove \
+.PHONY: help setup shards download cut filter extract score keep caption encode status rejections scores retry plan-shards reproduce verify refresh remove \
 	gc report browse taste card train-image train-keyframe train-interp sample evaluate pictures plan test test-page check chaos format bench schema constraints clean
 
 help:  ## what there is to type
@@ -79,10 +79,10 @@ setup: .venv/.done  ## the virtual environment in .venv (needs Python 3.11 to 3.
 		|| echo "not installed: $(NETWORKS): the scorers text, faces and nsfw will ask for them"
 	@touch $@
 
-shards: setup  ## build the dataset: download, cut, filter, extract, score, keep, encode, shard
+shards: setup  ## build the dataset: download, cut, filter, extract, score, keep, caption, encode, shard
 	@$(BUILD)
 
-download cut filter extract score keep encode: setup  ## build as far as that stage
+download cut filter extract score keep caption encode: setup  ## build as far as that stage
 	@$(BUILD) --until $@
 
 status: setup  ## the funnel: what is done, rejected, pending

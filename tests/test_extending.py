@@ -93,7 +93,7 @@ def test_the_examples_work_as_written(extended: Path) -> None:
     funnel = run(extended, "build", "mine.toml", *local)
     rows = [line.split() for line in funnel.splitlines() if line.startswith(" ")]
     assert ["edges", "2", "2", "0"] in [row[:4] for row in rows]  # the detector found the cut
-    samples = (extended / "data" / "mine" / "8-encode.jsonl").read_text().splitlines()[1:]
+    samples = (extended / "data" / "mine" / "9-encode.jsonl").read_text().splitlines()[1:]
     scores = [dict(json.loads(line)["record"]["clip"]["scores"]) for line in samples]
     assert all(0 < score["edges"] < 1 for score in scores)
     assert all(0 < score["red"] < 1 for score in scores)

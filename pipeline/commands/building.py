@@ -161,6 +161,7 @@ def _summary(
         "stages": facts.stages(steps),
         "num_run": sum(step.num_run for step in steps),
         "unavailable": facts.unavailable(steps),
+        "unmatched_captions": facts.unmatched_captions(loaded, steps),
         "psnr": facts.psnr(steps),
         "shards": facts.shards(steps),
         "lost": relock.losses(loaded, [step.manifest for step in steps]) if is_finished else {},
@@ -170,6 +171,7 @@ def _summary(
         say(console, report.psnr(summary["psnr"]))
     if line := report.suspicions(summary["stages"]):
         say(console, line)
+    say(console, *report.unmatched_captions(summary["unmatched_captions"]))
     _say_unavailable(console, summary["unavailable"], classes)
     if not summary["num_run"]:
         reason = "everything was built before"

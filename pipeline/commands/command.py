@@ -25,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="Raw videos in, training-ready latent shards out: "
-    "download, cut, filter, extract, score, keep, encode, shard.",
+    "download, cut, filter, extract, score, keep, caption, encode, shard.",
     epilog="Exit codes: 0 done, 1 bug, 2 wrong recipe or command, "
     "3 something was unavailable (run again), "
     "4 stopped from outside (disk full, no such model), 5 nothing was kept, "

@@ -7,11 +7,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.records import Record, Rejection, Sample, Shard, source_of
+from pipeline.core.records import (
+    Clip,
+    Record,
+    Rejection,
+    Sample,
+    Shard,
+    captions_of,
+    source_of,
+)
 from pipeline.media import scorers
 from pipeline.media.addresses import scheme
 from pipeline.media.captions import num_long
-from pipeline.stages import keep, shard
+from pipeline.stages import caption, keep, shard
 
 if TYPE_CHECKING:  # heavy, and only their names are needed
     from pipeline.core.ledger import Failure
@@ -42,6 +50,7 @@ def recipe(loaded: Loaded) -> dict[str, Any]:
         "size": tables.extract.size,
         "scorers": [scorer.name for scorer in setup.table(scorers.Params).chosen],
         "rules": {name: rule.text for name, rule in keep.rules_of(setup).items()},
+        "captions_from": caption.origin(setup),
         "preset": tables.encode.preset,
         "precision": tables.encode.precision,
         **captions(loaded, loaded.sources),
@@ -49,15 +58,30 @@ def recipe(loaded: Loaded) -> dict[str, Any]:
 
 
 def captions(loaded: Loaded, records: Iterable[Record]) -> dict[str, Any]:
-    """How many different captions these records' sources have, how many of these are longer than
-    CLIP reads, and what becomes of them.
+    """How many different captions these clips and the sources of other records have, how many of
+    these are longer than CLIP reads, and what becomes of them.
     """
-    different = {caption for record in records for caption in source_of(record).captions}
+    different = {
+        caption
+        for record in records
+        for caption in (
+            captions_of(record) if isinstance(record, Clip) else source_of(record).captions
+        )
+    }
     return {
         "captions": len(different),
         "long_captions": num_long(different),
         "long_captions_are": loaded.recipe.encode.long_captions,
     }
+
+
+def unmatched_captions(loaded: Loaded, steps: Sequence[Step]) -> list[str]:
+    """Lines of the table of captions that name no clip, in words; none before there are clips."""
+    for step in steps:
+        if step.manifest.stage == "extract" and not step.num_pending:
+            clips = [record for record in step.manifest.records if isinstance(record, Clip)]
+            return caption.unmatched(loaded.setup("auto", offline=True), clips)
+    return []
 
 
 def stages(steps: Sequence[Step]) -> list[dict[str, Any]]:

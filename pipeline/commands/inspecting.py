@@ -34,15 +34,23 @@ def status(
         report.show(console, title, report.funnel(funnel))
         # what an archive says of its members is in no recipe
         listed = [record for step in steps[:1] for record in step.manifest.records]
+        listed += [
+            record
+            for step in steps
+            if step.manifest.stage == "caption"
+            for record in step.manifest.records
+        ]
         captions = facts.captions(loaded, [*loaded.sources, *listed])
         for line in (report.suspicions(funnel), report.long_captions(captions)):
             if line:
                 say(console, line)
+        unmatched = facts.unmatched_captions(loaded, steps)
+        say(console, *report.unmatched_captions(unmatched))
         following = next((row for row in funnel if row["pending"]), None)
         if following:
             count = f"{following['pending']} to {following['stage']}"
             say(console, f"next: {count}; later stages show what is known so far")
-        about = {**facts.dataset(loaded, data), **captions}
+        about = {**facts.dataset(loaded, data), **captions, "unmatched_captions": unmatched}
         return 0, {**about, "stages": funnel, "unknown": unknown or None}
 
     guarded(act, as_json)
@@ -178,6 +186,8 @@ def check(recipe: RecipePath, as_json: Json = False) -> None:
         )
         if line := report.long_captions(terms):
             say(console, line)
+        if terms["captions_from"]:
+            say(console, f"captions: {terms['captions_from']}")
         if terms["scorers"]:
             rules = "; ".join(f"{name}: {rule}" for name, rule in terms["rules"].items())
             say(console, f"scores: {', '.join(terms['scorers'])}", f"keeps: {rules or 'all'}")

@@ -29,16 +29,24 @@ from pipeline.dataset.passage import RawVideos
 from pipeline.media.captions import TOKENS
 
 Row = Mapping[str, Any]
+MAX_NAMED = 5  # lines of one kind
 GAP = 2  # characters between two columns
 
 
 @contextlib.contextmanager
 def progress(console: Console) -> Iterator[Progress]:
-    """Bars per stage with the time left, judged by seconds of video; silent where nobody
+    """Bars per stage with the time left, judged by seconds of video; no bars where nobody
     watches.
     """
-    if console.quiet or not console.is_terminal:
+    if console.quiet:
         yield Progress()
+        return
+
+    def announce(line: str) -> None:
+        console.print(line, markup=False, soft_wrap=True)
+
+    if not console.is_terminal:
+        yield Progress(announce=announce)
         return
     columns = [
         SpinnerColumn(),
@@ -63,7 +71,7 @@ def progress(console: Console) -> Iterator[Progress]:
             done = bars.tasks[tasks[stage]].fields["done"] + num_records
             bars.update(tasks[stage], advance=cost, done=done)
 
-        yield Progress(start, advance)
+        yield Progress(start, advance, announce)
 
 
 def show(console: Console, title: str, table: Table) -> None:
@@ -145,6 +153,13 @@ def long_captions(facts: Row) -> str:
         f"{count} of {facts['captions']} different captions are longer than the {TOKENS} tokens "
         f'that CLIP reads: {fate} (long_captions = "{facts["long_captions_are"]}" under [encode])'
     )
+
+
+def unmatched_captions(lines: Sequence[str]) -> list[str]:
+    """Lines of a table of captions that name no clip: the first, and how many there are."""
+    num_more = len(lines) - MAX_NAMED
+    more = [f"and {num_more} more lines of it name no clip"] if num_more > 0 else []
+    return [*lines[:MAX_NAMED], *more]
 
 
 def rejections(rows: Sequence[Row]) -> Table:

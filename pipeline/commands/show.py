@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from pipeline.core.errors import RecipeError
-from pipeline.core.records import Clip, Sample, source_of
+from pipeline.core.records import Clip, Sample, captions_of
 from pipeline.core.store import Store
 from pipeline.dataset.chain import manifest_path, read_manifest
 from pipeline.dataset.recipe import Loaded
@@ -22,7 +22,7 @@ TEXT, GAP = 28, 4  # pixels: height of the line of text, space between pictures
 def find(folder: Path, key: str) -> Sample | Clip:
     """The sample, or else the clip, of that key. Raises RecipeError with the nearest keys."""
     known: dict[str, None] = {}
-    for name in ("encode", "keep", "score", "extract"):
+    for name in ("encode", "caption", "keep", "score", "extract"):
         if not manifest_path(folder, name).is_file():
             continue
         for record in read_manifest(folder, name).records:
@@ -60,7 +60,7 @@ def contact_sheet(
         line += "\n" + ", ".join(f"{name} {keep.shown(value)}" for name, value in clip.scores)
     path = out or data / loaded.recipe.name / "show" / f"{key}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    caption = next(iter(source_of(clip).captions), "")
+    caption = next(iter(captions_of(clip)), "")
     head, *more = line.split("\n")
     _draw(rows, "\n".join([f"{head}   {caption}", *more])).save(path, optimize=True)
     return path, line

@@ -34,6 +34,9 @@ Reason = Literal[
     "too-large",  # more pixels, frames or hours than one task may decode (`video.MAX_...`)
     "non-finite",  # NaN or Inf in the output of an encoder or a scorer
     "score-failed",  # a scorer raised an error on this clip
+    "caption-refused",  # the model that writes captions will not describe the clip
+    "caption-cut",  # its answer was longer than `max_tokens`
+    "caption-empty",  # its answer holds no words
     "long-caption",  # CLIP would not see its end, and the recipe says `long_captions = "reject"`
     "crashed",  # the worker process died, twice: a suspicion, see SUSPECTED
     "timed-out",  # a suspicion too

@@ -3,6 +3,7 @@
 `inline` is for debuggers. `processes` gives every batch a process that may crash or hang without
 taking the build along. `ray` does the same on a cluster that shares the data folder. Workers are
 spawned, never forked: decoders and CUDA do not survive a fork. A worker whose build dies, dies too.
+Stages whose work another machine does run in `Threads`, whatever the executor.
 
 Time-outs run from the start of a batch, not from when it was queued, on a clock that nobody can set
 (`AwakeClock`).
@@ -15,6 +16,7 @@ import fcntl
 import logging
 import multiprocessing
 import os
+import queue
 import signal
 import tempfile
 import threading
@@ -35,6 +37,7 @@ NAMES = ("inline", "processes", "ray")
 MAX_BARREN = 3  # pools one after the other that broke before they had done anything
 WORKER_INDEX = "LONGTAKE_WORKER"  # which of the workers this process is: picks its GPU
 SLOT_TIMEOUT_S = 10
+PARTING_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,57 @@ class Inline:
     def map(self, work: Job, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Troubles | Lost]]:
         for batch in batches:
             yield batch, work(batch)
+
+
+@dataclass(frozen=True)
+class Threads:
+    """So many at a time in this process: for tasks that ask another machine, and wait.
+
+    The threads are daemons, so that Ctrl-C does not wait for answers. After an error, what was
+    asked already may still be answered and remembered, for `PARTING_S` at most.
+    """
+
+    workers: int
+
+    def map(self, work: Job, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Troubles | Lost]]:
+        waiting: queue.SimpleQueue[Batch] = queue.SimpleQueue()
+        results: queue.SimpleQueue[tuple[Batch, Troubles | Exception]] = queue.SimpleQueue()
+        for batch in batches:
+            waiting.put(batch)
+        is_over = threading.Event()
+
+        def serve() -> None:
+            while not is_over.is_set():
+                try:
+                    batch = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    results.put((batch, work(batch)))
+                except Exception as error:
+                    is_over.set()
+                    results.put((batch, error))
+
+        count = min(self.workers, len(batches))
+        threads = [threading.Thread(target=serve, daemon=True) for _ in range(count)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in batches:
+                batch, result = results.get()
+                if isinstance(result, Exception):
+                    _part(threads)
+                    raise result
+                yield batch, result
+        finally:
+            is_over.set()
+
+
+def _part(threads: Sequence[threading.Thread]) -> None:
+    """Wait a while for threads that end on their own."""
+    deadline = time.monotonic() + PARTING_S
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def _start_worker(slots: str, num_slots: int) -> None:

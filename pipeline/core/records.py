@@ -195,6 +195,7 @@ class Clip:
     pictures: Digest  # digest of the coded pictures: equal where only the container differs
     scores: Scores = ()  # for a sample's metadata
     covers: tuple[Cover, ...] = ()  # over faces
+    captions: tuple[Text, ...] | None = None  # of the clip; None: those of its source
 
     def identity(self) -> object:
         return {"clip": self.blob.sha256}
@@ -305,6 +306,11 @@ def source_of(record: Record) -> Source:
             raise TypeError(f"{type(record).__name__} '{record.key}' has no single source")
         record = getattr(record, record.parent)
     return record
+
+
+def captions_of(clip: Clip) -> tuple[str, ...]:
+    """A clip's captions: its own, or else those of its source."""
+    return source_of(clip).captions if clip.captions is None else clip.captions
 
 
 def blobs_read(record: Record) -> list[Blob]:

@@ -75,6 +75,10 @@ def never_light(record: Any, store: Store) -> bool:
     return False
 
 
+def no_effort(records: Sequence[Any]) -> str:
+    return ""
+
+
 def opens_none(record: Any, store: Store) -> None:
     return None
 
@@ -100,6 +104,9 @@ class Stage:
     `num_gpus(cluster)` is how many GPUs it can use, 0 to run without: of this machine, or of a
     cluster that has so many. It is asked only when there is work, because the answer may take an
     import of torch.
+    `num_threads`: if not 0, tasks wait for another machine, and so many run at a time in threads of
+    this process, on a cluster too. `effort` says, of records that are no light work, what asking
+    will take; it is announced before that begins.
     `opens` is the raw video that a task has to read, if any: it must be in the store.
     `gather` turns what the stage before gave into the records of this one.
     """
@@ -122,6 +129,8 @@ class Stage:
     local: bool = False
     must_succeed: bool = False
     num_gpus: Callable[[int | None], int] = no_gpus
+    num_threads: int = 0
+    effort: Callable[[Sequence[Any]], str] = no_effort
     opens: Callable[[Any, Store], Video | None] = opens_none
     gather: Callable[[Sequence[Any]], Sequence[Record]] = tuple
 
@@ -404,12 +413,13 @@ def _sound(stage: Stage, record: Record, entries: Any) -> Any:
 
 @dataclass
 class Progress:
-    """Called as a stage goes, with the stage, records and seconds of video (`cost`). By default
-    nobody listens.
+    """Called as a stage goes, with the stage, records and seconds of video (`cost`). What a
+    stage says before it begins is announced. By default nobody listens.
     """
 
     start: Callable[[str, int, float], None] = field(default=lambda stage, records, cost: None)
     advance: Callable[[str, int, float], None] = field(default=lambda stage, records, cost: None)
+    announce: Callable[[str], None] = field(default=lambda line: None)
 
 
 @dataclass(frozen=True)
@@ -451,10 +461,13 @@ def complete(
     skipped = {rejection.key for rejection in standing}
     missing = [record for record in before.missing if record.key not in skipped]
     distinct = {before.keys[record.key]: record for record in missing}
+    heavy = {key: record for key, record in distinct.items() if not stage.light(record, store)}
     costs = {
-        task_key: 0.0 if stage.light(record, store) else float(stage.cost(record))
+        task_key: float(stage.cost(record)) if task_key in heavy else 0.0
         for task_key, record in distinct.items()
     }
+    if heavy and (line := stage.effort(list(heavy.values()))):
+        progress.announce(line)
     failures = _run(stage, distinct, store, executor, progress) if distinct else {}
     refused = [trouble for trouble in before.troubles if trouble.key not in skipped]
     for trouble in refused:

@@ -1,7 +1,7 @@
 """A recipe in, a dataset in the data folder and a lock out; and a survey of what is done.
 
 manifests/NAME.lock.jsonl                       the facts that pin a finished build, by its recipe
-data/NAME/0-expand.jsonl ... 8-shard.jsonl      a manifest per stage
+data/NAME/0-expand.jsonl ... 9-shard.jsonl      a manifest per stage
 data/NAME/clips/KEY.mp4                         the clips, to watch
 data/NAME/shards/00000.tar ... index.json       what a trainer reads
 data/store/                                     everything by content, for all datasets
@@ -40,7 +40,7 @@ from pipeline.dataset.passage import RawVideos
 from pipeline.dataset.recipe import Loaded
 from pipeline.dataset.relock import check_removals, write_lock
 from pipeline.media import encoders
-from pipeline.stages import NAMES, encode, keep
+from pipeline.stages import NAMES, caption, encode, keep
 
 
 @contextlib.contextmanager
@@ -107,6 +107,9 @@ def build(
     with opened(data) as store, store.unfinished(loaded.recipe.name):
         if "keep" in names:
             keep.check_picks(setup)
+        if "caption" in names:
+            caption.check_table(setup)
+            _check_key(loaded, data, device)
         if "encode" in names:
             encode.check_models(setup, store)
         visit = runner(store, executor, progress, stage_of("download", setup), classes)
@@ -130,6 +133,20 @@ def build(
         if last == NAMES[-1] and steps[-1].manifest.records:
             manifests, folder = [step.manifest for step in steps], data / loaded.recipe.name
             write_lock(loaded, manifests, folder, store, relock)
+
+
+def _check_key(loaded: Loaded, data: Path, device: str) -> None:
+    """Raises Stopped if a model has to be asked for captions, and the key for it is not there: now,
+    not after hours of decoding.
+    """
+    try:
+        caption.check_key(loaded.setup(device))
+    except Stopped:
+        for step in look(loaded, data, device):
+            if step.num_pending:
+                raise
+            if step.manifest.stage == "caption":
+                return
 
 
 def _pass_raw_videos(

@@ -15,7 +15,7 @@ from types import ModuleType
 
 from pipeline.core import ledger
 from pipeline.core.errors import RecipeError
-from pipeline.core.executors import Inline
+from pipeline.core.executors import Inline, Threads
 from pipeline.core.manifest import Manifest, read
 from pipeline.core.params import Setup
 from pipeline.core.records import Blob, Clip, Record, Rejection, Sample, Shard, Video
@@ -191,6 +191,8 @@ def runner(
     def visit(stage: Stage, records: Sequence[Record]) -> Step:
         before = survey(stage, records, store)
         chosen = Inline() if stage.local else executor
+        if stage.num_threads:
+            chosen = Threads(stage.num_threads)
         tries = tries_suspicions
         if tries is None:
             tries = classes is None and not isinstance(chosen, Inline)

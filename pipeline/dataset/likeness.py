@@ -158,7 +158,8 @@ def _told_of(lock: Lock, key: str) -> list[Any]:
     """What `shard.metadata` writes of a sample, from the lock."""
     clip = lock.clips[key]
     video, extract = lock.videos[clip.video], lock.params("extract")
-    source = (video.key, video.uri, video.captions, video.license, video.sha256)
+    captions = video.captions if clip.captions is None else clip.captions
+    source = (video.key, video.uri, captions, video.license, video.sha256)
     scene = (clip.start_pts, clip.end_pts, clip.time_base, clip.crop, clip.num_frames)
     return [*source, *scene, extract["fps"], extract["size"]]
 

@@ -67,7 +67,7 @@ FORMAT = 1
 LIBRARIES = ("longtake", "torch", "diffusers", "open_clip_torch", "av", "decord2", "numpy")
 SUFFIX = ".lock.jsonl"
 LARGE = 20_000_000  # bytes from which on a lock is compressed
-LATER = ("expand", "score", "keep")  # stages that older locks do not tell of
+LATER = ("expand", "score", "keep", "caption")  # stages that older locks do not tell of
 MOST = 2 << 30  # bytes of one that is unpacked: a million samples
 DENSEST = 40  # times the size of its file: digests and kept values do not shrink to a third
 
@@ -106,6 +106,7 @@ class LockedClip:
     scores: Scores = ()
     picture: Crop | None = None  # inside the scene's black bars; older locks do not tell
     covers: tuple[Cover, ...] = ()  # over faces
+    captions: tuple[Text, ...] | None = None  # the clip's; None: those of its video
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +187,7 @@ KINDS: dict[str, type[Line]] = {
     "shard": LockedShard,
 }
 # the last of these stages that ran gave the clips of a dataset; older locks know the last alone
-CLIP_STAGES = ("keep", "score", "extract")
+CLIP_STAGES = ("caption", "keep", "score", "extract")
 TIMED = ("download", "extract", "encode")  # stages whose hours of video the header has
 
 
@@ -368,6 +369,7 @@ def locked_clip(clip: Clip) -> LockedClip:
         scores=clip.scores,
         picture=scene.picture,
         covers=clip.covers,
+        captions=clip.captions,
     )
 
 

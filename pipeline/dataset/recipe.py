@@ -32,7 +32,7 @@ from pipeline.media import addresses, archives, detectors, scorers
 from pipeline.media.fetch import Params as Download
 from pipeline.media.reel import Params as Extract
 from pipeline.media.scorers import head
-from pipeline.stages import NAMES, keep
+from pipeline.stages import NAMES, caption, keep
 from pipeline.stages.encode import Params as Encode
 from pipeline.stages.filter import Params as Filter
 from pipeline.stages.shard import Params as Shard
@@ -132,8 +132,14 @@ class Loaded:
         """What the recipe and its table say, whatever their layout, comments and spelt-out
         defaults.
         """
-        written_otherwise = {"source", "sources", "columns"}  # what they give is in `sources`
-        options = self.recipe.model_dump(exclude=written_otherwise, exclude_defaults=True)
+        # what they give is in `sources`; and who is asked for captions is no part of a dataset
+        left_out: dict[str, Any] = {
+            "source": True,
+            "sources": True,
+            "columns": True,
+            "caption": caption.PLACES,
+        }
+        options = self.recipe.model_dump(exclude=left_out, exclude_defaults=True)
         if any(addresses.scheme(source.uri) in addresses.ARCHIVES for source in self.sources):
             # what stands beside a video in an archive is read by them
             columns = self.recipe.columns
@@ -141,6 +147,8 @@ class Loaded:
         setup = self.setup("auto", offline=True)
         if keep.picks_path(setup) is not None:
             options["picks"] = keep.digest_of(self.picks)
+        if (table := caption.digest_of_table(setup)) is not None:
+            options["captions"] = table
         return canonical.digest([canonical.plain(options), self.sources])
 
 
@@ -155,6 +163,7 @@ def load(path: Path) -> Loaded:
         raise RecipeError(f'{path}: no sources: write [[source]] tables or sources = "FILE.csv"')
     loaded = Loaded(recipe, sources, path, removals.read(path))
     _check_rules(loaded, text)
+    _check_captions(loaded, text)
     return loaded
 
 
@@ -166,6 +175,14 @@ def _check_rules(loaded: Loaded, text: str) -> None:
     ]
     if complaints:
         raise RecipeError("\n".join(complaints))
+
+
+def _check_captions(loaded: Loaded, text: str) -> None:
+    """Raises RecipeError where a table [caption] is written that gives no captions."""
+    if "caption" not in loaded.recipe.model_fields_set:
+        return
+    if problem := caption.problem(loaded.setup("auto", offline=True)):
+        raise RecipeError(f"{loaded.path}:{line_of(text, ['caption'])}: caption: {problem}")
 
 
 def check_files(path: Path, removed: Collection[str]) -> None:

@@ -1046,3 +1046,16 @@ def some_frames(
                 raise BadData("decode-error", problem) from error
     if count < len(chosen):
         raise BadData("too-few-frames", f"the clip has no frame {sorted(chosen)[count]}")
+
+
+def rgb_of(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture of `some_frames` as `h w c` uint8 RGB, by the matrix of BT.709 (ITU-R BT.709-6,
+    item 3.2), limited range. Chroma is repeated, not interpolated.
+    """
+    height, width = len(planes) * 2 // 3, planes.shape[1]
+    luma = (planes[:height].astype(np.float32) - 16) * (255 / 219)
+    chroma = planes[height:].reshape(2, height // 2, width // 2).astype(np.float32)
+    blue, red = ((chroma - 128) * (255 / 224)).repeat(2, axis=1).repeat(2, axis=2)
+    green = luma - 0.18732 * blue - 0.46812 * red
+    pixels = np.stack([luma + 1.5748 * red, green, luma + 1.8556 * blue], axis=-1)
+    return pixels.round().clip(0, 255).astype(np.uint8)

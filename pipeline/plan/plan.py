@@ -66,6 +66,8 @@ class Line:
     num_bytes: dict[str, float | None] = field(default_factory=dict)  # to be written, by kind
     worker_s: float | None = 0  # seconds of one worker
     is_timed: bool = True  # or nothing of the kind was timed here
+    num_threads: int = 0  # if not 0, the workers that it has, however many cores there are
+    effort: str = ""  # what asking another machine will take, of the tasks that are named
 
     def write(self, num_bytes: Mapping[str, float | None]) -> None:
         """Count bytes that will be written, by kind."""
@@ -88,7 +90,7 @@ class Line:
     @property
     def seconds(self) -> float | None:
         """By the clock, with as many workers as `build` has by default."""
-        num_workers = max(1, min(num_cores(), round(self.to_do or 1)))
+        num_workers = max(1, min(self.num_threads or num_cores(), round(self.to_do or 1)))
         return None if self.worker_s is None else self.worker_s / num_workers
 
 
@@ -174,16 +176,20 @@ class _Planner:
             missing = {}  # packs of the samples that are known are not the packs that will be
         num_tasks = len(set(survey.keys.values()))
         line = Line(name, num_tasks - len(missing), len(missing), arriving, 0)
+        line.num_threads = stage.num_threads
         line.changes = self._changes(survey)
         named_s = 0.0
         cost = 0.0
+        heavy: list[Record] = []
         for task_key, record in missing.items():
             line.reasons.setdefault(self._reason(survey, record, task_key), []).append(record.key)
             if stage.light(record, self._store):
                 line.num_light += 1
                 continue
+            heavy.append(record)
             named_s += float(getattr(record, "duration_s", 0))
             cost += float(stage.cost(record))
+        line.effort = stage.effort(heavy)
         passed_on = self._passed_on(name, Amount(len(missing), named_s).plus(arriving))
         if is_last:
             line.expected = self._packs(survey, arriving)

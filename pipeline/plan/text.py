@@ -38,6 +38,8 @@ def sentences(plan: Plan) -> Iterator[str]:
         return
     for line in plan.lines.values():
         yield from _reasons(line)
+        if line.effort:
+            yield line.effort
     unknown = [line for line in plan.lines.values() if line.expected.count is None]
     for origin in dict.fromkeys(line.waits_for for line in unknown):
         names = [
@@ -60,6 +62,8 @@ def _reasons(line: Line) -> Iterator[str]:
         yield f"{line.stage}: {videos} ({_examples(line.refetched)})"
     if line.num_light:
         words = "of them find their latents remembered: text alone is embedded"
+        if line.stage != "encode":
+            words = "of them find what is costly remembered"
         yield f"{line.stage}: {line.num_light} {words}"
     if line.expected.count:
         more = " more" if line.num_named else ""

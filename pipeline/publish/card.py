@@ -203,7 +203,7 @@ def _counts(locked: Lock) -> dict[str, object]:
     if measured:
         median, clips = measured[len(measured) // 2], _count(len(measured), "clip")
         round_trip = f"\n- VAE round trip: {median:.1f} dB PSNR in the median of {clips}"
-    captions = sorted({caption for key in used for caption in locked.videos[key].captions})
+    captions = sorted({caption for key in locked.samples for caption in _captions(locked, key)})
     examples = [f"\n  - {_text(caption)}" for caption in captions[:EXAMPLES]]
     if captions:
         different = _count(len(captions), "different caption")
@@ -239,6 +239,12 @@ def _faces(locked: Lock) -> str:
     blurred = sum(bool(locked.clips[key].covers) for key in locked.samples)
     clips = _count(blurred, "clip")
     return f"{line}they are blurred in {clips}. A face that it does not see is not"
+
+
+def _captions(locked: Lock, key: str) -> Sequence[str]:
+    """The captions of a sample: of its clip, or else of its video."""
+    clip = locked.clips[key]
+    return locked.videos[clip.video].captions if clip.captions is None else clip.captions
 
 
 def _licenses(locked: Lock) -> dict[str, str]:

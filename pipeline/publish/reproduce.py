@@ -18,7 +18,7 @@ from typing import Any
 from pipeline.core import canonical
 from pipeline.core.errors import Damaged, RecipeError, Stopped, Unavailable
 from pipeline.core.executors import device_here
-from pipeline.core.records import Record, Rejection, Scene, Shard, Source, Video, public
+from pipeline.core.records import Clip, Record, Rejection, Scene, Shard, Source, Video, public
 from pipeline.core.stage import Executor, Progress
 from pipeline.core.store import Store
 from pipeline.dataset import build, chain, lock
@@ -32,9 +32,10 @@ from pipeline.media import addresses, archives, encoders
 from pipeline.stages import NAMES, encode
 
 # what these gave is in the lock: a rebuild takes it from there
-DECIDED = ("expand", "cut", "filter", "keep")
+DECIDED = ("expand", "cut", "filter", "keep", "caption")
 STAGES = tuple(name for name in NAMES if name not in DECIDED)
-UNUSED = ("download", "cut", "filter", "keep")  # stages whose options a rebuild does not ask for
+# stages whose options a rebuild does not ask for
+UNUSED = ("download", "cut", "filter", "keep", "caption")
 SPAN = ("start_s", "end_s")
 FIELDS = ("captions", "license", *SPAN)
 
@@ -277,8 +278,12 @@ def walk(loaded: Loaded, locked: Lock, visit: Visit, device: str) -> Iterator[St
     def scenes(records: Sequence[Record]) -> list[Record]:
         return [scene for record in records for scene in _scenes(record, locked)]
 
+    def captioned(records: Sequence[Record]) -> list[Record]:
+        return [_captioned(record, locked) for record in records]
+
     setup = loaded.setup(device)
-    for step in chain.walk(setup, visit, present, STAGES, gather={"extract": scenes}):
+    gather = {"extract": scenes, "encode": captioned}
+    for step in chain.walk(setup, visit, present, STAGES, gather=gather):
         if step.manifest.stage == "download":
             num_in = step.manifest.num_in + len(absent)
             rejections = (*step.manifest.rejections, *absent)
@@ -312,6 +317,12 @@ def _scenes(video: Record, locked: Lock) -> Iterator[Scene]:
             )
         covers = clip.covers if covers_faces else None
         yield Scene(clip.key, video, clip.start_pts, clip.end_pts, None, clip.picture, covers)
+
+
+def _captioned(clip: Record, locked: Lock) -> Clip:
+    """A clip with the captions of its own that the lock has for it."""
+    assert isinstance(clip, Clip)
+    return replace(clip, captions=locked.clips[clip.key].captions)
 
 
 def versions(locked: Lock, steps: Sequence[Step]) -> list[str]:

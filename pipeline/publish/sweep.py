@@ -276,6 +276,7 @@ def _add_dataset(folder: Path, store: Store, kept: References) -> None:
                 _add_record(record, folder.name, kept, videos)
                 if header.stage == "encode" and (source := source_in(record)):
                     captions |= set(source["captions"])
+                    captions |= set(record["clip"].get("captions") or ())
                 if header.stage == "score":
                     clips.add(record["blob"]["sha256"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:  # of another version

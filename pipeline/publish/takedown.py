@@ -52,6 +52,7 @@ class Target:
     sources: Sequence[dict[str, Any]]
     videos: Mapping[str, Any]
     formats: frozenset[str]  # in which the videos were fetched
+    of_clips: frozenset[str] = frozenset()  # captions that clips of these videos have of their own
 
     @cached_property
     def identities(self) -> set[bytes]:
@@ -64,7 +65,8 @@ class Target:
 
     @cached_property
     def captions(self) -> set[str]:
-        return {caption for source in self.sources for caption in source["captions"]}
+        of_sources = {caption for source in self.sources for caption in source["captions"]}
+        return of_sources | self.of_clips
 
     @cached_property
     def scene(self) -> re.Pattern[str]:
@@ -171,6 +173,12 @@ def find(loaded: Loaded, key: str, folder: Path, records: Records, store: Store)
         sources=[source for source in sources if source["key"] in keys],
         videos=identities,
         formats=frozenset(video["fetched_as"] for video in taken),
+        of_clips=frozenset(
+            caption
+            for sample in records.get("encode", ())
+            if sample["clip"]["scene"]["video"]["key"] in identities
+            for caption in sample["clip"].get("captions") or ()
+        ),
     )
 
 
@@ -345,12 +353,14 @@ def _condemned(
     by the blobs and clips that go, then the target's own.
     """
     own: set[str] = set()  # keys of memos
+    captions: set[str] = set()  # that clips had, also under earlier settings
     blobs, clips = footage | left_over, set[str]()
     for memo in sweep.memos_of(store):
         if _is_of(memo, target, footage, kept):
             own.add(memo.key)
             blobs |= _digests(memo.outputs)
             clips |= _digests(list(facts_in(memo, "pictures")))
+            captions |= set(_captions_in(memo))
     blobs, clips = blobs - kept.blobs, clips - kept.blobs
 
     kinds = dict.fromkeys(blobs, sweep.LEFT_OVER)
@@ -359,7 +369,9 @@ def _condemned(
         is_of_clip = any(
             origin in clips for kind, origin in sweep.mentions(memo.of) if kind == "clip"
         )
-        if is_of_clip:
+        is_text = isinstance(memo.of, list) and memo.of[:1] == ["text"]
+        is_of_caption = is_text and isinstance(memo.of[-1], str) and memo.of[-1] in captions
+        if is_of_clip or is_of_caption:
             blobs |= _digests(memo.outputs) - kept.blobs
         kinds_here = {sha256: kind for sha256, kind in sweep.kinds_in(memo) if sha256 in blobs}
         kinds |= kinds_here
@@ -367,6 +379,15 @@ def _condemned(
             further.append(memo.key)
     kinds |= dict.fromkeys(footage & blobs, "raw videos")
     return kinds, further, sorted(own)
+
+
+def _captions_in(memo: Memo) -> Iterator[str]:
+    """The captions that a memo says clips have of their own."""
+    for facts in facts_in(memo, "captions"):
+        captions = facts["captions"]
+        for caption in captions if isinstance(captions, list) else ():
+            if isinstance(caption, str):
+                yield caption
 
 
 def _digests(value: object) -> set[str]:

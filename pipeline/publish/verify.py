@@ -24,7 +24,7 @@ from pipeline.core import canonical, manifest
 from pipeline.core.cores import num_cores
 from pipeline.core.errors import BadData, Damaged, LongtakeError, RecipeError
 from pipeline.core.manifest import Manifest
-from pipeline.core.records import Blob, Clip, Sample, Shard, source_of
+from pipeline.core.records import Blob, Clip, Sample, Shard, captions_of
 from pipeline.core.stage import Progress
 from pipeline.core.store import Store, blobs_in
 from pipeline.dataset import lock, relock
@@ -238,8 +238,13 @@ def _check_clips_before_the_choice(built: Built, locked: Lock, checked: Checked)
 def _parts_of_clip(clip: Clip, recorded: LockedClip) -> list[str]:
     """What of a clip is not the lock's."""
     here = lock.locked_clip(clip)
-    cuts = [replace(line, video="", sha256="", pictures="", scores=()) for line in (here, recorded)]
+    told_below: dict[str, Any] = {"video": "", "sha256": "", "pictures": "", "scores": ()}
+    told_below["captions"] = None
+    cuts = [replace(line, **told_below) for line in (here, recorded)]
     parts = [] if cuts[0] == cuts[1] else ["cut or crop"]
+    # of a rebuild, the captions stand in the samples, whose bytes are compared
+    if clip.captions is not None and here.captions != recorded.captions:
+        parts.append("captions")
     if not are_near(recorded.scores, here.scores):
         parts.append("scores")
     return parts if here.pictures == recorded.pictures else [*parts, "pictures"]
@@ -312,7 +317,7 @@ def _names_of_blobs(built: Built, remembered: set[Blob]) -> dict[Blob, list[str]
         tasks.append((encode.text_key(params, ""), "the empty caption's text.npy"))
         samples: dict[str, str] = {}  # by caption, one that has it
         for key, sample in built.records("encode").items():
-            for caption in source_of(sample).captions:
+            for caption in captions_of(sample.clip):
                 samples.setdefault(caption, key)
         for caption, key in samples.items():
             tasks.append((encode.text_key(params, caption), f"a caption of {key}.text.npy"))

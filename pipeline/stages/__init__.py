@@ -14,6 +14,7 @@ NAMES = (
     "extract",
     "score",
     "keep",
+    "caption",
     "encode",
     "shard",
 )

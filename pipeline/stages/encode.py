@@ -19,7 +19,7 @@ from pipeline.core import canonical
 from pipeline.core.errors import BadData
 from pipeline.core.params import Setup
 from pipeline.core.reading import Facts, Number, Text
-from pipeline.core.records import Blob, Clip, Sample, source_of
+from pipeline.core.records import Blob, Clip, Sample, captions_of
 from pipeline.core.stage import Stage
 from pipeline.core.store import Store
 from pipeline.media import encoders, weights
@@ -109,8 +109,8 @@ def identity(clip: Clip, share: float) -> object:
 
 
 def captions(clip: Clip) -> tuple[str, ...]:
-    """The captions of the clip's source, or the empty one."""
-    return source_of(clip).captions or ("",)
+    """The captions of the clip, or the empty one."""
+    return captions_of(clip) or ("",)
 
 
 def long_caption(clip: Clip, params: Params, models: encoders.Encoders) -> str:

@@ -26,7 +26,17 @@ from pydantic import Field
 from pipeline.core import canonical
 from pipeline.core.files import make_folder, replace_file, sync_folder
 from pipeline.core.params import Setup, Table
-from pipeline.core.records import Blob, Member, Pack, Sample, Shard, Split, public, source_of
+from pipeline.core.records import (
+    Blob,
+    Member,
+    Pack,
+    Sample,
+    Shard,
+    Split,
+    captions_of,
+    public,
+    source_of,
+)
 from pipeline.core.stage import Stage
 from pipeline.core.store import Store, link_or_copy
 from pipeline.media import encoders
@@ -200,7 +210,7 @@ def metadata(sample: Sample) -> dict[str, Any]:
     table of samples take the types of its columns from the first few.
     """
     clip, scene, source = sample.clip, sample.clip.scene, source_of(sample)
-    captions = source.captions or ("",)
+    captions = captions_of(clip) or ("",)
     return {
         "key": sample.key,
         "captions": list(captions),

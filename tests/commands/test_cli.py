@@ -78,7 +78,7 @@ def test_the_commands_and_options_are_those_on_the_list() -> None:
 
 def test_choices_and_defaults_are_those_the_makefile_relies_on() -> None:
     said = " ".join(longtake("build", "--help").stdout.split())
-    assert "<expand|download|cut|filter|extract|score|keep|encode|shard>" in said
+    assert "<expand|download|cut|filter|extract|score|keep|caption|encode|shard>" in said
     assert "<inline|processes|ray>" in said
     assert tuple(ExecutorName) == executors.NAMES
     assert re.findall(r"\[default: (\w+)\]", said)[:3] == ["shard", "data", "processes"]

@@ -11,7 +11,7 @@ import pytest
 from tests.making.command import Output, longtake
 from tests.making.dataset import Dataset
 
-STAGES = ["download", "cut", "filter", "extract", "score", "keep", "encode", "shard"]
+STAGES = ["download", "cut", "filter", "extract", "score", "keep", "caption", "encode", "shard"]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import pytest
 from pipeline.core import clock, executors
 from pipeline.core import stage as stage_module
 from pipeline.core.errors import Bug, Stopped
-from pipeline.core.executors import Inline, Processes, Ray
+from pipeline.core.executors import Inline, Processes, Ray, Threads
 from pipeline.core.manifest import Manifest
 from pipeline.core.records import Source
 from pipeline.core.stage import Executor, Progress, run_stage, survey
@@ -54,7 +54,7 @@ def start(request: pytest.FixtureRequest) -> Start:
     def make(name: str, workers: int) -> Executor:
         if name == "ray":
             request.getfixturevalue("ray_session")
-        return executors.make(name, workers)
+        return Threads(workers) if name == "threads" else executors.make(name, workers)
 
     return make
 
@@ -87,7 +87,8 @@ MIXED = sources(*[f"{'abcde'[index % 5]}{index} {DOES[index % 7]}" for index in 
 
 
 @pytest.mark.parametrize(
-    ("name", "workers"), [("processes", 1), ("processes", 2), ("ray", 1), ("ray", 2)]
+    ("name", "workers"),
+    [("processes", 1), ("processes", 2), ("threads", 1), ("threads", 8), ("ray", 1), ("ray", 2)],
 )
 def test_every_executor_gives_the_same_manifest(
     store: Store, tmp_path: Path, start: Start, name: str, workers: int
@@ -98,7 +99,7 @@ def test_every_executor_gives_the_same_manifest(
     assert survey(STAGE, MIXED, store).num_cached == 18
 
 
-@pytest.mark.parametrize("name", ["inline", "processes", "ray"])
+@pytest.mark.parametrize("name", ["inline", "processes", "threads", "ray"])
 def test_an_exception_in_a_worker_is_a_bug_with_the_key_of_its_record(
     store: Store, start: Start, name: str
 ) -> None:
@@ -110,13 +111,13 @@ def test_an_exception_in_a_worker_is_a_bug_with_the_key_of_its_record(
     assert survey(STAGE, records, store).num_cached == 1
 
 
-@pytest.mark.parametrize("name", ["inline", "processes"])
+@pytest.mark.parametrize("name", ["inline", "processes", "threads"])
 def test_a_full_disk_in_a_worker_stops_the_build(store: Store, start: Start, name: str) -> None:
     with pytest.raises(Stopped, match="disk full"):
         run(sources("a1 full"), store, start(name, 1))
 
 
-@pytest.mark.parametrize("name", ["inline", "processes"])
+@pytest.mark.parametrize("name", ["inline", "processes", "threads"])
 def test_a_disk_that_does_not_do_as_asked_stops_the_build_and_is_no_bug(
     store: Store, start: Start, name: str
 ) -> None:
@@ -124,6 +125,13 @@ def test_a_disk_that_does_not_do_as_asked_stops_the_build_and_is_no_bug(
     where = f"stage 'behave' on record 'a1', in {store.root}"
     with pytest.raises(Stopped, match=f"{problem}: {where}"):
         run(sources("a1 read-only"), store, start(name, 1))
+
+
+def test_what_threads_have_begun_when_another_stops_the_build_is_remembered(store: Store) -> None:
+    records = sources("a1 nap", "a2 bug", "a3 pass")
+    with pytest.raises(Bug, match="record 'a2'"):
+        run(records, store, Threads(2))
+    assert survey(STAGE, records, store).missing == records[1:]
 
 
 def test_a_build_that_was_stopped_goes_on_with_another_executor(

@@ -413,7 +413,7 @@ def test_time_ranges_and_captions_stay_with_their_source_when_videos_are_expande
         ),
         (
             SOURCE + "[filtr]\nmin_frames = 5",
-            "mine.toml:3: filtr: unknown key; did you mean 'filter'? allowed are columns, cut, ",
+            "mine.toml:3: filtr: unknown key; did you mean 'filter'? allowed are caption, ",
         ),
         ("sorces = 5\n" + SOURCE, "mine.toml:1: sorces: unknown key; did you mean 'sources'?"),
         (

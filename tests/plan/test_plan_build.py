@@ -132,6 +132,7 @@ def test_of_what_is_built_nothing_is_to_do_and_nothing_is_touched(folder: Path, 
         "extract": 5,
         "score": 5,
         "keep": 5,
+        "caption": 5,
         "encode": 7,
         "shard": 0,
     }
@@ -146,9 +147,10 @@ def test_an_empty_folder_is_said_to_be_known_stage_by_stage_and_stays_empty(
     assert list(tmp_path.iterdir()) == []
     assert reasons({"download": planned.lines["download"]}) == {"download": {"never built": 3}}
     assert planned.lines["cut"].to_do == 3
-    later = ("filter", "extract", "score", "keep", "encode", "shard")
+    later = ("filter", "extract", "score", "keep", "caption", "encode", "shard")
     assert {planned.lines[name].waits_for for name in later} == {"cut"}
-    assert "filter, extract, score, keep, encode, shard: known once `cut` has run" in words(planned)
+    names = ", ".join(later)
+    assert f"{names}: known once `cut` has run" in words(planned)
     assert "no estimate: nothing has been timed here yet" in words(planned)
     ran = run_build(new_recipe(folder, "fresh"), tmp_path / "none")
     assert promise(planned.lines)["download"] == ran["download"] == 3

@@ -35,8 +35,8 @@ FUNNEL = [
     "1-download.jsonl",
     "4-extract.jsonl",
     "5-score.jsonl",
-    "7-encode.jsonl",
-    "8-shard.jsonl",
+    "8-encode.jsonl",
+    "9-shard.jsonl",
 ]
 
 

@@ -289,7 +289,7 @@ def test_an_older_lock_without_scores_is_read_and_rebuilt(
 ) -> None:
     clone = small_dataset.published(tmp_path)
     locked = lock.read(clone.recipe)
-    for name in ("score", "keep"):
+    for name in ("score", "keep", "caption"):
         del locked.header["stages"][name]
     lock.write(locked, clone.recipe)
     assert rebuilt(clone)["verdict"] == "identical"

@@ -86,7 +86,7 @@ def blobs_of(data: Path, name: str, source: str) -> dict[str, bytes]:
     image embeddings.
     """
     store, contents = Store(data / "store"), {}
-    for line in (data / name / "7-encode.jsonl").read_text().splitlines()[1:]:
+    for line in (data / name / "8-encode.jsonl").read_text().splitlines()[1:]:
         record = json.loads(line)["record"]
         if record["clip"]["scene"]["video"]["source"]["key"] == source:
             parts = [

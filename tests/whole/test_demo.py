@@ -62,7 +62,7 @@ def test_the_demo_keeps_three_clips_and_counts_every_other_scene(demo: Path) -> 
 def test_the_demo_s_latents_decode_to_recognisable_pictures(demo: Path) -> None:
     lines = [
         json.loads(line)["record"]
-        for line in (demo / "demo" / "7-encode.jsonl").read_text().splitlines()[1:]
+        for line in (demo / "demo" / "8-encode.jsonl").read_text().splitlines()[1:]
     ]
     scores = {line["key"]: line["round_trip_psnr_db"] for line in lines}
     assert scores.keys() == {"fish-a-0000", "fish-b-0000", "world-0000"}

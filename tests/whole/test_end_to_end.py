@@ -176,7 +176,7 @@ def test_one_video_behind_two_addresses_is_encoded_once_and_captioned_twice(
 ) -> None:
     lines = [
         json.loads(line)["record"]
-        for line in (reference / "tiny" / "7-encode.jsonl").read_text().splitlines()[1:]
+        for line in (reference / "tiny" / "8-encode.jsonl").read_text().splitlines()[1:]
     ]
     by_key = {line["key"]: line for line in lines}
     assert by_key["b-0000-000"]["latents"] == by_key["twin-0000-000"]["latents"]
@@ -228,7 +228,7 @@ def test_another_min_frames_decodes_nothing(recipe: Path, reference: Path) -> No
 
 def test_a_deleted_blob_is_rebuilt(recipe: Path, reference: Path) -> None:
     root = index(reference)["root_digest"]
-    line = json.loads((reference / "tiny" / "7-encode.jsonl").read_text().splitlines()[1])
+    line = json.loads((reference / "tiny" / "8-encode.jsonl").read_text().splitlines()[1])
     digest = line["record"]["latents"]["sha256"]
     blob = reference / "store" / "blobs" / digest[:2] / digest
     blob.unlink()
@@ -314,7 +314,7 @@ def test_a_new_source_leaves_the_latents_of_all_others_alone(
     num_run = {stage: step.num_run for stage, step in steps.items() if stage != "shard"}
     ran = dict.fromkeys(("download", "cut", "extract", "encode"), 1)
     # these are computed each time, or have nothing to do
-    assert num_run == {"expand": 0, "filter": 0, "score": 0, "keep": 0} | ran
+    assert num_run == {"expand": 0, "filter": 0, "score": 0, "keep": 0, "caption": 0} | ran
     assert steps["shard"].num_run in (1, 2)  # one that is larger now, or two halves of it
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in {**memos, **blobs}.items())
     fresh = [

@@ -92,7 +92,8 @@ class Survey:
     def clips(self) -> list[Clip]:
         """Every clip that was extracted, with its scores where they are there."""
         clips = {clip.key: clip for clip in self.records("extract", Clip)}
-        clips |= {clip.key: clip for clip in self.records("score", Clip)}
+        for stage in ("score", "caption"):
+            clips |= {clip.key: clip for clip in self.records(stage, Clip)}
         return list(clips.values())
 
     @property
@@ -286,6 +287,11 @@ def _clips(
         "fate": columns.whole_numbers(fate_of, "u2"),
         "split": columns.whole_numbers([splits.get(clip.key, 0) for clip in clips], "u1"),
         "picture": columns.whole_numbers([clip.key in pictures for clip in clips], "u1"),
+        "captions": {
+            str(number[clip.key]): [printable(caption) for caption in clip.captions]
+            for clip in clips
+            if clip.captions is not None
+        },
         "decoded": sorted(number[key] for key in decoded if key in number),
         "likes": {
             str(number[key]): [[number[other], round(near, 4)] for other, near in others]

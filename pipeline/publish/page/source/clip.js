@@ -142,12 +142,13 @@ export class ClipView {
     const { records } = this.page;
     const number_ = records.source[this.clip];
     const source = records.sources[number_];
+    const captions = records.captions(this.clip);
     const split = ["", "train", "validation"][records.split[this.clip]];
     const fate = records.fateOf(this.clip);
     const state = typeof fate === "number" ? `rejected: ${records.className(fate)}` : fate === "kept" ? `in the dataset${split ? `, ${split}` : ""}` : "not encoded yet";
     const [start, end] = [records.start[this.clip], records.end[this.clip]];
     const rows = [
-      ["caption", el("span", {}, source.captions.length ? source.captions.map((caption) => el("span", { class: "caption" }, words(caption))) : "none")],
+      ["caption", el("span", {}, captions.length ? captions.map((caption) => el("span", { class: "caption" }, words(caption))) : "none")],
       ["source", el("a", { href: "#", onclick: (event) => this.follow(event, number_) }, words(source.key))],
       ["address", words(source.uri)],
       ["licence", source.license ? words(source.license) : "not known"],

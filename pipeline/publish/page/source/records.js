@@ -15,6 +15,7 @@ export class Records {
     for (const name of ["digest", "source", "start", "end", "frames", "fate", "split", "picture"]) {
       this[name] = decoded(clips[name]);
     }
+    this.ownCaptions = clips.captions ?? {}; // by clip, of those that do not have their source's
     this.isDecoded = new Set(clips.decoded);
     this.measures = data.measures.map((measure) => ({ ...measure, values: decoded(measure.column) }));
     this.byMeasure = new Map(this.measures.map((measure) => [measure.name, measure]));
@@ -39,8 +40,12 @@ export class Records {
     return this.frames[clip] / this.data.fps;
   }
 
+  captions(clip) {
+    return this.ownCaptions[clip] ?? this.sources[this.source[clip]]?.captions ?? [];
+  }
+
   caption(clip) {
-    return this.sources[this.source[clip]]?.captions[0] ?? "";
+    return this.captions(clip)[0] ?? "";
   }
 
   // What a word of the address sorts by: [the measure, whether by how undecided it is].
@@ -80,7 +85,8 @@ export class Records {
   // Text a search looks through, in small letters. Made when it is first asked for.
   searchable(clip) {
     this.texts ??= new Array(this.count);
-    return (this.texts[clip] ??= `${this.keys[clip]} ${this.sourceText(this.source[clip])}`.toLowerCase());
+    const own = (this.ownCaptions[clip] ?? []).join(" ");
+    return (this.texts[clip] ??= `${this.keys[clip]} ${this.sourceText(this.source[clip])} ${own}`.toLowerCase());
   }
 
   sourceText(number) {
