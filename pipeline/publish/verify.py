@@ -34,7 +34,7 @@ from pipeline.dataset.likeness import Grade, are_near, grade_members, score_dist
 from pipeline.dataset.lock import Lock, LockedClip, LockedSample, LockedShard
 from pipeline.dataset.recipe import Loaded
 from pipeline.media import encoders, fetch, reel, scorers
-from pipeline.media.scorers.scorer import Pictures
+from pipeline.media.scorers.scorer import Pictures, one_thread
 from pipeline.publish import compare, reproduce
 from pipeline.stages import NAMES, encode, score
 from pipeline.stages import shard as shard_stage
@@ -498,7 +498,7 @@ def _score_some(
         measured: list[tuple[str, float | None]] = []
         try:
             for scorer in chosen:
-                with score.one_thread():
+                with one_thread():
                     values = score.values_of(scorer, clip, Pictures(path, scorer.frames(clip)))
                 measured += zip(scorer.score_names, values, strict=True)
         except BadData as error:
