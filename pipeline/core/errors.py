@@ -29,6 +29,7 @@ Reason = Literal[
     "too-few-distinct",  # a still: most frames show the picture before once more
     "too-large",  # more pixels, frames or hours than one task may decode (`video.MAX_...`)
     "non-finite",  # NaN or Inf in the output of an encoder or a scorer
+    "duplicate",  # another clip shows the same, and stays
     "score-failed",  # a scorer raised an error on this clip
     "long-caption",  # CLIP would not see its end, and the recipe says `long_captions = "reject"`
     "crashed",  # the worker process died, twice: a suspicion, see SUSPECTED

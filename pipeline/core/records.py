@@ -176,6 +176,8 @@ class Clip:
     crop: Crop
     pictures: Digest  # digest of the coded pictures: equal where only the container differs
     scores: Scores = ()  # for a sample's metadata
+    hashes: Text = ""  # of its frames, if near-duplicates are looked for (media.frame_hashes)
+    split_group: Digest | None = None  # what its split is drawn by, if not by its video alone
 
     def identity(self) -> object:
         return {"clip": self.blob.sha256}

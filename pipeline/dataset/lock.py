@@ -104,6 +104,7 @@ class LockedClip:
     pictures: Digest
     scores: Scores = ()
     picture: Crop | None = None  # inside the scene's black bars; older locks do not tell
+    split_group: Digest | None = None  # of videos that share near-duplicates
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,6 +366,7 @@ def locked_clip(clip: Clip) -> LockedClip:
         pictures=clip.pictures,
         scores=clip.scores,
         picture=scene.picture,
+        split_group=clip.split_group,
     )
 
 

@@ -28,6 +28,7 @@ from pipeline.dataset.naming import NAME, toml_of
 from pipeline.dataset.rows import KINDS, label, no_column, rows_of
 from pipeline.dataset.source_table import SourceEntry, values_of_row
 from pipeline.media import addresses, archives, detectors
+from pipeline.media.duplicates import Params as Duplicates
 from pipeline.media.fetch import Params as Download
 from pipeline.media.reel import Params as Extract
 from pipeline.stages import NAMES, keep
@@ -57,6 +58,7 @@ class Recipe(Table):
     cut: detectors.CutTable = detectors.DEFAULT
     filter: Filter = Filter()
     extract: Extract = Extract()
+    duplicates: Duplicates | None = None
     encode: Encode = Encode()
     shard: Shard = Shard()
 

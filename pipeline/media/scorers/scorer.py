@@ -7,7 +7,7 @@ is a finite number, or None for what cannot be measured (no corners to follow, t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -22,7 +22,7 @@ from pipeline.core import canonical
 from pipeline.core.errors import Stopped
 from pipeline.core.params import Table
 from pipeline.core.records import Clip
-from pipeline.media import video
+from pipeline.media import frame_hashes, video
 
 SIDE = 512  # pixels: no scorer sees a larger picture
 STEP_S = 0.5  # between two moments
@@ -109,11 +109,24 @@ class Scorer(Table):
 
 
 class Pictures:
-    """The decoded frames of one clip, scaled when they are asked for."""
+    """The decoded frames of one clip, scaled when they are asked for. `moments` are the frames to
+    be hashed: of each a thumbnail stays. The clip is not opened if there is nothing to decode.
+    """
 
-    def __init__(self, path: Path, indexes: Sequence[int]) -> None:
-        self._planes = dict(video.some_frames(path, indexes, SIDE)) if indexes else {}
+    def __init__(self, path: Path, indexes: Collection[int], moments: Collection[int] = ()) -> None:
+        self._planes: dict[int, Picture] = {}
         self._gray: dict[tuple[int, int], Picture] = {}
+        self._thumbnails: list[NDArray[np.int64]] = []
+        chosen = {*indexes, *moments}
+        for index, planes in video.some_frames(path, chosen, SIDE) if chosen else ():
+            if index in indexes:
+                self._planes[index] = planes
+            if index in moments:
+                self._thumbnails.append(frame_hashes.thumbnail(planes))
+
+    def hashes(self) -> str:
+        """The hashes of the moments, as a clip's record holds them."""
+        return frame_hashes.text_of(frame_hashes.hashes_of(np.array(self._thumbnails)))
 
     def gray(self, index: int, side: int) -> Picture:
         """A frame's brightness, `side side` uint8, 0 to 255; of its own size for `side` 0."""
