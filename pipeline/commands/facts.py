@@ -31,6 +31,7 @@ def recipe(loaded: Loaded) -> dict[str, Any]:
     """What a recipe asks for."""
     tables, setup = loaded.recipe, loaded.setup("auto", offline=True)
     kinds = Counter(scheme(source.uri) for source in loaded.sources)
+    alike = tables.duplicates
     return {
         "dataset": tables.name,
         "recipe": str(loaded.path),
@@ -42,6 +43,7 @@ def recipe(loaded: Loaded) -> dict[str, Any]:
         "size": tables.extract.size,
         "scorers": [scorer.name for scorer in setup.table(scorers.Params).chosen],
         "rules": {name: rule.text for name, rule in keep.rules_of(setup).items()},
+        "duplicates": None if alike is None else alike.model_dump(),
         "preset": tables.encode.preset,
         "precision": tables.encode.precision,
         **captions(loaded, loaded.sources),

@@ -27,7 +27,7 @@ from pipeline.dataset.lock import Lock
 from pipeline.dataset.probe import PROBES
 from pipeline.dataset.recipe import Loaded
 from pipeline.media.captions import TOKENS, num_long
-from pipeline.stages import NAMES
+from pipeline.stages import NAMES, keep
 
 # those a hub knows that could be a video's or a dataset's
 KNOWN = """
@@ -259,6 +259,13 @@ def _funnel(locked: Lock) -> dict[str, str]:
         table += (
             f"\n\n{suspected} {noun} rejected on suspicion, as `crashed` or `timed-out`: another "
             "machine may not reject the same."
+        )
+    if alike := locked.params("keep").get(keep.DUPLICATES):
+        gone = int(stages["keep"]["rejected"].get("duplicate", 0))
+        mirrored = ", mirrored or not" if alike["mirrored"] else ""
+        table += (
+            f"\n\nOf clips that show the same{mirrored}, the best one is here: "
+            f"{_count(gone, 'near-duplicate')} went. Videos that share one are in one split."
         )
     return {"funnel": table, "first": "expand" if "expand" in stages else "download"}
 

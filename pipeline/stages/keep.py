@@ -116,7 +116,7 @@ def stage(setup: Setup) -> Stage:
         params=params,
         makes=MAKES,
         process=partial(process, rules=rules, picks=picks),
-        overview=partial(overview, rules=rules, picks=picks, params=alike),
+        overview=partial(near_duplicates, setup=setup),
         pure=always,
         local=True,
     )
@@ -182,15 +182,12 @@ def always(clip: Clip) -> bool:
     return True
 
 
-def overview(
-    clips: Sequence[Clip],
-    rules: Mapping[str, Expression],
-    picks: Mapping[str, Pick],
-    params: duplicates.Params | None,
-) -> Overview:
+def near_duplicates(clips: Sequence[Clip], setup: Setup) -> Overview:
     """The near-duplicates among the clips that rules and picks let stay."""
+    params = setup.find(duplicates.Params)
     if params is None:
         return duplicates.NOTHING
+    rules, picks = rules_of(setup), picks_of(setup)
     staying = [clip for clip in clips if dropped(clip, rules, picks) is None]
     picked = {clip.key for clip in staying if clip.blob.sha256 in picks}
     return duplicates.overview_of(staying, picked, params)

@@ -158,7 +158,9 @@ def test_no_near_duplicates_stand_on_both_sides_of_the_split_also_when_rebuilt(
 
     # a rebuild looks for no duplicates: neither files of picks nor hashes are there
     (dataset.recipe.parent / "walks.picks.jsonl").unlink()
-    monkeypatch.setattr(keep, "overview", lambda *_: pytest.fail("duplicates were looked for"))
+    monkeypatch.setattr(
+        keep, "near_duplicates", lambda *_: pytest.fail("duplicates were looked for")
+    )
     clone = dataset.published(tmp_path)
     report = rebuilt(clone)
     assert report["verdict"] == "identical"
