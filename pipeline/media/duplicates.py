@@ -37,13 +37,14 @@ class Params(Table):
 @dataclass(frozen=True)
 class Likeness:
     """What a clip is a near-duplicate of. The other one (its key) shows `later_s` seconds later
-    what the clip does; their frames are `bits` of 64 apart.
+    what the clip does; their frames are `bits` of 64 apart. `is_better`: it comes before the clip.
     """
 
     other: str
     later_s: float
     bits: float
     is_mirrored: bool
+    is_better: bool
 
     def __str__(self) -> str:
         """Why a clip goes, in words."""
@@ -55,8 +56,8 @@ class Likeness:
 
 @dataclass(frozen=True)
 class Overview:
-    """The near-duplicates of a dataset, by key of a clip: all that it is like, the best first
-    (`likes`), and that which stays instead of it (`losers`). `split_groups` has for a video, by
+    """The near-duplicates of a dataset, by key of a clip: all that it is like (`likes`), and that
+    which stays instead of it (`losers`); the best come first. `split_groups` has for a video, by
     digest, the first of all those whose split is drawn together with its own.
     """
 
@@ -81,24 +82,19 @@ def overview_of(clips: Sequence[Clip], picked: Collection[str], params: Params) 
     hashes = [from_text(clip.hashes) for clip in ordered]
     pairs = {(pair.first, pair.second): pair for pair in pairs_of(hashes, limits)}
     winners = _winners(hashes, limits, pairs, {i for i, c in enumerate(ordered) if c.key in picked})
-    likes: dict[str, list[tuple[int, Likeness]]] = {}
+    likes: dict[int, dict[int, Likeness]] = {}
     for pair in pairs.values():
         for place, other in ((pair.first, pair.second), (pair.second, pair.first)):
-            like = _likeness(pair, place, ordered)
-            likes.setdefault(ordered[place].key, []).append((other, like))
+            likes.setdefault(place, {})[other] = _likeness(pair, place, ordered)
     digests = [clip.scene.video.blob.sha256 for clip in ordered]
     return Overview(
-        {key: [like for _, like in sorted(others, key=_place)] for key, others in likes.items()},
         {
-            ordered[place].key: _likeness(pairs[winner, place], place, ordered)
-            for place, winner in winners.items()
+            ordered[place].key: [likes[place][other] for other in sorted(likes[place])]
+            for place in sorted(likes)
         },
+        {ordered[place].key: likes[place][winner] for place, winner in winners.items()},
         _split_groups([(digests[first], digests[second]) for first, second in pairs]),
     )
-
-
-def _place(other: tuple[int, Likeness]) -> int:
-    return other[0]
 
 
 def _rank(clip: Clip) -> tuple[float, float, str]:
@@ -143,7 +139,7 @@ def _likeness(pair: Pair, place: int, clips: Sequence[Clip]) -> Likeness:
     other = clips[pair.second if is_first else pair.first]
     seconds = float(pair.shift * step_of(other) / other.fps)
     later_s = round(seconds if is_first else -seconds, 2)
-    return Likeness(other.key, later_s, round(pair.bits, 2), pair.is_mirrored)
+    return Likeness(other.key, later_s, round(pair.bits, 2), pair.is_mirrored, not is_first)
 
 
 def _split_groups(pairs: Collection[tuple[str, str]]) -> dict[str, str]:
