@@ -5,7 +5,7 @@ split. All of it follows from the hashes of frames: no clip is decoded.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import Field
@@ -81,6 +81,7 @@ def overview_of(clips: Sequence[Clip], picked: Collection[str], params: Params) 
     limits = Limits(params.max_bits, params.mirrored)
     hashes = [from_text(clip.hashes) for clip in ordered]
     pairs = {(pair.first, pair.second): pair for pair in pairs_of(hashes, limits)}
+    pairs |= {(pair.first, pair.second): pair for pair in _same(ordered)}
     winners = _winners(hashes, limits, pairs, {i for i, c in enumerate(ordered) if c.key in picked})
     likes: dict[int, dict[int, Likeness]] = {}
     for pair in pairs.values():
@@ -95,6 +96,16 @@ def overview_of(clips: Sequence[Clip], picked: Collection[str], params: Params) 
         {ordered[place].key: likes[place][winner] for place, winner in winners.items()},
         _split_groups([(digests[first], digests[second]) for first, second in pairs]),
     )
+
+
+def _same(clips: Sequence[Clip]) -> Iterator[Pair]:
+    """Clips of the very same pictures, each with the first that has them: also stills, which hashes
+    cannot tell from other stills.
+    """
+    first: dict[str, int] = {}
+    for place, clip in enumerate(clips):
+        if first.setdefault(clip.pictures, place) != place:
+            yield Pair(first[clip.pictures], place, 0, 0.0, is_mirrored=False)
 
 
 def _rank(clip: Clip) -> tuple[float, float, str]:
