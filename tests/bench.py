@@ -43,9 +43,10 @@ from pipeline.dataset import build
 from pipeline.dataset import recipe as recipes
 from pipeline.media import detectors, encoders, fetch, reel, video
 from pipeline.media.detectors import scdet, whole
+from pipeline.media.matching import pairs_of
 from pipeline.stages import cut, encode, extract, shard
 from pipeline.stages import filter as filter_stage
-from tests import bench_scores, bench_training
+from tests import bench_duplicates, bench_scores, bench_training
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 DETECTORS: tuple[detectors.Options, ...] = tuple(
@@ -321,6 +322,17 @@ def scoring(
             row = Row(f"score: {name}, one decode", "CPU s a clip", "cut + extract")
             rows.setdefault(name, row).add(cpu_s / len(clips), made / len(clips))
     return list(rows.values())
+
+
+def matching(num_hashes: int, repeats: int) -> Row:
+    """CPU seconds of finding near-duplicates among so many hashes, over those of sorting them."""
+    clips, _ = bench_duplicates.made_up(num_hashes)
+    hashes = np.concatenate(clips)
+    row = Row(f"near-duplicates of {len(hashes):,} hashes", "CPU s", "a sort of the hashes")
+    for _ in range(repeats):
+        sort = cost_of(np.sort, hashes).cpu_s
+        row.add(cost_of(pairs_of, clips, bench_duplicates.LIMITS).cpu_s, sort)
+    return row
 
 
 class _CutRows:
@@ -720,6 +732,7 @@ def measure(data: Path, films: Sequence[Film], repeats: int, num_bytes: int) -> 
     rows += parallel(paths[0], scratch, max(1, repeats - 1))
     rows += encoding(paths[0], scratch, repeats)
     rows += scoring(paths[0], scratch, repeats)
+    rows.append(matching(num_bytes // 200, repeats))
     rows += sharding(clips[0], scratch, repeats, num_bytes)
     return rows + start_up(data, repeats)
 

@@ -12,7 +12,7 @@ from pipeline.core.params import Setup
 from pipeline.core.records import Clip
 from pipeline.core.stage import Progress, run_stage
 from pipeline.core.store import Store
-from pipeline.media import scorers
+from pipeline.media import frame_hashes, scorers
 from pipeline.media.scorers.scorer import Pictures, Scorer, one_thread
 from pipeline.stages import score
 
@@ -38,6 +38,11 @@ def run_scorer(scorer: Scorer, clip: Clip, store: Store) -> None:
         score.values_of(scorer, clip, pictures)
 
 
+def run_hashes(clip: Clip, store: Store) -> None:
+    """What near-duplicates are found by, with a decode of its own."""
+    Pictures(store.path(clip.blob.sha256), (), frame_hashes.moments(clip)).hashes()
+
+
 def run_set(names: tuple[str, ...], clips: list[Clip], store: Store) -> None:
     """The whole stage with these scorers, as far as they are there."""
     chosen = tuple(name for name in names if name in installed())
@@ -48,7 +53,9 @@ def run_set(names: tuple[str, ...], clips: list[Clip], store: Store) -> None:
 def costs(
     clips: list[Clip], store: Store, cost_of: Callable[..., Any]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """CPU seconds a clip of each scorer, decode and all; and of each set, one decode for all."""
+    """CPU seconds a clip of each scorer and of the hashes, decode and all; and of each set, one
+    decode for all.
+    """
     for name in installed():
         run_scorer(scorers.SCORERS[name](), clips[0], store)  # imports, networks
     single = {
@@ -56,6 +63,9 @@ def costs(
         / len(clips)
         for name in installed()
     }
+    single["hashes of frames"] = sum(
+        cost_of(run_hashes, clip, store).cpu_s for clip in clips
+    ) / len(clips)
     joined = {}
     for what, names in SETS.items():
         joined[what] = cost_of(run_set, names, clips, store).cpu_s

@@ -14,7 +14,8 @@ import pytest
 from pipeline.core.store import Store
 from pipeline.media import reel
 from pipeline.media.detectors import scdet
-from tests import bench, bench_scores
+from pipeline.media.matching import pairs_of
+from tests import bench, bench_duplicates, bench_scores
 from tests.bench import Row
 from tests.making import footage
 
@@ -122,4 +123,14 @@ def test_the_table_names_the_machine_and_no_host(tmp_path: Path) -> None:
 
 def test_scoring_is_measured_by_scorer_and_as_a_stage(two_takes: Path, tmp_path: Path) -> None:
     rows = bench.scoring(two_takes, tmp_path, 1, SMALL)
-    assert sound(rows, len(bench_scores.installed()) + len(bench_scores.SETS))
+    assert sound(rows, len(bench_scores.installed()) + 1 + len(bench_scores.SETS))
+
+
+def test_finding_near_duplicates_is_measured_and_finds_the_copies() -> None:
+    row = bench.matching(100_000, 1)
+    assert sound([row], 1)
+    clips, num_copies = bench_duplicates.made_up(20_000)
+    pairs = {(pair.first, pair.second) for pair in pairs_of(clips, bench_duplicates.LIMITS)}
+    copies = {(number, len(clips) - num_copies + number) for number in range(num_copies)}
+    assert pairs <= copies
+    assert len(pairs) >= 0.9 * num_copies

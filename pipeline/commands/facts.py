@@ -39,6 +39,7 @@ def recipe(loaded: Loaded) -> dict[str, Any]:
     """What a recipe asks for."""
     tables, setup = loaded.recipe, loaded.setup("auto", offline=True)
     kinds = Counter(scheme(source.uri) for source in loaded.sources)
+    alike = tables.duplicates
     return {
         "dataset": tables.name,
         "recipe": str(loaded.path),
@@ -50,6 +51,7 @@ def recipe(loaded: Loaded) -> dict[str, Any]:
         "size": tables.extract.size,
         "scorers": [scorer.name for scorer in setup.table(scorers.Params).chosen],
         "rules": {name: rule.text for name, rule in keep.rules_of(setup).items()},
+        "duplicates": None if alike is None else alike.model_dump(),
         "captions_from": caption.origin(setup),
         "preset": tables.encode.preset,
         "precision": tables.encode.precision,

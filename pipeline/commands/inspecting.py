@@ -191,6 +191,13 @@ def check(recipe: RecipePath, as_json: Json = False) -> None:
         if terms["scorers"]:
             rules = "; ".join(f"{name}: {rule}" for name, rule in terms["rules"].items())
             say(console, f"scores: {', '.join(terms['scorers'])}", f"keeps: {rules or 'all'}")
+        if alike := terms["duplicates"]:
+            mirrored = ", mirrored or not" if alike["mirrored"] else ""
+            say(
+                console,
+                f"of near-duplicates{mirrored}, up to {alike['max_bits']:g} of 64 bits apart, the "
+                "best stays",
+            )
         return 0, terms
 
     guarded(act, as_json)

@@ -35,6 +35,21 @@ def find(folder: Path, key: str) -> Sample | Clip:
     raise RecipeError(f"no clip is called '{key}'; near it: {', '.join(near)}")
 
 
+def alike(loaded: Loaded, data: Path, clip: Clip) -> list[str]:
+    """The near-duplicates of a clip, a line each, the best first."""
+    folder = data / loaded.recipe.name
+    if loaded.recipe.duplicates is None or not manifest_path(folder, "score").is_file():
+        return []
+    records = read_manifest(folder, "score").records
+    clips = [record for record in records if isinstance(record, Clip)]
+    overview = keep.near_duplicates(clips, loaded.setup("auto", offline=True))
+    goes = " and stays; this one goes"
+    return [
+        f"{like}{goes if like == overview.losers.get(clip.key) else ''}"
+        for like in overview.likes.get(clip.key, ())
+    ]
+
+
 def contact_sheet(
     loaded: Loaded, data: Path, key: str, out: Path | None, count: int, device: str
 ) -> tuple[Path, str]:
@@ -56,6 +71,7 @@ def contact_sheet(
         rows.append(decoded)
         psnr_db = encoders.psnr_db(decoded, frames)
         line += f"   above: the clip, below: its latents decoded, {psnr_db:.1f} dB PSNR"
+    line += "".join(f"\n{words}" for words in alike(loaded, data, clip))
     if clip.scores:
         line += "\n" + ", ".join(f"{name} {keep.shown(value)}" for name, value in clip.scores)
     path = out or data / loaded.recipe.name / "show" / f"{key}.png"

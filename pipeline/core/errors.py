@@ -33,6 +33,7 @@ Reason = Literal[
     "too-few-distinct",  # a still: most frames show the picture before once more
     "too-large",  # more pixels, frames or hours than one task may decode (`video.MAX_...`)
     "non-finite",  # NaN or Inf in the output of an encoder or a scorer
+    "duplicate",  # another clip shows the same, and stays
     "score-failed",  # a scorer raised an error on this clip
     "caption-refused",  # the model that writes captions will not describe the clip
     "caption-cut",  # its answer was longer than `max_tokens`

@@ -196,6 +196,8 @@ class Clip:
     scores: Scores = ()  # for a sample's metadata
     covers: tuple[Cover, ...] = ()  # over faces
     captions: tuple[Text, ...] | None = None  # of the clip; None: those of its source
+    hashes: Text = ""  # of its frames, if near-duplicates are looked for (media.frame_hashes)
+    split_group: Digest | None = None  # what its split is drawn by, if not by its video alone
 
     def identity(self) -> object:
         return {"clip": self.blob.sha256}

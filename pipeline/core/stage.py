@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, Protocol
 
 from pipeline.core import canonical
@@ -109,6 +109,8 @@ class Stage:
     will take; it is announced before that begins.
     `opens` is the raw video that a task has to read, if any: it must be in the store.
     `gather` turns what the stage before gave into the records of this one.
+    `overview` is of all records together, of a stage in which all are pure: it is computed once and
+    becomes the argument `overview` of `process`.
     """
 
     name: str
@@ -133,6 +135,7 @@ class Stage:
     effort: Callable[[Sequence[Any]], str] = no_effort
     opens: Callable[[Any, Store], Video | None] = opens_none
     gather: Callable[[Sequence[Any]], Sequence[Record]] = tuple
+    overview: Callable[[Sequence[Any]], object] | None = None
 
     def task_key(self, record: Record) -> str:
         return canonical.digest([self.name, self.version, self.params, self.identity(record)])
@@ -332,7 +335,8 @@ class Survey:
 
     `keys` are task keys by record key; `memos` entries by record key, None where a task is to do;
     `troubles` are pure records that are unavailable; `suspicions` are the entries of tasks that
-    crashed or ran out of time, in fewer than MAX_SUSPICIONS builds: they are to do again.
+    crashed or ran out of time, in fewer than MAX_SUSPICIONS builds: they are to do again;
+    `overview` is that of the stage.
     """
 
     stage: Stage
@@ -342,6 +346,7 @@ class Survey:
     troubles: list[Rejection] = field(default_factory=list)
     num_pure: int = 0
     suspicions: dict[str, Any] = field(default_factory=dict)
+    overview: Any = None
 
     @cached_property
     def missing(self) -> list[Record]:
@@ -361,6 +366,10 @@ class Survey:
 def survey(stage: Stage, records: Sequence[Record], store: Store) -> Survey:
     """Look up every record's task in the store; compute those that are pure."""
     result = Survey(stage, records, {}, {})
+    process = stage.process
+    if stage.overview is not None:
+        result.overview = stage.overview(records)
+        process = partial(process, overview=result.overview)
     for record in records:
         task_key = stage.task_key(record)
         result.keys[record.key] = task_key
@@ -374,9 +383,7 @@ def survey(stage: Stage, records: Sequence[Record], store: Store) -> Survey:
         result.num_pure += 1
         result.memos[record.key] = None
         try:
-            result.memos[record.key] = entries_of(
-                stage.name, stage.makes, stage.process, record, store
-            )
+            result.memos[record.key] = entries_of(stage.name, stage.makes, process, record, store)
         except Unavailable as error:
             result.troubles.append(unavailable(stage.name, record, error))
     return result

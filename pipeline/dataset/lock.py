@@ -107,6 +107,7 @@ class LockedClip:
     picture: Crop | None = None  # inside the scene's black bars; older locks do not tell
     covers: tuple[Cover, ...] = ()  # over faces
     captions: tuple[Text, ...] | None = None  # the clip's; None: those of its video
+    split_group: Digest | None = None  # of videos that share near-duplicates
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,6 +371,7 @@ def locked_clip(clip: Clip) -> LockedClip:
         picture=scene.picture,
         covers=clip.covers,
         captions=clip.captions,
+        split_group=clip.split_group,
     )
 
 

@@ -29,6 +29,7 @@ from pipeline.dataset.naming import NAME, toml_of
 from pipeline.dataset.rows import KINDS, label, no_column, rows_of
 from pipeline.dataset.source_table import SourceEntry, values_of_row
 from pipeline.media import addresses, archives, detectors, scorers
+from pipeline.media.duplicates import Params as Duplicates
 from pipeline.media.fetch import Params as Download
 from pipeline.media.reel import Params as Extract
 from pipeline.media.scorers import head
@@ -59,6 +60,7 @@ class Recipe(Table):
     cut: detectors.CutTable = detectors.DEFAULT
     filter: Filter = Filter()
     extract: Extract = Extract()
+    duplicates: Duplicates | None = None
     encode: Encode = Encode()
     shard: Shard = Shard()
 

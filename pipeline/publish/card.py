@@ -302,6 +302,13 @@ def _funnel(locked: Lock) -> dict[str, str]:
             f"\n\n{suspected} {noun} rejected on suspicion, as `crashed` or `timed-out`: another "
             "machine may not reject the same."
         )
+    if alike := locked.params("keep").get(keep.DUPLICATES):
+        gone = int(stages["keep"]["rejected"].get("duplicate", 0))
+        mirrored = ", mirrored or not" if alike["mirrored"] else ""
+        table += (
+            f"\n\nOf clips that show the same{mirrored}, the best one is here: "
+            f"{_count(gone, 'near-duplicate')} went. Videos that share one are in one split."
+        )
     return {"funnel": table, "first": "expand" if "expand" in stages else "download"}
 
 

@@ -18,18 +18,20 @@ from typing import Any
 from pipeline.core import canonical
 from pipeline.core.errors import Damaged, RecipeError, Stopped, Unavailable
 from pipeline.core.executors import device_here
+from pipeline.core.params import Setup
 from pipeline.core.records import Clip, Record, Rejection, Scene, Shard, Source, Video, public
 from pipeline.core.stage import Executor, Progress
 from pipeline.core.store import Store
 from pipeline.dataset import build, chain, lock
 from pipeline.dataset.build import opened
-from pipeline.dataset.chain import CHAIN, Step, Visit, manifest_path, runner, surveyor
+from pipeline.dataset.chain import CHAIN, Gather, Step, Visit, manifest_path, runner, surveyor
 from pipeline.dataset.lock import Lock, LockedVideo
 from pipeline.dataset.outputs import write_outputs
 from pipeline.dataset.recipe import Loaded
 from pipeline.dataset.relock import check_removals
 from pipeline.media import addresses, archives, encoders
-from pipeline.stages import NAMES, encode
+from pipeline.media.duplicates import Params as Duplicates
+from pipeline.stages import NAMES, encode, score
 
 # what these gave is in the lock: a rebuild takes it from there
 DECIDED = ("expand", "cut", "filter", "keep", "caption")
@@ -56,7 +58,7 @@ def check(loaded: Loaded, locked: Lock) -> None:
     """Refuse a recipe that would give other clips or latents than the lock tells of. Raises
     RecipeError with every difference.
     """
-    setup = loaded.setup("auto")
+    setup = _setup(loaded, "auto")
     names = [name for name in STAGES if name not in ("download", "shard")]
     options = {name: CHAIN[name].stage(setup).params for name in names}
     options["shard"] = loaded.recipe.shard.model_dump()
@@ -75,7 +77,8 @@ def check(loaded: Loaded, locked: Lock) -> None:
 def _edited_options(locked: Lock, options: Mapping[str, Any]) -> Iterator[Edit]:
     """Options, by table, that are not the lock's."""
     for table, params in options.items():
-        before = locked.header["packing"] if table == "shard" else locked.params(table)
+        before = dict(locked.header["packing"] if table == "shard" else locked.params(table))
+        before.pop(score.HASHES, None)  # a rebuild hashes no frame
         here = canonical.plain(params)
         for name, locked_value, value in _differences(before, here):
             yield Edit(f"[{table}]", name, _short(locked_value), _short(value))
@@ -92,6 +95,15 @@ def _differences(
                 yield (f"{name}.{inner}", *pair)
         elif locked_value != value:
             yield (name, locked_value, value)
+
+
+def _setup(loaded: Loaded, device: str) -> Setup:
+    """What the stages of a rebuild are made from. Which clips are near-duplicates is in the lock,
+    so nothing is hashed.
+    """
+    setup = loaded.setup(device)
+    tables = tuple(table for table in setup.tables if not isinstance(table, Duplicates))
+    return replace(setup, tables=tables)
 
 
 def _short(value: object) -> str:
@@ -278,12 +290,11 @@ def walk(loaded: Loaded, locked: Lock, visit: Visit, device: str) -> Iterator[St
     def scenes(records: Sequence[Record]) -> list[Record]:
         return [scene for record in records for scene in _scenes(record, locked)]
 
-    def captioned(records: Sequence[Record]) -> list[Record]:
-        return [_captioned(record, locked) for record in records]
+    def clips(records: Sequence[Record]) -> list[Record]:
+        return [_as_locked(record, locked) for record in records]
 
-    setup = loaded.setup(device)
-    gather = {"extract": scenes, "encode": captioned}
-    for step in chain.walk(setup, visit, present, STAGES, gather=gather):
+    gather: dict[str, Gather] = {"extract": scenes, "encode": clips}
+    for step in chain.walk(_setup(loaded, device), visit, present, STAGES, gather=gather):
         if step.manifest.stage == "download":
             num_in = step.manifest.num_in + len(absent)
             rejections = (*step.manifest.rejections, *absent)
@@ -319,10 +330,11 @@ def _scenes(video: Record, locked: Lock) -> Iterator[Scene]:
         yield Scene(clip.key, video, clip.start_pts, clip.end_pts, None, clip.picture, covers)
 
 
-def _captioned(clip: Record, locked: Lock) -> Clip:
-    """A clip with the captions of its own that the lock has for it."""
+def _as_locked(clip: Record, locked: Lock) -> Clip:
+    """A clip with its own captions, and what its split was drawn by, as the lock has them."""
     assert isinstance(clip, Clip)
-    return replace(clip, captions=locked.clips[clip.key].captions)
+    recorded = locked.clips[clip.key]
+    return replace(clip, captions=recorded.captions, split_group=recorded.split_group)
 
 
 def versions(locked: Lock, steps: Sequence[Step]) -> list[str]:

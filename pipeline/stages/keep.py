@@ -1,16 +1,19 @@
-"""Clip -> Clip or Rejection: the recipe's rules over the scores, and people's picks.
+"""Clip -> Clip or Rejection: the recipe's rules over the scores, people's picks, near-duplicates.
 
 A clip that was picked by hand stays or goes as it was picked. Any other stays unless a rule is
 false of it; the first rule that is, in the recipe's order, is the class of its rejection. Where a
 score could not be measured, a rule that depends on it is neither true nor false, and drops nothing.
-Another rule or pick runs no scorer, no decoder and no encoder.
+Of clips that stay and show the same, the best one does if the recipe has [duplicates]
+(media/duplicates.py); one that was picked stays.
+Another rule, pick or option runs no scorer, no decoder and no encoder.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,17 +22,19 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from pipeline.core import canonical, expression
 from pipeline.core import picks as hand
-from pipeline.core.errors import CAUSES, REASONS, RecipeError, Unchosen
+from pipeline.core.errors import CAUSES, REASONS, BadData, RecipeError, Unchosen
 from pipeline.core.expression import Expression
 from pipeline.core.params import Setup, Table
 from pipeline.core.picks import Pick
 from pipeline.core.records import Clip
 from pipeline.core.stage import Stage
 from pipeline.core.store import Store
-from pipeline.media import scorers
+from pipeline.media import duplicates, scorers
+from pipeline.media.duplicates import Overview
 
 VERSION = 1
 PICKED = "picked"  # the class of clips that were rejected by hand
+DUPLICATES = "duplicates"  # what the manifest calls the options of near-duplicates
 MAKES = Clip
 RULE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 MAX_RULES = 100
@@ -73,7 +78,7 @@ class Params(Table):
                 raise ValueError(
                     f"{name!r} is no name for a rule: up to 40 of a-z, 0-9, - and _, a letter first"
                 )
-            if name in REASONS | CAUSES | {PICKED}:
+            if name in REASONS | CAUSES | {PICKED, DUPLICATES}:
                 raise ValueError(
                     f"a rule cannot be called '{name}': other rejections are; take another name"
                 )
@@ -102,12 +107,16 @@ def stage(setup: Setup) -> Stage:
     params: dict[str, Any] = {name: rule.text for name, rule in rules.items()}
     if picks_path(setup) is not None:
         params["picks"] = digest_of(picks)
+    alike = setup.find(duplicates.Params)
+    if alike is not None:
+        params[DUPLICATES] = {"version": duplicates.VERSION, **alike.model_dump()}
     return Stage(
         name="keep",
         version=VERSION,
         params=params,
         makes=MAKES,
         process=partial(process, rules=rules, picks=picks),
+        overview=partial(near_duplicates, setup=setup),
         pure=always,
         local=True,
     )
@@ -177,23 +186,50 @@ def always(clip: Clip) -> bool:
     return True
 
 
+def near_duplicates(clips: Sequence[Clip], setup: Setup) -> Overview:
+    """The near-duplicates among the clips that rules and picks let stay."""
+    params = setup.find(duplicates.Params)
+    if params is None:
+        return duplicates.NOTHING
+    rules, picks = rules_of(setup), picks_of(setup)
+    staying = [clip for clip in clips if dropped(clip, rules, picks) is None]
+    picked = {clip.key for clip in staying if clip.blob.sha256 in picks}
+    return duplicates.overview_of(staying, picked, params)
+
+
 def process(
-    clip: Clip, store: Store, rules: Mapping[str, Expression], picks: Mapping[str, Pick]
-) -> Iterator[Clip | Unchosen]:
+    clip: Clip,
+    store: Store,
+    rules: Mapping[str, Expression],
+    picks: Mapping[str, Pick],
+    overview: Overview,
+) -> Iterator[Clip | BadData]:
     """Judge one clip."""
+    reason = dropped(clip, rules, picks)
+    if reason is not None:
+        yield reason
+    elif clip.key in overview.losers:
+        yield BadData("duplicate", str(overview.losers[clip.key]))
+    else:
+        group = overview.split_groups.get(clip.scene.video.blob.sha256)
+        yield replace(clip, hashes="", split_group=group)
+
+
+def dropped(
+    clip: Clip, rules: Mapping[str, Expression], picks: Mapping[str, Pick]
+) -> Unchosen | None:
+    """Why rules or picks drop a clip; None if it stays."""
     pick = picks.get(clip.blob.sha256)
     if pick is not None:
         note = f": {pick.note}" if pick.note else ""
-        yield clip if pick.pick == "keep" else Unchosen(PICKED, f"by hand, {pick.time}{note}")
-        return
+        return None if pick.pick == "keep" else Unchosen(PICKED, f"by hand, {pick.time}{note}")
     values = dict(clip.scores)
     name = first_broken(rules, values)
     if name is None:
-        yield clip
-        return
+        return None
     rule = rules[name]
     measured = ", ".join(f"{score} {shown(values[score])}" for score in rule.names)
-    yield Unchosen(name, f"{measured}; the rule: {rule.text}")
+    return Unchosen(name, f"{measured}; the rule: {rule.text}")
 
 
 def first_broken(rules: Mapping[str, Expression], values: Mapping[str, float | None]) -> str | None:

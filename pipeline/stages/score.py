@@ -1,4 +1,5 @@
 """Clip -> Clip with scores: what the recipe's scorers measure of it. Nothing is chosen here.
+Where near-duplicates are looked for, a clip's frames are hashed too.
 
 Each scorer has a memo of its own for each clip, so another scorer, or another option of one,
 measures that one alone. The frames that the missing ones look at are decoded once for all of them.
@@ -15,18 +16,19 @@ from typing import Any
 from pipeline.core import canonical
 from pipeline.core.errors import BadData, Stopped
 from pipeline.core.params import Setup
-from pipeline.core.reading import Number
+from pipeline.core.reading import Number, Text
 from pipeline.core.records import Clip
 from pipeline.core.stage import Stage
 from pipeline.core.store import Store
-from pipeline.media import encoders, scorers
+from pipeline.media import duplicates, encoders, frame_hashes, scorers
 from pipeline.media.scorers.scorer import Pictures, Scorer, is_value, one_thread, rounded
 
 VERSION = 1
 MAKES = Clip
 Params = scorers.Params
 WITHOUT = Params(scorers=())  # a recipe without [score] measures nothing
-Facts = Mapping[str, Mapping[str, Any]]  # what values depend on, by scorer
+Facts = Mapping[str, Mapping[str, Any]]  # what values depend on, by scorer; also of HASHES
+HASHES = "hashes"  # of frames: no scorer is called so
 OUT_OF_MEMORY = -4  # OpenCV's StsNoMem
 
 
@@ -35,7 +37,9 @@ def stage(setup: Setup) -> Stage:
     head or its CLIP is not there.
     """
     chosen = tuple(scorer.ready(setup) for scorer in setup.table(Params).chosen)
-    facts = {scorer.name: scorer.facts() for scorer in chosen}
+    facts: dict[str, Mapping[str, Any]] = {scorer.name: scorer.facts() for scorer in chosen}
+    if setup.find(duplicates.Params) is not None:
+        facts[HASHES] = {"version": frame_hashes.VERSION}
     return Stage(
         name="score",
         version=VERSION,
@@ -43,9 +47,9 @@ def stage(setup: Setup) -> Stage:
         makes=MAKES,
         process=partial(process, chosen=chosen, facts=facts),
         identity=partial(identity, chosen=chosen),
-        pure=partial(is_idle, chosen=chosen),
-        light=partial(is_remembered, chosen=chosen, facts=facts),
-        local=not chosen,
+        pure=partial(is_idle, facts=facts),
+        light=partial(is_light, chosen=chosen, facts=facts),
+        local=not facts,
         cost=seconds,
         num_gpus=partial(num_gpus, device=setup.device, chosen=chosen),
     )
@@ -66,13 +70,29 @@ def identity(clip: Clip, chosen: Sequence[Scorer]) -> object:
     return [clip.identity(), clip.scores, about]
 
 
-def is_idle(clip: Clip, chosen: Sequence[Scorer]) -> bool:
+def is_idle(clip: Clip, facts: Facts) -> bool:
     """Where nothing is measured, a clip passes as it is, and no memo is needed for that."""
-    return not chosen
+    return not facts
 
 
 def seconds(clip: Clip) -> float:
     return float(clip.duration_s)
+
+
+def is_light(clip: Clip, store: Store, chosen: Sequence[Scorer], facts: Facts) -> bool:
+    """Whether all that is measured of the clip is remembered."""
+    return is_remembered(clip, store, chosen, facts) and (
+        HASHES not in facts or are_hashed(clip, store, facts)
+    )
+
+
+def are_hashed(clip: Clip, store: Store, facts: Facts) -> bool:
+    """Whether the hashes of the clip's frames are remembered."""
+    return store.recall(canonical.digest(_hashes_task(clip, facts))) is not None
+
+
+def _hashes_task(clip: Clip, facts: Facts) -> list[object]:
+    return ["score", HASHES, facts[HASHES], clip.identity(), clip.num_frames, clip.fps]
 
 
 def is_remembered(clip: Clip, store: Store, chosen: Sequence[Scorer], facts: Facts) -> bool:
@@ -91,9 +111,15 @@ def process(clip: Clip, store: Store, chosen: Sequence[Scorer], facts: Facts) ->
     value that is no number; and as `video.some_frames` does.
     """
     missing = [scorer for scorer in chosen if not is_remembered(clip, store, [scorer], facts)]
-    pictures = _pictures(clip, store, missing)
+    is_hashed = HASHES not in facts or are_hashed(clip, store, facts)
+    indexes = {index for scorer in missing for index in scorer.frames(clip)}
+    moments = () if is_hashed else frame_hashes.moments(clip)
+    pictures = Pictures(store.path(clip.blob.sha256), sorted(indexes), moments, store)
     scores: list[tuple[str, float | None]] = []
     failures: list[BadData] = []
+    hashes = ""
+    if HASHES in facts:
+        hashes = store.once(_hashes_task(clip, facts), pictures.hashes, Text)
     for scorer in chosen:
 
         def measure(scorer: Scorer = scorer) -> list[float | None]:
@@ -108,13 +134,7 @@ def process(clip: Clip, store: Store, chosen: Sequence[Scorer], facts: Facts) ->
         scores += zip(scorer.score_names, values, strict=True)
     if failures:
         raise failures[0]
-    yield replace(clip, scores=(*clip.scores, *scores))
-
-
-def _pictures(clip: Clip, store: Store, missing: Sequence[Scorer]) -> Pictures:
-    """The frames that these scorers look at, decoded; the clip is not opened if there are none."""
-    indexes = {index for scorer in missing for index in scorer.frames(clip)}
-    return Pictures(store.path(clip.blob.sha256), sorted(indexes), store)
+    yield replace(clip, scores=(*clip.scores, *scores), hashes=hashes)
 
 
 def values_of(scorer: Scorer, clip: Clip, pictures: Pictures) -> list[float | None]:

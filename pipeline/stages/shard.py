@@ -1,10 +1,10 @@
 """Sample* -> Shard*: deterministic WebDataset tars and their index. The contract is docs/format.md.
 
 Order is sha256(seed, key), so neighbours in a shard come from different videos; the split is drawn
-per video, so none is in both halves. Which samples share a shard follows from those digests too
-(see `pack`), so a source more or less changes few shards. A shard's bytes depend on its samples
-alone: fixed member order, mtime 0, no owner. Tars are packed from the store and linked into the
-data folder.
+per video, and once for all videos that share near-duplicates, so none is in both halves. Which
+samples share a shard follows from those digests too (see `pack`), so a source more or less changes
+few shards. A shard's bytes depend on its samples alone: fixed member order, mtime 0, no owner. Tars
+are packed from the store and linked into the data folder.
 """
 
 from __future__ import annotations
@@ -130,9 +130,10 @@ def order_of(key: str, seed: int) -> str:
 
 def split_of(sample: Sample, params: Params) -> Split:
     """Which half the sample's video fell into: a function of the video's digest, so other videos
-    never move it.
+    never move it, but those that share near-duplicates with it.
     """
-    drawn = int(canonical.digest([params.seed, sample.clip.scene.video.blob.sha256])[:8], 16)
+    drawn_by = sample.clip.split_group or sample.clip.scene.video.blob.sha256
+    drawn = int(canonical.digest([params.seed, drawn_by])[:8], 16)
     return "validation" if drawn < params.validation * 2**32 else "train"
 
 

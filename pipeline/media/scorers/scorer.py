@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -24,7 +24,7 @@ from pipeline.core.errors import Stopped
 from pipeline.core.params import Setup, Table
 from pipeline.core.records import Clip
 from pipeline.core.store import Store
-from pipeline.media import video
+from pipeline.media import frame_hashes, video
 
 SIDE = 512  # pixels: no scorer sees a larger picture
 STEP_S = 0.5  # between two moments
@@ -135,14 +135,32 @@ class Scorer(Table):
 
 
 class Pictures:
-    """The decoded frames of one clip, scaled when they are asked for. In `store` is what is
-    remembered of it.
+    """The decoded frames of one clip, scaled when they are asked for. `moments` are the frames to
+    be hashed: of each a thumbnail stays. In `store` is what is remembered of the clip. It is not
+    opened if there is nothing to decode.
     """
 
-    def __init__(self, path: Path, indexes: Sequence[int], store: Store | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        indexes: Collection[int],
+        moments: Collection[int] = (),
+        store: Store | None = None,
+    ) -> None:
         self.store = store
-        self._planes = dict(video.some_frames(path, indexes, SIDE)) if indexes else {}
+        self._planes: dict[int, Picture] = {}
         self._gray: dict[tuple[int, int], Picture] = {}
+        self._thumbnails: list[NDArray[np.int64]] = []
+        chosen = {*indexes, *moments}
+        for index, planes in video.some_frames(path, chosen, SIDE) if chosen else ():
+            if index in indexes:
+                self._planes[index] = planes
+            if index in moments:
+                self._thumbnails.append(frame_hashes.thumbnail(planes))
+
+    def hashes(self) -> str:
+        """The hashes of the moments, as a clip's record holds them."""
+        return frame_hashes.text_of(frame_hashes.hashes_of(np.array(self._thumbnails)))
 
     def gray(self, index: int, side: int) -> Picture:
         """A frame's brightness, `side side` uint8, 0 to 255; of its own size for `side` 0."""

@@ -30,6 +30,7 @@ from pipeline.core.records import (
 from pipeline.core.store import now
 from pipeline.dataset.chain import Step
 from pipeline.dataset.recipe import Loaded
+from pipeline.media.duplicates import Likeness, Overview
 from pipeline.media.scorers import Score
 from pipeline.publish.page import columns
 from pipeline.publish.page.rules import rules_of
@@ -95,6 +96,14 @@ class Survey:
         for stage in ("score", "caption"):
             clips |= {clip.key: clip for clip in self.records(stage, Clip)}
         return list(clips.values())
+
+    @property
+    def duplicates(self) -> Mapping[str, Sequence[Likeness]]:
+        """The near-duplicates of every clip that has some, by key; the best clips first."""
+        for step in self.steps:
+            if step.survey is not None and isinstance(step.survey.overview, Overview):
+                return step.survey.overview.likes
+        return {}
 
     @property
     def dropped(self) -> list[Dropped]:
@@ -298,6 +307,18 @@ def _clips(
             for key, others in likes.items()
             if key in number
         },
+        "duplicates": [
+            [
+                number[key],
+                [
+                    [number[like.other], like.later_s, like.bits, like.is_mirrored, like.is_better]
+                    for like in others
+                    if like.other in number
+                ],
+            ]
+            for key, others in survey.duplicates.items()
+            if key in number
+        ],
     }
 
 

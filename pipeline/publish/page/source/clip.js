@@ -5,6 +5,8 @@ import { picture, playsUnderTheMouse } from "./tiles.js";
 import { timeline } from "./timeline.js";
 import { windowRows } from "./windows.js";
 
+const MOST_COPIES = 8; // near-duplicates side by side
+
 export class ClipView {
   // `page` gives records, picks, selection and state; `actions` is what the buttons do.
   constructor(page, actions) {
@@ -14,6 +16,7 @@ export class ClipView {
     this.frame = 0;
     this.isPlaying = false;
     this.gain = 4;
+    this.copies = []; // near-duplicates, side by side
     this.original = this.video("original");
     this.decoded = this.video("decoded");
     this.difference = el("canvas", { class: "difference", role: "img", "aria-label": "Difference between clip and decoded latents" });
@@ -51,7 +54,7 @@ export class ClipView {
   close() {
     this.pause();
     this.clip = -1;
-    for (const video of [this.original, this.decoded]) {
+    for (const video of [this.original, this.decoded, ...this.copies.map((copy) => copy.video)]) {
       video.removeAttribute("src");
       video.load();
     }
@@ -89,6 +92,7 @@ export class ClipView {
       this.windows,
       this.pickRow,
       el("div", { class: "clip-facts" }, this.facts(), this.scores()),
+      this.duplicates(),
       el("h3", {}, "In its source"),
       timeline(records, source, { chosen: clip, open: (span) => actions.openSpan(span) }),
       this.neighbours(),
@@ -143,9 +147,6 @@ export class ClipView {
     const number_ = records.source[this.clip];
     const source = records.sources[number_];
     const captions = records.captions(this.clip);
-    const split = ["", "train", "validation"][records.split[this.clip]];
-    const fate = records.fateOf(this.clip);
-    const state = typeof fate === "number" ? `rejected: ${records.className(fate)}` : fate === "kept" ? `in the dataset${split ? `, ${split}` : ""}` : "not encoded yet";
     const [start, end] = [records.start[this.clip], records.end[this.clip]];
     const rows = [
       ["caption", el("span", {}, captions.length ? captions.map((caption) => el("span", { class: "caption" }, words(caption))) : "none")],
@@ -154,10 +155,18 @@ export class ClipView {
       ["licence", source.license ? words(source.license) : "not known"],
       ["time", `${clock(start)} to ${clock(end)}`],
       ["frames", `${this.length} at ${records.data.fps} fps, ${records.data.size} \u00d7 ${records.data.size}`],
-      ["state", words(state)],
+      ["state", words(this.stateOf(this.clip))],
       ["digest", el("code", {}, records.digestOf(this.clip).slice(0, 16))],
     ];
     return el("dl", { class: "facts" }, rows.map(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
+  }
+
+  stateOf(clip) {
+    const { records } = this.page;
+    const split = ["", "train", "validation"][records.split[clip]];
+    const fate = records.fateOf(clip);
+    if (typeof fate === "number") return `rejected: ${records.className(fate)}`;
+    return fate === "kept" ? `in the dataset${split ? `, ${split}` : ""}` : "not encoded yet";
   }
 
   follow(event, source) {
@@ -205,6 +214,40 @@ export class ClipView {
     return el("section", { class: "likes" }, el("h3", {}, "Looks most alike"), el("div", { class: "cards" }, cards));
   }
 
+  // Near-duplicates beside the clip, each at the moment at which it shows the same.
+  duplicates() {
+    const { records } = this.page;
+    const others = (records.duplicates.get(this.clip) ?? []).slice(0, MOST_COPIES);
+    this.copies = others.length ? [[this.clip, 0], ...others].map((copy) => this.copy(...copy)) : [];
+    if (!this.copies.length) return null;
+    return el("section", { class: "duplicates" }, el("h3", {}, "Near-duplicates, at the same moment"), el("div", { class: "copies" }, this.copies.map((copy) => copy.figure)));
+  }
+
+  copy(clip, later, bits, isMirrored) {
+    const { records } = this.page;
+    const video = this.video("near");
+    video.src = records.clipUrl(clip);
+    const isThis = clip === this.clip;
+    const shift = later ? `${Math.abs(later).toFixed(1)} s ${later > 0 ? "later" : "earlier"}` : "";
+    const how = isThis ? "this one" : [shift, isMirrored ? "mirrored" : "", `${bits.toFixed(1)} of 64 bits apart`].filter(Boolean).join(", ");
+    const name = isThis ? el("span", { class: "name" }, words(records.keys[clip])) : el("a", { class: "name", href: "#", onclick: (event) => this.followClip(event, clip) }, words(records.keys[clip]));
+    const figure = el("figure", { class: "pane copy" }, video, el("figcaption", {}, name, el("span", {}, how), el("span", {}, words(this.stateOf(clip)))));
+    return { figure, video, later, length: records.frames[clip] };
+  }
+
+  followClip(event, clip) {
+    event.preventDefault();
+    this.actions.openSpan({ clip, row: -1 });
+  }
+
+  // Where a copy does not show this moment, it stays at its nearest one, and is faint.
+  seekCopy({ figure, video, later, length }, time) {
+    const last = (length - 0.5) / this.page.records.data.fps;
+    const moment = time + later;
+    figure.classList.toggle("is-elsewhere", moment < 0 || moment > last + 0.01);
+    return seek(video, Math.min(last, Math.max(0, moment)));
+  }
+
   // Fill again what picks change.
   refresh() {
     const { records, picks, selection } = this.page;
@@ -244,7 +287,7 @@ export class ClipView {
     while (this.isOpen && this.wanted !== undefined) {
       const next = this.wanted;
       this.wanted = undefined;
-      await Promise.all([seek(this.original, next), this.hasDecoded && seek(this.decoded, next)]);
+      await Promise.all([seek(this.original, next), this.hasDecoded && seek(this.decoded, next), ...this.copies.map((copy) => this.seekCopy(copy, next))]);
       this.drawDifference();
     }
     this.isSeeking = false;

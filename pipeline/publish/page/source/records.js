@@ -17,6 +17,8 @@ export class Records {
     }
     this.ownCaptions = clips.captions ?? {}; // by clip, of those that do not have their source's
     this.isDecoded = new Set(clips.decoded);
+    // By clip, the best first: its near-duplicates, each [clip, seconds later, bits, is mirrored, is better].
+    this.duplicates = new Map(clips.duplicates);
     this.measures = data.measures.map((measure) => ({ ...measure, values: decoded(measure.column) }));
     this.byMeasure = new Map(this.measures.map((measure) => [measure.name, measure]));
     this.sources = data.sources;

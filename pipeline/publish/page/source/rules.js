@@ -126,6 +126,7 @@ export class Selection {
       const clip = records.byDigest.get(digest);
       if (clip !== undefined && this.basis[clip]) stays[clip] = pick === "keep" ? 1 : 0;
     }
+    this.dropDuplicates(picks);
     this.totals = { clips: 0, frames: 0, all: 0, allFrames: 0 };
     for (let clip = 0; clip < stays.length; clip++) {
       if (!this.basis[clip]) continue;
@@ -134,6 +135,17 @@ export class Selection {
       if (!stays[clip]) continue;
       this.totals.clips += 1;
       this.totals.frames += records.frames[clip];
+    }
+  }
+
+  // Of clips that show the same, as far as the last build compared them, the best that stays does; media/duplicates.py has it too.
+  dropDuplicates(picks) {
+    const { records, stays } = this;
+    const isKept = (clip) => picks.get(records.digestOf(clip)) === "keep";
+    for (const [clip, others] of records.duplicates) {
+      if (!stays[clip] || isKept(clip)) continue;
+      const isShown = ([other, , , , isBetter]) => stays[other] && (isBetter || isKept(other));
+      if (others.some(isShown)) stays[clip] = 0;
     }
   }
 
