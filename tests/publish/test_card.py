@@ -140,6 +140,7 @@ def test_the_counts_are_those_of_the_demo_s_lock(demo: Path) -> None:
         ["`extract`", "3", "3", "0", ""],
         ["`score`", "3", "3", "0", ""],
         ["`keep`", "3", "3", "0", ""],
+        ["`caption`", "3", "3", "0", ""],
         ["`encode`", "3", "3", "0", ""],
         ["`shard`", "2", "2", "0", ""],
     ]
