@@ -30,6 +30,15 @@ EVEN = 1e-6  # squared latents: a change that nobody sees
 MAX_DETAIL = 15.0  # times the mean change of a frame, from which on all change counts alike
 
 
+# Stable Diffusion's noise schedule, as diffusers' schedulers call it
+NOISE: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+}
+
+
 def scheduler(objective: Objective, kind: Literal["ddpm", "ddim", "dpm"] = "ddpm") -> Any:
     """Stable Diffusion's noise schedule as a diffusers scheduler: for training, or one to sample
     with.
@@ -37,10 +46,7 @@ def scheduler(objective: Objective, kind: Literal["ddpm", "ddim", "dpm"] = "ddpm
     from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
     options: dict[str, Any] = {
-        "num_train_timesteps": 1000,
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
+        **NOISE,
         "prediction_type": objective.prediction,
         "rescale_betas_zero_snr": objective.zero_snr,
     }

@@ -30,7 +30,17 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from training import adapters, checkpoint, diffusion, heldout, models, presets, shards, validation
+from training import (
+    adapters,
+    checkpoint,
+    diffusion,
+    heldout,
+    models,
+    presets,
+    pretraining,
+    shards,
+    validation,
+)
 from training.checkpoint import Replan, Run, State
 from training.errors import LongtakeError, NonFinite, Stopped, UsageError
 from training.journal import Journal
@@ -512,7 +522,7 @@ def begin(
     if steps:
         row = replace(row, steps=steps)
     dataset = dataset_facts(index, models.flat_source(source), adapter)
-    return Run(
+    run = Run(
         folder,
         row,
         dataset,
@@ -522,6 +532,9 @@ def begin(
         None if adapter is None else adapters.digest(adapter),
         None if adapter is None else str(adapter),
     )
+    if not checkpoint.checkpoints(run):
+        pretraining.check(row, source)
+    return run
 
 
 def _check_preset(row: Preset, where: str) -> None:

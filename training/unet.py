@@ -483,17 +483,20 @@ def load_flat(source: str | Path, revision: str | None = None) -> UNet2DConditio
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers' own
-            flat: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(
+            flat, report = UNet2DConditionModel.from_pretrained(
                 str(place),
                 use_safetensors=True,
                 variant=encoders.variant_of(place),
                 torch_dtype=torch.float32,
                 local_files_only=True,
+                output_loading_info=True,
             )
+            encoders.check_loading(report)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         first = str(error).strip().partition("\n")[0]
         raise UsageError(f"{place}: no UNet can be read from its safetensors: {first}") from error
-    return flat
+    model: UNet2DConditionModel = flat
+    return model
 
 
 def flat_digest(source: str | Path, from_hub: bool = False) -> str | None:

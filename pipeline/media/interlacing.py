@@ -26,7 +26,8 @@ from pipeline.core.records import Container
 # which field is first; "flagged": the frames say it, each for itself
 Scan = Literal["progressive", "top", "bottom", "flagged"]
 NEVER_INTERLACED = ("av1", "gif", "theora", "vp8", "vp9")  # codecs
-LINES = range(400, 1153)  # of interlaced formats; without a flag, other sizes are not looked at
+MAX_LINES = 1152  # of interlaced formats
+LEAST_LINES = 400  # what has less, and no flag, is not looked at
 NUM_PLACES = 6  # in a video, at which frames are looked at
 FRAMES_A_PLACE = 7
 COLUMN_STEP = 4  # every fourth column of a frame is enough
@@ -42,8 +43,9 @@ OTHER_ORDER = 9  # footage has one order: it is seen so many times as often as t
 def is_possible(facts: Container, is_flagged: bool) -> bool:
     """Whether a video may be interlaced at all, so that its frames are to be looked at."""
     is_tiny = facts.width < 3 or facts.height < 4  # to bwdif
-    is_plausible = is_flagged or facts.height in LINES
-    return is_plausible and not is_tiny and facts.codec not in NEVER_INTERLACED
+    if is_tiny or facts.height > MAX_LINES or facts.codec in NEVER_INTERLACED:
+        return False
+    return is_flagged or facts.height >= LEAST_LINES
 
 
 def opinion(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> Scan | None:

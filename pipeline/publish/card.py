@@ -203,6 +203,8 @@ def _counts(locked: Lock) -> dict[str, object]:
     if measured:
         median, clips = measured[len(measured) // 2], _count(len(measured), "clip")
         round_trip = f"\n- VAE round trip: {median:.1f} dB PSNR in the median of {clips}"
+    scans = [locked.videos[key].container.scan for key in used]
+    num_interlaced = len(scans) - scans.count("progressive")
     captions = sorted({caption for key in locked.samples for caption in _captions(locked, key)})
     examples = [f"\n  - {_text(caption)}" for caption in captions[:EXAMPLES]]
     if captions:
@@ -222,6 +224,7 @@ def _counts(locked: Lock) -> dict[str, object]:
         "cuts": "each clip is of one shot" if has_cuts else "cuts were not looked for",
         "used": len(used),
         "videos": _count(len(locked.videos), "video"),
+        "interlaced": f", {num_interlaced} of them deinterlaced" if num_interlaced else "",
         "round_trip": round_trip,
         "faces": _faces(locked),
         "captions": "".join(examples),

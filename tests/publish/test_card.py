@@ -218,6 +218,13 @@ def test_captions_beyond_what_clip_reads_are_counted(change: Callable[..., Path]
     assert "- 4 different captions, 2 of them longer than the 77 tokens that CLIP reads; in" in text
 
 
+def test_interlaced_videos_are_counted(change: Callable[..., Path], demo: Path) -> None:
+    facts = next(iter(lock.read(demo).videos.values())).container
+    text = carded(change(container=[replace(facts, scan="top")]))
+    assert re.search(r"- from (\d) of \d videos, \1 of them deinterlaced\n", text)
+    assert "deinterlaced" not in carded(change(container=[facts]))
+
+
 def test_clips_are_called_shots_only_where_cuts_were_looked_for(demo: Path) -> None:
     locked = lock.read(demo)
     assert "each clip is of one shot" in card.markdown(recipe.load(demo), locked)

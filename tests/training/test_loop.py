@@ -362,6 +362,24 @@ def test_a_run_does_not_go_on_from_other_2d_weights_of_the_same_name(
         run()
 
 
+def test_a_2d_model_made_for_another_prediction_begins_no_run(
+    tmp_path: Path, index: Index, folder: Path
+) -> None:
+    flat = tmp_path / "model" / "unet"
+    UNet2DConditionModel.from_config(UNET).save_pretrained(flat)
+    noise = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    (tmp_path / "model" / "scheduler").mkdir()
+    config = tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(noise))
+    advice = "add --set objective.prediction=epsilon --set objective.zero_snr=false"
+    settings = ["objective.prediction=epsilon", "objective.zero_snr=false"]
+    for unet_folder in (flat, flat.parent):
+        arguments = ("tiny-keyframe", index, tmp_path / "run", str(unet_folder), 0, 1)
+        with pytest.raises(UsageError, match=advice):
+            loop.begin(*arguments)
+        assert loop.begin(*arguments, settings).preset.objective.prediction == "epsilon"
+
+
 def test_a_loss_that_is_no_number_stops_with_the_samples(
     tmp_path: Path, index: Index, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from pipeline.core import canonical
 from pipeline.media import encoders
 from tests.making import footage
-from training import checkpoint, media, presets, shards, unet
+from training import checkpoint, media, models, presets, pretraining, shards, unet
 from training.codec import Codec
 from training.errors import ShardError, Stopped, UsageError
 
@@ -292,6 +292,75 @@ def test_a_unet_of_a_stranger_is_refused_in_one_line(tmp_path: Path, damage: str
     else:
         config.write_text("[" * 100_000)
     one_line(lambda: unet.load_flat(folder))
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected", "prefixed"])
+def test_a_unet_whose_weights_are_not_those_of_its_config_is_refused(
+    tmp_path: Path, change: str
+) -> None:
+    folder = tmp_path / "unet"
+    unet.UNet2DConditionModel.from_config(presets.TINY_UNET).save_pretrained(folder)
+    path = folder / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    if change == "missing":
+        del tensors["conv_out.bias"]
+    elif change == "unexpected":
+        tensors["conv_out.scale"] = tensors["conv_out.bias"].clone()
+    else:
+        tensors = {f"unet.{name}": tensor for name, tensor in tensors.items()}
+    save_file(tensors, path)
+    said = one_line(lambda: unet.load_flat(folder))
+    assert "the weights are not those of the config" in said
+
+
+SD_NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "preset", "expected"),
+    [
+        (SD_NOISE, "sd15-keyframe", ""),
+        ({**SD_NOISE, "prediction_type": "v_prediction"}, "sd21-keyframe", ""),
+        (SD_NOISE, "sd21-keyframe", "add --set objective.prediction=epsilon"),
+        (
+            {**SD_NOISE, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
+            "sd15-keyframe",
+            "add --set objective.prediction=v_prediction --set objective.zero_snr=true",
+        ),
+        ({**SD_NOISE, "prediction_type": "sample"}, "sd15-keyframe", "give another --unet"),
+        ({}, "sd15-keyframe", "trained with beta_start 0.0001, beta_end 0.02, "),
+        ({**SD_NOISE, "num_train_timesteps": 50}, "sd15-keyframe", "num_train_timesteps 50"),
+        ({**SD_NOISE, "trained_betas": [0.1]}, "sd15-keyframe", "another kind of noise"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "sd15-keyframe", "FlowMatch"),
+        ([], "sd15-keyframe", "cannot be read: not a JSON object"),
+    ],
+)
+@pytest.mark.parametrize("place", ["", "unet"])
+def test_a_2d_model_trained_for_other_noise_than_the_preset_s_is_refused(
+    tmp_path: Path, scheduler: Any, preset: str, expected: str, place: str
+) -> None:
+    path = tmp_path / pretraining.SCHEDULER
+    path.parent.mkdir()
+    path.write_text(json.dumps(scheduler))
+    (tmp_path / "unet").mkdir()
+
+    def check() -> None:
+        pretraining.check(presets.find(preset), str(tmp_path / place))
+
+    if expected:
+        assert expected in one_line(check)
+    else:
+        check()
+
+
+def test_an_exported_model_says_what_it_was_trained_for(tmp_path: Path) -> None:
+    shutil.copy(models.TINY_IMAGE_FOLDER / "training.json", tmp_path)
+    pretraining.check(presets.find("tiny-keyframe"), str(tmp_path))
+    pretraining.check(presets.find("tiny-keyframe"), presets.TINY_IMAGE)
+    said = one_line(lambda: pretraining.check(presets.find("sd15-keyframe"), str(tmp_path)))
+    assert "--set objective.prediction=v_prediction --set objective.zero_snr=true" in said
+    (tmp_path / "training.json").write_text('{"preset": 1}')
+    one_line(lambda: pretraining.check(presets.find("tiny-keyframe"), str(tmp_path)))
 
 
 LOAD = """

@@ -1,0 +1,96 @@
+"""What a 2-D model was trained for, and whether a preset asks the same of it: epsilon or v, and how
+much noise there is at each step. A model that is asked for another thing still runs, and learns to
+undo what it knows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from pipeline.media import encoders
+from training import diffusion, heldout, models
+from training.errors import UsageError
+from training.presets import Prediction, Preset
+
+SCHEDULER = Path("scheduler", "scheduler_config.json")
+OTHER_KINDS = ("EDM", "FlowMatch")  # of diffusion: in the names of schedulers
+# what diffusers' schedulers take where their config says nothing
+DEFAULTS: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "prediction_type": "epsilon",
+    "rescale_betas_zero_snr": False,
+}
+
+
+def check(preset: Preset, unet: str) -> None:
+    """Compare the preset with what a 2-D model in a folder was trained for: with the scheduler of
+    its repository (`scheduler/scheduler_config.json` in the folder or beside it), or of a model
+    that longtake exported, with its training.json. Raises UsageError where they differ.
+    """
+    folder = Path(models.flat_source(unet))
+    if models.begins_random(unet) or not folder.is_dir():
+        return
+    for path in (folder / SCHEDULER, folder.resolve().parent / SCHEDULER):
+        if path.is_file():
+            _compare(preset, unet, path, _noise_of(path))
+            return
+    path = folder / heldout.MODEL_FACTS
+    if path.is_file():
+        try:
+            facts = json.loads(path.read_bytes())
+            if "preset" not in facts:
+                return
+            objective = facts["preset"]["objective"]
+            prediction, zero_snr = objective["prediction"], objective["zero_snr"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UsageError(f"{path} does not say what its model was trained for") from error
+        asked = {"prediction_type": prediction, "rescale_betas_zero_snr": zero_snr}
+        _compare(preset, unet, path, {**diffusion.NOISE, **asked})
+
+
+def _noise_of(path: Path) -> dict[str, Any]:
+    """What a scheduler's config says of noise. Raises UsageError for another kind of diffusion."""
+    try:
+        config = encoders.read_config(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from error
+    kind = str(config.get("_class_name", ""))
+    if config.get("trained_betas") is not None or any(word in kind for word in OTHER_KINDS):
+        raise UsageError(
+            f"{path}: its model was trained with {kind or 'betas of its own'}, which is another "
+            "kind of noise than Stable Diffusion's, the one longtake has: give another --unet"
+        )
+    return {name: config.get(name, default) for name, default in DEFAULTS.items()}
+
+
+def _compare(preset: Preset, unet: str, path: Path, noise: Mapping[str, Any]) -> None:
+    other = {name: noise[name] for name, value in diffusion.NOISE.items() if noise[name] != value}
+    if other:
+        listed = ", ".join(f"{name} {value!a:.40}" for name, value in other.items())
+        ours = ", ".join(f"{name} {diffusion.NOISE[name]!a}" for name in other)
+        raise UsageError(
+            f"{path}: the model {unet} was trained with {listed}; longtake trains with {ours}, "
+            "as Stable Diffusion does: give another --unet"
+        )
+    objective = preset.objective
+    prediction, zero_snr = noise["prediction_type"], bool(noise["rescale_betas_zero_snr"])
+    settings = []
+    if prediction != objective.prediction:
+        settings.append(f"objective.prediction={prediction}")
+    # a model that is trained whole may learn to begin with nothing but noise
+    if zero_snr != objective.zero_snr and not (objective.zero_snr and preset.trainable == "all"):
+        settings.append(f"objective.zero_snr={str(zero_snr).lower()}")
+    if settings:
+        advice = " ".join(f"--set {setting}" for setting in settings)
+        raise UsageError(
+            f"{path}: the model {unet} was trained for {prediction!a:.40}"
+            f"{' and zero terminal SNR' if zero_snr else ''}, the preset {preset.name} asks for "
+            f"{objective.prediction!a}{' and zero terminal SNR' if objective.zero_snr else ''}: "
+            + (f"add {advice}" if prediction in get_args(Prediction) else "give another --unet")
+        )
