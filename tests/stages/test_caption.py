@@ -4,6 +4,7 @@ the loopback that holds requests to the documented form.
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
 from collections.abc import Callable, Sequence
@@ -279,6 +280,36 @@ def test_an_answer_without_end_is_given_up(
         [rejection] = captioned(clips, store, chat, at_once=1).rejections
     assert (rejection.fate, rejection.reason) == ("unavailable", "unsupported")
     assert "more than 4 MiB" in rejection.detail
+
+
+def test_an_answer_that_is_a_bomb_is_given_up(clips: list[Clip], store: Store) -> None:
+    bomb = gzip.compress(b" " * 100_000_000)
+    packed = sends(bomb, Content_Encoding="gzip")
+    with chatting.chatting(packed, chatting.describes) as chat:
+        [rejection] = captioned(clips, store, chat, at_once=1).rejections
+    assert "more than 4 MiB" in rejection.detail
+
+
+@pytest.mark.parametrize("reply", [chatting.silent, chatting.dripping])
+def test_an_answer_that_does_not_come_in_time_is_a_time_out(
+    clips: list[Clip], store: Store, reply: Reply
+) -> None:
+    with chatting.chatting(reply, chatting.describes) as chat:
+        options = {"at_once": 1, "attempts": 1, "timeout_s": 0.4}
+        [rejection] = captioned(clips, store, chat, **options).rejections
+    assert (rejection.fate, rejection.reason) == ("unavailable", "timeout")
+
+
+def test_no_credentials_but_the_recipes_are_sent(
+    clips: list[Clip], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password secret\n")
+    (tmp_path / "netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("OPENAI_API_KEY", chatting.KEY)
+    with chatting.chatting() as chat:
+        captioned(clips[:1], store, chat, base_url=f"{chat.base_url}/")
+    assert "Authorization" not in chat.asked[0].headers
 
 
 def test_an_endpoint_that_never_answers_stops_the_build(clips: list[Clip], store: Store) -> None:
