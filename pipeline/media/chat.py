@@ -182,7 +182,7 @@ class Endpoint:
         self, status: int, words: str, headers: Mapping[str, str], model: str
     ) -> Exception:
         """A status that is not 200, as what it means."""
-        said = f"{self.host} answers {status}: {words}".rstrip(": ")
+        said = f"{self.host} answers {status}: {words}".rstrip(": .")
         if status in (400, 403, 422) and REFUSING.search(words):
             return BadData("caption-refused", said)
         if status == 402 or (status == 429 and UNPAID.search(words)):
