@@ -116,8 +116,8 @@ def _parsed(line: bytes, place: str) -> tuple[str, tuple[str, ...]]:
         raise RecipeError(f"{place} is no JSON: {shown(str(error))}") from None
     except Damaged as error:
         raise RecipeError(f"{error}; a line looks like {EXAMPLE}") from None
-    given = (entry.caption,) if isinstance(entry.caption, str) else entry.caption
-    texts = tuple(dict.fromkeys(map(cleaned, given)))
+    captions = (entry.caption,) if isinstance(entry.caption, str) else entry.caption
+    texts = tuple(dict.fromkeys(map(cleaned, captions)))
     for text in texts:
         if not text:
             raise RecipeError(

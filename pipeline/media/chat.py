@@ -36,6 +36,7 @@ PIECE = 1 << 16
 MAX_BARREN = 3  # clips one after the other that got no answer, each after all of its tries
 NEW_NAME = "max_completion_tokens"  # what OpenAI's newer models call `max_tokens`
 MAX_USELESS = 10  # answers in a build that are no caption, before any that is one
+SECRET = 8  # letters that a key has at least; those who need none write "EMPTY"
 AGAIN = "the same command goes on from here"
 # how services say that they will not look at, or speak of, what is shown
 REFUSING = re.compile(
@@ -127,15 +128,17 @@ class Endpoint:
 
     def _ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """The first choice of a completion. Raises BadData, Unavailable or Stopped."""
+        key = self.key()
         if self._renames:
             question = _with_new_name(question)
-        status, headers, content = self._post(question)
-        if status == 400 and NEW_NAME in _words(content) and not self._renames:
+        status, headers, content = self._post(question, key)
+        if key is not None and len(key) >= SECRET:
+            content = content.replace(key.encode(), b"***")
+        if status == 400 and NEW_NAME in _words(content) and NEW_NAME not in question:
             self._renames = True
             return self._ask(question)
         if status != 200:
-            words = _words(content).replace(self.key() or "\0", "***")
-            raise self._refusal(status, words, headers, str(question["model"]))
+            raise self._refusal(status, _words(content), headers, str(question["model"]))
         try:
             completion = json.loads(content)
             choice = completion["choices"][0]
@@ -147,19 +150,20 @@ class Endpoint:
             raise Unavailable("network", f"{self.host} answers with what is no completion: {words}")
         return dict(choice)
 
-    def _post(self, question: Mapping[str, Any]) -> tuple[int, Mapping[str, str], bytes]:
+    def _post(
+        self, question: Mapping[str, Any], key: str | None
+    ) -> tuple[int, Mapping[str, str], bytes]:
         """Status, headers and bytes of an answer. Raises Unavailable or Stopped."""
         import requests
         from urllib3.exceptions import HTTPError, ReadTimeoutError
 
-        sign = _signing(self.key())
         deadline = time.monotonic() + self.timeout_s
         try:
             with requests.Session() as session:
                 answer = session.post(
                     f"{self.base_url.rstrip('/')}/chat/completions",
                     json=dict(question),
-                    auth=sign,
+                    auth=_signing(key),
                     headers={"Accept-Encoding": "identity"},
                     timeout=(CONNECT_S, self.timeout_s),
                     allow_redirects=False,
@@ -182,7 +186,7 @@ class Endpoint:
         self, status: int, words: str, headers: Mapping[str, str], model: str
     ) -> Exception:
         """A status that is not 200, as what it means."""
-        said = f"{self.host} answers {status}: {words}".rstrip(": ")
+        said = f"{self.host} answers {status}: {words}".rstrip(": .")
         if status in (400, 403, 422) and REFUSING.search(words):
             return BadData("caption-refused", said)
         if status == 402 or (status == 429 and UNPAID.search(words)):

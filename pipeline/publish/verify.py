@@ -238,9 +238,9 @@ def _check_clips_before_the_choice(built: Built, locked: Lock, checked: Checked)
 def _parts_of_clip(clip: Clip, recorded: LockedClip) -> list[str]:
     """What of a clip is not the lock's."""
     here = lock.locked_clip(clip)
-    told_below: dict[str, Any] = {"video": "", "sha256": "", "pictures": "", "scores": ()}
-    told_below["captions"] = None
-    cuts = [replace(line, **told_below) for line in (here, recorded)]
+    others: dict[str, Any] = {"video": "", "sha256": "", "pictures": "", "scores": ()}
+    others["captions"] = None
+    cuts = [replace(line, **others) for line in (here, recorded)]
     parts = [] if cuts[0] == cuts[1] else ["cut or crop"]
     # of a rebuild, the captions stand in the samples, whose bytes are compared
     if clip.captions is not None and here.captions != recorded.captions:

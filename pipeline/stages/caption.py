@@ -29,7 +29,7 @@ from pipeline.core.caption_table import LONGEST, CaptionTable, cleaned
 from pipeline.core.errors import RecipeError
 from pipeline.core.params import Setup, Table
 from pipeline.core.reading import Count, Facts, Text, shown
-from pipeline.core.records import Clip, captions_of, source_of
+from pipeline.core.records import Clip, source_of
 from pipeline.core.stage import Stage
 from pipeline.core.store import Store
 from pipeline.media import video
@@ -221,7 +221,7 @@ def stage(setup: Setup) -> Stage:
         makes=MAKES,
         process=partial(process, captioner=captioner),
         identity=partial(identity, captioner=captioner),
-        pure=partial(is_given, captioner=captioner),
+        pure=partial(asks_nobody, captioner=captioner),
         group=partial(question_key, captioner=captioner),
         light=partial(is_remembered, captioner=captioner),
         local=captioner.endpoint is None,
@@ -317,11 +317,11 @@ def identity(clip: Clip, captioner: Captioner) -> object:
     if captioner.endpoint is None:
         return clip.identity()
     asked = canonical.digest(captioner.question(clip))
-    given = captioner.table.of(clip)
-    return [clip.identity(), source_of(clip).captions, asked, given]
+    in_table = captioner.table.of(clip)
+    return [clip.identity(), source_of(clip).captions, asked, in_table]
 
 
-def is_given(clip: Clip, captioner: Captioner) -> bool:
+def asks_nobody(clip: Clip, captioner: Captioner) -> bool:
     """Whether nobody has to be asked: then no memo is needed."""
     return captioner.endpoint is None or captioner.table.of(clip) is not None
 
@@ -355,14 +355,11 @@ def process(clip: Clip, store: Store, captioner: Captioner) -> Iterator[Clip]:
     """Caption one clip. Raises BadData: caption-refused, caption-cut or caption-empty, and as
     `video.some_frames` does; Unavailable; Stopped.
     """
-    if not facts(captioner):
-        yield clip
-        return
     texts = captioner.table.of(clip)
     if texts is not None:
         yield captioner.united(clip, texts)
     elif captioner.endpoint is None:
-        yield with_changes(clip, captions=captions_of(clip))
+        yield clip
     else:
         yield captioner.united(clip, [_asked(clip, store, captioner, captioner.endpoint)])
 

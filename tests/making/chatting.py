@@ -208,6 +208,22 @@ def endless(handler: Handler, question: Question) -> None:
         handler.wfile.write(b" " * 65536)
 
 
+def silent(handler: Handler, question: Question) -> None:
+    """Says nothing for as long as anybody waits."""
+    handler.close_connection = True
+    handler.connection.recv(1)
+
+
+def dripping(handler: Handler, question: Question) -> None:
+    """Says something all the time, and never comes to an end."""
+    handler.send_response(200)
+    handler.end_headers()
+    handler.close_connection = True
+    while True:
+        handler.wfile.write(b" ")
+        threading.Event().wait(0.05)
+
+
 def with_key(reply: Reply) -> Reply:
     """Answers those who know the key."""
 

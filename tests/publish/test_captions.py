@@ -201,6 +201,41 @@ def test_a_wrong_key_stops_the_build_with_one_line_and_the_next_goes_on(
     assert f"caption: asks {chatting.MODEL} at 127.0.0.1:" in done.stdout
 
 
+def test_a_clip_that_is_not_answered_is_missing_until_it_is(
+    whole: Dataset, small_dataset: Dataset, tmp_path: Path
+) -> None:
+    broken = chatting.refuse(500, "out of memory")
+    with chatting.chatting(chatting.describes, broken, chatting.describes) as chat:
+        dataset = captioned(small_dataset, chat, tmp_path, "at_once = 1\nattempts = 1\n")
+        words = ("--data", dataset.data, "--executor", "inline")
+        done = longtake("build", dataset.recipe, *words)
+        assert done.returncode == 3
+        assert "answers 500: out of memory" in done.stdout
+        assert len(metadata(dataset)) == len(metadata(whole)) - 1
+        assert longtake("build", dataset.recipe, *words).returncode == 0
+        assert len(chat.asked) == len(metadata(whole)) + 1
+    assert root_digest(dataset) == root_digest(whole)
+
+
+def test_what_was_rejected_is_asked_about_again_when_one_says_so(
+    small_dataset: Dataset, tmp_path: Path
+) -> None:
+    refused = chatting.says(None, refusal="I would rather not.")
+    with chatting.chatting(refused, chatting.describes) as chat:
+        dataset = captioned(small_dataset, chat, tmp_path, "at_once = 1\n")
+        words = ("--data", dataset.data, "--executor", "inline")
+        done = longtake("build", dataset.recipe, *words)
+        assert "1 caption-refused" in done.stdout
+        listed = longtake("rejections", dataset.recipe, "--data", dataset.data).stdout
+        assert "I would rather not." in listed
+        count = len(chat.asked)
+        longtake("build", dataset.recipe, *words)
+        assert len(chat.asked) == count
+        done = longtake("retry", dataset.recipe, "--class", "caption-refused", *words)
+        assert done.returncode == 0, done.stderr
+        assert len(chat.asked) == count + 1 == len(metadata(dataset)) + 1
+
+
 def test_a_rebuild_needs_no_model_no_key_and_no_table(
     own: Dataset, chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ the loopback that holds requests to the documented form.
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
 from collections.abc import Callable, Sequence
@@ -259,10 +260,17 @@ def test_what_passes_is_tried_again_and_never_remembered(
 def test_the_limit_of_tokens_is_renamed_for_models_that_want_that(
     clips: list[Clip], store: Store
 ) -> None:
-    with chatting.chatting(chatting.with_the_new_limit(chatting.describes)) as chat:
-        assert len(captioned(clips, store, chat, at_once=1, max_tokens=77).records) == 4
+    two = threading.Barrier(2)
+
+    def asked_by_two(handler: chatting.Handler, question: chatting.Question) -> None:
+        if "max_tokens" in question.body:
+            two.wait(10)  # neither knows yet what the other is about to learn
+        chatting.with_the_new_limit(chatting.describes)(handler, question)
+
+    with chatting.chatting(asked_by_two) as chat:
+        assert len(captioned(clips, store, chat, at_once=2, max_tokens=77).records) == 4
     limits = [question.body.get("max_completion_tokens") for question in chat.asked]
-    assert limits == [None, 77, 77, 77, 77]
+    assert limits == [None, None, 77, 77, 77, 77]
 
 
 def test_retry_after_is_waited_for(clips: list[Clip], store: Store, pauses: list[float]) -> None:
@@ -279,6 +287,36 @@ def test_an_answer_without_end_is_given_up(
         [rejection] = captioned(clips, store, chat, at_once=1).rejections
     assert (rejection.fate, rejection.reason) == ("unavailable", "unsupported")
     assert "more than 4 MiB" in rejection.detail
+
+
+def test_an_answer_that_is_a_bomb_is_given_up(clips: list[Clip], store: Store) -> None:
+    bomb = gzip.compress(b" " * 100_000_000)
+    packed = sends(bomb, Content_Encoding="gzip")
+    with chatting.chatting(packed, chatting.describes) as chat:
+        [rejection] = captioned(clips, store, chat, at_once=1).rejections
+    assert "more than 4 MiB" in rejection.detail
+
+
+@pytest.mark.parametrize("reply", [chatting.silent, chatting.dripping])
+def test_an_answer_that_does_not_come_in_time_is_a_time_out(
+    clips: list[Clip], store: Store, reply: Reply
+) -> None:
+    with chatting.chatting(reply, chatting.describes) as chat:
+        options = {"at_once": 1, "attempts": 1, "timeout_s": 0.4}
+        [rejection] = captioned(clips, store, chat, **options).rejections
+    assert (rejection.fate, rejection.reason) == ("unavailable", "timeout")
+
+
+def test_no_credentials_but_the_recipes_are_sent(
+    clips: list[Clip], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password secret\n")
+    (tmp_path / "netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("OPENAI_API_KEY", chatting.KEY)
+    with chatting.chatting() as chat:
+        captioned(clips[:1], store, chat, base_url=f"{chat.base_url}/")
+    assert "Authorization" not in chat.asked[0].headers
 
 
 def test_an_endpoint_that_never_answers_stops_the_build(clips: list[Clip], store: Store) -> None:
@@ -340,6 +378,9 @@ def test_the_key_is_sent_and_said_nowhere(
     assert "TINY_KEY" not in json.dumps(stage.params)
     for path in store.root.rglob("*"):
         assert not path.is_file() or chatting.KEY.encode() not in path.read_bytes()
+    with chatting.chatting(says(f"the key is {chatting.KEY}")) as chat:
+        manifest = captioned(clips[:1], store, chat, key_variable="TINY_KEY", seed=5)
+        assert captions(manifest)[clips[0].key] == ("the key is ***", OF_SOURCE)
     monkeypatch.delenv("TINY_KEY")
     assert len(captioned(clips, store, chat, key_variable="TINY_KEY").records) == 4
 
@@ -396,7 +437,7 @@ def test_what_it_takes_is_said_before_it_begins(clips: list[Clip], store: Store)
 # ---------------------------------------------------------------------------------- the table
 
 
-def written(folder: Path, *lines: object) -> str:
+def new_table(folder: Path, *lines: object) -> str:
     text = "".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines)
     (folder / "mine.jsonl").write_text(text)
     return "mine.jsonl"
@@ -405,7 +446,7 @@ def written(folder: Path, *lines: object) -> str:
 def test_a_table_names_clips_by_key_or_digest(
     clips: list[Clip], store: Store, tmp_path: Path
 ) -> None:
-    name = written(
+    name = new_table(
         tmp_path,
         {"clip": clips[0].key, "caption": "by key", "who": "me"},
         "\n",
@@ -417,9 +458,10 @@ def test_a_table_names_clips_by_key_or_digest(
     assert captions(manifest) == {
         clips[0].key: ("by key", OF_SOURCE),
         clips[1].key: ("by digest", "again", OF_SOURCE),
-        clips[2].key: (OF_SOURCE,),
-        clips[3].key: (OF_SOURCE,),
+        clips[2].key: None,
+        clips[3].key: None,
     }
+    assert encode.captions(clips[2]) == (OF_SOURCE,)
     setup = Setup((caption.Params(captions=name),), tmp_path)
     assert caption.unmatched(setup, clips) == ["mine.jsonl: line 5 names no clip: 'nobody'"]
 
@@ -427,12 +469,12 @@ def test_a_table_names_clips_by_key_or_digest(
 def test_a_clip_in_the_table_is_not_asked_about(
     clips: list[Clip], store: Store, tmp_path: Path
 ) -> None:
-    name = written(tmp_path, {"clip": clips[0].key, "caption": "mine"})
+    name = new_table(tmp_path, {"clip": clips[0].key, "caption": "mine"})
     with chatting.chatting() as chat:
         manifest = captioned(clips, store, chat, tmp_path, captions=name)
         assert len(chat.asked) == 3
         assert captions(manifest)[clips[0].key] == ("mine", OF_SOURCE)
-        name = written(tmp_path, {"clip": clips[1].key, "caption": "mine"})
+        name = new_table(tmp_path, {"clip": clips[1].key, "caption": "mine"})
         again = captioned(clips, store, chat, tmp_path, captions=name)
     assert len(chat.asked) == 4
     assert captions(again)[clips[1].key] == ("mine", OF_SOURCE)
@@ -457,7 +499,7 @@ def test_a_clip_in_the_table_is_not_asked_about(
 def test_a_wrong_line_of_the_table_is_an_error_with_its_number(
     tmp_path: Path, line: str, words: str
 ) -> None:
-    name = written(tmp_path, {"clip": "first", "caption": "a"}, f"{line}\n")
+    name = new_table(tmp_path, {"clip": "first", "caption": "a"}, f"{line}\n")
     with pytest.raises(RecipeError, match=words) as error:
         stage_of(None, tmp_path, captions=name)
     assert len(str(error.value)) < 1000
@@ -465,11 +507,11 @@ def test_a_wrong_line_of_the_table_is_an_error_with_its_number(
 
 def test_order_of_lines_and_other_columns_are_no_change(tmp_path: Path) -> None:
     lines = [{"clip": "a", "caption": "one"}, {"clip": "b", "caption": ["two"]}]
-    first = stage_of(None, tmp_path, captions=written(tmp_path, *lines)).params
+    first = stage_of(None, tmp_path, captions=new_table(tmp_path, *lines)).params
     lines = [{**line, "note": "x"} for line in reversed(lines)]
-    assert stage_of(None, tmp_path, captions=written(tmp_path, *lines)).params == first
+    assert stage_of(None, tmp_path, captions=new_table(tmp_path, *lines)).params == first
     lines[0]["caption"] = "three"
-    assert stage_of(None, tmp_path, captions=written(tmp_path, *lines)).params != first
+    assert stage_of(None, tmp_path, captions=new_table(tmp_path, *lines)).params != first
 
 
 def test_a_table_that_is_not_there_is_an_error_of_a_build_alone(tmp_path: Path) -> None:
