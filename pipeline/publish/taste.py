@@ -183,10 +183,12 @@ def _fitted(embeddings: Numbers, liked: NDArray[np.bool_]) -> Any:
 
 def recipe_lines(loaded: Loaded, path: Path) -> list[str]:
     """What to write into the recipe so that clips are scored by a head and chosen by it; the rules
-    that hold where there is no [keep], too.
+    that hold where there is no [keep], too. Nothing if the recipe names the head already.
     """
     setup = loaded.setup("auto", offline=True)
     table = setup.table(scorers.Params)
+    if any(path in scorer.files(loaded.folder).values() for scorer in table.chosen):
+        return []
     names = [name for name in scorers.SCORERS if name in {*table.scorers, "head"}]
     quoted = ", ".join(f'"{name}"' for name in names)
     default_rules: list[str] = []

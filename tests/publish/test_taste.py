@@ -100,6 +100,8 @@ def test_a_taste_that_clip_sees_becomes_a_score_that_a_recipe_chooses_by(own: Da
     assert len(kept) > 25
     assert {key.partition("-")[0] for key in kept} == {"warm"}
     assert steps["keep"].manifest.reasons == {"taste": num_picks - len(kept)}
+    output = longtake("taste", own.recipe, "--data", own.data)
+    assert "the recipe names it, and the next build scores by it" in output.stdout
 
 
 def test_the_same_picks_give_the_same_head(own: Dataset) -> None:
