@@ -223,11 +223,14 @@ def taste(
             say(
                 console,
                 "no better than chance, so nothing was written: this CLIP does not see what you "
-                "go by, or it takes more picks",
+                "go by, or it takes more picks, best as many of one kind as of the other",
             )
             return 5, results
         lines = tastes.recipe_lines(loaded, taste.path)
-        say(console, f"{taste.path}: to score clips by it, the recipe needs", *lines)
+        if lines:
+            say(console, f"{taste.path}: to score clips by it, the recipe needs", *lines)
+        else:
+            say(console, f"{taste.path}: the recipe names it, and the next build scores by it")
         return 0, {**results, "recipe_lines": lines}
 
     guarded(act, as_json)

@@ -34,7 +34,7 @@ from pipeline.stages import keep
 MIN_PICKS = 50
 MIN_EACH = 10  # kept, and rejected
 FOLDS = 5
-REPEATS = 5  # of the folds, each with another shuffle
+REPEATS = 3  # of the folds, each with another shuffle
 INNER_FOLDS = 3  # that choose the strength of the regularisation
 STRENGTHS = [1e-3, 1e-2, 1e-1, 1.0]
 LUCK = 0.01  # how often a head that knows nothing may pass
@@ -131,31 +131,30 @@ def fit_head(embeddings: Numbers, liked: NDArray[np.bool_], films: Sequence[str]
     film if both kinds of picks come from enough films, else by clip.
 
     Each column is scaled to variance 1 first; the head is over the embeddings as they are. The same
-    picks give the same folds.
+    picks give the same folds. On one thread, so that cores do not wait for each other, and sums do
+    not depend on how many there are.
     """
     from scipy.stats import binomtest
+    from threadpoolctl import threadpool_limits
 
     by_film = all(
         len({film for film, is_liked in zip(films, liked, strict=True) if is_liked == kind})
         >= 2 * FOLDS
         for kind in (True, False)
     )
-    accuracies: list[float] = []
-    num_right = 0
-    for repeat in range(REPEATS):
-        for train, test in _folds(embeddings, liked, films if by_film else None, repeat):
-            right = (
-                _fitted(embeddings[train], liked[train]).predict(embeddings[test]) == liked[test]
-            )
-            accuracies.append(float(right.mean()))
-            num_right += int(right.sum())
+    right: list[NDArray[np.bool_]] = []  # by fold: which of its picks the head gets right
+    with threadpool_limits(1):
+        for repeat in range(REPEATS):
+            for train, test in _folds(embeddings, liked, films if by_film else None, repeat):
+                regression = _fitted(embeddings[train], liked[train])
+                right.append(regression.predict(embeddings[test]) == liked[test])
+        scaler, regression = _fitted(embeddings, liked).best_estimator_
+    accuracy = float(np.concatenate(right).mean())
+    spread = float(np.std([fold.mean() for fold in right]))
     chance = max(float(liked.mean()), 1 - float(liked.mean()))
-    accuracy = num_right / (REPEATS * len(liked))
     luck = binomtest(round(accuracy * len(liked)), len(liked), chance, "greater").pvalue
-    scaler, regression = _fitted(embeddings, liked).best_estimator_
     weight = regression.coef_[0] / scaler.scale_
     bias = float(regression.intercept_[0] - weight @ scaler.mean_)
-    spread = float(np.std(accuracies))
     return Fit(weight, bias, accuracy, spread, chance, float(luck), by_film)
 
 
@@ -183,10 +182,12 @@ def _fitted(embeddings: Numbers, liked: NDArray[np.bool_]) -> Any:
 
 def recipe_lines(loaded: Loaded, path: Path) -> list[str]:
     """What to write into the recipe so that clips are scored by a head and chosen by it; the rules
-    that hold where there is no [keep], too.
+    that hold where there is no [keep], too. Nothing if the recipe names the head already.
     """
     setup = loaded.setup("auto", offline=True)
     table = setup.table(scorers.Params)
+    if any(path in scorer.files(loaded.folder).values() for scorer in table.chosen):
+        return []
     names = [name for name in scorers.SCORERS if name in {*table.scorers, "head"}]
     quoted = ", ".join(f'"{name}"' for name in names)
     default_rules: list[str] = []
