@@ -214,7 +214,7 @@ class Lock:
         """The bytes of the file, before any compression."""
         lines: list[dict[str, object]] = [{"lock": self.header}]
         for kind, table in self.tables.items():
-            lines += [{kind: table[key]} for key in sorted(table)]
+            lines += [{kind: _facts(table[key])} for key in sorted(table)]
         return b"".join(canonical.seal(line) + b"\n" for line in lines)
 
     @property
@@ -238,6 +238,14 @@ class Lock:
         """The kept values of every array, by the array's digest."""
         members = [member for sample in self.samples.values() for member in sample.members.values()]
         return {member.sha256: member.probe for member in members if member.probe is not None}
+
+
+def _facts(line: Line) -> dict[str, Any]:
+    """A line as JSON. Where no near-duplicates are, it says what it did before they were known."""
+    facts: dict[str, Any] = canonical.plain(line)
+    if isinstance(line, LockedClip) and line.split_group is None:
+        del facts["split_group"]
+    return facts
 
 
 def lock_of(

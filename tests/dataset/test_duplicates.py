@@ -93,6 +93,7 @@ def test_with_the_table_a_copy_goes_and_nothing_is_encoded_again(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert samples(dataset).keys() == {"film-0000", "other-0000", "small-0000"}
+    assert "split_group" not in dataset.lock.read_text()  # it has the bytes that it always had
     before = dataset.index["root_digest"]
     recipe_of(dataset.recipe.parent, "[duplicates]\n")
     steps = {step.manifest.stage: step for step in dataset.build()}

@@ -32,6 +32,7 @@ from pipeline.dataset import recipe
 from pipeline.dataset.recipe import FullRecipe as Recipe
 from pipeline.dataset.recipe import SourceEntry
 from pipeline.media import detectors, fetch
+from pipeline.media.duplicates import Params as Duplicates
 from pipeline.stages import NAMES, download, expand
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
@@ -45,6 +46,7 @@ TABLES: dict[str, type[Table]] = {
         for name in NAMES
         if name in Recipe.model_fields
     },
+    "duplicates": Duplicates,
 }
 
 
@@ -169,6 +171,8 @@ def test_the_template_has_every_option_and_no_other() -> None:
     for name in NAMES:
         if name in TABLES:
             models += detectors.ALL if name == "cut" else [TABLES[name]]
+        if name == "keep":
+            models.append(Duplicates)
     assert [model for model, _ in blocks[1:]] == [*models, Columns]
     for model, keys in blocks[1:]:
         assert keys == set(model.model_fields), model
