@@ -36,9 +36,9 @@ from pipeline.dataset import recipe as recipes
 from pipeline.dataset.chain import Step, runner, surveyor
 from pipeline.media import encoders, fetch, reel, scorers
 from pipeline.media.detectors import whole
-from pipeline.stages import cut, download, encode, expand, extract, score
+from pipeline.stages import caption, cut, download, encode, expand, extract, score
 from pipeline.stages import filter as filtering
-from tests.making import behave, broken, footage
+from tests.making import behave, broken, chatting, footage
 from tests.making.deadly import Deadly
 from tests.making.downloads import download_all
 from tests.making.serving import Answer, content, endless, page, serving, silent, status
@@ -196,6 +196,20 @@ def a_caption_beyond_clip(world: World) -> tuple[str, str]:
     return "bad", caught.value.reason
 
 
+def an_answer(reply: chatting.Reply) -> Callable[[World], tuple[str, str]]:
+    """A model that is asked for a caption and answers so."""
+
+    def provoke(world: World) -> tuple[str, str]:
+        video = world.video_of(world.film(footage.plain, 1, size="160x120"))
+        scene = replace(world.new_scene(0, video.container.end_pts), video=video)
+        [clip] = extract.process(scene, world.store, reel.Params(size=64))
+        with chatting.chatting(reply) as chat:
+            params = caption.Params(base_url=chat.base_url, model=chatting.MODEL)
+            return world.staged(caption.stage(Setup((params,))), clip)
+
+    return provoke
+
+
 def no_answer(world: World) -> tuple[str, str]:
     world.monkeypatch.setattr(fetch, "SILENCE_S", 0.3)
     return world.answered(silent)
@@ -246,6 +260,9 @@ PROVOKED: dict[str, Callable[[World], tuple[str, str]]] = {
     "too-large": without_end,
     "non-finite": not_a_number,
     "score-failed": a_scorer_that_fails,
+    "caption-refused": an_answer(chatting.says(None, refusal="I would rather not.")),
+    "caption-cut": an_answer(chatting.says("a street in", "length")),
+    "caption-empty": an_answer(chatting.says(" ")),
     "long-caption": a_caption_beyond_clip,
     "crashed": lambda world: world.staged(behave.STAGE, Source("a", "crash:a"), Processes(1)),
     "timed-out": lambda world: world.staged(
@@ -479,6 +496,6 @@ def test_a_funnel_of_80_columns_breaks_no_reason_and_no_number_in_two(count: int
 def test_retry_refuses_a_class_that_is_none() -> None:
     said = CliRunner().invoke(app, ["retry", "manifests/demo.toml", "--class", "tired"])
     assert said.exit_code == 2
-    assert "got 'tired', allowed are black-bars, bot-check, checksum, crashed" in " ".join(
+    assert "got 'tired', allowed are black-bars, bot-check, caption-cut," in " ".join(
         said.output.replace("│", " ").split()
     )
