@@ -561,9 +561,9 @@ def plan(
 @app.command()
 def ablate(
     shards: Shards,
-    out: Annotated[Path, typer.Option(help="Folder for the runs, and ablation.json.")] = Path(
-        "runs/ablation"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Folder for the runs, ablation.json and ablation.png.")
+    ] = Path("runs/ablation"),
     preset: Annotated[
         str, typer.Option(help="What is varied: an interpolation or a keyframe preset.")
     ] = "tiny-interp",
@@ -606,6 +606,8 @@ def ablate(
             out / "ablation.json",
             {"dataset": index.root_digest, "results": ablation.plain(results, steps)},
         )
+        ablation.draw(results, out / "ablation.png")
+        console.print(f"written: {out / 'ablation.json'}, {out / 'ablation.png'}", markup=False)
         return 0
 
     guarded(act)

@@ -25,7 +25,7 @@ import torch
 from rich import box
 from rich.table import Table
 
-from training import checkpoint, diffusion, loop
+from training import checkpoint, diffusion, loop, writing
 from training.checkpoint import Run
 from training.errors import UsageError
 from training.frames import Window, known_frames
@@ -236,6 +236,31 @@ def table(results: Sequence[Result], steps: int) -> Table:
 def _cell(values: Sequence[float], signed: bool) -> str:
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.fmean(values):{'+' if signed else ''}.2f} ±{spread:.2f}"
+
+
+def draw(results: Sequence[Result], path: Path) -> None:
+    """A PNG: a panel a window, a row a variant, a dot a seed, a bar at their mean."""
+    from matplotlib.figure import Figure
+
+    windows = list(results[0].values)
+    figure = Figure(figsize=(8, 1.2 + 0.26 * len(results)), dpi=100, layout="constrained")
+    panels = figure.subplots(1, len(windows), sharey=True, squeeze=False)[0]
+    questions = list(dict.fromkeys(result.variant.question for result in results))
+    rows = [-number for number in range(len(results))]
+    for axes, window in zip(panels, windows, strict=True):
+        for row, result in zip(rows, results, strict=True):
+            values = result.values[window]
+            color = f"C{questions.index(result.variant.question)}"
+            axes.plot(values, [row] * len(values), "o", color=color, markersize=4, alpha=0.6)
+            axes.plot([statistics.fmean(values)], [row], "|", color=color, markersize=14)
+        axes.axvline(1 if results[0].variant.num_keyframes else 0, color="0.6", linewidth=0.8)
+        axes.set(xlabel="change over the held-out one" if "change" in window else "gain, dB")
+        axes.set_title(window, fontsize="medium")
+        axes.grid(axis="x", alpha=0.3)
+    labels = [f"{result.variant.question}: {result.variant.answer}" for result in results]
+    panels[0].set_yticks(rows, labels, fontsize="small")
+    with writing.beside(path) as partial:
+        figure.savefig(partial, format="png")
 
 
 def plain(results: Sequence[Result], steps: int) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -163,6 +164,7 @@ import io, json, os, sys
 from pathlib import Path
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from PIL import Image
 from rich.console import Console
 from tests.making.models import SHAPE
 from tests.making.runs import damaged_shards, run_of
@@ -730,6 +732,9 @@ def test_variants_are_trained_once_measured_and_tabulated(tmp_path: Path) -> Non
         for gains in result.values.values()
     )
     console.print(ablate.table(results, 2))
+    ablate.draw(results, tmp_path / "ablation.png")
+    with Image.open(tmp_path / "ablation.png") as picture:
+        assert picture.width == 800
     assert "0 everywhere" in console.file.getvalue()  # type: ignore[attr-defined]
     before = {
         path: path.stat().st_mtime_ns
