@@ -58,7 +58,8 @@ def main() -> None:
     found = sum(pair.second - first_copy == pair.first for pair in pairs)
     print(
         f"{num_hashes:,} hashes of {len(clips):,} clips: {seconds:.1f} CPU seconds, {peak} MiB "
-        f"at most ({before} before); {found} of {num_copies} copies found, {len(pairs) - found} other pairs"
+        f"at most ({before} before); {found} of {num_copies} copies found, "
+        f"{len(pairs) - found} other pairs"
     )
 
 
