@@ -28,7 +28,7 @@ from pipeline.dataset import build
 from pipeline.dataset import recipe as recipes
 from pipeline.media import fetch, frame_hashes
 from pipeline.media.frame_hashes import Hashes
-from pipeline.media.matching import Limits, Pair, pair_of, pairs_of
+from pipeline.media.matching import MIN_MOMENTS, Limits, Pair, pair_of, pairs_of
 from tests.truth import FISH, GRADIO, KIVY, SCIKIT
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
@@ -154,7 +154,10 @@ def hashes(folder: Path) -> dict[str, Hashes]:
     loaded = recipes.load(recipe)
     steps = list(build.build(loaded, folder / "data", Processes(2), "cpu", "score", Progress()))
     clips = [clip for clip in steps[-1].manifest.records if isinstance(clip, Clip)]
-    return {Path(source_of(clip).uri).stem: frame_hashes.from_text(clip.hashes) for clip in clips}
+    return {
+        Path(source_of(clip).uri.removeprefix("file:")).stem: frame_hashes.from_text(clip.hashes)
+        for clip in clips
+    }
 
 
 @dataclass(frozen=True)
@@ -165,12 +168,17 @@ class Measured:
     clips: Sequence[Hashes]
     pairs: Mapping[float, Mapping[tuple[int, int], Pair]]
 
-    def found(self, take: Take, number: str, max_bits: float) -> Pair | None:
-        places = (
-            self.names.index(f"{take.key}-{ORIGINAL}"),
-            self.names.index(f"{take.key}-{number}"),
-        )
-        return self.pairs[max_bits].get((min(places), max(places)))
+    def places(self, number: str) -> list[tuple[int, int]]:
+        """Of each take that has a copy of that kind, and at least the moments two clips must share:
+        the places of both, in order.
+        """
+        places = {name: place for place, name in enumerate(self.names)}
+        pairs = [(f"{take.key}-{ORIGINAL}", f"{take.key}-{number}") for take in TAKES]
+        return [
+            (min(places[take], places[copy]), max(places[take], places[copy]))
+            for take, copy in pairs
+            if copy in places and len(self.clips[places[copy]]) >= MIN_MOMENTS
+        ]
 
 
 def measure(clips_by_name: Mapping[str, Hashes]) -> Measured:
@@ -200,41 +208,37 @@ def _relations(measured: Measured) -> Iterator[tuple[tuple[int, int], str]]:
 def table(measured: Measured) -> str:
     """Recall by kind of copy; and over all limits, recall and false pairs."""
     lines = [
-        f"| copy | found, of {len(TAKES)} | bits apart, median | without the index |",
-        "|---|--:|--:|--:|",
+        "| copy | found | of | bits apart, median | every pair compared |",
+        "|---|--:|--:|--:|--:|",
     ]
+    of_kind = {number: measured.places(number) for number in NAMES}
     for number, name in NAMES.items():
-        pairs = [measured.found(take, number, USUAL) for take in TAKES]
+        pairs = [measured.pairs[USUAL].get(places) for places in of_kind[number]]
         bits = [pair.bits for pair in pairs if pair is not None]
         apart = f"{median(bits):.1f}" if bits else ""
-        lines.append(f"| {name} | {len(bits)} | {apart} | {_without_index(measured, number)} |")
+        cells = (len(bits), len(pairs), apart, _without_index(measured, of_kind[number]))
+        lines.append(f"| {name} | {' | '.join(map(str, cells))} |")
+    copies = [places for pairs in of_kind.values() for places in pairs]
     relations = dict(_relations(measured))
     totals = {kind: list(relations.values()).count(kind) for kind in ("place", "unrelated")}
     lines += [
         "",
-        f"| `max_bits` | copies found, of {len(TAKES) * len(COPIES)} | unrelated pairs found, of "
+        f"| `max_bits` | copies found, of {len(copies)} | unrelated pairs found, of "
         f"{totals['unrelated']:,} | other moments of one place, of {totals['place']:,} |",
         "|--:|--:|--:|--:|",
     ]
-    for max_bits in LIMITS:
-        found = sum(
-            measured.found(take, number, max_bits) is not None for take in TAKES for number in NAMES
-        )
-        wrong = [relations[places] for places in measured.pairs[max_bits]]
+    for max_bits, pairs_found in measured.pairs.items():
+        found = sum(places in pairs_found for places in copies)
+        wrong = [relations[places] for places in pairs_found]
         unrelated, place = wrong.count("unrelated"), wrong.count("place")
         lines.append(f"| {max_bits} | {found} | {unrelated} | {place} |")
     return "\n".join(lines) + "\n"
 
 
-def _without_index(measured: Measured, number: str) -> int:
-    """How many copies of a kind match if every pair is compared."""
-    count = 0
-    for take in TAKES:
-        first, second = sorted(
-            measured.names.index(f"{take.key}-{kind}") for kind in (ORIGINAL, number)
-        )
-        count += pair_of(measured.clips, first, second, Limits(USUAL, True)) is not None
-    return count
+def _without_index(measured: Measured, copies: Sequence[tuple[int, int]]) -> int:
+    """How many copies match if every pair is compared."""
+    limits = Limits(USUAL, True)
+    return sum(pair_of(measured.clips, *places, limits) is not None for places in copies)
 
 
 def write(page: Path, text: str) -> None:
@@ -261,12 +265,11 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     films(store, folder)
     measured = measure(hashes(folder))
-    for max_bits in (USUAL,):
-        relations = dict(_relations(measured))
-        for places, pair in measured.pairs[max_bits].items():
-            if relations[places] != "copies":
-                names = " ".join(measured.names[place] for place in places)
-                print(f"{relations[places]}: {names}, {pair.bits:.1f} bits")
+    relations = dict(_relations(measured))
+    for places, pair in measured.pairs[USUAL].items():
+        if relations[places] != "copies":
+            names = " ".join(measured.names[place] for place in places)
+            print(f"{relations[places]}: {names}, {pair.bits:.1f} bits")
     text = table(measured)
     print(text)
     if options.write:

@@ -28,7 +28,7 @@ ROWS = 256  # moments of a clip that are compared at a time: the memory it takes
 # Elsewhere in time, frames must be further apart: by so much of what they are, and so many bits.
 SHARE, MARGIN = 0.75, 1.5
 BLOCKS = 6  # of a hash's bits; those with two of them in common are compared
-NEAR = 10  # bits: of an index's two hashes
+NEAR = 12  # bits: of an index's two hashes
 NEAREST = 16  # of equal blocks, a hash is compared with so many neighbours
 MOST = 32  # candidates of a clip
 Numbers = NDArray[np.int64]
