@@ -28,15 +28,15 @@ from pipeline.core.errors import CAUSES, REASONS, BadData
 from pipeline.core.executors import Executor, Inline, Processes
 from pipeline.core.manifest import Manifest
 from pipeline.core.params import Setup
-from pipeline.core.records import Blob, Clip, Cover, Crop, Record, Rejection, Source, Video
+from pipeline.core.records import Blob, Clip, Cover, Crop, Record, Rejection, Scene, Source, Video
 from pipeline.core.stage import MAX_SUSPICIONS, Progress, Stage, run_stage
 from pipeline.core.store import Store
 from pipeline.dataset import build, removals
 from pipeline.dataset import recipe as recipes
 from pipeline.dataset.chain import Step, runner, surveyor
-from pipeline.media import encoders, fetch, reel, scorers
+from pipeline.media import duplicates, encoders, fetch, reel, scorers
 from pipeline.media.detectors import whole
-from pipeline.stages import caption, cut, download, encode, expand, extract, score
+from pipeline.stages import caption, cut, download, encode, expand, extract, keep, score
 from pipeline.stages import filter as filtering
 from tests.making import behave, broken, chatting, footage
 from tests.making.deadly import Deadly
@@ -175,15 +175,10 @@ def a_scorer_that_fails(world: World) -> tuple[str, str]:
     return "bad", caught.value.reason
 
 
-def a_caption_beyond_clip(world: World) -> tuple[str, str]:
-    params = encode.Params(preset="tiny", long_captions="reject")
-    models = encode.find_encoders(params, world.folder)
-    scene = world.new_scene(0, 400)
-    source = replace(scene.video.source, captions=("fish " * 76,))
-    video = replace(scene.video, source=source)
-    clip = Clip(
-        key="a",
-        scene=replace(scene, video=video),
+def clip_of(scene: Scene, key: str = "a") -> Clip:
+    return Clip(
+        key=key,
+        scene=scene,
         blob=Blob("1" * 64, 1),
         num_frames=5,
         fps=Fraction(10),
@@ -191,6 +186,23 @@ def a_caption_beyond_clip(world: World) -> tuple[str, str]:
         crop=Crop(0, 0, 64, 64),
         pictures="3" * 64,
     )
+
+
+def a_copy(world: World) -> tuple[str, str]:
+    tables = (scorers.Params(scorers=()), keep.Params(), duplicates.Params())
+    clips = [clip_of(world.new_scene(0, 400), key) for key in ("a", "b")]
+    manifest, _ = run_stage(keep.stage(Setup(tables)), clips, world.store, Inline(), Progress())
+    [rejection] = manifest.rejections
+    return rejection.fate, rejection.reason
+
+
+def a_caption_beyond_clip(world: World) -> tuple[str, str]:
+    params = encode.Params(preset="tiny", long_captions="reject")
+    models = encode.find_encoders(params, world.folder)
+    scene = world.new_scene(0, 400)
+    source = replace(scene.video.source, captions=("fish " * 76,))
+    video = replace(scene.video, source=source)
+    clip = clip_of(replace(scene, video=video))
     with pytest.raises(BadData) as caught:
         next(encode.process(clip, world.store, None, params, models, "cpu"))
     return "bad", caught.value.reason
@@ -256,6 +268,7 @@ PROVOKED: dict[str, Callable[[World], tuple[str, str]]] = {
     "missing-field": a_field_nobody_has,
     "interlaced": unwanted_fields,
     "black-bars": unwanted_bars,
+    "duplicate": a_copy,
     "faces": unwanted_faces,
     "too-large": without_end,
     "non-finite": not_a_number,

@@ -190,6 +190,7 @@ def test_a_memo_of_facts_does_not_repeat_the_parent(new_scene: Callable[..., Sce
         "end_pts": 400,
         "distinct": None,
         "picture": None,
+        "covers": None,
     }
     assert set(manifest.facts(scene.video)) == {"blob", "fetched_as", "container"}
     assert isinstance(

@@ -282,7 +282,7 @@ def clip_of(key: str, part: Hashes, new_scene: Callable[..., Scene]) -> Clip:
     count = 2 * len(part)
     text = frame_hashes.text_of(part)
     crop = Crop(0, 0, 64, 64)
-    return Clip(key, scene, blob, count, Fraction(10), 64, crop, blob.sha256, (), text)
+    return Clip(key, scene, blob, count, Fraction(10), 64, crop, blob.sha256, hashes=text)
 
 
 def test_of_many_copies_one_stays_although_no_index_names_every_pair(
