@@ -410,6 +410,8 @@ def test_ctrl_c_does_not_wait_for_answers_and_what_was_answered_stays(
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,
+            # as from a terminal, however pytest was started
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         assert asked_three.wait(60)
         start = time.monotonic()
