@@ -44,14 +44,16 @@ Plane = NDArray[np.uint8]
 
 @dataclass
 class _Track:
-    """One face over time: a box (left, top, right, bottom) at each frame where it was detected."""
+    """One face over time: a box (left, top, right, bottom) at each frame where it was detected, in
+    order.
+    """
 
     boxes: dict[int, Boxes] = field(default_factory=dict)
     confidence: float = 0.0
 
     @property
     def last(self) -> int:
-        return max(self.boxes)
+        return next(reversed(self.boxes))
 
     def add(self, index: int, box: Boxes, confidence: float) -> None:
         self.boxes[index] = box
@@ -68,11 +70,13 @@ class _Track:
         between = (here[:2] + here[2:] - box[:2] - box[2:]) / 2
         return float(np.hypot(*between)) / max(sides[1], 1.0)
 
-    def box_at(self, index: int) -> Boxes:
-        """Its box at any frame: in a straight line between detections, still beyond them."""
-        frames = sorted(self.boxes)
-        edges = np.stack([self.boxes[frame] for frame in frames])
-        return np.array([np.interp(index, frames, edge) for edge in edges.T])
+    def path(self, frames: range) -> Boxes:
+        """Its box at each of these frames (`k 4`): in a straight line between detections, still
+        beyond them.
+        """
+        edges = np.stack([*self.boxes.values()], axis=-1)
+        known = list(self.boxes)
+        return np.stack([np.interp(frames, known, edge) for edge in edges], axis=-1)
 
 
 def facts() -> dict[str, Any]:
@@ -135,11 +139,12 @@ def _side(box: Boxes) -> float:
 def _covers(track: _Track, size: int, num_frames: int, fps: Fraction) -> Iterator[Cover]:
     """Rectangles over a track, each for one span of the clip."""
     hold, span = math.ceil(HOLD_S * fps), max(1, round(SPAN_S * fps))
-    first = max(0, min(track.boxes) - hold)
+    first = max(0, next(iter(track.boxes)) - hold)
     end = min(num_frames, track.last + hold + 1)
+    path = track.path(range(first, end))
     for start in range(first // span * span, end, span):
         frames = range(max(first, start), min(end, start + span))
-        boxes = np.stack([track.box_at(index) for index in frames])
+        boxes = path[frames.start - first : frames.stop - first]
         pad = PADDING * max(map(_side, boxes))
         low = np.floor((boxes[:, :2].min(axis=0) - pad) / GRID) * GRID
         high = np.ceil((boxes[:, 2:].max(axis=0) + pad) / GRID) * GRID
