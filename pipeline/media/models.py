@@ -6,7 +6,7 @@ under the same key, so whoever asks second computes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from pipeline.core import canonical
 from pipeline.core.errors import BadData, RecipeError
 from pipeline.core.params import Table
 from pipeline.core.records import Blob, Clip
@@ -146,15 +147,19 @@ def forced(models: encoders.Encoders) -> list[object]:
 
 def images_task(clip: Clip, models: encoders.Encoders, params: Params) -> list[object]:
     """What the embeddings of a clip's frames depend on."""
-    return [
-        "images",
-        IMAGES_VERSION,
-        clip.identity(),
-        models.clip.sha256,
-        params.precision,
-        params.image_frames,
-        *forced(models),
-    ]
+    facts = [models.clip.sha256, params.precision, params.image_frames, *forced(models)]
+    return _images_task(clip.identity(), facts)
+
+
+def images_key(identity: object, facts: Sequence[object]) -> str:
+    """The key of the memo of a clip's embeddings, from the clip's identity and what a manifest has
+    of the models: CLIP's digest, precision, `image_frames`, and what `forced` says.
+    """
+    return canonical.digest(_images_task(identity, facts))
+
+
+def _images_task(identity: object, facts: Sequence[object]) -> list[object]:
+    return ["images", IMAGES_VERSION, identity, *facts]
 
 
 def pixels_of(clip: Clip, store: Store, precision: encoders.Precision) -> Pixels:

@@ -34,8 +34,8 @@ from pipeline.core.reading import shown_value, whole
 from pipeline.core.records import Clip
 from pipeline.core.store import Store
 from pipeline.media import encoders
-from pipeline.media.models import IMAGES_VERSION, find_encoders, forced, image_embeddings
 from pipeline.media.models import Params as Encode
+from pipeline.media.models import find_encoders, forced, image_embeddings, images_key
 from pipeline.media.scorers.scorer import Pictures, Score, Scorer
 
 NUM_FRAMES = 3  # that are embedded where the recipe's `image_frames` is 0
@@ -211,8 +211,8 @@ def embedding_keys(params: Mapping[str, Any], clips: Sequence[str]) -> list[str]
     facts = params.get("head")
     if not isinstance(facts, dict) or facts.get("version") != Head.version:
         return []
-    task = [facts["clip"], facts["precision"], facts["image_frames"], *facts["forced"]]
-    return [canonical.digest(["images", IMAGES_VERSION, {"clip": clip}, *task]) for clip in clips]
+    of_models = [facts["clip"], facts["precision"], facts["image_frames"], *facts["forced"]]
+    return [images_key({"clip": clip}, of_models) for clip in clips]
 
 
 def mean_of(embeddings: NDArray[np.floating[Any]]) -> list[float]:
