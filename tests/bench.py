@@ -349,7 +349,7 @@ class _CutRows:
         self.frames = Row(f"{film}: frames with time stamps", "CPU s", "bare decode")
         self.detect = by_detector("+ detector {}", "bare decode")
         self.cut = by_detector("+ reel = the stage cut, {}", "bare decode")
-        self.all = by_detector("cut + filter + extract, {}", "bare decode", ("<=", 2.5))
+        self.all = by_detector("cut + filter + extract, {}", "bare decode", ("<=", 1.7))
         self.ffmpeg = by_detector("cut + filter + extract, {}", "ffmpeg -f null")
 
     def add(self, detector: str, cumulative: Sequence[float], bare: float, program: float) -> None:
