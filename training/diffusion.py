@@ -27,6 +27,7 @@ from training.presets import Hint, Objective, Tasks
 Network = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 EVEN = 1e-6  # squared latents: a change that nobody sees
+LEAST_LOSS = 1e-6  # from which on a loss counts as what it is
 MAX_DETAIL = 15.0  # times the mean change of a frame, from which on all change counts alike
 
 
@@ -210,6 +211,16 @@ def detail_weight(latents: Tensor, share: float) -> Tensor:
     relative = relative / relative.mean((2, 3), keepdim=True)
     weight = 1 - share + share * relative
     return rearrange(weight, "(b f) 1 h w -> b f 1 h w", b=len(latents))
+
+
+def relative(losses: Tensor) -> Tensor:
+    """Losses `b`, each divided by its own size, with the gradients of their logarithms.
+
+    A film of which little changes, such as a dark earth, has small errors whatever is learnt of it,
+    and in a mean beside a street it hardly counts. So each counts by its share that can still be
+    learnt: weighting by uncertainty (Kendall, Gal and Cipolla 2018), one of its own to each sample.
+    """
+    return losses / losses.detach().clamp(min=LEAST_LOSS)
 
 
 def losses(

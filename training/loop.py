@@ -331,9 +331,9 @@ class Trainer:
                         t[part],
                         None if level is None else level[part],
                     )
-                    share = each.sum() / size
-                self.accelerator.backward(share)
-            total += share.detach()
+                    counted = diffusion.relative(each) if preset.relative_loss else each
+                self.accelerator.backward(counted.sum() / size)
+            total += each.detach().sum() / size
         norm = self.accelerator.clip_grad_norm_(self.parameters, preset.clip_norm)
         loss, norm = self.accelerator.reduce(
             torch.stack([total, norm.detach().to(total)]), "mean"

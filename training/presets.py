@@ -117,6 +117,7 @@ class Preset:
     stride_jitter: int = 0
     # share of samples at the noisiest timestep, where one step of sampling begins and ends
     terminal: float = 0.0
+    relative_loss: bool = False  # see `diffusion.relative`; what is printed stays the plain loss
     precision: Precision = "bf16"
     optimizer: Optimizer = "adamw"
     checkpointing: bool = True

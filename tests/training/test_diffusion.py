@@ -239,6 +239,15 @@ def test_tasks_are_drawn_by_weight_and_repeat() -> None:
         assert sorted(known, reverse=True) == list(known)
 
 
+def test_a_relative_loss_counts_a_dark_film_as_much_as_a_bright_one() -> None:
+    weights = torch.ones(2, requires_grad=True)
+    diffusion.relative(torch.tensor([1e-3, 1e1]) * weights.square()).sum().backward()
+    torch.testing.assert_close(weights.grad, torch.full((2,), 2.0))  # of log w^2, at w = 1
+    still = torch.zeros(1, requires_grad=True)
+    diffusion.relative(still.square()).sum().backward()
+    assert torch.equal(still.grad, torch.zeros(1))  # what is learnt to the end is left alone
+
+
 def test_detail_counts_more_where_the_picture_changes_and_a_frame_as_much_as_before() -> None:
     generator = torch.Generator().manual_seed(0)
     latents = 0.1 * torch.randn(2, 3, 4, 16, 16, generator=generator)

@@ -80,6 +80,20 @@ def test_stopped_and_resumed_ends_with_the_same_bits_as_straight_through(
     assert newest(tmp_path / "killed") == newest(tmp_path / "straight")
 
 
+def test_a_relative_loss_learns_otherwise_and_its_curve_is_the_plain_one(
+    tmp_path: Path, index: Index, folder: Path
+) -> None:
+    runs = {
+        relative: run_of(tmp_path / str(relative), index, folder, steps=3, relative_loss=relative)
+        for relative in (False, True)
+    }
+    for run in runs.values():
+        train(run, index)
+    plain, relative = (losses(run.folder) for run in runs.values())
+    assert relative[0] == plain[0]
+    assert relative[1:] != plain[1:]
+
+
 CHILD = """
 import sys, time
 from pathlib import Path
