@@ -327,8 +327,8 @@ KEYFRAME = Objective("epsilon", "left", min_snr=5.0)
 INTERP = Objective("epsilon", "blend", min_snr=5.0)
 SEEDS_INTERP = Objective("epsilon", "left", mask="seed")
 V_KEYFRAME = Objective("v_prediction", "left", min_snr=5.0)
-V_IMAGE = Objective("v_prediction", "zeros", zero_snr=True, detail=0.6)
-TINY_KEYFRAME = Objective("v_prediction", "left", zero_snr=True, detail=0.6)
+V_IMAGE = Objective("v_prediction", "zeros", zero_snr=True, detail=0.3)
+TINY_KEYFRAME = Objective("v_prediction", "left", zero_snr=True, detail=0.3)
 TINY_INTERP = Objective(
     "v_prediction", "flow", target="residual", residual_std=0.1, zero_snr=True, gate=0.17
 )
@@ -346,12 +346,13 @@ IMAGE: dict[str, Any] = {
     **TINY,
     "in_channels": 4, "placement": "none", "fps_conditioning": False, "micro_batch": 16,
     "terminal": 0.05, "warmup": 100, "ema_decay": 0.999, "sampler_steps": 20,
+    "relative_loss": True,
     "validate_every": 200, "checkpoint_every": 200,
 }  # fmt: skip
 TINY_KEYS: dict[str, Any] = {
     **TINY,
     "trainable": "temporal", "terminal": 0.05, "learning_rate": 1.5e-3, "everywhere": True,
-    "sampler_steps": 20,
+    "sampler_steps": 20, "relative_loss": True,
 }  # fmt: skip
 # a third of the seeds learnt nothing at TINY's rate and warmup (docs/ablations.md)
 TINY_FILL = {
