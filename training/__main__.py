@@ -481,6 +481,18 @@ def evaluate(
     unet: Unets = None,
     vae: Vae = None,
     clip: Clip = None,
+    lpips: Annotated[
+        Path | None,
+        typer.Option(help="AlexNet or VGG-16 of torchvision, a .pth file: adds LPIPS."),
+    ] = None,
+    fid: Annotated[
+        Path | None,
+        typer.Option(help="The Inception of pytorch-fid, a .pth file: adds FID."),
+    ] = None,
+    fvd: Annotated[
+        Path | None,
+        typer.Option(help="StyleGAN-V's i3d_torchscript.pt: adds FVD."),
+    ] = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -495,11 +507,14 @@ def evaluate(
         from training import evaluate as evaluation
         from training.checkpoint import load_run
         from training.codec import Codec, choose_device
+        from training.feature_metrics import load_networks
         from training.sampling import Settings
         from training.shards import open_index
 
-        index = open_index(shards)
         place = choose_device(device)
+        files = {"lpips": lpips, "fid": fid, "fvd": fvd}
+        networks = load_networks({name: file for name, file in files.items() if file}, place)
+        index = open_index(shards)
         codec = Codec(index.encoders, index.scaling_factor, vae, clip, place)
         settings = Settings(_kind(sampler), steps, guidance, seed)
         with progress(_errors() if as_json else console) as advance:
@@ -509,6 +524,7 @@ def evaluate(
                 codec,
                 num_windows=windows,
                 settings=settings,
+                networks=networks,
                 device=place,
                 progress=advance,
             )

@@ -62,6 +62,9 @@ OPTIONS = {  # frozen: an option is a promise
         "--unet",
         "--vae",
         "--clip",
+        "--lpips",
+        "--fid",
+        "--fvd",
         "--device",
         "--as_json",  # --json
     },
@@ -303,6 +306,18 @@ def test_what_evaluate_prints_for_programs_is_what_it_writes(
     assert printed.exit_code == 0
     assert json.loads(printed.stdout)["notes"] == ["65@1 is left out"]
     assert printed.stdout == (tmp_path / "evaluation.json").read_text()
+
+
+def test_weights_of_something_else_end_evaluate_in_one_line_before_any_work(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "page.pth").write_text("<!DOCTYPE html>")
+    where = ["--run", tmp_path / "run", "--shards", tmp_path / "shards", "--device", "cpu"]
+    for metric in ("lpips", "fid", "fvd"):
+        ended = call("evaluate", *where, f"--{metric}", tmp_path / "page.pth")
+        assert ended.exit_code == 2
+        assert len(ended.stderr.splitlines()) == 1
+        assert "page.pth has 15 bytes and sha256 c77e5168dffd; wanted is " in ended.stderr
 
 
 def test_every_preset_can_be_planned() -> None:
