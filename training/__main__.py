@@ -282,8 +282,8 @@ def export(
     """
 
     def act(console: Any) -> int:
-        from training.checkpoint import load_run
         from training.export import export
+        from training.run import load_run
 
         _print_paths(console, export(load_run(run, unet or ()), out))
         return 0
@@ -306,8 +306,8 @@ def losses(
 
     def act(console: Any) -> int:
         from training import losses as ledger
-        from training.checkpoint import load_run
         from training.codec import choose_device
+        from training.run import load_run
         from training.shards import open_index
 
         with progress(console) as advance:
@@ -381,9 +381,9 @@ def sample(
 
     def act(console: Any) -> int:
         from training import continuation, sampling
-        from training.checkpoint import load_run
         from training.codec import Codec, choose_device
         from training.errors import UsageError
+        from training.run import load_run
 
         if not prompt and start is None:
             raise UsageError(
@@ -505,9 +505,9 @@ def evaluate(
 
     def act(console: Any) -> int:
         from training import evaluate as evaluation
-        from training.checkpoint import load_run
         from training.codec import Codec, choose_device
         from training.feature_metrics import load_networks
+        from training.run import load_run
         from training.sampling import Settings
         from training.shards import open_index
 

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from pipeline.media.encoders import Pixels
 from training import media, sampling, writing
-from training.checkpoint import Run, load_model
+from training.checkpoint import load_model
 from training.codec import Codec
 from training.errors import UsageError
+from training.run import Run
 from training.sampling import Progress, Script, Settings, no_progress
 from training.stream import draw
 

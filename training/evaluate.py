@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pipeline.media.encoders import Pixels, psnr_db
 from training import diffusion, feature_metrics, ffmpeg, heldout, keyframe_scores, media, quality
-from training.checkpoint import Run, load_model
+from training.checkpoint import load_model
 from training.codec import Codec
 from training.errors import UsageError
 from training.feature_metrics import Features, Networks
@@ -34,6 +34,7 @@ from training.frames import Window, interpolated, known_frames
 from training.heldout import SPLIT, Film, Place
 from training.presets import Preset
 from training.rivals import FLOW, NEAREST, PIXEL_BLEND, Rival, rivals
+from training.run import Run
 from training.sampling import Progress, Script, Settings, interpolate, no_progress
 from training.scores import Column, Evaluation, Report, save, scores, table
 from training.shards import Index, check_identity

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from training import diffusion, writing
-from training.checkpoint import Run, load_model
+from training.checkpoint import load_model
 from training.errors import UsageError
 from training.frames import Window, known_frames
+from training.run import Run
 from training.shards import Entry, Index, check_identity
 from training.stream import Stream, draw
 

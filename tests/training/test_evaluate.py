@@ -24,7 +24,6 @@ from tests.making.frames import sliding
 from tests.making.models import OBJECTIVES, SHAPE, encoder_identity, small_model
 from tests.making.shards import change_index, new_shards, npy
 from training import evaluate, keyframe_scores, media, presets, quality
-from training.checkpoint import Run
 from training.codec import Codec
 from training.errors import ShardError, UsageError
 from training.evaluate import ALIKE, LATENT_BLEND, MODEL, ONE_STEP, TRUTH, Evaluation
@@ -32,6 +31,7 @@ from training.feature_metrics import FID, FVD, LPIPS, WEIGHTS, Networks, load_ne
 from training.frames import Window, known_frames
 from training.keyframe_scores import REPEATED, START, WORDS
 from training.rivals import FLOW, MINTERPOLATE, NEAREST, PIXEL_BLEND, RIFE
+from training.run import Run
 from training.scores import Column, Spread
 from training.shards import Index, open_index
 from training.stream import Stream

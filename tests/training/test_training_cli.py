@@ -297,11 +297,11 @@ def test_the_plan_can_be_read_by_a_program() -> None:
 def test_what_evaluate_prints_for_programs_is_what_it_writes(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from training import checkpoint, evaluate
+    from training import evaluate, run
 
     result = evaluate.Evaluation({"run": "a run", "steps": 1}, (), ("65@1 is left out",))
     monkeypatch.setattr(evaluate, "evaluate", lambda *arguments, **options: result)
-    monkeypatch.setattr(checkpoint, "load_run", lambda folder, unets: None)
+    monkeypatch.setattr(run, "load_run", lambda folder, unets: None)
     printed = call("evaluate", "--run", tmp_path, "--shards", shards, "--json")
     assert printed.exit_code == 0
     assert json.loads(printed.stdout)["notes"] == ["65@1 is left out"]
