@@ -35,7 +35,7 @@ OF_PIPELINE_FOR_TRAINING = {
     "pipeline.media.reel",
     "pipeline.media.video",
 }
-LIGHT = ("errors", "frames", "presets", "__main__")
+LIGHT = ("errors", "frames", "presets", "console", "__main__")
 HEAVY = {"torch", "diffusers", "numpy", "einops", "av", "PIL", "accelerate", "transformers"}
 DECODERS = {"av", "decord"}
 TORCH = {"torch", "diffusers", "open_clip"}
