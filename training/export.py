@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from training import adapters, checkpoint, heldout, models, writing
-from training.checkpoint import Run
 from training.errors import UsageError
+from training.run import Run
 from training.unet import flat_digest, flat_of
 
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from training.checkpoint import Run
 from training.errors import ShardError, UsageError
 from training.frames import Window
+from training.run import Run
 from training.shards import Entry, Index, SampleFields
 from training.stream import eligible, fixed_windows
 

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from training import writing
-from training.checkpoint import Run
+from training.run import Run
 from training.stream import Stream
 
 SMOOTH = 0.95  # of the loss shown: an average over about 20 steps

@@ -26,8 +26,9 @@ from einops import rearrange
 from torch import Tensor
 
 from pipeline.media.encoders import Pixels, psnr_db
-from training import media, quality
+from training import feature_metrics, media, quality
 from training.codec import Codec
+from training.feature_metrics import Features, Networks
 from training.frames import Window
 from training.heldout import Place
 from training.sampling import Progress, Script, keyframes
@@ -56,6 +57,7 @@ def report(
     index: Index,
     codec: Codec,
     places: Sequence[Place],
+    networks: Networks,
     progress: Progress,
 ) -> Report:
     """A keyframe model beside held-out windows of the shape it makes, with their own captions."""
@@ -70,12 +72,14 @@ def report(
         progress("keyframes", number + 1, len(places))
     distances, num_frames = _nearest(index, drawings, progress)
     outcomes = []
+    features = []
     videos: dict[str, Pixels] = {}
     for number, (place, latents, nearest) in enumerate(
         zip(places, drawings, distances, strict=True)
     ):
         pictures = {method: codec.decode(frames) for method, frames in latents.items()}
-        outcomes.append(_metrics(pictures, nearest))
+        outcomes.append(_metrics(pictures, nearest, networks))
+        features.append(_features(pictures, networks))
         if number == len(places) // 2:
             videos, shown = pictures, place
         progress("pictures", number + 1, len(places))
@@ -84,15 +88,19 @@ def report(
         for method, frames in videos.items()
     ]
     caption = f"{shown.key}, frame {shown.start} on, {window}: known frames have a border"
+    facts, comparison = feature_metrics.compare(networks, window, features, TRUTH)
     return Report(
         window=window,
         fps=index.fps / window.stride,
         places=tuple(places),
         scores=scores(places, outcomes),
-        columns=COLUMNS,
+        columns=(*COLUMNS, *networks.columns),
         sheet=media.side_by_side(rows, caption, side=128),
-        facts={"num_training_frames": num_frames},
-        lines=(f"{window}: compared with {num_frames} frames of the training set",),
+        facts={"num_training_frames": num_frames, **facts},
+        lines=(
+            f"{window}: compared with {num_frames} frames of the training set",
+            *comparison,
+        ),
     )
 
 
@@ -157,17 +165,28 @@ def _training_frames(index: Index, progress: Progress) -> Iterator[Tensor]:
 
 
 def _metrics(
-    pictures: dict[str, Pixels], nearest: dict[str, float]
+    pictures: dict[str, Pixels], nearest: dict[str, float], networks: Networks
 ) -> dict[str, dict[str, float | None]]:
     truth = pictures[TRUTH]
     outcome: dict[str, dict[str, float | None]] = {}
     for method, frames in pictures.items():
-        metrics: dict[str, float | None] = dict.fromkeys(METRICS)
+        metrics: dict[str, float | None] = dict.fromkeys((*METRICS, *networks.metrics))
         if len(frames) > 1:
             metrics["change"] = float(quality.change(frames).mean())
         metrics["nearest"] = nearest.get(method)
         if method in (START, REPEATED):
             metrics["psnr_db"] = psnr_db(frames[1:], truth[1:])
             metrics["ssim"] = quality.ssim(frames[1:], truth[1:])
+            metrics |= networks.likeness(frames[1:], truth[1:])
         outcome[method] = metrics
     return outcome
+
+
+def _features(pictures: dict[str, Pixels], networks: Networks) -> dict[str, dict[str, Features]]:
+    """By method and metric. First frames count in none, for some were given: so all are compared
+    with the same frames of the truth.
+    """
+    return {
+        method: networks.features(frames[1:] if len(frames) > 1 else frames, frames)
+        for method, frames in pictures.items()
+    }

@@ -41,10 +41,11 @@ from training import (
     shards,
     validation,
 )
-from training.checkpoint import Replan, Run, State
+from training.checkpoint import Replan, State
 from training.errors import LongtakeError, NonFinite, Stopped, UsageError
 from training.journal import Journal
 from training.presets import Preset
+from training.run import Run, check_preset, check_run, is_verified, open_run, remember_verified
 from training.shards import Index
 from training.stream import Batch, Stream, draw
 from training.unet import VideoUNet, flat_digest
@@ -116,7 +117,7 @@ class Trainer:
         self.accelerator = new_accelerator(preset, device)
         self.index, self.workers, self.run = index, workers, run
         # What cannot go on is said before anything is read or fetched, and leaves no folder.
-        checkpoint.check_run(run)
+        check_run(run)
         if run.unet in presets.UNETS:
             self._check_encoders(presets.UNETS[run.unet])
         self.stream = Stream(
@@ -136,9 +137,9 @@ class Trainer:
         self._prepare()
         self.accelerator.wait_for_everyone()
         if self.main:
-            checkpoint.open_run(run)
+            open_run(run)
             if verify is not None:
-                checkpoint.remember_verified(run, index)
+                remember_verified(run, index)
         self.journal = Journal(run, self.step, console if self.main else None)
         self.validation: validation.Validation | None = None
         if self.main:
@@ -153,7 +154,7 @@ class Trainer:
 
         Raises ShardError, or Stopped in the processes that did not read.
         """
-        if self._agreed(self.main and checkpoint.is_verified(self.run, self.index)):
+        if self._agreed(self.main and is_verified(self.run, self.index)):
             return
         files = self.index.files()
         for shard in self.index.shards:
@@ -539,7 +540,7 @@ def begin(
 
 def _check_preset(row: Preset, where: str) -> None:
     try:
-        checkpoint.check_preset(row)
+        check_preset(row)
     except ValidationError as error:
         raise presets.wrong_setting(error, where) from None
 

@@ -8,17 +8,20 @@ depends on the clips beside it. Cost: five forward passes a clip.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
+from rich.table import Table
 
 from training import diffusion, writing
-from training.checkpoint import Run, load_model
+from training.checkpoint import load_model
 from training.errors import UsageError
 from training.frames import Window, known_frames
+from training.run import Run
 from training.shards import Entry, Index, check_identity
 from training.stream import Stream, draw
 
@@ -119,3 +122,15 @@ def save(rows: list[ClipLoss], folder: Path) -> Path:
     with writing.beside(path) as partial:
         parquet.write_table(pa.table(columns), partial)
     return path
+
+
+def table(rows: Sequence[ClipLoss], show: int) -> Table:
+    """Clips with the highest and the lowest loss."""
+    sheet = Table("clip", "split", "loss", box=box.SIMPLE, title=f"Loss of {len(rows)} clips")
+    sheet.columns[2].justify = "right"
+    parts = [rows] if len(rows) <= 2 * show else [rows[:show], rows[-show:]]
+    for part in parts:
+        for row in part:
+            sheet.add_row(row.key, row.split, f"{row.mean:.4f}")
+        sheet.add_section()
+    return sheet

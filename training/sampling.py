@@ -25,11 +25,12 @@ from torch import Tensor
 
 from pipeline.media.encoders import Pixels
 from training import diffusion, media, writing
-from training.checkpoint import Run, load_model
+from training.checkpoint import load_model
 from training.codec import Codec
 from training.errors import UsageError
 from training.frames import Window, frames_between, interpolated, known_frames, window_plan
 from training.presets import Objective, Preset
+from training.run import Run
 from training.shards import Index, check_identity, open_index
 from training.stream import Stream, draw
 

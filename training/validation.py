@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from training import diffusion, heldout, media, sampling
-from training.checkpoint import Run
 from training.codec import Codec, find_folder
 from training.errors import LongtakeError, UsageError
 from training.frames import Window, known_frames
+from training.run import Run
 from training.shards import Index
 from training.stream import Batch, Stream, draw, fixed_windows
 from training.unet import VideoUNet

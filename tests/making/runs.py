@@ -17,9 +17,9 @@ from rich.console import Console
 from tests.making.models import SHAPE, SMALL_UNET
 from tests.making.shards import Members, new_clip, new_shards, npy
 from training import loop, presets
-from training.checkpoint import Run
 from training.frames import Window
 from training.presets import Preset
+from training.run import Run
 from training.shards import Index, open_index
 from training.unet import flat_digest
 

@@ -19,6 +19,7 @@ from tests.making.models import NARROW_UNET
 from tests.making.runs import run_of, save_flat_model, temporal_run, train
 from training import checkpoint, loop, sampling, validation
 from training.errors import Stopped, UsageError
+from training.run import load_run
 from training.shards import Index
 from training.unet import VideoUNet, flat_digest
 
@@ -58,16 +59,16 @@ def test_a_2d_model_that_is_gone_or_another_is_named_and_found_elsewhere(
     digest = str(flat_digest(unet))[:12]
     shutil.move(unet, tmp_path / "moved")
     with pytest.raises(UsageError, match=rf"flat, which is not there[\s\S]*{digest} with --unet"):
-        checkpoint.load_model(checkpoint.load_run(run.folder))
+        checkpoint.load_model(load_run(run.folder))
     save_flat_model(tmp_path / "flat", seed=1)
     with pytest.raises(UsageError, match=rf"now another[\s\S]*{digest} with --unet"):
-        checkpoint.load_model(checkpoint.load_run(run.folder))
+        checkpoint.load_model(load_run(run.folder))
     places = [unet, str(tmp_path / "moved")]
-    assert checkpoint.load_model(checkpoint.load_run(run.folder, places)) is not None
+    assert checkpoint.load_model(load_run(run.folder, places)) is not None
 
     moved = temporal_run(run.folder, index, places[1], steps=2)
     assert train(moved, index).step == 2
-    assert checkpoint.load_run(run.folder).unet == places[1]
+    assert load_run(run.folder).unet == places[1]
 
 
 def test_a_hub_that_cannot_be_reached_is_no_damaged_checkpoint(
@@ -114,7 +115,7 @@ def test_a_checkpoint_of_an_older_version_is_read_and_gone_on_with(
             values["preset"].pop(field)
         path.write_text(json.dumps(values))
     shutil.rmtree(unet)  # it is not needed to look at the model
-    loaded = checkpoint.load_model(checkpoint.load_run(run.folder)).state_dict()
+    loaded = checkpoint.load_model(load_run(run.folder)).state_dict()
     assert all(torch.equal(loaded[name], weight) for name, weight in before.items())
     longer = replace(run, preset=replace(run.preset, steps=3))
     assert train(longer, index).step == 3
@@ -136,13 +137,13 @@ def test_milestones_and_the_best_by_validation_are_never_dropped(
     train(run, index)
     assert [step for step, _ in checkpoint.checkpoints(run)] == [2, 4, 7, 8]
 
-    best = checkpoint.load_run(run.folder / "checkpoints" / "step-000002")
+    best = load_run(run.folder / "checkpoints" / "step-000002")
     assert checkpoint.newest(best)[0] == 2
     average = load_file(run.folder / "checkpoints" / "step-000002" / "average.safetensors")
     model = checkpoint.load_model(best).state_dict()
     assert all(torch.equal(model[name], weight) for name, weight in average.items())
     with pytest.raises(UsageError, match="is not a run"):
-        checkpoint.load_run(tmp_path / "step-000002")
+        load_run(tmp_path / "step-000002")
 
 
 def test_frozen_layers_in_bf16_are_what_autocast_makes_of_them() -> None:

@@ -5,8 +5,9 @@ real small clips.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -18,18 +19,19 @@ from PIL import Image
 from rich.console import Console
 
 from pipeline.media.encoders import MAX_PSNR_DB, psnr_db
-from tests.making import footage
+from tests.making import footage, metric_weights
 from tests.making.frames import sliding
 from tests.making.models import OBJECTIVES, SHAPE, encoder_identity, small_model
 from tests.making.shards import change_index, new_shards, npy
 from training import evaluate, keyframe_scores, media, presets, quality
-from training.checkpoint import Run
 from training.codec import Codec
 from training.errors import ShardError, UsageError
 from training.evaluate import ALIKE, LATENT_BLEND, MODEL, ONE_STEP, TRUTH, Evaluation
+from training.feature_metrics import FID, FVD, LPIPS, WEIGHTS, Networks, load_networks
 from training.frames import Window, known_frames
 from training.keyframe_scores import REPEATED, START, WORDS
 from training.rivals import FLOW, MINTERPOLATE, NEAREST, PIXEL_BLEND, RIFE
+from training.run import Run
 from training.scores import Column, Spread
 from training.shards import Index, open_index
 from training.stream import Stream
@@ -430,3 +432,87 @@ def test_a_model_of_single_pictures_has_no_change_and_no_start(
     assert [score.method for score in report.scores] == [TRUTH, WORDS]
     assert report.spread(WORDS, "change").mean is None
     assert (report.spread(WORDS, "nearest").mean or 0) > 0
+
+
+# With networks
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Networks]:
+    """Those whose packages are here, with random weights."""
+    folder = tmp_path_factory.mktemp("networks")
+    files = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for metric, package in {LPIPS: "lpips", FID: "torch_fidelity", FVD: "torch"}.items():
+            if importlib.util.find_spec(package):
+                path = metric_weights.WRITERS[metric](folder)
+                files[metric] = metric_weights.publish(patch, metric, path)
+        yield load_networks(files)
+
+
+def test_lpips_is_a_column_and_fid_and_fvd_stand_below_with_their_samples(
+    run: Run, dataset: tuple[Index, Codec], networks: Networks, tmp_path: Path
+) -> None:
+    windows = (Window(13, 1),)
+    # Inception would take half a minute here; the test of keyframes has it
+    colours = replace(
+        networks,
+        inception=lambda frames: (frames.float().mean((2, 3)),),
+        weights={**networks.weights, FID: WEIGHTS[FID][0]},
+    )
+    result = evaluate.evaluate(run, *dataset, num_windows=2, windows=windows, networks=colours)
+    [report] = result.reports
+    methods = {score.method for score in report.scores}
+    plain = json.loads(evaluate.save(result, tmp_path)[0].read_text())
+    assert set(plain["weights"]) == set(colours.weights)
+    for metric, num_samples, samples in ((FID, 18, "frames"), (FVD, 2, "windows")):
+        facts = plain["reports"][0][metric]
+        assert (facts["num_samples"], facts["enough"]) == (num_samples, False)
+        assert set(facts["distances"]) == methods - {TRUTH}
+        assert all(distance > 0 for distance in facts["distances"].values())
+        [line] = [line for line in report.lines if metric.upper() in line]
+        assert f"over {num_samples} {samples}, too few to mean anything" in line
+    if LPIPS in networks.weights:
+        for method in methods - {TRUTH}:
+            assert (report.spread(method, LPIPS).mean or 0) > 0
+        assert report.spread(TRUTH, LPIPS).mean is None
+        console = Console(width=80, record=True, file=(tmp_path / "shown").open("w"))
+        console.print(evaluate.table(report))
+        shown = console.export_text()
+        console.file.close()
+        assert "LPIPS" in shown
+        assert "…" not in shown
+
+    without = evaluate.evaluate(run, *dataset, num_windows=2, windows=windows)
+    assert "weights" not in without.plain()
+    assert not {FID, FVD} & set(without.reports[0].plain())
+    assert LPIPS not in without.reports[0].scores[0].metrics
+    for score in without.reports[0].scores:  # what is measured anyway is the same
+        for name, spread in score.metrics.items():
+            assert report.spread(score.method, name) == spread
+
+
+def test_keyframes_have_fid_and_what_is_drawn_from_a_start_has_lpips(
+    keyframe_run: Run, dataset: tuple[Index, Codec], networks: Networks
+) -> None:
+    [report] = evaluate.evaluate(keyframe_run, *dataset, num_windows=2, networks=networks).reports
+    if FID in networks.weights:
+        assert report.facts[FID]["num_samples"] == 4
+        assert set(report.facts[FID]["distances"]) == {WORDS, START, REPEATED}
+    if LPIPS in networks.weights:
+        assert (report.spread(START, LPIPS).mean or 0) > 0
+        assert report.spread(WORDS, LPIPS).mean is None
+    assert FVD not in report.facts
+    assert "3@8: FVD is left out: the window has 3 frames, it takes 10 or more" in report.lines
+
+
+def test_a_window_alone_has_no_fvd_and_says_so(run: Run, dataset: tuple[Index, Codec]) -> None:
+    def i3d(videos: torch.Tensor, **options: bool) -> torch.Tensor:
+        return torch.zeros(1, 400)
+
+    alone = Networks(i3d=i3d, weights={FVD: WEIGHTS[FVD][0]})
+    windows = (Window(13, 1),)
+    [report] = evaluate.evaluate(
+        run, *dataset, num_windows=1, windows=windows, networks=alone
+    ).reports
+    assert "13@1: FVD is left out: of one of the windows there is no spread" in report.lines

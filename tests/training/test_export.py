@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from tests.making.models import NARROW_UNET
 from tests.making.runs import run_of, save_flat_model, temporal_run, train
 from training import adapters, checkpoint, loop
-from training.checkpoint import Run
 from training.errors import UsageError
 from training.export import export
 from training.presets import SD15_UNET
+from training.run import Run, check_run, load_run
 from training.shards import Index
 from training.unet import VideoUNet, flat_digest, flat_name
 
@@ -78,13 +78,13 @@ def test_temporal_layers_are_one_file_that_is_sampled_like_the_run(
 
     whole: Any = VideoUNet.from_pretrained(tmp_path / "out" / "model")
     assert same(whole, model)
-    exported = checkpoint.load_run(tmp_path / "out" / "adapter.safetensors")
+    exported = load_run(tmp_path / "out" / "adapter.safetensors")
     assert (exported.preset, exported.dataset) == (run.preset, run.dataset)
     assert same(checkpoint.load_model(exported), model)
     shutil.move(unet, tmp_path / "elsewhere")
     with pytest.raises(UsageError, match="give the folder of the one"):
         checkpoint.load_model(exported)
-    found = checkpoint.load_run(tmp_path / "out", [str(tmp_path / "elsewhere")])
+    found = load_run(tmp_path / "out", [str(tmp_path / "elsewhere")])
     assert same(checkpoint.load_model(found), model)
 
 
@@ -99,7 +99,7 @@ def test_where_the_2d_model_was_trained_it_comes_back_too(
     names = {flat_name(name): name for name, _ in model.named_parameters()}
     own = dict(model.named_parameters())
     assert all(torch.equal(w, own[names[name]]) for name, w in flat.named_parameters())
-    assert same(checkpoint.load_model(checkpoint.load_run(tmp_path / "out")), model)
+    assert same(checkpoint.load_model(load_run(tmp_path / "out")), model)
 
 
 def test_a_run_begins_with_an_adapter_and_says_what_it_took(tmp_path: Path, index: Index) -> None:
@@ -122,9 +122,9 @@ def test_a_run_begins_with_an_adapter_and_says_what_it_took(tmp_path: Path, inde
     assert all(torch.equal(model.state_dict()[n], w) for n, w in load_file(adapter).items())
     _, words = begin(run, index)
     assert f"{len(load_file(adapter))} of {len(load_file(adapter))} temporal weights" in words
-    assert checkpoint.load_run(run.folder).adapter_sha256 == adapters.digest(adapter)
+    assert load_run(run.folder).adapter_sha256 == adapters.digest(adapter)
     with pytest.raises(UsageError, match="adapter_sha256: '"):
-        checkpoint.check_run(replace(run, adapter_sha256=None))
+        check_run(replace(run, adapter_sha256=None))
 
     _, words = begin(run_with("narrow", "kernel=3"), index)
     assert "of its weights do not fit" in words
@@ -290,7 +290,7 @@ def test_a_model_with_motion_modules_is_trained_and_comes_back(
     model = checkpoint.load_model(run)
     assert any(".temporal.proj_out" in name and w.any() for name, w in model.named_parameters())
     export(run, tmp_path / "out")
-    assert same(checkpoint.load_model(checkpoint.load_run(tmp_path / "out")), model)
+    assert same(checkpoint.load_model(load_run(tmp_path / "out")), model)
 
 
 def test_at_stable_diffusions_size_the_modules_are_those_of_diffusers() -> None:

@@ -17,11 +17,11 @@ from rich.console import Console
 from tests.making.models import SMALL_UNET
 from tests.making.runs import run_of, wave_shards
 from tests.making.shards import change_index, new_clip, new_shards
-from training import checkpoint, heldout, loop
-from training.checkpoint import Run
+from training import heldout, loop
 from training.errors import ShardError, UsageError
 from training.frames import Window
 from training.heldout import Film, Place
+from training.run import Run, load_run, open_run
 from training.shards import Index, open_index
 
 
@@ -199,10 +199,10 @@ def test_an_old_run_that_does_not_name_its_videos_goes_on_and_does_from_then_on(
     run = run_of(tmp_path / "run", index, tmp_path / "shards")
     old = replace(run, dataset={**run.dataset})
     del old.dataset["videos"]
-    checkpoint.open_run(old)
-    assert "videos" not in checkpoint.load_run(run.folder).dataset
-    checkpoint.open_run(run)
-    assert checkpoint.load_run(run.folder).dataset["videos"] == []
+    open_run(old)
+    assert "videos" not in load_run(run.folder).dataset
+    open_run(run)
+    assert load_run(run.folder).dataset["videos"] == []
 
 
 def test_training_says_before_its_first_step_that_nothing_is_held_out(tmp_path: Path) -> None:

@@ -31,10 +31,11 @@ from safetensors.torch import load_file
 from tests.making.models import SHAPE, encoder_identity
 from tests.making.runs import UNET, damaged_shards, run_of, short_preset, train, wave_shards
 from tests.making.shards import new_clip, new_shards, npy
-from training import ablate, checkpoint, journal, loop, models, presets, shards, unet
+from training import ablate, checkpoint, journal, loop, models, presets, shards
 from training.errors import NonFinite, ShardError, UsageError
 from training.frames import Window, known_frames
 from training.presets import Objective
+from training.run import load_run, open_run
 from training.shards import Index, open_index
 from training.stream import Stream
 
@@ -212,22 +213,6 @@ torch.distributed.destroy_process_group()
 """
 
 
-def test_another_preset_or_other_shards_are_refused_with_what_differs(
-    tmp_path: Path, index: Index, folder: Path
-) -> None:
-    train(run_of(tmp_path / "run", index, folder, steps=1), index)
-    with pytest.raises(UsageError, match=r"preset\.learning_rate: 0\.\d+, now 0\.5"):
-        train(run_of(tmp_path / "run", index, folder, learning_rate=0.5), index)
-    other = run_of(tmp_path / "run", index, folder)
-    with pytest.raises(UsageError, match=rf"dataset\.root_digest: '{index.root_digest}', now 'f+'"):
-        checkpoint.open_run(replace(other, dataset={**other.dataset, "root_digest": "f" * 64}))
-    with pytest.raises(UsageError, match=r"seed: 3, now 4[\s\S]*another name"):
-        checkpoint.open_run(replace(other, seed=4))
-    checkpoint.open_run(
-        replace(other, preset=replace(other.preset, steps=50))
-    )  # going on for longer is no other run
-
-
 def test_the_2d_model_that_comes_along_was_trained_with_the_encoders_that_come_along() -> None:
     facts = json.loads((models.TINY_IMAGE_FOLDER / "training.json").read_text("utf-8"))
     assert facts["preset"]["name"] == "tiny-image"
@@ -293,8 +278,8 @@ def test_any_field_of_a_preset_can_be_set_and_is_recorded(
     run = loop.begin("tiny-interp", index, tmp_path / "run", unet, 0, 1, settings)
     assert (run.preset.learning_rate, run.preset.optimizer) == (5e-5, "adamw8bit")
     assert (run.preset.objective.hint, run.preset.windows) == ("zeros", (Window(9, 2),))
-    checkpoint.open_run(run)
-    assert checkpoint.load_run(tmp_path / "run").preset == run.preset
+    open_run(run)
+    assert load_run(tmp_path / "run").preset == run.preset
 
 
 @pytest.mark.parametrize(
@@ -333,8 +318,8 @@ def test_a_preset_may_be_a_file_that_names_a_base(
     assert run.preset.name == "sd15-interp"
     assert (run.preset.frame_window, run.preset.learning_rate) == (None, 1e-5)
     assert (run.preset.objective.hint, run.preset.windows) == ("zeros", (Window(9, 2),))
-    checkpoint.open_run(run)
-    assert checkpoint.load_run(tmp_path / "run").preset == run.preset
+    open_run(run)
+    assert load_run(tmp_path / "run").preset == run.preset
 
 
 @pytest.mark.parametrize(
@@ -357,25 +342,6 @@ def test_a_wrong_preset_file_is_refused_with_the_field(
         loop.begin(str(tmp_path / "mine.toml"), index, tmp_path / "run", None, 0, 1)
     with pytest.raises(UsageError, match="cannot be read"):
         presets.find(str(tmp_path / "nothing.toml"))
-
-
-def test_a_run_does_not_go_on_from_other_2d_weights_of_the_same_name(
-    tmp_path: Path, index: Index, folder: Path
-) -> None:
-    flat = UNet2DConditionModel.from_config(UNET)
-    flat.save_pretrained(tmp_path / "flat")
-
-    def run() -> checkpoint.Run:
-        begun = loop.begin("tiny-keyframe", index, tmp_path / "run", str(tmp_path / "flat"), 0, 1)
-        return checkpoint.open_run(begun)
-
-    run()
-    assert run().unet_sha256 == unet.flat_digest(tmp_path / "flat")
-    with torch.no_grad():
-        flat.conv_out.weight += 1
-    flat.save_pretrained(tmp_path / "flat")
-    with pytest.raises(UsageError, match="unet_sha256: '"):
-        run()
 
 
 def test_a_2d_model_made_for_another_prediction_begins_no_run(
@@ -453,7 +419,7 @@ def test_stable_diffusion_s_interpolation_model_is_trained_saved_loaded_and_samp
     train(run, index)
     [line] = [line for line in journal.read_history(tmp_path / "run") if "loss" in line]
     assert line["grad_norm"] > 0
-    model = checkpoint.load_model(checkpoint.load_run(tmp_path / "run"))
+    model = checkpoint.load_model(load_run(tmp_path / "run"))
     assert sum(weight.numel() for weight in model.parameters()) > 859_520_964
     noisy = torch.zeros(1, 5, 9, *SHAPE[1:])
     with torch.no_grad():
@@ -544,24 +510,6 @@ def test_the_history_is_never_rewritten_in_place(
     journal.Journal(run, 1, Console(file=io.StringIO())).end()
     assert [line["step"] for line in journal.read_history(tmp_path / "run")] == [1]
     assert (tmp_path / "witness").read_bytes() == before
-
-
-def test_what_a_killed_process_left_half_written_is_gone_at_the_next_start(
-    tmp_path: Path, index: Index, folder: Path
-) -> None:
-    run = run_of(tmp_path / "run", index, folder, steps=1)
-    train(run, index)
-    leftovers = [
-        tmp_path / "run" / "checkpoints" / "partial-000002" / "model" / "config.json",
-        tmp_path / "run" / "partial-1234-history.jsonl",
-        tmp_path / "run" / "samples" / "partial-1234-step-000001.png",
-    ]
-    for path in leftovers:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("half")
-    checkpoint.open_run(run)
-    assert list((tmp_path / "run").rglob("partial-*")) == []
-    assert [step for step, _ in checkpoint.checkpoints(run)] == [1]
 
 
 def test_shards_are_verified_once_for_a_run_and_again_where_they_lie_elsewhere(
@@ -695,14 +643,6 @@ def test_the_saved_model_is_the_average_not_the_last_weights(
     model = dict(checkpoint.load_model(run).named_parameters())
     assert all(torch.equal(model[name], value) for name, value in state.average.items())
     assert any(not torch.equal(model[name], value) for name, value in state.weights.items())
-
-
-def test_a_folder_that_is_no_run_names_the_runs_beside_it(
-    tmp_path: Path, index: Index, folder: Path
-) -> None:
-    train(run_of(tmp_path / "here", index, folder, steps=1), index)
-    with pytest.raises(UsageError, match=r"not a run.*here.*make train-keyframe"):
-        checkpoint.load_run(tmp_path / "there")
 
 
 def test_an_unknown_preset_suggests_the_nearest() -> None:

@@ -22,11 +22,11 @@ from PIL import Image
 from tests.making.models import OBJECTIVES, SHAPE, encoder_identity, small_model
 from tests.making.runs import wave_shards
 from training import continuation, presets, sampling
-from training.checkpoint import Run
 from training.codec import Codec
 from training.errors import ShardError, UsageError
 from training.frames import Window, known_frames
 from training.presets import Objective, Preset
+from training.run import Run
 from training.sampling import Scheduler, Script, Settings, sample_window
 from training.stream import Stream
 from training.unet import VideoUNet

@@ -29,6 +29,7 @@ from tests.making import footage
 from training import checkpoint, media, models, presets, pretraining, shards, unet
 from training.codec import Codec
 from training.errors import ShardError, Stopped, UsageError
+from training.run import load_run
 
 Film = Callable[..., Path]
 TINY = encoders.PRESETS["tiny"]
@@ -469,19 +470,19 @@ WILD_RUNS: list[tuple[str, Any]] = [
 def test_a_run_of_a_stranger_is_read_by_type(tmp_path: Path, place: str, value: Any) -> None:
     values = run_values()
     (tmp_path / "run.json").write_text(json.dumps(values))
-    assert checkpoint.load_run(tmp_path).seed == 0
+    assert load_run(tmp_path).seed == 0
     *parents, field = [part.replace("~", ".") for part in place.split(".")]
     parent = values
     for name in parents:
         parent = parent[name]
     parent[field] = value
     (tmp_path / "run.json").write_text(json.dumps(values))
-    one_line(lambda: checkpoint.load_run(tmp_path))
+    one_line(lambda: load_run(tmp_path))
 
 
 def test_a_damaged_model_of_a_run_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps(run_values()))
-    run = checkpoint.load_run(tmp_path)
+    run = load_run(tmp_path)
     folder = tmp_path / "checkpoints" / "step-000001"
     model: Any = unet.VideoUNet.inflate(presets.TINY_UNET, **run.preset.inflation)
     model.save_pretrained(folder / "model")

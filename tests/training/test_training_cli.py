@@ -62,6 +62,9 @@ OPTIONS = {  # frozen: an option is a promise
         "--unet",
         "--vae",
         "--clip",
+        "--lpips",
+        "--fid",
+        "--fvd",
         "--device",
         "--as_json",  # --json
     },
@@ -294,15 +297,27 @@ def test_the_plan_can_be_read_by_a_program() -> None:
 def test_what_evaluate_prints_for_programs_is_what_it_writes(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from training import checkpoint, evaluate
+    from training import evaluate, run
 
     result = evaluate.Evaluation({"run": "a run", "steps": 1}, (), ("65@1 is left out",))
     monkeypatch.setattr(evaluate, "evaluate", lambda *arguments, **options: result)
-    monkeypatch.setattr(checkpoint, "load_run", lambda folder, unets: None)
+    monkeypatch.setattr(run, "load_run", lambda folder, unets: None)
     printed = call("evaluate", "--run", tmp_path, "--shards", shards, "--json")
     assert printed.exit_code == 0
     assert json.loads(printed.stdout)["notes"] == ["65@1 is left out"]
     assert printed.stdout == (tmp_path / "evaluation.json").read_text()
+
+
+def test_weights_of_something_else_end_evaluate_in_one_line_before_any_work(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "page.pth").write_text("<!DOCTYPE html>")
+    where = ["--run", tmp_path / "run", "--shards", tmp_path / "shards", "--device", "cpu"]
+    for metric in ("lpips", "fid", "fvd"):
+        ended = call("evaluate", *where, f"--{metric}", tmp_path / "page.pth")
+        assert ended.exit_code == 2
+        assert len(ended.stderr.splitlines()) == 1
+        assert "page.pth has 15 bytes and sha256 c77e5168dffd; wanted is " in ended.stderr
 
 
 def test_every_preset_can_be_planned() -> None:
