@@ -5,6 +5,7 @@ There is no truth to compare a drawing with, so each number stands beside the on
 footage has:
 
 - *change* from keyframe to keyframe, in levels: far less than the truth's is a frozen video.
+- *travel*: the share of that change which moving explains. What boils instead of turning has less.
 - *nearest*: distance to the nearest frame of the training set, in latents. Where drawings are much
   nearer than held-out frames are, they are remembered. The mean of many frames is near to all of
   them, though, so a blurred drawing is near, too: look at the pictures.
@@ -40,9 +41,10 @@ TRUTH = "truth"
 WORDS = "from words"
 START = "from a start"
 REPEATED = "start repeated"
-METRICS = ("change", "nearest", "psnr_db", "ssim")
+METRICS = ("change", "travel", "nearest", "psnr_db", "ssim")
 COLUMNS = (
     Column("change", "change", 2, spread=1),
+    Column("travel", "travel", 2, spread=1),
     Column("nearest", "nearest\ntraining frame", 3, spread=2),
     Column("psnr_db", "PSNR", 2, spread=1),
     Column("ssim", "SSIM", 3),
@@ -173,6 +175,7 @@ def _metrics(
         metrics: dict[str, float | None] = dict.fromkeys((*METRICS, *networks.metrics))
         if len(frames) > 1:
             metrics["change"] = float(quality.change(frames).mean())
+            metrics["travel"] = quality.travel(frames)
         metrics["nearest"] = nearest.get(method)
         if method in (START, REPEATED):
             metrics["psnr_db"] = psnr_db(frames[1:], truth[1:])

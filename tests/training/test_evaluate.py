@@ -386,6 +386,8 @@ def test_keyframes_stand_beside_the_truth_and_a_start_beside_repeating_it(
     assert [score.method for score in report.scores] == [TRUTH, WORDS, START, REPEATED]
     assert (report.spread(TRUTH, "change").mean or 0) > 1
     assert report.spread(REPEATED, "change").mean == 0
+    assert 0 < (report.spread(TRUTH, "travel").mean or 0) <= 1
+    assert report.spread(REPEATED, "travel").mean is None
     for method in (TRUTH, WORDS, START):
         assert (report.spread(method, "nearest").mean or 0) > 0
     assert report.spread(REPEATED, "nearest").mean is None

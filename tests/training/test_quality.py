@@ -95,6 +95,20 @@ def slide() -> tuple[Any, Motion]:
     return frames, quality.motion(frames, known_frames("every", 17))
 
 
+def test_travel_tells_what_moves_from_what_boils(slide: tuple[Any, Motion]) -> None:
+    frames, _ = slide
+    boiling = frames.copy()
+    for number, frame in enumerate(boiling):  # the same textures, at places that tell nothing
+        frame[:] = np.roll(frame[:: (-1) ** number], 37 * number**2, axis=(0, 1))
+    moves, boils = quality.travel(frames), quality.travel(boiling)
+    assert moves is not None
+    assert boils is not None
+    assert moves > 0.9
+    assert boils < 0.7
+    assert quality.change(boiling).mean() > quality.change(frames).mean()
+    assert quality.travel(frames[:1].repeat(3, 0)) is None
+
+
 def test_a_pixel_moves_in_a_gap_in_which_it_changes_and_in_no_other() -> None:
     frames = np.full((9, 8, 8, 3), 100, np.uint8)
     frames[6, 2, 3] = 140  # passes by between two keyframes
