@@ -149,15 +149,18 @@ def square_of(facts: Container, crop: Crop, size: int) -> video.Conversion:
     pixels square, upright, YUV 4:2:0 in BT.709.
     """
     flip = (("hflip", ""),) if facts.mirrored else ()
-    return video.Conversion(
-        facts,
-        ("crop", f"{crop.width}:{crop.height}:{crop.x}:{crop.y}:exact=1"),
-        ("scale", f"{size}:{size}:flags={SCALER}:{to_bt709(facts)}"),
-        ("format", "yuv420p"),
-        *flip,
-        *QUARTER_TURNS.get(facts.rotation, ()),
-        ("setsar", "1"),
-    )
+
+    def filters(facts: Container) -> video.Filters:
+        return (
+            ("crop", f"{crop.width}:{crop.height}:{crop.x}:{crop.y}:exact=1"),
+            ("scale", f"{size}:{size}:flags={SCALER}:{to_bt709(facts)}"),
+            ("format", "yuv420p"),
+            *flip,
+            *QUARTER_TURNS.get(facts.rotation, ()),
+            ("setsar", "1"),
+        )
+
+    return video.Conversion(facts, filters)
 
 
 class Writer:

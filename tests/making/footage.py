@@ -24,6 +24,7 @@ NUMBERED_STEP = 3  # levels of brightness from one numbered frame to the next
 NUMBERED_BLACK = 20
 VARIABLE_PTS = tuple(n * 40 + n * n % 7 * 5 for n in range(60))  # milliseconds
 LOOKS = ("testsrc2", "mandelbrot", "smptehdbars", "rgbtestsrc", "pal75bars", "yuvtestsrc")
+PQ = "colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc:range=limited"
 UNTAGGED = {"color_primaries": "unknown", "color_trc": "unknown", "colorspace": "unknown"}
 
 
@@ -340,8 +341,8 @@ def rgb_patches(path: Path, codec: str, pix_fmt: str) -> Path:
     return make(path, patches(), vcodec=codec, pix_fmt=pix_fmt)
 
 
-def hdr_patches(path: Path) -> Path:
-    """Patches as 10-bit BT.2020 PQ, with SDR white at 203 cd/m2."""
+def hdr_patches(path: Path, tags: str = PQ) -> Path:
+    """Patches as 10-bit BT.2020 PQ, with SDR white at 203 cd/m2; tagged as such or as others."""
     stream = (
         patches()
         .filter("scale", out_color_matrix="bt709", out_range="tv")
@@ -354,7 +355,6 @@ def hdr_patches(path: Path) -> Path:
     stream = stream.filter(
         "zscale", p="bt2020", t="smpte2084", m="bt2020nc", r="tv", npl=203
     ).filter("format", "yuv420p10le")
-    tags = "colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc:range=limited"
     return make(path, stream, vcodec="libx265", crf=4, pix_fmt="yuv420p10le", **_x265(tags))
 
 
