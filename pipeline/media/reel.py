@@ -36,7 +36,7 @@ from pipeline.core.records import Blob, Container, Crop, Scene, Video, grid_inde
 from pipeline.core.store import Store
 from pipeline.media import video
 
-VERSION = 3
+VERSION = 4
 QUARTER_TURNS = {
     90: (("transpose", "clock"),),
     180: (("hflip", ""), ("vflip", "")),

@@ -241,8 +241,8 @@ def _film(container: Any, facts: Container) -> Any:
 def probe(path: Path) -> Container:
     """Container facts from one pass over the packets and the first decoded frame.
 
-    Raises BadData: unreadable, no-video-stream, no-timestamps, too-large, truncated, decode-error
-    or unknown-colours.
+    Raises BadData: unreadable, no-video-stream, no-timestamps, too-large, truncated, decode-error,
+    unknown-colours or interlaced (one field a picture).
     """
     with _open(path) as container:
         _check_container(container)
@@ -460,6 +460,12 @@ def _scan(path: Path, facts: Container, is_flagged: bool) -> interlacing.Scan:
     """Whether a video is interlaced, from a few frames of it."""
     if not interlacing.is_possible(facts, is_flagged):
         return "progressive"
+    if is_flagged and interlacing.is_single_field(facts):
+        raise BadData(
+            "interlaced",
+            f"each picture ({facts.width}x{facts.height}) is one field of a frame, which FFmpeg's "
+            "decoder does not put together: do it beforehand (ffmpeg -i FILE -vf weave OUT)",
+        )
     to_luma = Conversion(facts, lambda _: (("scale", "flags=accurate_rnd+bitexact"), GREY))
     opinions: Counter[interlacing.Scan] = Counter()
     num_flagged = num_frames = 0
@@ -837,7 +843,7 @@ def _progressive(
             chain = None
         if chain is None:
             colours = _colours(frame)
-            chain = graph(frame, facts.time_base, repack, interlacing.deinterlacer(facts.scan))
+            chain = graph(frame, facts.time_base, repack, *interlacing.deinterlacers(facts.scan))
         frame.pts = pts
         waiting.append((pts, end))
         yield from done(_pushed(chain, frame))

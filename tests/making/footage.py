@@ -403,12 +403,16 @@ def moments(path: Path, look: str) -> Path:
     return make(path, source(look, 2, 50, "320x480"), vcodec="ffv1", pix_fmt="yuv420p")
 
 
-def interlaced(path: Path, look: str, first: str, codec: str, flagged: bool = True) -> Path:
+def interlaced(
+    path: Path, look: str, first: str, codec: str, flagged: bool = True, lines: int = 480
+) -> Path:
     """The same moments as 25 frames a second, the field `first` ("top", "bottom") first; `flagged`
-    as such or as progressive.
+    as such or as progressive. Of the `lines` some may be cut off.
     """
     size = "720x576" if codec == "dvvideo" else "320x480"
     stream = source(look, 2, 50, size).filter("tinterlace", f"interleave_{first}")
+    if lines < 480:
+        stream = stream.filter("crop", 320, lines, 0, (480 - lines) // 4 * 2)
     stream = stream.filter("setfield", f"{first[0]}ff" if flagged else "prog")
     options: dict[str, Any] = {"vcodec": codec, "pix_fmt": "yuv420p", "crf": 12, "g": 12}
     if codec != "libx264":
@@ -427,3 +431,25 @@ def progressive_segmented(path: Path, look: str) -> Path:
         stream,
         **{"vcodec": "libx264", "pix_fmt": "yuv420p", "flags:v": "+bitexact+ilme+ildct"},
     )
+
+
+def filmed(path: Path, look: str) -> Path:
+    """24 frames a second, before they are telecined."""
+    return make(path, source(look, 2, 24, "320x480"), vcodec="ffv1", pix_fmt="yuv420p")
+
+
+def telecined(path: Path, look: str, first: str, flagged: bool) -> Path:
+    """Film as television has it: 24 frames a second in 60 fields, so that two frames of five are
+    made of two pictures.
+    """
+    stream = source(look, 2, 24, "320x480").filter("telecine", first_field=first, pattern="23")
+    stream = stream.filter("setfield", f"{first[0]}ff" if flagged else "prog")
+    options = {"flags:v": "+bitexact+ilme+ildct"} if flagged else {}
+    return make(path, stream, vcodec="libx264", pix_fmt="yuv420p", crf=6, **options)
+
+
+def single_fields(path: Path) -> Path:
+    """HEVC with one field a picture, as it codes interlaced footage."""
+    stream = source("testsrc2", 2, 50, "320x240").filter("tinterlace", "interleave_top")
+    stream = stream.filter("setfield", "tff").filter("separatefields").filter("setsar", 1)
+    return make(path, stream, vcodec="libx265", pix_fmt="yuv420p", **_x265("interlace=tff"))
