@@ -174,13 +174,19 @@ class Trainer:
         if newest:
             model = checkpoint.load_model(self.run)
         else:
+            says = pretraining.check(preset, self.run.unet, from_hub=True)
             model = models.new_model(preset, self.run.unet, self.run.seed)
         self._check_encoders(model.unet.config)
         self.parameters = model.select_trainable(preset.trainable)
         self.base = None if newest else self._base_digest()
         self.remarks: list[str] = []
+        if not newest and says is None and not models.begins_random(self.run.unet):
+            self.remarks.append(
+                f"{self.run.unet} does not say what it was trained for (it has no "
+                f"{pretraining.SCHEDULER.as_posix()}): taken for {preset.objective.prediction}"
+            )
         if self.run.adapter is not None and not newest:
-            self.remarks = adapters.start(model, Path(self.run.adapter), self.base)
+            self.remarks += adapters.start(model, Path(self.run.adapter), self.base)
         if preset.precision == "bf16":
             model.round_frozen()
         if preset.checkpointing:

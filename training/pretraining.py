@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from pipeline.media import encoders
 from training import diffusion, heldout, models
+from training.codec import errors_of_training
 from training.errors import UsageError
 from training.presets import Prediction, Preset
 
@@ -28,30 +29,42 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def check(preset: Preset, unet: str) -> None:
-    """Compare the preset with what a 2-D model in a folder was trained for: with the scheduler of
-    its repository (`scheduler/scheduler_config.json` in the folder or beside it), or of a model
-    that longtake exported, with its training.json. Raises UsageError where they differ.
+def check(preset: Preset, unet: str, from_hub: bool = False) -> Path | None:
+    """Compare the preset with what a 2-D model was trained for: with the scheduler of its
+    repository (`scheduler/scheduler_config.json` in the folder, beside it, or on the hub, which is
+    asked if `from_hub`), or of a model that longtake exported, with its training.json. Gives the
+    file that says it, None if there is none. Raises UsageError where they differ, Stopped if the
+    hub cannot be reached.
     """
+    if models.begins_random(unet):
+        return None
     folder = Path(models.flat_source(unet))
-    if models.begins_random(unet) or not folder.is_dir():
-        return
-    for path in (folder / SCHEDULER, folder.resolve().parent / SCHEDULER):
-        if path.is_file():
-            _compare(preset, unet, path, _noise_of(path))
-            return
+    scheduler = _scheduler_of(folder) if folder.is_dir() else None
+    if from_hub and not folder.is_dir():
+        with errors_of_training():
+            scheduler = encoders.hub_file(unet, SCHEDULER.as_posix())
+    if scheduler is not None:
+        _compare(preset, unet, scheduler, _noise_of(scheduler))
+        return scheduler
     path = folder / heldout.MODEL_FACTS
     if path.is_file():
         try:
             facts = json.loads(path.read_bytes())
             if "preset" not in facts:
-                return
+                return None
             objective = facts["preset"]["objective"]
             prediction, zero_snr = objective["prediction"], objective["zero_snr"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UsageError(f"{path} does not say what its model was trained for") from error
         asked = {"prediction_type": prediction, "rescale_betas_zero_snr": zero_snr}
         _compare(preset, unet, path, {**diffusion.NOISE, **asked})
+        return path
+    return None
+
+
+def _scheduler_of(folder: Path) -> Path | None:
+    places = (folder / SCHEDULER, folder.resolve().parent / SCHEDULER)
+    return next((path for path in places if path.is_file()), None)
 
 
 def _noise_of(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.errors import printable
 from pipeline.core.records import (
     Clip,
     Record,
@@ -16,7 +17,7 @@ from pipeline.core.records import (
     captions_of,
     source_of,
 )
-from pipeline.media import scorers
+from pipeline.media import archives, scorers
 from pipeline.media.addresses import scheme
 from pipeline.media.captions import num_long
 from pipeline.stages import caption, keep, shard
@@ -75,6 +76,15 @@ def captions(loaded: Loaded, records: Iterable[Record]) -> dict[str, Any]:
         "long_captions": num_long(different),
         "long_captions_are": loaded.recipe.encode.long_captions,
     }
+
+
+def absent_files(loaded: Loaded) -> list[str]:
+    """Addresses of files of this machine that are not where the recipe says."""
+    return [
+        printable(source.uri)
+        for source in loaded.sources
+        if source.key not in loaded.removed and not archives.is_there(source.uri, loaded.folder)
+    ]
 
 
 def unmatched_captions(loaded: Loaded, steps: Sequence[Step]) -> list[str]:

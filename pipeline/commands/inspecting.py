@@ -50,7 +50,14 @@ def status(
         if following:
             count = f"{following['pending']} to {following['stage']}"
             say(console, f"next: {count}; later stages show what is known so far")
-        about = {**facts.dataset(loaded, data), **captions, "unmatched_captions": unmatched}
+        absent = facts.absent_files(loaded)
+        say(console, *report.absent_files(absent))
+        about = {
+            **facts.dataset(loaded, data),
+            **captions,
+            "unmatched_captions": unmatched,
+            "absent_files": absent,
+        }
         return 0, {**about, "stages": funnel, "unknown": unknown or None}
 
     guarded(act, as_json)
@@ -74,7 +81,9 @@ def plan(
             title = f"{loaded.recipe.name}, in {data / loaded.recipe.name}"
             report.show(console, title, text.table(planned))
         say(console, *text.sentences(planned))
-        return 0, {**facts.dataset(loaded, data), **planned.as_json()}
+        absent = facts.absent_files(loaded)
+        say(console, *report.absent_files(absent))
+        return 0, {**facts.dataset(loaded, data), **planned.as_json(), "absent_files": absent}
 
     guarded(act, as_json)
 

@@ -155,6 +155,15 @@ def long_captions(facts: Row) -> str:
     )
 
 
+def absent_files(addresses: Sequence[str]) -> list[str]:
+    """Local files that are not there: the first, and how many there are."""
+    if not addresses:
+        return []
+    named = ", ".join(addresses[:MAX_NAMED]) + (", ..." if len(addresses) > MAX_NAMED else "")
+    what = "1 local file is" if len(addresses) == 1 else f"{len(addresses)} local files are"
+    return [f"{what} not where the recipe says: {named}; put it there, or edit the recipe"]
+
+
 def unmatched_captions(lines: Sequence[str]) -> list[str]:
     """Lines of a table of captions that name no clip: the first, and how many there are."""
     num_more = len(lines) - MAX_NAMED

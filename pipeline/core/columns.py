@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.core.params import LONGEST, Table
-from pipeline.core.reading import shown_value
+from pipeline.core.reading import shown, shown_value
 from pipeline.core.written_lists import as_list, is_nothing
 
 # plain {column} names and nothing in them that `str.format` would look into objects for
@@ -75,7 +75,7 @@ class CellError(ValueError):
     """What is wrong with a cell, or several of a row; `column` is as the recipe has it."""
 
     def __init__(self, column: str, problem: str) -> None:
-        super().__init__(f"{column}: {problem}")
+        super().__init__(f"{shown(column)}: {problem}")
 
 
 def captions_of(row: Mapping[str, Any], column: str | None) -> tuple[list[str | None], bool]:
@@ -119,15 +119,15 @@ def filled(row: Mapping[str, Any], template: str) -> str | None:
     """
     if not TEMPLATE.fullmatch(template):
         raise ValueError(
-            f"{template!r}: a template holds plain {{column}} names: no '.', '[', '!' or ':' in "
-            "braces"
+            f"{shown_value(template)}: a template holds plain {{column}} names: no '.', '[', '!' "
+            "or ':' in braces"
         )
     names = names_in(template)
     empty = [name for name in names if is_nothing(row[name])]
     if names and len(empty) == len(names):
         return None
     if empty:
-        raise CellError(empty[0], f"is empty, and {template!r} needs it")
+        raise CellError(empty[0], f"is empty, and {shown_value(template)} needs it")
     return template.format_map({name: text_of(name, row[name]) for name in names})
 
 

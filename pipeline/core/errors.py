@@ -27,7 +27,7 @@ Reason = Literal[
     "too-few-frames",
     "unknown-colours",  # tagged with colours that longtake cannot convert
     "missing-field",  # [columns] names what no sample of an archive has
-    "interlaced",  # not wanted in this recipe
+    "interlaced",  # not wanted in this recipe, or a field a picture
     "black-bars",  # not wanted in this recipe
     "faces",  # the same
     "too-few-distinct",  # a still: most frames show the picture before once more

@@ -65,8 +65,8 @@ def no_column(place: str, column: str, names: Sequence[str]) -> RecipeError:
     """A column that the recipe names and the table does not have."""
     listed = shown(", ".join(map(str, names)))
     near = next((name for name in names if str(name).strip().lower() == column.lower()), None)
-    hint = f"; did you mean {near!r}?" if near is not None else ""
-    return RecipeError(f"{place}: no column {column!r}; there are {listed}{hint}")
+    hint = f"; did you mean {shown_value(near)}?" if near is not None else ""
+    return RecipeError(f"{place}: no column {shown_value(column)}; there are {listed}{hint}")
 
 
 # Text
@@ -179,7 +179,8 @@ def _check_header(place: str, header: Sequence[str], columns: Collection[str]) -
         if column not in header:
             raise no_column(place, column, header)
         if header.count(column) > 1:
-            raise RecipeError(f"{place}: the column {column!r} stands there twice: rename one")
+            name = shown_value(column)
+            raise RecipeError(f"{place}: the column {name} stands there twice: rename one")
 
 
 def _check_cells(place: str, cells: list[str], header: Sequence[str], delimiter: str) -> None:
@@ -191,10 +192,10 @@ def _check_cells(place: str, cells: list[str], header: Sequence[str], delimiter:
             f"{shown_value(surplus[0])}: put a cell with {name} inside into quotes"
         )
     if len(cells) < len(header):
-        missing = header[len(cells)]
+        missing = shown_value(header[len(cells)])
         raise RecipeError(
             f"{place}: ends after {len(cells)} of {len(header)} cells, before the column "
-            f"{missing!r}; it holds {shown_value(cells)}: write all {name}, also of empty cells"
+            f"{missing}; it holds {shown_value(cells)}: write all {name}, also of empty cells"
         )
 
 
@@ -211,8 +212,8 @@ def _check_lines(
             inner = next(csv.reader([line], delimiter=delimiter), [])
             if len(inner) >= len(header) and ADDRESS.fullmatch(inner[header.index(address)]):
                 raise RecipeError(
-                    f"{place}: the column {name!r} holds whole rows ({shown_value(line)}): a quote "
-                    '(") at its beginning is not closed'
+                    f"{place}: the column {shown_value(name)} holds whole rows "
+                    f'({shown_value(line)}): a quote (") at its beginning is not closed'
                 )
 
 

@@ -57,7 +57,7 @@ def archive_of(uri: str) -> Archive:
     place, mark, member = rest.rpartition("!/")
     if not mark:
         place, member = rest, ""
-    if not re.match(r"[a-z][a-z0-9+.-]+:", place):
+    if not re.match(r"[a-z][a-z0-9+.-]+:", place, re.IGNORECASE):
         place = f"file:{place}"
     if not place.partition(":")[2].strip("/") or (mark and not member):
         raise ValueError(f"{kind}:PATH, {kind}:https://... or {kind}:PATH!/MEMBER is wanted")

@@ -50,8 +50,7 @@ class Looks:
     _columns: list[Shares] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        scale = ("scale", f"flags=bitexact:{reel.to_limited(self.facts)}")
-        self._luma = video.Conversion(self.facts, scale, ("format", "yuv420p"))
+        self._luma = video.Conversion(self.facts, _limited)
         self._step = EVERY_S / self.facts.time_base
         self._next: Fraction | None = None
 
@@ -75,6 +74,10 @@ class Looks:
         return Profile(
             np.max(self._rows[first:end], axis=0), np.max(self._columns[first:end], axis=0)
         )
+
+
+def _limited(facts: Container) -> video.Filters:
+    return ("scale", f"flags=bitexact:{reel.to_limited(facts)}"), ("format", "yuv420p")
 
 
 def _shares(lit: NDArray[np.bool_]) -> Shares:

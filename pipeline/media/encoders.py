@@ -46,6 +46,7 @@ from pipeline.media.weights import clip_facts as clip_facts
 from pipeline.media.weights import find_weights as find_weights
 from pipeline.media.weights import former_digest as former_digest
 from pipeline.media.weights import has_images as has_images
+from pipeline.media.weights import hub_file as hub_file
 from pipeline.media.weights import layout_of as layout_of
 from pipeline.media.weights import locate as locate
 from pipeline.media.weights import read_config as read_config

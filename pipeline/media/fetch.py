@@ -541,7 +541,9 @@ def _fetch_object(uri: str, path: Path) -> None:
 def _filesystem_error(uri: str, error: Exception, store: Store) -> Exception:
     """What went wrong in fsspec, as an Unavailable; a full disk stays an OSError."""
     if isinstance(error, FileNotFoundError):
-        return Unavailable("not-found", f"there is no {uri}")
+        stars = re.search(r"[*?\[{]", uri)
+        hint = f"; '{stars[0]}' stands for itself there: name each object" if stars else ""
+        return Unavailable("not-found", f"there is no {uri}{hint}")
     if isinstance(error, PermissionError):
         return Unavailable("forbidden", f"{uri}: {error}")
     if isinstance(error, ValueError | ImportError):

@@ -36,7 +36,7 @@ from pipeline.core.records import Blob, Container, Crop, Scene, Video, grid_inde
 from pipeline.core.store import Store
 from pipeline.media import video
 
-VERSION = 3
+VERSION = 4
 QUARTER_TURNS = {
     90: (("transpose", "clock"),),
     180: (("hflip", ""), ("vflip", "")),
@@ -149,15 +149,18 @@ def square_of(facts: Container, crop: Crop, size: int) -> video.Conversion:
     pixels square, upright, YUV 4:2:0 in BT.709.
     """
     flip = (("hflip", ""),) if facts.mirrored else ()
-    return video.Conversion(
-        facts,
-        ("crop", f"{crop.width}:{crop.height}:{crop.x}:{crop.y}:exact=1"),
-        ("scale", f"{size}:{size}:flags={SCALER}:{to_bt709(facts)}"),
-        ("format", "yuv420p"),
-        *flip,
-        *QUARTER_TURNS.get(facts.rotation, ()),
-        ("setsar", "1"),
-    )
+
+    def filters(facts: Container) -> video.Filters:
+        return (
+            ("crop", f"{crop.width}:{crop.height}:{crop.x}:{crop.y}:exact=1"),
+            ("scale", f"{size}:{size}:flags={SCALER}:{to_bt709(facts)}"),
+            ("format", "yuv420p"),
+            *flip,
+            *QUARTER_TURNS.get(facts.rotation, ()),
+            ("setsar", "1"),
+        )
+
+    return video.Conversion(facts, filters)
 
 
 class Writer:

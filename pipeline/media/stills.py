@@ -32,9 +32,8 @@ class Stills:
         self._time_base, self._fps = facts.time_base, fps
         width = min(WIDTH, facts.width)
         height = max(2, round(facts.height * width / facts.width))
-        self._small = video.Conversion(
-            facts, ("scale", f"{width}:{height}:flags=area+bitexact"), ("format", "gray")
-        )
+        scale = ("scale", f"{width}:{height}:flags=area+bitexact")
+        self._small = video.Conversion(facts, lambda _: (scale, video.GREY))
         self._last: NDArray[np.int64] | None = None
         self._new = array("q")  # time stamps of the pictures that are new
 

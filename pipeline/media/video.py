@@ -20,7 +20,7 @@ import struct
 import weakref
 from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -141,6 +141,8 @@ EXACT_RGB = (
     ),
     ("format", "rgb24"),
 )
+Filters = Sequence[tuple[str, str]]  # names and arguments
+BGR, GREY = ("format", "bgr24"), ("format", "gray")
 UNTAGGED = ("setparams", "colorspace=unknown:color_primaries=unknown:color_trc=unknown")
 
 # broken input is reported once, as a rejection
@@ -239,8 +241,8 @@ def _film(container: Any, facts: Container) -> Any:
 def probe(path: Path) -> Container:
     """Container facts from one pass over the packets and the first decoded frame.
 
-    Raises BadData: unreadable, no-video-stream, no-timestamps, too-large, truncated, decode-error
-    or unknown-colours.
+    Raises BadData: unreadable, no-video-stream, no-timestamps, too-large, truncated, decode-error,
+    unknown-colours or interlaced (one field a picture).
     """
     with _open(path) as container:
         _check_container(container)
@@ -258,16 +260,12 @@ def probe(path: Path) -> Container:
         facts = Container(
             format=container.format.name,
             codec=stream.codec_context.codec.canonical_name,
-            pix_fmt=first.format.name,
             width=first.width,
             height=first.height,
             mirrored=mirrored,
             rotation=rotation,
             pixel_aspect=Fraction(stream.sample_aspect_ratio or 1) or Fraction(1),
-            color_matrix=MATRICES.get(first.colorspace, UNKNOWN),
-            color_range=RANGES.get(first.color_range, UNKNOWN),
-            color_primaries=PRIMARIES.get(first.color_primaries, UNKNOWN),
-            color_transfer=TRANSFERS.get(first.color_trc, UNKNOWN),
+            **_colours(first),
             time_base=Fraction(stream.time_base),
             average_fps=Fraction(line.num_frames) / (line.shown * stream.time_base),
             num_frames=line.num_frames,
@@ -382,6 +380,17 @@ def _check_whole(stream: Any, line: timeline.Line, packets: _Packets) -> None:
         )
 
 
+def _colours(frame: VideoFrame) -> dict[str, Any]:
+    """What a frame says of its pixels and colours, as fields of a Container."""
+    return {
+        "pix_fmt": frame.format.name,
+        "color_matrix": MATRICES.get(frame.colorspace, UNKNOWN),
+        "color_range": RANGES.get(frame.color_range, UNKNOWN),
+        "color_primaries": PRIMARIES.get(frame.color_primaries, UNKNOWN),
+        "color_transfer": TRANSFERS.get(frame.color_trc, UNKNOWN),
+    }
+
+
 def _check_colours(frame: VideoFrame) -> None:
     """Raises BadData('unknown-colours') for a frame tagged with what longtake cannot convert."""
     has_matrix = not is_rgb(frame.format.name) and len(frame.format.components) > 2
@@ -451,7 +460,13 @@ def _scan(path: Path, facts: Container, is_flagged: bool) -> interlacing.Scan:
     """Whether a video is interlaced, from a few frames of it."""
     if not interlacing.is_possible(facts, is_flagged):
         return "progressive"
-    to_luma = Conversion(facts, ("scale", "flags=accurate_rnd+bitexact"), ("format", "gray"))
+    if is_flagged and interlacing.is_single_field(facts):
+        raise BadData(
+            "interlaced",
+            f"each picture ({facts.width}x{facts.height}) is one field of a frame, which FFmpeg's "
+            "decoder does not put together: do it beforehand (ffmpeg -i FILE -vf weave OUT)",
+        )
+    to_luma = Conversion(facts, lambda _: (("scale", "flags=accurate_rnd+bitexact"), GREY))
     opinions: Counter[interlacing.Scan] = Counter()
     num_flagged = num_frames = 0
     can_seek = facts.order != "broken"
@@ -475,7 +490,7 @@ def _scan(path: Path, facts: Container, is_flagged: bool) -> interlacing.Scan:
 def _first_frames(container: Any, facts: Container, count: int) -> Iterator[Any]:
     """Some frames from where a container is, those that are not whole left out."""
     pictures = _pictures(container, _film(container, facts))
-    for frame, _, is_whole in itertools.islice(pictures, count):
+    for frame, _, is_whole, _ in itertools.islice(pictures, count):
         if frame is not None and is_whole and not _change(frame, facts):
             yield frame
 
@@ -488,6 +503,16 @@ class _Picture(NamedTuple):
     frame: VideoFrame | None
     trouble: str = ""
     is_whole: bool = False  # neither damaged nor made of damaged ones
+    aspect: Fraction | None = None  # of its pixels, as the decoder says
+
+
+@dataclass
+class _Sent:
+    """A packet on its way through the decoder."""
+
+    index: int
+    is_key: bool
+    aspect: Fraction | None = None
 
 
 class _Faults:
@@ -498,8 +523,8 @@ class _Faults:
 
     def __init__(self) -> None:
         self._index = 0  # of the last packet
-        # the packets whose frame has not come, by time stamp: which it is, and if it is a key
-        self._sent: dict[int, tuple[int, bool]] = {}
+        self._sent: dict[int, _Sent] = {}  # whose frame has not come, by time stamp
+        self._last = _Sent(0, True)
         self._faults: deque[tuple[int, str]] = deque()
         self._spoiled: int | None = None
         self._why = ""
@@ -510,9 +535,10 @@ class _Faults:
         back) what the container finds wrong is that they do not fit together.
         """
         self._index += 1
+        self._last = _Sent(self._index, packet.is_keyframe)
         self.is_stuck = False
         if packet.size and packet.pts is not None and not packet.is_discard:
-            self._sent[packet.pts] = self._index, packet.is_keyframe
+            self._sent[packet.pts] = self._last
             if len(self._sent) > MAX_SENT:
                 del self._sent[next(iter(self._sent))]
         if packet.is_corrupt and not is_join:
@@ -522,10 +548,15 @@ class _Faults:
         """A fault in the packet that was sent last."""
         self._faults.append((self._index, why))
 
+    def see_aspect(self, aspect: Fraction | None) -> None:
+        """What the decoder says of pixels after the last packet. Its frame may come later."""
+        self._last.aspect = aspect
+
     def judge(self, frame: VideoFrame) -> _Picture:
-        index, is_key = self._index, True
+        sent = _Sent(self._index, True, self._last.aspect)
         if frame.pts is not None:
-            index, is_key = self._sent.pop(frame.pts, (index, is_key))
+            sent = self._sent.pop(frame.pts, sent)
+        index, is_key = sent.index, sent.is_key
         if frame.is_corrupt:
             self._faults.appendleft((index, "a frame the decoder calls corrupt"))
         while self._faults and self._faults[0][0] <= index:
@@ -536,7 +567,7 @@ class _Faults:
         is_whole = self._spoiled is None
         if is_whole:
             self._why = ""
-        return _Picture(frame, why, is_whole)
+        return _Picture(frame, why, is_whole, sent.aspect)
 
     def num_lost(self, before: int) -> int:
         """How many packets were to be shown before this time and gave no frame; they are
@@ -572,7 +603,9 @@ def _decode(container: Any, stream: Any, faults: _Faults) -> Iterator[VideoFrame
             if packet.is_keyframe and faults.is_stuck:
                 decoder.flush_buffers()  # some stay broken until they begin anew
             faults.see(packet, is_join)
-            yield from _frames_of(packet.decode, faults)
+            frames = _frames_of(packet.decode, faults)
+            faults.see_aspect(decoder.sample_aspect_ratio)
+            yield from frames
     except FFmpegError as error:  # the container itself: no packet will say that this was the last
         faults.add(_why(error))
         yield from _frames_of(decoder.decode, faults)
@@ -685,6 +718,7 @@ class _Showing:
         self._container, self._facts = container, facts
         self._low, self._high, self._losses = low, high, losses
         usual = 1 / (facts.average_fps * facts.time_base)
+        self._kind = _Kind(facts, _film(container, facts).codec_context.sample_aspect_ratio)
         self._steps = timeline.Steps.of(usual, facts.time_base, facts.format)
         self._clock = timeline.Clock(self._steps)
         self._faults = _Faults()
@@ -713,7 +747,7 @@ class _Showing:
     def _placed(self) -> Iterator[tuple[VideoFrame | None, int, int]]:
         """Each frame (None for one that is not whole), its pts, and the end of the one before."""
         last = self._edge
-        for stamp, (frame, trouble, is_whole) in self._in_order():
+        for stamp, (frame, trouble, is_whole, aspect) in self._in_order():
             self._why = self._why or trouble
             if frame is None:
                 return
@@ -727,7 +761,7 @@ class _Showing:
                 self._why = self._why or f"{num_lost} packets that give no picture"
             if self._why:  # nobody knows how long the frame before was to be shown
                 end = min(end, last + max(1, round(self._steps.usual)))
-            change = _change(frame, self._facts)
+            change = self._kind.change(frame, aspect)
             self._why = change or self._why
             yield (frame if is_whole and not change else None), pts, end
             last = pts
@@ -786,13 +820,16 @@ class _Showing:
 def _progressive(
     showing: Iterable[tuple[VideoFrame, int, int]], facts: Container
 ) -> Iterator[tuple[VideoFrame, int, int]]:
-    """The same frames; those of an interlaced video deinterlaced, anew after each hole."""
+    """The same frames; those of an interlaced video deinterlaced, anew after each hole and where
+    the tags of colours change.
+    """
     if facts.scan == "progressive":
         yield from showing
         return
     # where bwdif does not take the pixels as they are, they are repacked without rounding
     repack = ("scale", "flags=accurate_rnd+full_chroma_int+full_chroma_inp+bitexact")
     chain: Graph | None = None
+    colours: dict[str, Any] = {}
     waiting: deque[tuple[int, int]] = deque()  # a frame is done when the next one comes
 
     def done(frames: Iterable[VideoFrame]) -> Iterator[tuple[VideoFrame, int, int]]:
@@ -800,11 +837,13 @@ def _progressive(
             yield (frame, *waiting.popleft())
 
     for frame, pts, end in showing:
-        if chain is not None and waiting and waiting[-1][1] != pts:
+        is_neighbour = bool(waiting) and waiting[-1][1] == pts and _colours(frame) == colours
+        if chain is not None and waiting and not is_neighbour:
             yield from done(_pushed(chain, None))
             chain = None
         if chain is None:
-            chain = graph(frame, facts.time_base, repack, interlacing.deinterlacer(facts.scan))
+            colours = _colours(frame)
+            chain = graph(frame, facts.time_base, repack, *interlacing.deinterlacers(facts.scan))
         frame.pts = pts
         waiting.append((pts, end))
         yield from done(_pushed(chain, frame))
@@ -822,6 +861,47 @@ def _change(frame: VideoFrame, facts: Container) -> str:
     was = f"{facts.width}x{facts.height} {facts.pix_fmt.replace('yuvj', 'yuv')}"
     now = f"{frame.width}x{frame.height} {name.replace('yuvj', 'yuv')}"
     return "" if was == now else f"the picture changes from {was} to {now}"
+
+
+class _Kind:
+    """Whether frames are of the kind that the probe found: what filters and the square are made
+    for. (Tags of colours may change: each frame is converted by its own.) `aspect` is of pixels, as
+    the decoder knows it before the first frame.
+    """
+
+    def __init__(self, facts: Container, aspect: Fraction | None) -> None:
+        self._facts = facts
+        self._turn = facts.mirrored, facts.rotation
+        # where the container says another, it counts, and for all frames
+        self._is_by_decoder = (aspect or 1) == facts.pixel_aspect
+
+    def change(self, frame: VideoFrame, aspect: Fraction | None) -> str:
+        """How a frame differs, "" if it does not."""
+        facts, upright = self._facts, (self._facts.mirrored, self._facts.rotation)
+        sides: Any = frame.side_data
+        if sides.get(Type.DISPLAYMATRIX) is not None:  # a turn holds until a frame says another
+            self._turn = _display(frame)
+        if change := _change(frame, facts):
+            return change
+        if self._is_by_decoder and (aspect or 1) != facts.pixel_aspect:
+            was, now = _ratio(facts.pixel_aspect), _ratio(aspect or Fraction(1))
+            return f"the shape of pixels changes from {was} to {now}"
+        if self._turn != upright:
+            was, now = _turn_name(*upright), _turn_name(*self._turn)
+            return f"the picture changes from {was} to {now}"
+        try:
+            _check_colours(frame)
+        except BadData as error:
+            return error.detail
+        return ""
+
+
+def _ratio(aspect: Fraction) -> str:
+    return f"{aspect.numerator}:{aspect.denominator}"
+
+
+def _turn_name(mirrored: bool, rotation: int) -> str:
+    return f"{'mirrored and ' if mirrored else ''}turned by {rotation} degrees"
 
 
 def _open_at(path: Path, facts: Container, pts: int) -> Any:
@@ -894,22 +974,29 @@ def through(chain: Graph, frame: VideoFrame) -> VideoFrame:
 
 
 class Conversion:
-    """A chain of filters for all frames of a video. Where swscale does not know the colours that a
-    frame is tagged with, the tags are dropped.
+    """Filters for all frames of a video: `filters` says which, for frames with the colours that a
+    Container says. Frames whose tags are others than those of the first one have their own chain.
+    Where swscale does not know the colours that a frame is tagged with, the tags are dropped.
     """
 
-    def __init__(self, facts: Container, *filters: tuple[str, str]) -> None:
-        self._time_base, self._filters = facts.time_base, filters
-        self._graph: Graph | None = None
+    def __init__(self, facts: Container, filters: Callable[[Container], Filters]) -> None:
+        self._facts, self._filters = facts, filters
+        self._graphs: dict[tuple[str, ...], Graph] = {}
 
     def convert(self, frame: VideoFrame) -> VideoFrame:
         """The frame after the filters. Raises BadData('decode-error')."""
-        self._graph = self._graph or graph(frame, self._time_base, *self._filters)
+        key = tuple(_colours(frame).values())
+        if key not in self._graphs:
+            self._graphs[key] = self._graph(frame)
         try:
-            return through(self._graph, frame)
+            return through(self._graphs[key], frame)
         except BadData:
-            self._graph = graph(frame, self._time_base, UNTAGGED, *self._filters)
-            return through(self._graph, frame)
+            self._graphs[key] = self._graph(frame, UNTAGGED)
+            return through(self._graphs[key], frame)
+
+    def _graph(self, frame: VideoFrame, *before: tuple[str, str]) -> Graph:
+        facts = replace(self._facts, **_colours(frame))
+        return graph(frame, facts.time_base, *before, *self._filters(facts))
 
 
 class ExactRgb:
@@ -932,7 +1019,7 @@ class Thumbnails:
         width = min(width, facts.width)
         height = max(2, round(facts.height * width / facts.width))
         self._small = Conversion(
-            facts, ("scale", f"{width}:{height}:flags=fast_bilinear"), ("format", "bgr24")
+            facts, lambda _: (("scale", f"{width}:{height}:flags=fast_bilinear"), BGR)
         )
 
     def thumbnail_of(self, frame: VideoFrame) -> NDArray[np.uint8]:
@@ -945,7 +1032,7 @@ class SceneScore:
     """ffmpeg's scdet: the score of a frame against the one before, 0 to 100."""
 
     def __init__(self, facts: Container) -> None:
-        self._scdet = Conversion(facts, ("scdet", "threshold=100"))
+        self._scdet = Conversion(facts, lambda _: (("scdet", "threshold=100"),))
 
     def score_of(self, frame: VideoFrame) -> float:
         return float(self._scdet.convert(frame).metadata.get("lavfi.scd.score", 0.0))
@@ -984,7 +1071,7 @@ def read_clip_exactly(path: Path) -> NDArray[np.uint8]:
     to_rgb = ExactRgb()
     with _open(path) as container:
         stream = _streams(container)[0]
-        for frame, trouble, is_whole in _pictures(container, stream):
+        for frame, trouble, is_whole, _ in _pictures(container, stream):
             if frame is None or not is_whole:
                 raise BadData("decode-error", f"the clip is damaged: {trouble}")
             _check("bytes of pixels", (len(pictures) + 1) * frame_bytes, MAX_CLIP_BYTES)

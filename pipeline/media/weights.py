@@ -375,6 +375,14 @@ def _from_hub(
     return Path(folder)
 
 
+def hub_file(name: str, file: str) -> Path | None:
+    """A small file of a model's repository on the hub; None if it has none of that name. Raises
+    RecipeError for a name that is no hub id, Stopped if the hub cannot be reached.
+    """
+    path = _from_hub(name, None, "", (file,), offline=False) / file
+    return path if path.is_file() else None
+
+
 def variant_of(folder: Path) -> str | None:
     """Which file of a diffusers model's folder is read: "fp16" if that is all there is."""
     plain, half = VAE_LAYOUTS

@@ -24,7 +24,7 @@ from pipeline.core.store import Store
 from pipeline.media import bars, detectors, reel, stills, video
 from pipeline.media.timeline import Loss
 
-VERSION = 4
+VERSION = 5
 MAKES = Scene
 
 

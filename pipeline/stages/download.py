@@ -20,7 +20,7 @@ from pipeline.core.store import Store
 from pipeline.media import addresses, archives, fetch, video
 from pipeline.media.addresses import matches, scheme
 
-VERSION = 3
+VERSION = 4
 MAKES = Video
 
 

@@ -192,7 +192,9 @@ class Fields:
             in_json = [] if field in sample.fields else filter(archives.is_json, sample.problems)
             for ending in (field, *in_json):
                 if ending in sample.problems:
-                    raise ValueError(f"[columns] {name} = {column!r}: {sample.problems[ending]}")
+                    raise ValueError(
+                        f"[columns] {name} = {shown_value(column)}: {sample.problems[ending]}"
+                    )
         is_there = set(names_in(column)) <= sample.fields.keys()
         if is_there:
             self._absent.discard(name)
@@ -206,6 +208,6 @@ class Fields:
         for name in sorted(self._absent):
             yield BadData(
                 "missing-field",
-                f"{uri}: no sample has what [columns] {name} = {self._columns[name]!r} names; "
-                f"beside its videos stand {fields}",
+                f"{uri}: no sample has what [columns] {name} = {shown_value(self._columns[name])} "
+                f"names; beside its videos stand {fields}",
             )

@@ -26,6 +26,18 @@ def facts(output: Output, code: int = 0) -> dict[str, Any]:
     return result
 
 
+def test_a_local_file_that_is_no_longer_there_is_named(tmp_path: Path) -> None:
+    recipe = tmp_path / "moved.toml"
+    recipe.write_text('[[source]]\nuri = "file:a.mp4"\n')
+    for command in ("status", "plan"):
+        words = (command, recipe, "--data", tmp_path)
+        said = facts(longtake(*words, "--json"))
+        assert said["absent_files"] == ["file:a.mp4"]
+        assert "1 local file is not where the recipe says: file:a.mp4;" in longtake(*words).stdout
+    (tmp_path / "a.mp4").touch()
+    assert facts(longtake(*words, "--json"))["absent_files"] == []
+
+
 def test_build_and_status_tell_the_funnel(dataset: Dataset) -> None:
     words = (dataset.recipe, "--data", dataset.data, "--json")
     build = facts(longtake("build", *words, "--executor", "inline", "--device", "cpu"))

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from pipeline.core.errors import RecipeError
@@ -365,6 +366,43 @@ def test_a_sample_without_a_video_is_counted(tmp_path: Path, films: list[bytes])
 
 
 # From the web, and through everything that is done with a dataset
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_an_archive_in_an_object_store_is_read_as_one_from_the_web(
+    tmp_path: Path, films: list[bytes], kind: str
+) -> None:
+    bucket = fsspec.filesystem("memory")
+    for number, film in enumerate(films[:2]):
+        path = tmp_path / f"{number}.{kind}"
+        if kind == "tar":
+            tar_at(path, sample("0001", film, "waves"))
+        else:
+            with zipfile.ZipFile(path, "w") as archive:
+                for name, data in sample("0001", film, "waves").items():
+                    archive.writestr(name, data)
+        bucket.pipe(f"/archives/{number}.{kind}", path.read_bytes())
+    steps = built(recipe_at(tmp_path, f"{kind}:memory://archives/{{0..1}}.{kind}"), "extract")
+    assert not rejections_of(steps)
+    assert {uri: video.source.captions for uri, video in videos_of(steps).items()} == {
+        f"{kind}:memory://archives/{number}.{kind}!/0001.mp4": ("waves",) for number in (0, 1)
+    }
+    assert len(steps[-1].manifest.records) == 2
+
+
+def test_what_an_object_store_does_not_have_is_one_line(tmp_path: Path) -> None:
+    for uri, said in (
+        ("tar:memory://archives/no.tar", "not-found: there is no memory://archives/no.tar"),
+        (
+            "tar:memory://archives/*.tar",
+            "not-found: there is no memory://archives/*.tar; '*' stands for itself there: name "
+            "each object",
+        ),
+        ("tar:no-such-store://a.tar", "unsupported: fsspec cannot open no-such-store://a.tar: "),
+    ):
+        [line] = rejections_of(built(recipe_at(tmp_path, uri)))
+        assert line.startswith(said)
+        assert "\n" not in line
 
 
 def store_of(path: Path) -> Store:

@@ -826,6 +826,18 @@ def test_an_encoding_that_says_nothing_is_refused_with_what_helps(tmp_path: Path
     assert "iconv -f UTF-16 -t UTF-8" in said
 
 
+@pytest.mark.parametrize(
+    "columns", ['uri = "{long}"', 'uri = "file:{{{long}}}"', 'caption = "{long}"', "license = 'x'"]
+)
+@pytest.mark.parametrize("table", ["uri,{long},{long}\nfile:a,1\n", "uri,{long}\nfile:a\n"])
+def test_a_column_of_a_very_long_name_makes_no_long_line(
+    tmp_path: Path, table: str, columns: str
+) -> None:
+    long = "7" * 3000
+    chosen = "[columns]\n" + columns.format(long=long) + "\n"
+    assert len(table_complaint(tmp_path, "t.csv", table.format(long=long), chosen)) < 800
+
+
 def test_a_column_is_named_once_and_a_near_one_is_suggested(tmp_path: Path) -> None:
     said = table_complaint(tmp_path, "t.csv", "uri, Caption\nfile:a,x\n", CAPTION)
     assert said.endswith("no column 'caption'; there are uri,  Caption; did you mean ' Caption'?")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import av
+import ffmpeg
 
 from tests.making import footage
 
@@ -35,11 +36,27 @@ def joined_files(path: Path, *offsets_s: float) -> Path:
 
 def resized(path: Path) -> Path:
     """4 s of 160x120, 4 s of 320x240 and 4 s of 160x120 in one transport stream."""
-    parts = [
-        recorded(path.with_name(f"{path.stem}-{index}.ts"), 4 * index, size=size)
-        for index, size in enumerate((SMALL, "320x240", SMALL))
+    return changing(path, {}, {"size": "320x240"}, {})
+
+
+def changing(path: Path, *parts: dict[str, object]) -> Path:
+    """Recordings of 4 s, made with these options, one behind the other in one transport stream."""
+    files = [
+        recorded(path.with_name(f"{path.stem}-{index}.ts"), 4 * index, **{"size": SMALL, **part})
+        for index, part in enumerate(parts)
     ]
-    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    path.write_bytes(b"".join(file.read_bytes() for file in files))
+    return path
+
+
+def succession(path: Path, *films: str) -> Path:
+    """Films of a second each, one behind the other in one transport stream."""
+    content = b""
+    for index, film in enumerate(films):
+        part = path.with_name(f"{path.stem}-{index}.ts")
+        footage.make(part, ffmpeg.input(film), vcodec="copy", output_ts_offset=index)
+        content += part.read_bytes()
+    path.write_bytes(content)
     return path
 
 

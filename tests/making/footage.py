@@ -24,6 +24,7 @@ NUMBERED_STEP = 3  # levels of brightness from one numbered frame to the next
 NUMBERED_BLACK = 20
 VARIABLE_PTS = tuple(n * 40 + n * n % 7 * 5 for n in range(60))  # milliseconds
 LOOKS = ("testsrc2", "mandelbrot", "smptehdbars", "rgbtestsrc", "pal75bars", "yuvtestsrc")
+PQ = "colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc:range=limited"
 UNTAGGED = {"color_primaries": "unknown", "color_trc": "unknown", "colorspace": "unknown"}
 
 
@@ -340,8 +341,8 @@ def rgb_patches(path: Path, codec: str, pix_fmt: str) -> Path:
     return make(path, patches(), vcodec=codec, pix_fmt=pix_fmt)
 
 
-def hdr_patches(path: Path) -> Path:
-    """Patches as 10-bit BT.2020 PQ, with SDR white at 203 cd/m2."""
+def hdr_patches(path: Path, tags: str = PQ) -> Path:
+    """Patches as 10-bit BT.2020 PQ, with SDR white at 203 cd/m2; tagged as such or as others."""
     stream = (
         patches()
         .filter("scale", out_color_matrix="bt709", out_range="tv")
@@ -354,7 +355,6 @@ def hdr_patches(path: Path) -> Path:
     stream = stream.filter(
         "zscale", p="bt2020", t="smpte2084", m="bt2020nc", r="tv", npl=203
     ).filter("format", "yuv420p10le")
-    tags = "colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc:range=limited"
     return make(path, stream, vcodec="libx265", crf=4, pix_fmt="yuv420p10le", **_x265(tags))
 
 
@@ -403,12 +403,16 @@ def moments(path: Path, look: str) -> Path:
     return make(path, source(look, 2, 50, "320x480"), vcodec="ffv1", pix_fmt="yuv420p")
 
 
-def interlaced(path: Path, look: str, first: str, codec: str, flagged: bool = True) -> Path:
+def interlaced(
+    path: Path, look: str, first: str, codec: str, flagged: bool = True, lines: int = 480
+) -> Path:
     """The same moments as 25 frames a second, the field `first` ("top", "bottom") first; `flagged`
-    as such or as progressive.
+    as such or as progressive. Of the `lines` some may be cut off.
     """
     size = "720x576" if codec == "dvvideo" else "320x480"
     stream = source(look, 2, 50, size).filter("tinterlace", f"interleave_{first}")
+    if lines < 480:
+        stream = stream.filter("crop", 320, lines, 0, (480 - lines) // 4 * 2)
     stream = stream.filter("setfield", f"{first[0]}ff" if flagged else "prog")
     options: dict[str, Any] = {"vcodec": codec, "pix_fmt": "yuv420p", "crf": 12, "g": 12}
     if codec != "libx264":
@@ -427,3 +431,25 @@ def progressive_segmented(path: Path, look: str) -> Path:
         stream,
         **{"vcodec": "libx264", "pix_fmt": "yuv420p", "flags:v": "+bitexact+ilme+ildct"},
     )
+
+
+def filmed(path: Path, look: str) -> Path:
+    """24 frames a second, before they are telecined."""
+    return make(path, source(look, 2, 24, "320x480"), vcodec="ffv1", pix_fmt="yuv420p")
+
+
+def telecined(path: Path, look: str, first: str, flagged: bool) -> Path:
+    """Film as television has it: 24 frames a second in 60 fields, so that two frames of five are
+    made of two pictures.
+    """
+    stream = source(look, 2, 24, "320x480").filter("telecine", first_field=first, pattern="23")
+    stream = stream.filter("setfield", f"{first[0]}ff" if flagged else "prog")
+    options = {"flags:v": "+bitexact+ilme+ildct"} if flagged else {}
+    return make(path, stream, vcodec="libx264", pix_fmt="yuv420p", crf=6, **options)
+
+
+def single_fields(path: Path) -> Path:
+    """HEVC with one field a picture, as it codes interlaced footage."""
+    stream = source("testsrc2", 2, 50, "320x240").filter("tinterlace", "interleave_top")
+    stream = stream.filter("setfield", "tff").filter("separatefields").filter("setsar", 1)
+    return make(path, stream, vcodec="libx265", pix_fmt="yuv420p", **_x265("interlace=tff"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ffmpeg
 import pytest
@@ -82,21 +83,30 @@ def test_a_flash_is_no_cut(film: Callable[..., Path], brightness: float, frames:
 
 
 @pytest.mark.parametrize("seconds", [0.5, 0.8, 1.2])
-def test_a_dissolve_is_one_cut_inside_it(
-    film: Callable[..., Path], tmp_path: Path, seconds: float
-) -> None:
-    first = footage.source("testsrc2", 4, 25, "160x120").filter("format", "yuv420p")
-    second = footage.source("mandelbrot", 4, 25, "160x120").filter("format", "yuv420p")
-    both = ffmpeg.filter(
-        [first.filter("setsar", 1), second.filter("setsar", 1)],
-        "xfade",
-        transition="fade",
-        duration=seconds,
-        offset=2,
-    )
-    path = footage.make(tmp_path / "dissolve.mp4", both, vcodec="libx264", pix_fmt="yuv420p")
+def test_a_dissolve_is_one_cut_inside_it(tmp_path: Path, seconds: float) -> None:
+    path = tmp_path / "dissolve.mp4"
+    footage.make(path, dissolved("160x120", seconds), vcodec="libx264", pix_fmt="yuv420p")
     [cut] = cuts_of(path)
     assert 2 <= cut <= 2 + seconds
+
+
+@pytest.mark.parametrize(
+    ("inner", "at"), [("320x80", (0, 50)), ("80x180", (120, 0))], ids=["letterbox", "pillarbox"]
+)
+def test_black_bars_hide_no_dissolve(tmp_path: Path, inner: str, at: tuple[int, int]) -> None:
+    stream = dissolved(inner, 0.8).filter("pad", 320, 180, *at)
+    path = footage.make(tmp_path / "bars.mp4", stream, vcodec="libx264", pix_fmt="yuv420p")
+    [cut] = cuts_of(path)
+    assert 2 <= cut <= 2.8
+
+
+def dissolved(size: str, seconds: float) -> Any:
+    """One film that goes over into another after 2 s."""
+    both = [
+        footage.source(look, 4, 25, size).filter("format", "yuv420p").filter("setsar", 1)
+        for look in ("testsrc2", "mandelbrot")
+    ]
+    return ffmpeg.filter(both, "xfade", transition="fade", duration=seconds, offset=2)
 
 
 def test_other_light_is_no_dissolve(tmp_path: Path) -> None:

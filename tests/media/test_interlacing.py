@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipeline.core.errors import BadData
 from pipeline.core.executors import Inline
 from pipeline.core.params import Setup
 from pipeline.core.records import Video
@@ -83,6 +84,44 @@ def test_progressive_pictures_stay_as_they_are_whatever_their_flags_say(
     assert off <= (2 if look == "pal75bars" else 0)
 
 
+@pytest.mark.parametrize(("lines", "scan"), [(272, "bottom"), (240, "progressive")])
+def test_a_crop_of_interlaced_footage_is_recognised_down_to_270_lines(
+    film: Film, lines: int, scan: str
+) -> None:
+    path = film(footage.interlaced, "mandelbrot", "bottom", "libx264", False, lines)
+    assert video.probe(path).scan == scan
+
+
+@pytest.mark.parametrize("flagged", [True, False])
+@pytest.mark.parametrize("first", ["top", "bottom"])
+def test_telecined_film_is_put_together_again(film: Film, first: str, flagged: bool) -> None:
+    path = film(footage.telecined, "testsrc2", first, flagged)
+    facts = video.probe(path)
+    assert facts.scan == f"mixed-{first}"
+    shown, combed = lumas(path, facts), lumas(path, replace(facts, scan="progressive"))
+    film_frames = lumas(film(footage.filmed, "testsrc2", suffix=".mkv"))
+    assert len(shown) == facts.num_frames
+    off, off_combed = (
+        [np.abs(film_frames - frame).mean(axis=(1, 2)).min() for frame in frames]
+        for frames in (shown, combed)
+    )
+    assert np.mean(np.array(off_combed) > 0.7) > 0.35  # two of five
+    assert np.mean(np.array(off) < 0.7) > 0.95
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_no_frame_of_telecined_film_is_lost_at_the_end(film: Film, count: int) -> None:
+    path = film(footage.telecined, "mandelbrot", "top", False)
+    facts = video.probe(path)
+    frames = list(video.frames(path, facts, Fraction(1), Fraction(1) + count / facts.average_fps))
+    assert len(frames) == count
+
+
+def test_pictures_that_are_single_fields_are_refused(film: Film) -> None:
+    with pytest.raises(BadData, match=r"^interlaced: each picture \(320x120\) is one field"):
+        video.probe(film(footage.single_fields))
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_no_frame_is_lost_at_the_end(film: Film, count: int) -> None:
     path = film(footage.interlaced, "testsrc2", "top", "libx264")
@@ -139,8 +178,10 @@ def test_interlaced_scenes_are_rejected_where_they_are_not_wanted(
         ({"top": 30}, 20, "flagged"),  # flags that change
         ({"bottom": 30, "progressive": 2}, 0, "bottom"),
         ({"top": 5, "bottom": 4, "progressive": 20}, 36, "progressive"),
-        ({"top": 15, "progressive": 15}, 36, "flagged"),  # film and video
-        ({"top": 15, "progressive": 15}, 0, "progressive"),
+        ({"top": 15, "progressive": 15}, 36, "mixed-top"),  # film and video, or telecined film
+        ({"bottom": 15, "progressive": 15}, 0, "mixed-bottom"),
+        ({"top": 15, "progressive": 15}, 20, "flagged"),
+        ({"top": 15, "bottom": 5, "progressive": 15}, 0, "progressive"),  # noise
         ({"top": 7}, 0, "progressive"),  # too few
     ],
 )

@@ -16,7 +16,7 @@ from pipeline.core.store import Store
 from pipeline.media import reel, video
 from pipeline.media.reel import Params
 from pipeline.stages import extract
-from tests.making import footage
+from tests.making import broken, footage
 
 Film = Callable[..., Path]
 VideoOf = Callable[..., Video]
@@ -266,9 +266,43 @@ def test_colours_come_back_through_reel_and_reader(
     options: dict[str, Any],
     within: int,
 ) -> None:
-    picture = video.read_clip(reel_path(video_of(film(make, *args, **options)), SMALL, store))[0]
-    colours = [picture[at_y, at_x] for at_y in (16, 48) for at_x in (16, 48)]
-    assert np.abs(np.array(colours, int) - np.array(footage.PATCHES)).max() <= within, colours
+    path = reel_path(video_of(film(make, *args, **options)), SMALL, store)
+    assert_patches(video.read_clip(path)[:1], within)
+
+
+def assert_patches(pictures: Pictures, within: int) -> None:
+    """Every picture has the colours of the patches."""
+    colours = np.stack([pictures[:, y, x] for y in (16, 48) for x in (16, 48)], axis=1)
+    off = np.abs(colours.astype(int) - np.array(footage.PATCHES)).max(axis=(1, 2))
+    assert off.max() <= within, off
+
+
+FULL_709 = ["bt709"], {"full_range": True}
+LIMITED_601 = ["smpte170m"], {}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(LIMITED_601, FULL_709), (FULL_709, LIMITED_601)], ids=["601", "709"]
+)
+def test_colours_that_change_within_a_film_are_converted_by_the_tags_of_each_frame(
+    film: Film, video_of: VideoOf, store: Store, first: Any, second: Any
+) -> None:
+    parts = [film(footage.colour_patches, *args, **options) for args, options in (first, second)]
+    path = film(broken.succession, *map(str, parts), suffix=".ts")
+    assert_patches(video.read_clip(reel_path(video_of(path), SMALL, store)), 4)
+
+
+def test_a_film_that_becomes_hdr_is_converted_by_the_tags_of_each_frame(
+    film: Film, video_of: VideoOf, store: Store
+) -> None:
+    tags = "colorprim=bt709:transfer=bt709:colormatrix=bt709:range=limited"
+    parts = [film(footage.hdr_patches, tags) for tags in (tags, footage.PQ)]
+    path = film(broken.succession, *map(str, parts), suffix=".ts")
+    pictures = video.read_clip(reel_path(video_of(path), SMALL, store))
+    alone = [video.read_clip(reel_path(video_of(part), SMALL, store))[0] for part in parts]
+    assert psnr(alone[0], alone[1]) < 25
+    assert psnr(pictures[0], alone[0]) > 40
+    assert psnr(pictures[-1], alone[1]) > 40
 
 
 @pytest.mark.parametrize("tagged", [True, False])

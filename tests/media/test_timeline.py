@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from pipeline.media.timeline import Clock, Loss, Steps
 from tests.making import broken, footage
 
 Film = Callable[..., Path]
-TICK = Fraction(1, 1000)
+TICK, TS_TICK = Fraction(1, 1000), Fraction(1, 90_000)
 MP4, TS = "mov,mp4,m4a,3gp,3g2,mj2", "mpegts"
 
 
@@ -154,6 +155,40 @@ def test_a_picture_that_changes_its_size_costs_that_stretch(film: Film) -> None:
     assert [start for start, _ in spans] == [0, 8]
     assert reasons(losses) == ["damaged"]
     assert "the picture changes from 160x120 yuv420p to 320x240 yuv420p" in losses[0].why
+
+
+H264, MPEG2 = {"bf": 0, "aspect": "4:3"}, {"vcodec": "mpeg2video", "aspect": "4:3"}
+TURN = {"bsf:v": "h264_metadata=display_orientation=insert:rotate=90"}
+YCGCO = {"bsf:v": "h264_metadata=matrix_coefficients=8"}
+
+
+@pytest.mark.parametrize(
+    ("usual", "other", "why"),
+    [
+        (H264, {"pix_fmt": "yuv422p10le"}, "from 160x120 yuv420p to 160x120 yuv422p10le"),
+        (H264, {"aspect": "16:9"}, "the shape of pixels changes from 1:1 to 4:3"),
+        (MPEG2, {"aspect": "16:9"}, "the shape of pixels changes from 1:1 to 4:3"),
+        (H264 | {"colorspace": "bt709"}, YCGCO, "the matrix ycgco of its colours"),
+    ],
+    ids=["format", "aspect", "aspect-mpeg2", "colours"],
+)
+def test_a_picture_that_changes_in_another_way_costs_that_stretch(
+    film: Film, usual: dict[str, Any], other: dict[str, Any], why: str
+) -> None:
+    path = film(broken.changing, usual, usual | other, usual, suffix=".ts")
+    spans, losses, _ = shown(path)
+    assert [start for start, _ in spans] == [0, pytest.approx(8, abs=0.1)]
+    lost = [loss for loss in losses if loss.reason == "damaged"]
+    assert why in lost[0].why
+    assert float((lost[-1].end_pts - lost[0].start_pts) * TS_TICK) == pytest.approx(4, abs=0.2)
+
+
+def test_a_picture_that_is_turned_on_the_way_costs_what_follows(film: Film) -> None:
+    spans, losses, _ = shown(film(broken.changing, H264, H264 | TURN, suffix=".ts"))
+    assert len(spans) == 1
+    assert "from turned by 0 degrees to turned by 270 degrees" in losses[0].why
+    # a turn that only the first frame tells of holds for all
+    assert shown(film(broken.changing, H264 | TURN, suffix=".ts"))[1] == []
 
 
 @pytest.mark.parametrize(("codec", "at"), [("libsvtav1", 0.5), ("libx264", 0.4), ("libx265", 0.6)])

@@ -362,6 +362,49 @@ def test_a_2d_model_made_for_another_prediction_begins_no_run(
         assert loop.begin(*arguments, settings).preset.objective.prediction == "epsilon"
 
 
+def test_a_2d_model_of_the_hub_made_for_another_prediction_begins_no_run(
+    tmp_path: Path, index: Index, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    run = replace(run_of(tmp_path / "run", index, folder, steps=1), unet="owner/flat")
+    objective = run.preset.objective
+    other = "epsilon" if objective.prediction == "v_prediction" else "v_prediction"
+    for prediction in (other, objective.prediction):
+        noise = {"prediction_type": prediction, "rescale_betas_zero_snr": objective.zero_snr}
+        hub = hub_of(tmp_path / prediction, "owner/flat", noise)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
+        if prediction == other:
+            with pytest.raises(UsageError, match=rf"add --set objective\.prediction={other}"):
+                train(run, index)
+            assert not run.folder.exists()
+        else:
+            assert train(run, index).step == 1
+
+
+def test_a_2d_model_that_does_not_say_what_it_was_made_for_is_named(
+    tmp_path: Path, index: Index, folder: Path
+) -> None:
+    UNet2DConditionModel.from_config(UNET).save_pretrained(tmp_path / "flat")
+    run = replace(run_of(tmp_path / "run", index, folder, steps=1), unet=str(tmp_path / "flat"))
+    console = Console(file=io.StringIO(), width=400)
+    loop.Trainer(run, index, "cpu", console=console, pictures=False).train()
+    assert "flat does not say what it was trained for" in console.file.getvalue()
+
+
+def hub_of(cache: Path, name: str, noise: dict[str, Any]) -> Path:
+    """A cache of the hub with one repository, as huggingface_hub lays it out."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    commit = "0" * 40
+    snapshot = repository / "snapshots" / commit
+    UNet2DConditionModel.from_config(UNET).save_pretrained(snapshot / "unet")
+    stable = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    (snapshot / "scheduler").mkdir()
+    (snapshot / "scheduler" / "scheduler_config.json").write_text(json.dumps(stable | noise))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    return cache
+
+
 def test_a_loss_that_is_no_number_stops_with_the_samples(
     tmp_path: Path, index: Index, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

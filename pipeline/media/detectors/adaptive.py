@@ -34,6 +34,7 @@ SPANS_S = (0.7, 1.0, 1.4)  # how long a dissolve may take
 SLACK_S = 0.2  # how much shorter a span may turn out where frames are far apart
 LEAST_CHANGE = 12  # levels between the pictures before and after a dissolve, in the mean
 MOST_LEFT = 0.3  # of the change: how far the pictures between are off the straight line
+BLACK = 10  # levels: rows and columns at the edges that are no brighter are bars
 MOST_ALIKE = 0.6  # correlation of both pictures: more is the same film in another light
 BACKWARDS = 0.1  # of the way, at a step between two pictures
 BEYOND = 0.15  # of the way, before its start or behind its end
@@ -189,8 +190,12 @@ class _Dissolves:
         pictures: NDArray[np.int64] | None = None
         for span_s in SPANS_S:
             first = int(np.searchsorted(times, time_s - span_s - EPS_S))
-            is_short = time_s - times[first] < span_s - SLACK_S or len(times) - first < 5
-            if is_short or np.abs(tiny - samples[first][2]).sum() < LEAST_CHANGE * tiny.size:
+            if time_s - times[first] < span_s - SLACK_S or len(times) - first < 5:
+                continue
+            before, after = _inside(samples[first][2], tiny)
+            if np.abs(after - before).sum() < LEAST_CHANGE * after.size:
+                continue
+            if _alike(before, after) > MOST_ALIKE:
                 continue
             if pictures is None:
                 pictures = np.stack([sample[2] for sample in samples])
@@ -211,13 +216,27 @@ def _mixture(pictures: NDArray[np.int64]) -> tuple[float, int] | None:
     shares = between @ way / length
     # what is left of each is between - share * way: of squares, Pythagoras
     left = float(np.sqrt(np.maximum(0, (between * between).sum(axis=1) / length - shares**2)).max())
-    if left > MOST_LEFT or _alike(first, last) > MOST_ALIKE:
+    if left > MOST_LEFT:
         return None
     strides = np.diff(np.concatenate([[0.0], shares, [1.0]]))
     is_straight = shares.min() >= -BEYOND and shares.max() <= 1 + BEYOND
     if not is_straight or strides.min() < -BACKWARDS or strides.max() > MOST_AT_ONCE:
         return None
     return left, 1 + int(np.abs(shares - 0.5).argmin())
+
+
+def _inside(first: Tiny, last: Tiny) -> tuple[Tiny, Tiny]:
+    """Two pictures without what is black in both at their edges: with bars on them any two films
+    are alike.
+    """
+    width, height = TINY
+    lit = np.maximum(first, last).reshape(height, width, -1).max(axis=2) > BLACK
+    rows, columns = (np.flatnonzero(lit.any(axis=axis)) for axis in (1, 0))
+    if not rows.size:
+        return first, last
+    inside = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    crops = (picture.reshape(height, width, -1)[inside].reshape(-1) for picture in (first, last))
+    return next(crops), next(crops)
 
 
 def _alike(first: Tiny, last: Tiny) -> float:
