@@ -60,7 +60,8 @@ def report(
         if not made.num_clips:
             say(
                 console,
-                "no clip is there yet: `longtake build` goes on, `longtake status` says how far it is",
+                "no clip is there yet: `longtake build` goes on, "
+                "`longtake status` says how far it is",
             )
         if made.num_decoded < made.num_to_decode:
             pace = made.seconds_a_frame
