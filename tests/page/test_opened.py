@@ -420,7 +420,7 @@ def test_the_page_says_where_the_lines_and_the_picks_go(page: Any, shown: Datase
     page.get_by_text("The lines are").wait_for()
     steps = box.inner_text()
     assert f"In {shown.recipe.name}, [keep] takes the place" in steps
-    assert "Lay the downloaded small.picks.jsonl beside it" in steps
+    assert "The downloaded picks belong beside it, as small.picks.jsonl" in steps
 
 
 def test_a_note_stays_with_its_pick_and_enter_gives_the_keys_back(page: Any) -> None:

@@ -136,7 +136,7 @@ class Page {
     if (lines.includes("[keep]")) places.push("[keep] takes the place of the whole table of that name");
     if (lines.includes("[filter]")) places.push("min_frames takes the place of that line in [filter]");
     if (!places.length) return "";
-    const picks = this.picks.isElsewhere ? ` Lay the downloaded ${file} beside it.` : "";
+    const picks = this.picks.isElsewhere ? ` The downloaded picks belong beside it, as ${file}.` : "";
     return `In ${recipe}, ${places.join(", and ")}; a table that is not there yet goes to the end.${picks} Then build again.`;
   }
 
@@ -566,10 +566,11 @@ class Page {
 
   download() {
     const url = URL.createObjectURL(new Blob([this.picks.text()], { type: "application/jsonl" }));
-    const link = el("a", { href: url, download: this.records.data.picks_file });
+    const { picks_file: file } = this.records.data;
+    const link = el("a", { href: url, download: file.split("/").at(-1) });
     link.click();
     setTimeout(() => URL.revokeObjectURL(url), 10000);
-    this.say(`Lay ${this.records.data.picks_file} beside the recipe`);
+    this.say(`The picks belong beside the recipe, as ${file}`);
   }
 
   say(message) {
