@@ -57,6 +57,12 @@ def report(
             f"{made.path}: {made.num_clips} clips, {made.num_rejected} rejected records, "
             f"{size / 1e6:.1f} MB",
         )
+        if not made.num_clips:
+            say(
+                console,
+                "no clip is there yet: `longtake build` goes on, "
+                "`longtake status` says how far it is",
+            )
         if made.num_decoded < made.num_to_decode:
             pace = made.seconds_a_frame
             cost = f" (a frame takes {pace:.2g} s here)" if pace else ""

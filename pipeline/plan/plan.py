@@ -8,8 +8,9 @@ there was none, nothing is said before that stage has run.
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ NEVER = "never built"
 LOST = "missing blob: it was made before, and the store no longer has it whole"
 OTHER = "changed input"
 SPLITTING = ("cut", "filter")  # how much these give, only an earlier build can tell
+# Where a recipe says what is a parameter of another stage.
+PLACES = {"fps": "[extract] fps", "duplicates": "[duplicates]", "hashes": "[duplicates]"}
 SHARD_FILL = 0.7  # of a shard's limit, on average
 
 
@@ -302,17 +305,34 @@ class _Planner:
 
 
 def differences(stage: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Parameters that differ, as "changed parameter: [table] name old -> new"."""
+    """Parameters that differ, as "changed parameter: [table] name old -> new"; one that only one of
+    both has "is new: value" or "is gone".
+    """
     if old.get("detector") != new.get("detector"):
         old, new = {"detector": old.get("detector")}, {"detector": new.get("detector")}
-    changes = []
+    return [f"changed parameter: {words}" for words in _differing(f"[{stage}]", old, new)]
+
+
+def _differing(table: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     for name in sorted(old.keys() | new.keys()):
+        place = PLACES.get(name, f"{table} {name}")
         before, after = old.get(name), new.get(name)
-        if before != after:
-            table = "extract" if name == "fps" else stage
-            words = f"[{table}] {name} {_short(before)} -> {_short(after)}"
-            changes.append(f"changed parameter: {words}")
-    return changes
+        if before == after:
+            continue
+        if name not in old:
+            yield f"{place} is new{_value(after)}"
+        elif name not in new:
+            yield f"{place} is gone"
+        elif isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from _differing(place, before, after)
+        else:
+            yield f"{place} {_short(before)} -> {_short(after)}"
+
+
+def _value(value: object) -> str:
+    """What a new parameter is, where that can be read: of a file, only its digest is known."""
+    is_digest = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)
+    return "" if isinstance(value, Mapping) or is_digest else f": {_short(value)}"
 
 
 def _last_manifests(folder: Path) -> dict[str, Manifest]:
@@ -348,5 +368,5 @@ def _times(a: float | None, b: float | None) -> float | None:
 
 
 def _short(value: object) -> str:
-    text = str(value).removesuffix("/1")
+    text = "none" if value is None else str(value).removesuffix("/1")
     return f"{text[:12]}..." if len(text) > 24 else text

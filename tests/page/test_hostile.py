@@ -34,7 +34,7 @@ def test_a_hostile_caption_licence_and_address_are_shown_as_text(
     dataset.build()
     report.write(recipes.load(dataset.recipe), dataset.data, "cpu", 0, Progress())
     page = watched.page
-    for state in ("", "#view=sources&source=a", "#view=funnel", "#view=sources&source=gone"):
+    for state in ("", "#view=sources&page=a", "#view=funnel", "#view=sources&page=gone"):
         page.goto("about:blank")
         page.goto(address_of(dataset, state))
         page.locator(".tabs").wait_for()
@@ -46,7 +46,7 @@ def test_a_hostile_caption_licence_and_address_are_shown_as_text(
             )
             == 0
         )
-    page.goto(address_of(dataset, "#view=sources&source=a"))
+    page.goto(address_of(dataset, "#view=sources&page=a"))
     shown = page.locator(".source-page").inner_text()
     assert WRITTEN in shown
     assert "<img src=x onerror=alert(1)>" in shown

@@ -12,6 +12,7 @@ from pipeline.core.store import Store
 from pipeline.dataset import recipe as recipes
 from pipeline.publish import clean, sweep, takedown, verify
 from pipeline.publish.page import report
+from tests.making.command import longtake
 from tests.making.dataset import Dataset, kinds_in
 
 PAGE = {"pictures", "decoded clips"}
@@ -95,3 +96,11 @@ def test_of_nothing_a_page_says_so(tmp_path: Path) -> None:
 def test_a_page_of_an_unknown_source_is_refused(shown: Dataset) -> None:
     with pytest.raises(RecipeError, match="no source is called 'z'"):
         report.survey_of(recipes.load(shown.recipe), shown.data, "cpu", "z")
+
+
+def test_a_page_without_clips_says_what_to_do(dataset: Dataset, tmp_path: Path) -> None:
+    output = longtake("report", dataset.recipe, "--data", tmp_path / "elsewhere")
+    assert output.returncode == 0
+    assert "no clip is there yet: `longtake build` goes on" in output.stdout
+    output = longtake("report", dataset.recipe, "--data", dataset.data, "--decode", "0")
+    assert "no clip is there" not in output.stdout

@@ -305,7 +305,9 @@ def test_search_and_filters_narrow_the_grid(page: Any, shown: Dataset) -> None:
     assert sorted(names) == [c.key for c in clips_of(shown) if c.scene.video.key == "b"]
     page.locator(".search").fill("nothing is called so")
     assert page.get_by_text("No clip is like that").is_visible()
-    page.locator(".search").fill("")
+    page.get_by_role("button", name="Show all clips").click()
+    assert page.locator(".search").input_value() == ""
+    assert page.locator(".tile:visible").count() == len(clips_of(shown))
     page.get_by_label("Source", exact=True).select_option("c")
     names = page.locator(".tile:visible .name").all_inner_texts()
     assert sorted(names) == [c.key for c in clips_of(shown) if c.scene.video.key == "c"]
@@ -332,7 +334,7 @@ def test_everything_is_reached_without_a_mouse(page: Any) -> None:
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("view", ["clips", "funnel", "sources", "sources&source=a"])
+@pytest.mark.parametrize("view", ["clips", "funnel", "sources", "sources&page=a"])
 def test_nothing_is_wider_than_the_window(
     chromium: Any, shown: Dataset, width: int, view: str
 ) -> None:
@@ -364,3 +366,109 @@ def test_a_second_report_makes_nothing_again(shown: Dataset) -> None:
     made = report.write(recipes.load(shown.recipe), shown.data, "cpu", 0, Progress())
     assert made.num_decoded == made.num_to_decode
     assert time.monotonic() - begin < 10
+
+
+def test_a_search_without_clips_leads_to_what_was_rejected(page: Any, shown: Dataset) -> None:
+    rejected = {r.key for r in read_manifest(shown.folder, "filter").rejections}
+    key = sorted(rejected - {clip.key for clip in clips_of(shown)})[0]
+    page.locator(".search").fill(key)
+    page.get_by_role("button", name=f"See 1 rejected record with \u201c{key}\u201d").click()
+    assert page.locator(".rejected-tile:visible .name").all_inner_texts() == [key]
+    assert f"1 rejected record with \u201c{key}\u201d" in page.locator(".list-title").inner_text()
+
+
+def test_a_source_that_was_looked_at_is_no_filter_of_the_clips(page: Any, shown: Dataset) -> None:
+    page.get_by_label("Source", exact=True).select_option("c")
+    page.get_by_role("tab", name="Sources").click()
+    page.get_by_role("button", name="a", exact=True).click()
+    page.get_by_role("tab", name="Clips").click()
+    names = page.locator(".tile:visible .name").all_inner_texts()
+    assert sorted(names) == [c.key for c in clips_of(shown) if c.scene.video.key == "c"]
+    page.get_by_role("tab", name="Sources").click()
+    assert page.locator(".source-row").count() > 1
+
+
+def test_only_a_source_with_clips_offers_them(page: Any, shown: Dataset) -> None:
+    with_clips = {clip.scene.video.key for clip in clips_of(shown)}
+    videos = {record.key for record in read_manifest(shown.folder, "download").records}
+    for key in (min(with_clips), min(videos - with_clips)):
+        page.goto(address_of(shown, f"#view=sources&page={key}"))
+        offered = page.get_by_role("button", name="Its clips in the grid").count()
+        assert offered == (key in with_clips)
+
+
+def test_a_clip_that_would_go_says_why(page: Any, shown: Dataset) -> None:
+    drag(page, "frames", "low", 0.6)
+    least = page.locator('[data-measure="frames"] .readout').inner_text().split()[-1]
+    gone = page.locator(".tile.goes:visible").first
+    assert f"would go: not frames >= {least}" in gone.get_attribute("title")
+    gone.press("Enter")
+    verdict = page.locator(".verdict")
+    assert verdict.inner_text() == f"would go: not frames >= {least}"
+    page.keyboard.press("k")
+    assert verdict.inner_text() == "stays: by hand"
+
+
+def test_the_page_says_where_the_lines_and_the_picks_go(page: Any, shown: Dataset) -> None:
+    picks_box, box = page.locator(".picks"), page.locator(".recipe-box")
+    assert "K keeps and X rejects" in picks_box.inner_text()
+    page.keyboard.press("x")
+    assert "0 kept, 1 rejected, in this browser only" in picks_box.inner_text()
+    below = page.locator('[data-measure="frames"]').bounding_box()
+    assert picks_box.bounding_box()["y"] < below["y"]
+    page.get_by_role("button", name="Copy as recipe").click()
+    page.get_by_text("The lines are").wait_for()
+    steps = box.inner_text()
+    assert f"In {shown.recipe.name}, [keep] takes the place" in steps
+    assert "The downloaded picks belong beside it, as small.picks.jsonl" in steps
+
+
+def test_a_note_stays_with_its_pick_and_enter_gives_the_keys_back(page: Any) -> None:
+    page.keyboard.press("Enter")
+    page.locator(".note").fill("shaky")
+    page.keyboard.press("Enter")
+    page.keyboard.press("x")
+    assert page.locator(".pick.reject").get_attribute("aria-pressed") == "true"
+    assert page.locator(".note").input_value() == "shaky"
+    page.locator(".note").fill("shaky, and dark")
+    page.keyboard.press("Enter")
+    page.keyboard.press("n")
+    assert page.locator(".note").input_value() == ""
+    page.reload()
+    page.keyboard.press("p")
+    assert page.locator(".note").input_value() == "shaky, and dark"
+    lines = page.evaluate("JSON.parse(Object.values(localStorage)[0])")
+    assert [(line["pick"], line["note"]) for line in lines] == [
+        ("reject", "shaky"),
+        ("reject", "shaky, and dark"),
+    ]
+
+
+def test_what_the_list_shows_stands_above_it_on_a_narrow_window(
+    chromium: Any, shown: Dataset
+) -> None:
+    page = chromium.new_context(viewport={"width": 390, "height": 844}).new_page()
+    page.goto(address_of(shown, "#view=funnel"))
+    title = page.locator(".list-title").bounding_box()
+    first = page.locator(".rejected-tile:visible").first.bounding_box()
+    funnel = page.locator(".funnel-top").bounding_box()
+    assert funnel["y"] + funnel["height"] <= title["y"]
+    assert title["y"] + title["height"] <= first["y"]
+    page.context.close()
+
+
+def test_names_of_scores_are_not_broken_on_a_narrow_window(chromium: Any, shown: Dataset) -> None:
+    page = chromium.new_context(viewport={"width": 390, "height": 844}).new_page()
+    page.goto(address_of(shown, f"#clip={clips_of(shown)[0].key}"))
+    lines = page.evaluate(
+        """[...document.querySelectorAll('.scores tr')].map((row) => {
+            const name = row.querySelector('th bdi');
+            name.textContent = 'bits_per_pixel';
+            row.querySelector('.figure').textContent = 'not measured';
+            row.querySelector('.unit').textContent = 'side/s';
+            return name.getClientRects().length;
+        })"""
+    )
+    assert lines
+    assert set(lines) == {1}
+    page.context.close()

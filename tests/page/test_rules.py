@@ -77,6 +77,23 @@ def test_copied_rules_build_that_very_selection(
     assert keys(dataset, "keep") == kept
 
 
+def test_a_picks_file_in_a_folder_keeps_its_name(
+    watched: Watched, scored: Dataset, tmp_path: Path
+) -> None:
+    dataset, page = scored.copy(tmp_path), watched.page
+    (dataset.recipe.parent / "people").mkdir()
+    (dataset.recipe.parent / "people" / "anna.jsonl").touch()
+    dataset.recipe.write_text(dataset.recipe.read_text() + 'picks = "people/anna.jsonl"\n')
+    dataset.build()
+    report.write(recipes.load(dataset.recipe), dataset.data, "cpu", 0, Progress())
+    page.goto(address_of(dataset))
+    page.keyboard.press("x")
+    assert 'picks = "people/anna.jsonl"' in page.locator("textarea.recipe").input_value()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download picks").click()
+    assert download.value.suggested_filename == "anna.jsonl"
+
+
 def test_what_a_rule_dropped_can_be_brought_back_and_is_shown(
     watched: Watched, scored: Dataset
 ) -> None:

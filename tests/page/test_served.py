@@ -271,6 +271,23 @@ def test_latents_are_decoded_on_demand_and_the_difference_is_theirs(
     assert most > mean
 
 
+def test_a_clip_says_that_it_is_being_decoded_until_it_is_or_cannot_be(
+    served: Served, watched: Watched
+) -> None:
+    page, clip = watched.page, clips_of(served.dataset)[1]
+    asked: list[Any] = []
+    page.route("**/decoded/*", lambda route: asked.append(route))
+    page.goto(f"{served.address}#clip={clip.key}")
+    page.get_by_role("button", name="Decode its latents").click()
+    page.keyboard.press("n")
+    page.keyboard.press("p")
+    assert page.get_by_role("button", name="decoding").is_disabled()
+    asked[0].fulfill(status=409, body="its latents are gone")
+    page.get_by_text("its latents are gone").wait_for()
+    assert page.get_by_role("button", name="Decode its latents").is_enabled()
+    watched.problems.clear()  # the browser notes the 409
+
+
 def test_new_clips_appear_while_a_build_runs(served: Served, watched: Watched) -> None:
     page, dataset = watched.page, served.dataset
     page.goto(served.address)

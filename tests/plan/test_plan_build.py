@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from pipeline.dataset import build, rates, recipe
 from pipeline.dataset.chain import KINDS, blobs_of, manifest_path, stage_of
 from pipeline.dataset.rates import Rate
 from pipeline.plan import text
-from pipeline.plan.plan import Line, Plan, plan
+from pipeline.plan.plan import Line, Plan, differences, plan
 from pipeline.plan.sizes import Sizes
 from pipeline.stages import NAMES, cut
 from tests.making import footage
@@ -269,6 +270,37 @@ def test_a_changed_parameter_is_named_with_its_table(
         assert f"changed parameter: {change}" in words(planned)
     finally:
         new_recipe(folder, "reference")
+
+
+@pytest.mark.parametrize(
+    ("stage", "old", "new", "change"),
+    [
+        ("keep", {}, {"motion": "motion > 0.1"}, "[keep] motion is new: motion > 0.1"),
+        ("keep", {"motion": "motion > 0.1"}, {}, "[keep] motion is gone"),
+        ("keep", {}, {"picks": "7" * 64}, "[keep] picks is new"),
+        ("keep", {}, {"duplicates": {"max_bits": 8}}, "[duplicates] is new"),
+        (
+            "keep",
+            {"duplicates": {"max_bits": 8}},
+            {"duplicates": {"max_bits": 9}},
+            "[duplicates] max_bits 8 -> 9",
+        ),
+        ("score", {}, {"hashes": {"version": 1}}, "[duplicates] is new"),
+        ("extract", {}, {"faces": {"do": "blur"}}, "[extract] faces is new"),
+        (
+            "extract",
+            {"faces": {"do": "blur"}},
+            {"faces": {"do": "reject"}},
+            "[extract] faces do blur -> reject",
+        ),
+        ("caption", {}, {"source_captions": "last"}, "[caption] source_captions is new: last"),
+        ("filter", {"max_frames": None}, {"max_frames": 10}, "[filter] max_frames none -> 10"),
+    ],
+)
+def test_a_change_is_said_in_the_words_of_the_recipe(
+    stage: str, old: dict[str, Any], new: dict[str, Any], change: str
+) -> None:
+    assert differences(stage, old, new) == [f"changed parameter: {change}"]
 
 
 def test_a_file_that_was_written_again_is_a_changed_input(folder: Path, data: Path) -> None:

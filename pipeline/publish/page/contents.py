@@ -151,6 +151,7 @@ def contents(
     return {
         "format": FORMAT,
         "name": recipe.name,
+        "recipe_file": printable(survey.loaded.path.name),
         "description": printable(recipe.description),
         "written": now(),
         "fps": float(recipe.extract.fps),

@@ -102,7 +102,7 @@ def write(
             likes_of(samples, store),
         ),
         "places": PLACES,
-        "picks_file": picks_path(loaded).name,
+        "picks_file": picks_name(loaded),
         "served": None,
     }
     _link(folder / "pictures", {names[key]: strips[key] for key in strips}, ".webp", store)
@@ -123,6 +123,12 @@ def picks_path(loaded: Loaded) -> Path:
     """The file that holds, or will hold, the picks of a dataset."""
     named = keep.picks_path(loaded.setup("auto", offline=True))
     return named or picks.path_of(loaded.path)
+
+
+def picks_name(loaded: Loaded) -> str:
+    """What the recipe calls that file, or would call it: a path from the recipe's folder."""
+    named = loaded.setup("auto", offline=True).table(keep.Params).picks
+    return named or picks.path_of(loaded.path).name
 
 
 def decoder_of(loaded: Loaded, device: str) -> Decoder | None:

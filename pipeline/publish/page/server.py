@@ -32,7 +32,7 @@ from pipeline.publish.page.contents import Survey, contents
 from pipeline.publish.page.decoding import Decoder
 from pipeline.publish.page.likeness import likes_of
 from pipeline.publish.page.pictures import strip_of_clip, strip_of_scene
-from pipeline.publish.page.report import decoder_of, picks_path, survey_of
+from pipeline.publish.page.report import decoder_of, picks_name, picks_path, survey_of
 
 MOST_BYTES = 16_384  # of a request's body: a pick takes 200, a note up to 4,000
 PATIENCE_S = 10.0  # for a body to arrive
@@ -95,7 +95,7 @@ class Server:
             [s.key for s in samples if self._decoder and self._decoder.remembered(s, self.store)],
             likes_of(samples, self.store),
         )
-        page_data |= {"places": PLACES, "picks_file": picks_path(self.loaded).name}
+        page_data |= {"places": PLACES, "picks_file": picks_name(self.loaded)}
         version = canonical.digest({**page_data, "written": ""})[:16]
         page_data["served"] = {"token": self.token, "version": version, "cost": self._cost()}
         by_digest = {sample.clip.blob.sha256: sample for sample in samples}

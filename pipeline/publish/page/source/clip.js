@@ -61,6 +61,14 @@ export class ClipView {
     if (this.dialog.open) this.dialog.close();
   }
 
+  // Fill again after its latents were decoded, or began to be.
+  renew() {
+    const { value } = this.note;
+    this.fill();
+    this.note.value = value;
+    this.turnTo(this.frame);
+  }
+
   get length() {
     return this.page.records.frames[this.clip];
   }
@@ -76,16 +84,19 @@ export class ClipView {
     this.playButton = el("button", { type: "button", class: "icon", onclick: () => this.toggle(), "aria-label": "Play" }, "\u25b6");
     this.windows = el("div", { class: "windows" });
     this.pickRow = el("div", { class: "pick-row" });
-    this.note = el("input", { type: "text", class: "note", maxlength: 1000, placeholder: "note (optional)", "aria-label": "Note to the next pick" });
+    const digest = records.digestOf(clip);
+    const leave = (event) => event.key === "Enter" && event.target.blur(); // so that K and X act again
+    this.note = el("input", { type: "text", class: "note", maxlength: 1000, placeholder: "note (optional)", "aria-label": "Note to the pick", onchange: (event) => actions.noted(digest, event.target.value.trim()), onkeydown: leave });
+    this.note.value = this.page.picks.noteOf(digest);
     const button = (label, key, action, ...content) => el("button", { type: "button", class: "ghost", onclick: action, "aria-label": label, title: `${label} (${key})` }, ...content);
-    const wide = (text) => el("span", { class: "wide" }, text);
+    const wide = (...content) => el("span", { class: "wide" }, ...content);
     replaceChildren(
       this.body,
       el(
         "header",
         { class: "clip-head" },
         el("h2", {}, words(records.keys[clip])),
-        el("div", { class: "clip-nav" }, button("Previous clip", "P", actions.previous, "\u2190", wide(" Previous")), button("Next clip", "N", actions.next, wide("Next "), "\u2192"), el("button", { type: "button", class: "ghost close", onclick: actions.close, "aria-label": "Close (Escape)" }, "\u2715")),
+        el("div", { class: "clip-nav" }, button("Previous clip", "P", actions.previous, el("span", { class: "narrow" }, "\u2190"), wide("Previous ", el("kbd", {}, "P"))), button("Next clip", "N", actions.next, el("span", { class: "narrow" }, "\u2192"), wide("Next ", el("kbd", {}, "N"))), el("button", { type: "button", class: "ghost close", onclick: actions.close, "aria-label": "Close (Escape)" }, "\u2715")),
       ),
       this.panes(),
       el("div", { class: "transport" }, this.playButton, this.slider, this.counter),
@@ -128,12 +139,8 @@ export class ClipView {
     const { records } = this.page;
     if (records.fateOf(this.clip) !== "kept") return el("p", { class: "hint" }, "This clip has no latents: it is not in the dataset.");
     if (!records.data.served) return el("p", { class: "hint" }, "Its latents are not decoded yet. \u201cmake report DECODE=600\u201d gives it up to ten minutes; \u201cmake browse\u201d decodes the clip one looks at.");
-    const button = el("button", { type: "button", class: "primary" }, "Decode its latents");
-    button.addEventListener("click", async () => {
-      button.disabled = true;
-      button.textContent = "decoding \u2026";
-      await this.actions.decode(this.clip);
-    });
+    const isDecoding = this.page.decoding.has(records.digestOf(this.clip));
+    const button = el("button", { type: "button", class: "primary", disabled: isDecoding, onclick: () => this.actions.decode(this.clip) }, isDecoding ? "decoding \u2026" : "Decode its latents");
     return el("p", { class: "hint" }, button, " ", el("span", {}, records.data.served.cost));
   }
 
@@ -253,21 +260,20 @@ export class ClipView {
     const { records, picks, selection } = this.page;
     const pick = picks.of(records.digestOf(this.clip));
     const press = (choice, label, key) => el("button", { type: "button", class: `pick ${choice}`, "aria-pressed": String(pick === choice), onclick: () => this.actions.pick(choice), title: `${label} (${key})` }, label, " ", el("kbd", {}, key));
-    const verdict = selection.stays[this.clip] ? "stays" : "would go";
+    const reasons = selection.reasons(this.clip, pick);
+    const verdict = [selection.stays[this.clip] ? "stays" : "would go", ...reasons].join(": ");
     replaceChildren(
       this.pickRow,
       press("keep", "\u2713 Keep", "K"),
       press("reject", "\u2715 Reject", "X"),
       el("button", { type: "button", class: "ghost", onclick: this.actions.undo }, "Undo ", el("kbd", {}, "U")),
       this.note,
-      el("span", { class: "verdict" }, verdict),
+      el("span", { class: "verdict" }, words(verdict)),
     );
   }
 
-  takeNote() {
-    const note = this.note.value.trim();
-    this.note.value = "";
-    return note;
+  get noteText() {
+    return this.note.value.trim();
   }
 
   async turnTo(frame, isHand = false) {

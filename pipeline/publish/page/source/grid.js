@@ -9,18 +9,20 @@ const SPARE_ROWS = 2; // above and below what is seen
 
 export class Grid {
   // `tiles` makes and fills tiles: { minWidth, textHeight, make(), fill(tile, item), clear(tile) }.
-  constructor(label, tiles, { opened, focused = () => {} }) {
+  constructor(label, tiles, { opened }) {
     this.tiles = tiles;
     this.opened = opened;
-    this.focused = focused;
     this.items = [];
     this.free = [];
     this.shown = new Map(); // tiles by index
-    this.at = 0; // the index that has the focus
+    this.at = 0; // the cursor: the index on which keys act; always one that is seen
+    this.byKeys = false; // whether the keyboard moved it last: a tile that scrolls under a mouse at rest does not take it
     this.body = el("div", { class: "grid-body", role: "listbox", "aria-label": label, tabindex: "-1" });
     this.node = el("div", { class: "grid", onscroll: () => this.schedule() }, this.body);
-    this.node.addEventListener("keydown", (event) => this.key(event));
     this.body.addEventListener("click", (event) => this.click(event));
+    this.body.addEventListener("focusin", (event) => this.mark(this.indexOf(event)));
+    this.body.addEventListener("pointermove", (event) => this.point(event));
+    this.node.addEventListener("wheel", () => (this.byKeys = false), { passive: true });
     new ResizeObserver(() => this.layout()).observe(this.node);
   }
 
@@ -71,6 +73,39 @@ export class Grid {
     const [start, end] = this.range();
     this.recycle((index) => index < start || index >= end);
     for (let index = start; index < end; index++) if (!this.shown.has(index)) this.place(index);
+    this.mark(this.nearestSeen(this.at));
+  }
+
+  // The item nearest to one, in a row of which half or more is seen.
+  nearestSeen(index) {
+    const { scrollTop, clientHeight } = this.node;
+    const first = Math.ceil(scrollTop / this.rowHeight - 0.5);
+    const last = Math.floor((scrollTop + clientHeight) / this.rowHeight - 0.5);
+    const row = Math.floor(index / this.columns);
+    const seen = Math.max(first, Math.min(last, row));
+    return Math.max(0, Math.min(this.items.length - 1, index + (seen - row) * this.columns));
+  }
+
+  // Put the cursor on an item.
+  mark(index) {
+    if (index < 0) return;
+    const isAt = (tile, is) => {
+      tile?.classList.toggle("is-current", is);
+      tile?.setAttribute("tabindex", is ? "0" : "-1");
+    };
+    isAt(this.shown.get(this.at), false);
+    this.at = index;
+    isAt(this.shown.get(index), true);
+  }
+
+  // The mouse takes the cursor along, and the focus if a tile has it.
+  point(event) {
+    if (event.pointerType === "touch") return;
+    if (event.movementX || event.movementY) this.byKeys = false;
+    const index = this.indexOf(event);
+    if (this.byKeys || index < 0 || index === this.at) return;
+    this.mark(index);
+    if (this.body.contains(document.activeElement)) this.shown.get(index).focus({ preventScroll: true });
   }
 
   recycle(isGone) {
@@ -91,6 +126,7 @@ export class Grid {
     tile.style.transform = `translate(${x}px, ${GAP + row * this.rowHeight}px)`;
     tile.dataset.index = index;
     tile.tabIndex = index === this.at ? 0 : -1;
+    tile.classList.toggle("is-current", index === this.at);
     tile.setAttribute("aria-posinset", index + 1);
     tile.setAttribute("aria-setsize", this.items.length);
     this.tiles.fill(tile, this.items[index]);
@@ -99,27 +135,20 @@ export class Grid {
   }
 
   // Scroll to an item and give it the focus.
-  focus(index, isQuiet = false) {
+  focus(index) {
     if (!this.items.length) return;
-    this.shown.get(this.at)?.setAttribute("tabindex", "-1");
-    this.at = Math.max(0, Math.min(this.items.length - 1, index));
+    this.byKeys = true;
+    this.mark(Math.max(0, Math.min(this.items.length - 1, index)));
     const top = Math.floor(this.at / this.columns) * this.rowHeight;
     if (top < this.node.scrollTop) this.node.scrollTop = top;
     const bottom = top + this.rowHeight + GAP - this.node.clientHeight;
     if (bottom > this.node.scrollTop) this.node.scrollTop = bottom;
     this.draw();
-    const tile = this.shown.get(this.at);
-    tile?.setAttribute("tabindex", "0");
-    if (!isQuiet) tile?.focus({ preventScroll: true });
-    this.focused(this.items[this.at]);
+    this.shown.get(this.at)?.focus({ preventScroll: true });
   }
 
   get current() {
     return this.items[this.at];
-  }
-
-  tileOf(item) {
-    return this.shown.get(this.items.indexOf(item));
   }
 
   indexOf(event) {
@@ -131,11 +160,11 @@ export class Grid {
     const index = this.indexOf(event);
     if (index < 0 || event.target.closest("button")) return;
     this.focus(index);
-    if (!tap(this.shown.get(index))) this.opened(this.items[index]);
+    if (!tap(event, this.shown.get(index))) this.opened(this.items[index]);
   }
 
-  key(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+  // A key that moves the cursor or opens what it is on; whether it was one.
+  key({ key }) {
     const page = this.columns * Math.max(1, Math.floor(this.node.clientHeight / this.rowHeight));
     const steps = {
       ArrowRight: 1,
@@ -147,9 +176,10 @@ export class Grid {
       Home: -this.at,
       End: this.items.length,
     };
-    if (event.key in steps) this.focus(this.at + steps[event.key]);
-    else if (event.key === "Enter" && this.indexOf(event) >= 0) this.opened(this.current);
-    else return;
-    event.preventDefault();
+    if (!this.items.length) return false;
+    if (key === "Enter") this.opened(this.current);
+    else if (key in steps) this.focus(this.at + steps[key]);
+    else return false;
+    return true;
   }
 }

@@ -3,8 +3,8 @@
 import { el } from "./dom.js";
 
 export const KEYS = [
-  ["K", "keep the clip; again takes it back"],
-  ["X", "reject the clip; again takes it back"],
+  ["K", "keep the clip (in the grid, the framed one); again takes it back"],
+  ["X", "reject it; again takes it back"],
   ["U", "undo the last pick"],
   ["N  J", "next clip"],
   ["P", "previous clip"],
@@ -31,10 +31,10 @@ export function helpDialog() {
 export function listen(actions) {
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
-    const isWriting = event.target.closest?.("input:not([type=range]), textarea, select");
+    const isWriting = event.target.closest?.("input:not([type=range], [type=checkbox]), textarea, select");
     if (isWriting && event.key !== "Escape") return;
-    const isButton = event.target.closest?.("button, a, summary");
-    if (isButton && (event.key === " " || event.key === "Enter")) return;
+    const isControl = event.target.closest?.("button, a, summary, input, [role=slider]");
+    if (isControl && (event.key === " " || event.key === "Enter")) return;
     const name = event.key.length === 1 ? event.key.toUpperCase() : event.key;
     if (actions[name]?.(event) !== undefined) event.preventDefault();
   });

@@ -23,6 +23,7 @@ class Page {
     this.state = new State(() => this.draw());
     this.picks = new Picks(data, () => this.picked(), (message) => this.say(message));
     this.histograms = [];
+    this.decoding = new Set(); // digests of clips whose latents the server decodes at the moment
     this.clipGrid = new Grid("Clips", new ClipTiles(this), { opened: (clip) => this.openClip(clip) });
     this.rejectedGrid = new Grid("Rejected records", new RejectedTiles(this), { opened: (row) => this.openRejected(row) });
     this.clipView = new ClipView(this, {
@@ -30,6 +31,7 @@ class Page {
       next: () => this.stepClip(1),
       previous: () => this.stepClip(-1),
       pick: (choice) => this.pick(choice),
+      noted: (digest, note) => this.picks.annotate(digest, note),
       undo: () => this.undo(),
       turned: (frame) => this.turned(frame),
       openSpan: (span) => this.openSpan(span),
@@ -47,10 +49,10 @@ class Page {
   build() {
     const { data } = this.records;
     document.title = `${data.name} \u00b7 longtake`;
-    const tab = (view, label, key) => el("button", { type: "button", role: "tab", "data-view": view, title: `${label} (${key})`, onclick: () => this.state.set({ view, clip: "" }, true) }, label);
+    const tab = (view, label, key) => el("button", { type: "button", role: "tab", "data-view": view, title: `${label} (${key})`, onclick: () => this.go(view) }, label);
     this.tabs = el("nav", { class: "tabs", role: "tablist", "aria-label": "Views" }, tab("clips", "Clips", "G"), tab("funnel", "Funnel", "F"), tab("sources", "Sources", "S"));
     this.search = el("input", { type: "search", class: "search", placeholder: "Search keys, captions, sources", "aria-label": "Search", oninput: () => this.state.set({ q: this.search.value }) });
-    this.summary = el("button", { type: "button", class: "link summary", title: "The funnel", onclick: () => this.state.set({ view: "funnel", clip: "" }, true) });
+    this.summary = el("button", { type: "button", class: "link summary", title: "The funnel", onclick: () => this.go("funnel") });
     this.panelButton = el("button", { type: "button", class: "ghost panel-button", "aria-expanded": "false", onclick: () => this.togglePanel() }, "Thresholds");
     this.head = el(
       "header",
@@ -73,8 +75,8 @@ class Page {
     const { records, selection, state } = this;
     for (const source of records.sources) source.captions ??= [];
     this.buildPanel();
-    const steps = records.data.stages.filter((stage) => ["expand", "cut", "extract", "shard"].includes(stage.stage));
-    const nouns = { expand: "source", cut: "scene", extract: "clip", shard: "shard" };
+    const nouns = { expand: "source", cut: "scene", extract: "clip", encode: "sample", shard: "shard" };
+    const steps = records.data.stages.filter((stage) => stage.stage in nouns);
     replaceChildren(this.summary, steps.map((stage) => several(stage.out, nouns[stage.stage])).join(" \u2192 "));
     this.applyThresholds();
     selection.update(this.picks.latest);
@@ -97,23 +99,45 @@ class Page {
       ),
     );
     this.recipe = el("textarea", { class: "recipe", readonly: true, rows: 5, "aria-label": "Lines for the recipe", spellcheck: "false" });
+    this.recipeHint = el("p", { class: "hint" });
     this.copyButton = el("button", { type: "button", class: "primary", onclick: () => this.copy() }, "Copy as recipe");
     const picksBox = el(
       "section",
       { class: "picks" },
       el("h2", {}, "Picks"),
-      (this.picksText = el("p", {})),
-      el("div", { class: "row" }, el("button", { type: "button", class: "ghost", onclick: () => this.undo() }, "Undo"), (this.downloadButton = el("button", { type: "button", class: "ghost", onclick: () => this.download() }, "Download picks"))),
+      (this.picksText = el("p", { class: "hint" })),
+      (this.picksButtons = el("div", { class: "row" }, el("button", { type: "button", class: "ghost", onclick: () => this.undo() }, "Undo"), el("button", { type: "button", class: "ghost", onclick: () => this.download() }, "Download picks"))),
     );
     replaceChildren(
       this.panel,
       this.tally,
-      el("div", { class: "row" }, this.copyButton, (this.resetButton = el("button", { type: "button", class: "ghost", onclick: () => this.resetRules() }, "Reset"))),
-      el("details", { class: "recipe-box" }, el("summary", {}, "the lines"), this.recipe),
+      el("div", { class: "row" }, this.copyButton, (this.resetButton = el("button", { type: "button", class: "ghost", title: "The recipe's own rules and thresholds; picks stay", onclick: () => this.resetRules() }, "Reset"))),
+      el("details", { class: "recipe-box" }, el("summary", {}, "lines for ", words(records.data.recipe_file)), this.recipe, this.recipeHint),
+      picksBox,
       toggles.length ? el("section", { class: "rules" }, el("h2", {}, "Rules of the recipe"), toggles) : null,
       this.histograms.map((histogram) => histogram.node),
-      picksBox,
     );
+  }
+
+  picksSummary() {
+    const { picks, records } = this;
+    const choices = [...picks.latest.values()];
+    if (!choices.length) return "None yet. K keeps and X rejects the framed clip; its own view has buttons.";
+    const kept = choices.filter((choice) => choice === "keep").length;
+    const place = picks.isElsewhere ? "in this browser only: download them to build with them" : `in ${records.data.picks_file}`;
+    return `${kept} kept, ${choices.length - kept} rejected, ${place}`;
+  }
+
+  // What one does with the lines.
+  recipeSteps() {
+    const { recipe_file: recipe, picks_file: file } = this.records.data;
+    const lines = this.recipe.value;
+    const places = [];
+    if (lines.includes("[keep]")) places.push("[keep] takes the place of the whole table of that name");
+    if (lines.includes("[filter]")) places.push("min_frames takes the place of that line in [filter]");
+    if (!places.length) return "";
+    const picks = this.picks.isElsewhere ? ` The downloaded picks belong beside it, as ${file}.` : "";
+    return `In ${recipe}, ${places.join(", and ")}; a table that is not there yet goes to the end.${picks} Then build again.`;
   }
 
   // Thresholds from the address, or the recipe's own.
@@ -175,11 +199,10 @@ class Page {
       el("div", { class: "share" }, el("i", { style: { width: `${share}%` } })),
     );
     for (const histogram of this.histograms) histogram.draw(selection.stays);
-    const choices = [...picks.latest.values()];
-    const kept = choices.filter((choice) => choice === "keep").length;
-    replaceChildren(this.picksText, choices.length ? `${kept} kept, ${choices.length - kept} rejected` : "none yet: press K or X on a clip");
-    this.downloadButton.hidden = !choices.length && !picks.lines.length;
-    this.recipe.value = selection.recipe(choices.length, records.data.picks_file);
+    replaceChildren(this.picksText, words(this.picksSummary()));
+    this.picksButtons.hidden = !picks.lines.length;
+    this.recipe.value = selection.recipe(picks.latest.size, records.data.picks_file);
+    replaceChildren(this.recipeHint, words(this.recipeSteps()));
     this.resetButton.hidden = !this.state.isTouched;
     if (this.state.values.view === "clips") {
       this.listClips();
@@ -237,6 +260,17 @@ class Page {
     this.clipGrid.layout();
   }
 
+  // The grid that one sees, if there is one.
+  get grid() {
+    const { view } = this.state.values;
+    if (view === "sources") return undefined;
+    return view === "funnel" ? this.rejectedGrid : this.clipGrid;
+  }
+
+  go(view) {
+    this.state.set({ view, clip: "", page: "" }, true);
+  }
+
   // Show a view's nodes; those that are there already stay, with their scroll position.
   setView(name, ...nodes) {
     const current = [...this.view.children];
@@ -279,33 +313,49 @@ class Page {
     this.emptyHint(items.length);
   }
 
+  // What to do where no clip is listed.
   emptyHint(length) {
-    this.hint ??= el("p", { class: "hint empty-hint" });
-    if (length) this.hint.remove();
-    else {
-      const { records } = this;
-      this.hint.textContent = records.count ? "No clip is like that. Widen the search, a filter or a threshold." : "There are no clips yet. The funnel says how far the build has come.";
-      this.clipGrid.node.append(this.hint);
-    }
+    this.hint ??= el("div", { class: "hint empty-hint" });
+    if (length) return this.hint.remove();
+    const { records, state } = this;
+    const button = (values, ...text) => el("button", { type: "button", class: "ghost", onclick: () => state.set(values, true) }, ...text);
+    const { q } = state.values;
+    const rejected = q.trim() ? this.rejectedRows("", q).length : 0;
+    replaceChildren(
+      this.hint,
+      el("p", {}, records.count ? "No clip is like that." : "There are no clips yet. The funnel says how far the build has come."),
+      rejected ? button({ view: "funnel", class: "" }, `See ${several(rejected, "rejected record")} with \u201c`, words(q.trim()), "\u201d") : null,
+      records.count ? button({ q: "", source: "", license: "", split: "", show: "all" }, "Show all clips") : null,
+    );
+    this.clipGrid.node.append(this.hint);
   }
 
-  drawFunnel() {
-    const { records, state } = this;
-    const chosen = state.values.class;
+  // Rejected records of a class, "" for any, in which a text occurs.
+  rejectedRows(chosen, text) {
+    const { records } = this;
+    const needle = text.trim().toLowerCase();
     const rows = [];
-    const needle = state.values.q.trim().toLowerCase();
     for (let row = 0; row < records.rejected.keys.length; row++) {
       const [stage, reason] = records.data.classes[records.rejected.class[row]];
       if (chosen && `${stage}:${reason}` !== chosen) continue;
       if (needle && !`${records.rejected.keys[row]} ${records.sourceText(records.rejected.source[row])} ${records.detailOf(row)}`.toLowerCase().includes(needle)) continue;
       rows.push(row);
     }
+    return rows;
+  }
+
+  drawFunnel() {
+    const { records, state } = this;
+    const chosen = state.values.class;
+    const { q } = state.values;
+    const rows = this.rejectedRows(chosen, q);
     const total = records.rejected.keys.length;
     const title = chosen ? `${several(rows.length, "record")} rejected by ${chosen.replace(":", ": ")}` : total ? `${several(rows.length, "rejected record")}` : "Nothing was rejected";
-    const heading = el("div", { class: "bar" }, el("h2", { class: "list-title" }, words(title)), chosen ? el("button", { type: "button", class: "ghost", onclick: () => state.set({ class: "" }) }, "all classes") : el("span", { class: "hint" }, total ? "Choose a class above; open one to see why, when and from where." : ""));
+    const search = q.trim() ? ` with \u201c${q.trim()}\u201d` : "";
+    const heading = el("div", { class: "bar" }, el("h2", { class: "list-title" }, words(title + search)), chosen ? el("button", { type: "button", class: "ghost", onclick: () => state.set({ class: "" }) }, "all classes") : el("span", { class: "hint" }, total ? "Choose a class above; open one to see why, when and from where." : ""));
     const unknown = records.data.unknown ? el("p", { class: "hint" }, "Later stages are not known: ", words(records.data.unknown)) : null;
-    const top = el("div", { class: "funnel-top" }, funnel(records, chosen, (name) => state.set({ class: name })), unknown, heading);
-    this.setView("funnel", top, this.rejectedGrid.node);
+    const top = el("div", { class: "funnel-top" }, funnel(records, chosen, (name) => state.set({ class: name })), unknown);
+    this.setView("funnel", top, heading, this.rejectedGrid.node);
     this.rejectedGrid.show(rows);
   }
 
@@ -314,10 +364,10 @@ class Page {
     const actions = {
       openSpan: (span) => this.openSpan(span),
       openSource: (source) => this.openSource(source),
-      back: () => state.set({ source: "" }, true),
+      back: () => state.set({ page: "" }, true),
       onlyHere: (source) => state.set({ view: "clips", source: records.sources[source].key, q: "" }, true),
     };
-    const one = records.sourceOf.get(state.values.source);
+    const one = records.sourceOf.get(state.values.page);
     if (one !== undefined) {
       this.setView("sources", el("div", { class: "scroller" }, sourcePage(records, one, actions)));
       return;
@@ -369,7 +419,7 @@ class Page {
   }
 
   openSource(source) {
-    this.state.set({ view: "sources", source: this.records.sources[source].key, clip: "", frame: "" }, true);
+    this.state.set({ view: "sources", page: this.records.sources[source].key, clip: "", frame: "" }, true);
   }
 
   closeClip() {
@@ -410,7 +460,7 @@ class Page {
   pick(choice) {
     const clip = this.chosen;
     if (clip === undefined) return true;
-    const note = this.clipView.isOpen ? this.clipView.takeNote() : "";
+    const note = this.clipView.isOpen ? this.clipView.noteText : "";
     const at = this.clipGrid.items.indexOf(clip);
     const pick = this.picks.press(this.records.digestOf(clip), choice, note);
     const key = this.records.keys[clip];
@@ -479,7 +529,8 @@ class Page {
   keys() {
     const inGrid = (act) => () => (document.querySelector("dialog[open]") && !this.clipView.isOpen ? undefined : act());
     const step = (by) => (event) => (this.clipView.isOpen ? (this.clipView.step(by * (event.shiftKey ? 16 : 1)), true) : undefined);
-    const go = (view) => () => (this.state.set({ view, clip: "", source: "" }, true), true);
+    const go = (view) => () => (this.go(view), true);
+    const move = (event) => (!document.querySelector("dialog[open]") && this.grid?.key(event)) || undefined;
     listen({
       K: inGrid(() => this.pick("keep")),
       X: inGrid(() => this.pick("reject")),
@@ -489,8 +540,9 @@ class Page {
       P: inGrid(() => this.stepClip(-1)),
       " ": inGrid(() => this.togglePlay()),
       A: inGrid(() => this.playAll()),
-      ArrowRight: step(1),
-      ArrowLeft: step(-1),
+      ArrowRight: (event) => step(1)(event) ?? move(event),
+      ArrowLeft: (event) => step(-1)(event) ?? move(event),
+      ...Object.fromEntries(["ArrowUp", "ArrowDown", "PageUp", "PageDown", "Home", "End", "Enter"].map((key) => [key, move])),
       G: go("clips"),
       F: go("funnel"),
       S: go("sources"),
@@ -501,24 +553,24 @@ class Page {
   }
 
   async copy() {
-    const text = this.recipe.value;
+    this.panel.querySelector(".recipe-box").open = true; // what one does with them stands there
     try {
-      await navigator.clipboard.writeText(text);
-      this.say("The lines are copied: they take the place of the same lines and tables of the recipe; then build");
+      await navigator.clipboard.writeText(this.recipe.value);
+      this.say("The lines are copied");
     } catch {
-      this.panel.querySelector(".recipe-box").open = true;
       this.recipe.select();
       document.execCommand("copy");
-      this.say("The lines are selected: they take the place of the same lines and tables of the recipe");
+      this.say("The lines are selected");
     }
   }
 
   download() {
     const url = URL.createObjectURL(new Blob([this.picks.text()], { type: "application/jsonl" }));
-    const link = el("a", { href: url, download: this.records.data.picks_file });
+    const { picks_file: file } = this.records.data;
+    const link = el("a", { href: url, download: file.split("/").at(-1) });
     link.click();
     setTimeout(() => URL.revokeObjectURL(url), 10000);
-    this.say(`Lay ${this.records.data.picks_file} beside the recipe`);
+    this.say(`The picks belong beside the recipe, as ${file}`);
   }
 
   say(message) {
@@ -559,16 +611,17 @@ class Page {
 
   async decode(clip) {
     const digest = this.records.digestOf(clip);
-    const answer = await fetch(`decoded/${digest}.mp4`, { method: "POST", headers: { "X-Longtake-Token": this.records.data.served.token } });
-    if (!answer.ok) {
-      this.say(await answer.text());
-      return;
+    this.decoding.add(digest);
+    this.clipView.renew();
+    try {
+      const answer = await fetch(`decoded/${digest}.mp4`, { method: "POST", headers: { "X-Longtake-Token": this.records.data.served.token } });
+      if (answer.ok) this.records.isDecoded.add(this.records.byDigest.get(digest)); // a build may have moved it
+      else this.say(await answer.text());
+    } catch (error) {
+      this.say(`Its latents were not decoded: ${error.message}`);
     }
-    this.records.isDecoded.add(clip);
-    if (this.clipView.clip === clip) {
-      this.clipView.fill();
-      this.clipView.turnTo(this.clipView.frame);
-    }
+    this.decoding.delete(digest);
+    if (this.clipView.isOpen && this.records.digestOf(this.clipView.clip) === digest) this.clipView.renew();
   }
 }
 

@@ -32,30 +32,51 @@ export class Picks {
   }
 
   rebuild() {
-    this.latest = new Map();
-    for (const { clip, pick } of this.lines) {
-      if (pick === null) this.latest.delete(clip);
-      else this.latest.set(clip, pick);
-    }
+    this.latest = new Map(); // what counts, by digest
+    this.notes = new Map();
+    for (const line of this.lines) this.count(line);
+  }
+
+  count({ clip, pick, note }) {
+    if (pick === null) this.latest.delete(clip);
+    else this.latest.set(clip, pick);
+    this.notes.set(clip, pick === null ? "" : note);
+  }
+
+  // Whether some are remembered by this browser only.
+  get isElsewhere() {
+    return !this.served && this.fresh.length > 0;
   }
 
   of(digest) {
     return this.latest.get(digest) ?? null;
   }
 
+  noteOf(digest) {
+    return this.notes.get(digest) ?? "";
+  }
+
   // Pressing the same key again takes the pick back.
   press(digest, pick, note = "") {
     const before = this.of(digest);
     const after = before === pick ? null : pick;
-    this.undone.push({ clip: digest, pick: before });
+    this.undone.push({ clip: digest, pick: before, note: this.noteOf(digest) });
     this.add(digest, after, note);
     return after;
+  }
+
+  // Another note to a pick; without a pick it waits for one.
+  annotate(digest, note) {
+    const [pick, before] = [this.of(digest), this.noteOf(digest)];
+    if (pick === null || note === before) return;
+    this.undone.push({ clip: digest, pick, note: before });
+    this.add(digest, pick, note);
   }
 
   undo() {
     const last = this.undone.pop();
     if (!last) return null;
-    this.add(last.clip, last.pick, "");
+    this.add(last.clip, last.pick, last.note);
     return last;
   }
 
@@ -63,8 +84,7 @@ export class Picks {
     const line = { clip, pick, time: new Date().toISOString().replace(/\.\d+Z$/, "Z"), note };
     this.lines.push(line);
     this.fresh.push(line);
-    if (pick === null) this.latest.delete(clip);
-    else this.latest.set(clip, pick);
+    this.count(line);
     if (this.served) this.queue = this.queue.then(() => this.send(line));
     else this.keep();
     this.changed();

@@ -138,6 +138,16 @@ export class Selection {
     }
   }
 
+  // Why a clip stays or goes, where a pick, a rule, a threshold or a better clip decides it.
+  reasons(clip, pick) {
+    if (!this.basis[clip]) return [];
+    if (pick) return ["by hand"];
+    if (this.stays[clip]) return [];
+    const broken = this.rules.filter((rule) => rule.isOn && !rule.threshold && !this.maskOf(rule)[clip]).map((rule) => `not ${rule.text}`);
+    for (const [name, threshold] of this.thresholds) if (!this.masks.get(name)[clip]) broken.push(`not ${comparison(name, threshold)}`);
+    return broken.length ? broken : ["a better clip shows the same"];
+  }
+
   // Of clips that show the same, as far as the last build compared them, the best that stays does; media/duplicates.py has it too.
   dropDuplicates(picks) {
     const { records, stays } = this;

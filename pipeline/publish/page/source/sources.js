@@ -60,7 +60,7 @@ export function sourcePage(records, source, { openSpan, back, onlyHere }) {
     el("dl", { class: "facts" }, rows.map(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])),
     facts.seconds ? timeline(records, source, { open: openSpan }) : null,
     whole.map((rejected) => el("p", { class: "hint" }, el("b", {}, words(records.classLabel(records.rejected.class[rejected]))), " ", words(records.detailOf(rejected)))),
-    el("div", { class: "source-actions" }, el("button", { type: "button", class: "ghost", onclick: () => onlyHere(source) }, "Its clips in the grid")),
+    spans.some((span) => span.clip >= 0) ? el("div", { class: "source-actions" }, el("button", { type: "button", class: "ghost", onclick: () => onlyHere(source) }, "Its clips in the grid")) : null,
     el("h3", {}, several(spans.length, "scene")),
     el("ol", { class: "span-list" }, spans.slice(0, 500).map((span) => el("li", {}, spanRow(records, span, openSpan)))),
   );

@@ -3,13 +3,14 @@
 const DEFAULTS = {
   view: "clips",
   q: "",
-  source: "",
+  source: "", // of which clips are listed
   license: "",
   split: "",
   show: "all",
   sort: "key",
   order: "up",
   class: "",
+  page: "", // the source whose own page is open
   clip: "",
   frame: "",
 };

@@ -57,11 +57,12 @@ export function play(frame, url) {
 
 let tapped; // the picture that a finger began to play
 
-// Where nothing hovers, the first tap on a tile plays its clip and ends the one before. Whether it did:
-// the next tap is for what a click does elsewhere.
-export function tap(tile) {
+// A finger's first tap on a tile plays its clip and ends the one before. Whether it did: the next tap is
+// for what a click does elsewhere.
+export function tap({ pointerType }, tile) {
   const { frame } = tile.parts;
-  if (!matchMedia("(hover: none)").matches || !tile.url || isPlaying(frame)) return false;
+  const isFinger = pointerType ? pointerType === "touch" : matchMedia("(hover: none)").matches;
+  if (!isFinger || !tile.url || isPlaying(frame)) return false;
   if (tapped) stop(tapped);
   tapped = frame;
   play(frame, tile.url);
@@ -122,13 +123,14 @@ export class ClipTiles {
     const value = this.valueText(clip);
     const fate = records.fateOf(clip);
     const notes = [value];
-    if (typeof fate === "number") notes.unshift(records.className(fate));
+    if (typeof fate === "number") notes.unshift(`rejected: ${records.className(fate)}`);
     else if (fate === "pending") notes.unshift("not encoded yet");
     if (records.split[clip] === 2) notes.push("validation");
-    parts.value.replaceChildren(words(notes.filter(Boolean).join(" \u00b7 ") || records.caption(clip)));
-    const will = goes ? "would go" : "stays";
+    if (!value) notes.push(records.caption(clip));
+    parts.value.replaceChildren(words(notes.filter(Boolean).join(" \u00b7 ")));
+    const will = [goes ? "would go" : "stays", ...selection.reasons(clip, pick)].join(": ");
     tile.setAttribute("aria-label", `${records.keys[clip]}, ${will}${pick ? `, picked: ${pick}` : ""}${value ? `, ${value}` : ""}`);
-    tile.title = records.caption(clip);
+    tile.title = [records.caption(clip), goes ? will : ""].filter(Boolean).join("\n");
     if (state.values.clip === records.keys[clip]) tile.setAttribute("aria-current", "true");
     else tile.removeAttribute("aria-current");
   }
