@@ -9,12 +9,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from skimage import data
 
 from pipeline.core.errors import BadData, Stopped
 from pipeline.core.records import Blob, Clip, Crop, Scene, Source, Video
 from pipeline.media import scorers, video
-from pipeline.media.scorers.scorer import Pictures, Weights, one_thread, rounded
+from pipeline.media.scorers import text
+from pipeline.media.scorers.scorer import Pictures, Weights, network_of, one_thread, rounded
 from pipeline.stages.score import values_of
 from tests.making import properties
 
@@ -137,6 +139,27 @@ def test_a_cut_and_a_dissolve_stand_out(measure: Measure, joint: str) -> None:
 @pytest.mark.parametrize("single", ["pan", "zoom", "shake", "thing", "flash", "still", "subtitle"])
 def test_motion_and_flashes_are_no_cut(measure: Measure, single: str) -> None:
     assert measure(single, "inner_cut")["inner_cut"] < 0.25  # type: ignore[operator]
+
+
+def marker(side: int) -> NDArray[np.uint8]:
+    """A white square with black cells, as augmented reality has them, on black: `320 320 3`."""
+    cells = np.zeros((6, 6), np.uint8)
+    cells[[0, -1]] = cells[:, [0, -1]] = 255
+    cells[[1, 1, 2, 2, 3, 3, 4], [1, 3, 1, 2, 2, 4, 1]] = 255
+    square = cv2.resize(cells, (side, side), interpolation=cv2.INTER_NEAREST)
+    edge = (320 - side) // 2
+    picture = cv2.copyMakeBorder(square, edge, edge, edge, edge, cv2.BORDER_CONSTANT)
+    return np.repeat(picture[..., None], 3, axis=2)
+
+
+@needs("text")
+def test_what_is_higher_than_a_line_of_text_is_none() -> None:
+    """PP-OCR marks lamps, arches and markers, too: of a film's highest scores these were five."""
+    network = network_of(scorers.SCORERS["text"]().network())
+    title = np.full((320, 320, 3), 60, np.uint8)
+    cv2.putText(title, "TITLE", (10, 200), cv2.FONT_HERSHEY_DUPLEX, 3, (255, 255, 255), 6)
+    assert 0.1 < text.text_in(network, title).mean() < 0.4
+    assert not text.text_in(network, marker(200)).any()
 
 
 @needs("text")

@@ -27,8 +27,8 @@ NUM_FRAMES = 4
 THRESHOLD = 0.3  # of a pixel's probability, as PP-OCR has it
 BOX_THRESHOLD = 0.6  # of a box's mean probability
 UNCLIP = 1.6  # how far a box reaches beyond what the network marks: DB, Liao et al., AAAI 2020
-MIN_SIDE = 4  # pixels of a box
-MAX_HEIGHT = 0.4  # of the picture: what is higher is no line of text (a planet at night, say)
+MIN_SIDE = 4  # pixels of what the network marks
+MAX_HEIGHT = 0.4  # of the picture, of a box: what is higher is no line of text (a planet, a lamp)
 # of the network's training set, BGR, of 0 to 1
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
@@ -38,7 +38,7 @@ class Text(Scorer):
     """PP-OCRv6's small text detector, whose weights come in `rapidocr` (Apache-2.0)."""
 
     name = "text"
-    version = 1
+    version = 2
     scores = (
         Score("text", "share", 0, 1, "area under text, median of four frames"),
         Score(
@@ -85,9 +85,11 @@ def text_in(network: Any, picture: Picture) -> NDArray[np.bool_]:
         cv2.drawContours(inside, [contour], -1, 1, -1)
         centre, (width, height), angle = cv2.minAreaRect(contour)
         is_weak = float(probability[inside > 0].mean()) < BOX_THRESHOLD
-        if is_weak or not MIN_SIDE <= min(width, height) <= MAX_HEIGHT * len(mask):
+        if is_weak or min(width, height) < MIN_SIDE:
             continue
         reach = 2 * width * height * UNCLIP / (2 * (width + height))
+        if min(width, height) + reach > MAX_HEIGHT * len(mask):
+            continue
         box = cv2.boxPoints((centre, (width + reach, height + reach), angle))
         cv2.fillConvexPoly(mask, box.round().astype(np.int32), 1)
     return mask > 0
