@@ -606,6 +606,7 @@ def _decode(container: Any, stream: Any, faults: _Faults) -> Iterator[VideoFrame
             frames = _frames_of(packet.decode, faults)
             faults.see_aspect(decoder.sample_aspect_ratio)
             yield from frames
+            del frames  # into memory that is not held, and warm, the next one is decoded
     except FFmpegError as error:  # the container itself: no packet will say that this was the last
         faults.add(_why(error))
         yield from _frames_of(decoder.decode, faults)
@@ -872,15 +873,19 @@ class _Kind:
     def __init__(self, facts: Container, aspect: Fraction | None) -> None:
         self._facts = facts
         self._turn = facts.mirrored, facts.rotation
+        self._rotation: int | None = None  # of the last frame
         # where the container says another, it counts, and for all frames
         self._is_by_decoder = (aspect or 1) == facts.pixel_aspect
 
     def change(self, frame: VideoFrame, aspect: Fraction | None) -> str:
         """How a frame differs, "" if it does not."""
         facts, upright = self._facts, (self._facts.mirrored, self._facts.rotation)
-        sides: Any = frame.side_data
-        if sides.get(Type.DISPLAYMATRIX) is not None:  # a turn holds until a frame says another
-            self._turn = _display(frame)
+        # a frame and its side data hold each other, so that its memory is not used again at once
+        if frame.rotation != self._rotation:
+            self._rotation = frame.rotation
+            sides: Any = frame.side_data
+            if sides.get(Type.DISPLAYMATRIX) is not None:  # a turn holds until a frame says another
+                self._turn = _display(frame)
         if change := _change(frame, facts):
             return change
         if self._is_by_decoder and (aspect or 1) != facts.pixel_aspect:

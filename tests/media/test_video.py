@@ -1,3 +1,4 @@
+import gc
 import itertools
 import struct
 import subprocess
@@ -56,6 +57,19 @@ def test_a_plain_video_is_probed(film: Film) -> None:
     assert (facts.color_matrix, facts.color_range, facts.color_primaries, facts.color_transfer) == (
         "unknown",
     ) * 4
+
+
+def test_no_frame_waits_for_the_garbage_collector(film: Film) -> None:
+    path = film(footage.plain)
+    facts = video.probe(path)
+    gc.collect()
+    gc.disable()  # a frame of 4K has 12 MB
+    try:
+        num_frames = sum(1 for _ in video.frames(path, facts))
+        assert num_frames == 300
+        assert gc.collect() < num_frames
+    finally:
+        gc.enable()
 
 
 def test_ntsc_is_an_exact_fraction(film: Film) -> None:

@@ -163,6 +163,15 @@ class _Flashes:
         self._recent.append((time_s, tiny))
 
 
+class _Sample(NamedTuple):
+    """A picture that is looked at for dissolves, and where it is not black."""
+
+    time_s: float
+    number: int
+    tiny: Tiny
+    lit: NDArray[np.int64]
+
+
 class _Dissolve(NamedTuple):
     """How far off the straight line its pictures are, and the frame that is half way."""
 
@@ -177,32 +186,30 @@ class _Dissolves:
 
     def __init__(self) -> None:
         self.candidates: list[_Dissolve] = []
-        self._samples: deque[tuple[float, int, Tiny]] = deque()
+        self._samples: deque[_Sample] = deque()
 
     def see(self, tiny: Tiny, time_s: float, index: int) -> None:
         samples = self._samples
-        if samples and time_s - samples[-1][0] < SAMPLE_S - EPS_S:
+        if samples and time_s - samples[-1].time_s < SAMPLE_S - EPS_S:
             return
-        samples.append((time_s, index, tiny))
-        while time_s - samples[0][0] > max(SPANS_S) + EPS_S:
+        samples.append(_Sample(time_s, index, tiny, _lit(tiny)))
+        while time_s - samples[0].time_s > max(SPANS_S) + EPS_S:
             samples.popleft()
-        times = np.array([sample[0] for sample in samples])
+        times = np.array([sample.time_s for sample in samples])
         pictures: NDArray[np.int64] | None = None
         for span_s in SPANS_S:
             first = int(np.searchsorted(times, time_s - span_s - EPS_S))
             if time_s - times[first] < span_s - SLACK_S or len(times) - first < 5:
                 continue
-            before, after = _inside(samples[first][2], tiny)
-            if np.abs(after - before).sum() < LEAST_CHANGE * after.size:
-                continue
-            if _alike(before, after) > MOST_ALIKE:
+            inside = _Inside.of(samples[first], samples[-1])
+            if np.abs(tiny - samples[first].tiny).sum() < LEAST_CHANGE * inside.size:
                 continue
             if pictures is None:
-                pictures = np.stack([sample[2] for sample in samples])
+                pictures = np.stack([sample.tiny for sample in samples])
             mixture = _mixture(pictures[first:])
-            if mixture is not None:
+            if mixture is not None and inside.is_other_film():
                 left, half = mixture
-                self.candidates.append(_Dissolve(left, samples[first + half][1]))
+                self.candidates.append(_Dissolve(left, samples[first + half].number))
 
 
 def _mixture(pictures: NDArray[np.int64]) -> tuple[float, int] | None:
@@ -225,18 +232,47 @@ def _mixture(pictures: NDArray[np.int64]) -> tuple[float, int] | None:
     return left, 1 + int(np.abs(shares - 0.5).argmin())
 
 
-def _inside(first: Tiny, last: Tiny) -> tuple[Tiny, Tiny]:
+def _lit(tiny: Tiny) -> NDArray[np.int64]:
+    """Where a picture is not black: top, left, -bottom, -right, so that the least of two hold both.
+    Of a black one: bottom, right, 0, 0.
+    """
+    width, height = TINY
+    lit = tiny.reshape(height, width, -1).max(axis=2) > BLACK
+    rows, columns = (np.flatnonzero(lit.any(axis=axis)) for axis in (1, 0))
+    if not rows.size:
+        return np.array([height, width, 0, 0])
+    return np.array([rows[0], columns[0], -rows[-1] - 1, -columns[-1] - 1])
+
+
+class _Inside(NamedTuple):
     """Two pictures without what is black in both at their edges: with bars on them any two films
     are alike.
     """
-    width, height = TINY
-    lit = np.maximum(first, last).reshape(height, width, -1).max(axis=2) > BLACK
-    rows, columns = (np.flatnonzero(lit.any(axis=axis)) for axis in (1, 0))
-    if not rows.size:
-        return first, last
-    inside = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    crops = (picture.reshape(height, width, -1)[inside].reshape(-1) for picture in (first, last))
-    return next(crops), next(crops)
+
+    first: Tiny
+    last: Tiny
+    place: tuple[slice, slice]
+    size: int
+
+    @classmethod
+    def of(cls, first: _Sample, last: _Sample) -> _Inside:
+        width, height = TINY
+        top, left, bottom, right = np.minimum(first.lit, last.lit).tolist()
+        if bottom == 0:  # both are black
+            top, left, bottom, right = 0, 0, -height, -width
+        place = slice(top, -bottom), slice(left, -right)
+        size = (-bottom - top) * (-right - left) * first.tiny.size // (width * height)
+        return cls(first.tiny, last.tiny, place, size)
+
+    def is_other_film(self) -> bool:
+        """Whether they differ by enough, and by more than their light."""
+        width, height = TINY
+        before, after = (
+            tiny.reshape(height, width, -1)[self.place].reshape(-1)
+            for tiny in (self.first, self.last)
+        )
+        has_changed = np.abs(after - before).sum() >= LEAST_CHANGE * self.size
+        return bool(has_changed) and _alike(before, after) <= MOST_ALIKE
 
 
 def _alike(first: Tiny, last: Tiny) -> float:
