@@ -84,6 +84,22 @@ def thing() -> Frames:
     return frames
 
 
+def alone() -> Frames:
+    """A square that crosses before a plain ground: the only thing that has corners."""
+    frames = np.full((NUM_FRAMES, SIDE, SIDE, 3), 90, np.uint8)
+    square = texture(7, 72)
+    for index, frame in enumerate(frames):
+        frame[90:162, 4 * index : 4 * index + 72] = square
+    return frames
+
+
+def wall() -> Frames:
+    """A pan over things below a plain wall."""
+    frames = pan()
+    frames[:, :128] = 90
+    return frames
+
+
 def subtitle() -> Frames:
     frames = pan()
     for frame in frames:
@@ -143,6 +159,8 @@ ALL: Mapping[str, Callable[[], Frames]] = {
         zoom,
         shake,
         thing,
+        alone,
+        wall,
         subtitle,
         blur,
         dark,

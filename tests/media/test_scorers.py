@@ -98,6 +98,18 @@ def test_a_thing_that_crosses_is_object_motion(measure: Measure) -> None:
     assert thing["motion"] == pytest.approx(thing["object_motion"], rel=0.2)
 
 
+def test_one_thing_before_a_plain_ground_is_no_camera(measure: Measure) -> None:
+    alone = measure("alone", "motion", "camera")
+    assert alone["motion"] > 0.01  # type: ignore[operator]
+    assert alone["camera"] is alone["object_motion"] is alone["shake"] is None
+
+
+def test_a_plain_wall_that_the_camera_passes_is_no_object(measure: Measure) -> None:
+    wall, pan = measure("wall", "camera"), measure("pan", "camera")
+    assert wall["camera"] == pytest.approx(pan["camera"], rel=0.05)
+    assert wall["object_motion"] < 0.15 * wall["camera"]  # type: ignore[operator]
+
+
 def test_a_hand_that_shakes_is_told_from_a_pan(measure: Measure) -> None:
     shake, pan = measure("shake", "camera")["shake"], measure("pan", "camera")["shake"]
     assert shake > 50 * pan  # type: ignore[operator]

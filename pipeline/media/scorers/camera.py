@@ -2,7 +2,8 @@
 
 A similarity (shift, turn, zoom) is fitted to corners that are followed from frame to frame; RANSAC
 leaves out those on things that move by themselves. A slow zoom into a photograph has camera motion
-and no object motion.
+and no object motion. Where all corners lie on one thing before a plain ground, nobody can tell the
+thing from the camera; and on a plain wall no flow is seen, whatever moves.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ from pipeline.media.scorers.scorer import (
 MAX_CORNERS = 200
 MIN_INLIERS = 12
 MIN_SHARE = 0.25  # of the corners that were followed, for a fit to count
+MIN_AREA = 0.1  # of the picture, that the corners of a fit span
+PLAIN = 2.0  # levels: standard deviation over AROUND pixels, below which no flow can be seen
+AROUND = 15
 MAX_ERROR = 2.0  # pixels, of a corner followed forth and back, and of an inlier
 SMOOTH = 5  # steps of the camera's path that make its average
 UNIT = "side/s"
@@ -40,7 +44,7 @@ class Camera(Scorer):
     """Shi-Tomasi corners, pyramidal Lucas-Kanade, RANSAC; as OpenCV has them."""
 
     name = "camera"
-    version = 1
+    version = 2
     scores = (
         Score(
             "camera",
@@ -56,7 +60,7 @@ class Camera(Scorer):
             0,
             None,
             "how far pixels move against the camera: mean length of the flow minus the "
-            "similarity; median over the same pairs",
+            "similarity, 0 on plain ground; median over the same pairs",
         ),
         Score(
             "shake",
@@ -82,7 +86,8 @@ class Camera(Scorer):
                 continue
             field = field_of(similarity)
             cameras.append(_mean_length(field))
-            objects.append(_mean_length(flow_of(before, after) - field))
+            against = (flow_of(before, after) - field) * has_texture(before)[..., None]
+            objects.append(_mean_length(against))
         jitters = [jitter for run in runs(clip) for jitter in _jitters(run, clip, pictures)]
         shake = statistics.fmean(jitters) if jitters else None
         if 2 * len(cameras) <= num_pairs:
@@ -93,7 +98,7 @@ class Camera(Scorer):
 
 def similarity_of(before: Picture, after: Picture) -> Similarity | None:
     """The similarity that takes a picture's corners to where they are in the next; None if there
-    are too few to tell.
+    are too few to tell, or all in one place: a face before a plain wall is no camera.
     """
     import cv2
 
@@ -112,7 +117,19 @@ def similarity_of(before: Picture, after: Picture) -> Similarity | None:
     )
     if matrix is None or inliers.sum() < max(MIN_INLIERS, MIN_SHARE * good.sum()):
         return None
+    hull = cv2.convexHull(corners[good][inliers.ravel() == 1])
+    if cv2.contourArea(hull) < MIN_AREA * before.size:
+        return None
     return np.asarray(matrix, np.float64)
+
+
+def has_texture(picture: Picture) -> NDArray[np.bool_]:
+    """Where a picture is not plain, so that a flow can be seen: `h w`."""
+    import cv2
+
+    levels = picture.astype(np.float32)
+    mean, mean_square = (cv2.blur(values, (AROUND, AROUND)) for values in (levels, levels**2))
+    return np.asarray(mean_square - mean**2 > PLAIN**2)
 
 
 def field_of(similarity: Similarity) -> NDArray[np.float32]:
