@@ -142,6 +142,7 @@ EXACT_RGB = (
     ("format", "rgb24"),
 )
 Filters = Sequence[tuple[str, str]]  # names and arguments
+Tags = tuple[str, int, int, int, int]  # pixel format, matrix, range, primaries, transfer
 BGR, GREY = ("format", "bgr24"), ("format", "gray")
 UNTAGGED = ("setparams", "colorspace=unknown:color_primaries=unknown:color_trc=unknown")
 
@@ -389,6 +390,17 @@ def _colours(frame: VideoFrame) -> dict[str, Any]:
         "color_primaries": PRIMARIES.get(frame.color_primaries, UNKNOWN),
         "color_transfer": TRANSFERS.get(frame.color_trc, UNKNOWN),
     }
+
+
+def _tags(frame: VideoFrame) -> Tags:
+    """What tells frames apart whose pixels are to be read differently."""
+    return (
+        frame.format.name,
+        frame.colorspace,
+        frame.color_range,
+        frame.color_primaries,
+        frame.color_trc,
+    )
 
 
 def _check_colours(frame: VideoFrame) -> None:
@@ -874,6 +886,7 @@ class _Kind:
         self._facts = facts
         self._turn = facts.mirrored, facts.rotation
         self._rotation: int | None = None  # of the last frame
+        self._tags: Tags | None = None  # of the last frame whose colours can be converted
         # where the container says another, it counts, and for all frames
         self._is_by_decoder = (aspect or 1) == facts.pixel_aspect
 
@@ -894,10 +907,13 @@ class _Kind:
         if self._turn != upright:
             was, now = _turn_name(*upright), _turn_name(*self._turn)
             return f"the picture changes from {was} to {now}"
-        try:
-            _check_colours(frame)
-        except BadData as error:
-            return error.detail
+        tags = _tags(frame)
+        if tags != self._tags:
+            try:
+                _check_colours(frame)
+            except BadData as error:
+                return error.detail
+            self._tags = tags
         return ""
 
 
@@ -986,11 +1002,11 @@ class Conversion:
 
     def __init__(self, facts: Container, filters: Callable[[Container], Filters]) -> None:
         self._facts, self._filters = facts, filters
-        self._graphs: dict[tuple[str, ...], Graph] = {}
+        self._graphs: dict[Tags, Graph] = {}
 
     def convert(self, frame: VideoFrame) -> VideoFrame:
         """The frame after the filters. Raises BadData('decode-error')."""
-        key = tuple(_colours(frame).values())
+        key = _tags(frame)
         if key not in self._graphs:
             self._graphs[key] = self._graph(frame)
         try:

@@ -14,6 +14,7 @@ import math
 from array import array
 from collections import deque
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -33,6 +34,7 @@ SAMPLE_S = 0.08  # between two pictures that are looked at for dissolves
 SPANS_S = (0.7, 1.0, 1.4)  # how long a dissolve may take
 SLACK_S = 0.2  # how much shorter a span may turn out where frames are far apart
 LEAST_CHANGE = 12  # levels between the pictures before and after a dissolve, in the mean
+LEAST_INSIDE = 0.3  # of a picture, without its bars: a phone's film in a wide one leaves 0.32
 MOST_LEFT = 0.3  # of the change: how far the pictures between are off the straight line
 BLACK = 10  # levels: rows and columns at the edges that are no brighter are bars
 MOST_ALIKE = 0.6  # correlation of both pictures: more is the same film in another light
@@ -163,13 +165,18 @@ class _Flashes:
         self._recent.append((time_s, tiny))
 
 
-class _Sample(NamedTuple):
-    """A picture that is looked at for dissolves, and where it is not black."""
+@dataclass
+class _Sample:
+    """A picture that is looked at for dissolves."""
 
     time_s: float
     number: int
     tiny: Tiny
-    lit: NDArray[np.int64]
+
+    @cached_property
+    def lit(self) -> NDArray[np.int64]:
+        """Where it is not black; see `_lit`."""
+        return _lit(self.tiny)
 
 
 class _Dissolve(NamedTuple):
@@ -192,7 +199,7 @@ class _Dissolves:
         samples = self._samples
         if samples and time_s - samples[-1].time_s < SAMPLE_S - EPS_S:
             return
-        samples.append(_Sample(time_s, index, tiny, _lit(tiny)))
+        samples.append(_Sample(time_s, index, tiny))
         while time_s - samples[0].time_s > max(SPANS_S) + EPS_S:
             samples.popleft()
         times = np.array([sample.time_s for sample in samples])
@@ -201,8 +208,11 @@ class _Dissolves:
             first = int(np.searchsorted(times, time_s - span_s - EPS_S))
             if time_s - times[first] < span_s - SLACK_S or len(times) - first < 5:
                 continue
+            change = np.abs(tiny - samples[first].tiny).sum()
+            if change < LEAST_CHANGE * LEAST_INSIDE * tiny.size:
+                continue
             inside = _Inside.of(samples[first], samples[-1])
-            if np.abs(tiny - samples[first].tiny).sum() < LEAST_CHANGE * inside.size:
+            if change < LEAST_CHANGE * inside.size:
                 continue
             if pictures is None:
                 pictures = np.stack([sample.tiny for sample in samples])
