@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +32,30 @@ def chromium() -> Iterator[Any]:
         yield running
 
 
-@pytest.fixture
-def watched(chromium: Any) -> Iterator[Watched]:
-    """A page of 1280 x 800 in a fresh profile; at the end of the test nothing may have gone wrong
-    in it.
-    """
-    context = chromium.new_context(viewport={"width": 1280, "height": 800}, accept_downloads=True)
+@contextmanager
+def watching(chromium: Any, width: int, **options: Any) -> Iterator[Watched]:
+    """A page in a fresh profile, 800 pixels high; at the end nothing may have gone wrong in it."""
+    context = chromium.new_context(viewport={"width": width, "height": 800}, **options)
     context.set_default_timeout(20_000)
     watched = Watched(context)
     yield watched
     context.close()
     assert watched.problems == []
+
+
+@contextmanager
+def touched_page(chromium: Any, dataset: Dataset, width: int) -> Iterator[Any]:
+    """The page of a dataset on a machine with a touch screen."""
+    with watching(chromium, width, has_touch=True, is_mobile=True) as watched:
+        watched.page.goto(address_of(dataset))
+        yield watched.page
+
+
+@pytest.fixture
+def watched(chromium: Any) -> Iterator[Watched]:
+    """A page of 1280 x 800."""
+    with watching(chromium, 1280, accept_downloads=True) as watched:
+        yield watched
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from tests.making import many
 from tests.making.browser import Watched, until
 from tests.making.dataset import Dataset
-from tests.page.conftest import address_of
+from tests.page.conftest import touched_page
 
 IN_SIGHT = """(() => {
     const area = document.querySelector('.grid').getBoundingClientRect();
@@ -115,15 +115,8 @@ def test_a_tile_that_scrolls_under_a_mouse_at_rest_does_not_take_the_cursor(long
 @pytest.fixture
 def hybrid(chromium: Any, shown: Dataset) -> Iterator[Any]:
     """A machine that has a touch screen, and says that nothing hovers."""
-    context = chromium.new_context(
-        viewport={"width": 800, "height": 800}, has_touch=True, is_mobile=True
-    )
-    context.set_default_timeout(20_000)
-    watched = Watched(context)
-    watched.page.goto(address_of(shown))
-    yield watched.page
-    context.close()
-    assert watched.problems == []
+    with touched_page(chromium, shown, 800) as page:
+        yield page
 
 
 def test_a_click_of_a_mouse_opens_a_clip_at_once_on_any_machine(hybrid: Any) -> None:

@@ -17,7 +17,7 @@ from pipeline.media.scorers import head
 from pipeline.publish.page import report
 from tests.making.browser import Watched, until
 from tests.making.dataset import Dataset
-from tests.page.conftest import address_of
+from tests.page.conftest import address_of, touched_page
 
 HEADED = '\n[score]\nscorers = ["head"]\n[score.head]\nliked = "liked.safetensors"\n'
 
@@ -101,15 +101,8 @@ def test_without_a_probability_there_is_no_such_order(page: Any) -> None:
 @pytest.fixture
 def touched(chromium: Any, shown: Dataset) -> Iterator[Any]:
     """The page on a telephone."""
-    context = chromium.new_context(
-        viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True
-    )
-    context.set_default_timeout(20_000)
-    watched = Watched(context)
-    watched.page.goto(address_of(shown))
-    yield watched.page
-    context.close()
-    assert watched.problems == []
+    with touched_page(chromium, shown, 390) as page:
+        yield page
 
 
 def test_a_tap_plays_a_clip_another_ends_it_and_the_second_opens(touched: Any) -> None:

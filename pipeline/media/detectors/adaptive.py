@@ -175,8 +175,15 @@ class _Sample:
 
     @cached_property
     def lit(self) -> NDArray[np.int64]:
-        """Where it is not black; see `_lit`."""
-        return _lit(self.tiny)
+        """Where it is not black: top, left, -bottom, -right, so that the least of two hold both.
+        Of a black one: bottom, right, 0, 0.
+        """
+        width, height = TINY
+        lit = self.tiny.reshape(height, width, -1).max(axis=2) > BLACK
+        rows, columns = (np.flatnonzero(lit.any(axis=axis)) for axis in (1, 0))
+        if not rows.size:
+            return np.array([height, width, 0, 0])
+        return np.array([rows[0], columns[0], -rows[-1] - 1, -columns[-1] - 1])
 
 
 class _Dissolve(NamedTuple):
@@ -240,18 +247,6 @@ def _mixture(pictures: NDArray[np.int64]) -> tuple[float, int] | None:
     if not is_straight or strides.min() < -BACKWARDS or strides.max() > MOST_AT_ONCE:
         return None
     return left, 1 + int(np.abs(shares - 0.5).argmin())
-
-
-def _lit(tiny: Tiny) -> NDArray[np.int64]:
-    """Where a picture is not black: top, left, -bottom, -right, so that the least of two hold both.
-    Of a black one: bottom, right, 0, 0.
-    """
-    width, height = TINY
-    lit = tiny.reshape(height, width, -1).max(axis=2) > BLACK
-    rows, columns = (np.flatnonzero(lit.any(axis=axis)) for axis in (1, 0))
-    if not rows.size:
-        return np.array([height, width, 0, 0])
-    return np.array([rows[0], columns[0], -rows[-1] - 1, -columns[-1] - 1])
 
 
 class _Inside(NamedTuple):
