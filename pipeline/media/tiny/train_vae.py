@@ -154,7 +154,9 @@ def save(vae: Any, clips: list[Tensor], out: Path) -> None:
 
 
 def main(
-    clips: Annotated[list[Path], typer.Argument(help="Clips to learn from.")],
+    clips: Annotated[
+        list[Path], typer.Argument(help="Clips to learn from; one named twice counts double.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder to write the model to.")],
     held_out: Annotated[
         list[Path] | None, typer.Option(help="Clips only measured, not learnt.")
@@ -171,10 +173,11 @@ def main(
     """Train the tiny VAE on clips and report its PSNR on clips it has and has not seen."""
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    frames = {path.stem: read_clip(path) for path in clips}
+    frames = {path.stem: read_clip(path) for path in dict.fromkeys(clips)}
     unseen = {path.stem: read_clip(path) for path in held_out or []}
     vae = load_vae(start) if start else new_vae()
-    steps = fit(vae, list(frames.values()), minutes, batch, rate, seed)
+    shown = [frames[path.stem] for path in clips]
+    steps = fit(vae, shown, minutes, batch, rate, seed)
     save(vae, list(frames.values()), out)
     print(f"{steps} steps, {sum(p.numel() for p in vae.parameters()):,} parameters, saved in {out}")
     for kind, table in (("trained on", frames), ("held out", unseen)):
