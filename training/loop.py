@@ -171,15 +171,16 @@ class Trainer:
         """Model, optimizer, average and schedule, as the newest checkpoint left them or new."""
         preset = self.run.preset
         newest = checkpoint.checkpoints(self.run)[-1:]
+        self.remarks: list[str] = []
         if newest:
             model = checkpoint.load_model(self.run)
         else:
             says = pretraining.check(preset, self.run.unet, from_hub=True)
+            self.remarks += pretraining.check_latents(preset, self.run.unet, self.index)
             model = models.new_model(preset, self.run.unet, self.run.seed)
         self._check_encoders(model.unet.config)
         self.parameters = model.select_trainable(preset.trainable)
         self.base = None if newest else self._base_digest()
-        self.remarks: list[str] = []
         if not newest and says is None and not models.begins_random(self.run.unet):
             self.remarks.append(
                 f"{self.run.unet} does not say what it was trained for (it has no "
@@ -541,6 +542,7 @@ def begin(
     )
     if not checkpoint.checkpoints(run):
         pretraining.check(row, source)
+        pretraining.check_latents(row, source, index)
     return run
 
 

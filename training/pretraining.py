@@ -1,17 +1,18 @@
-"""What a 2-D model was trained for, and whether a preset asks the same of it: epsilon or v, and how
-much noise there is at each step. A model that is asked for another thing still runs, and learns to
-undo what it knows.
+"""What a 2-D model was trained for, and whether a preset and its shards ask the same of it: epsilon
+or v, how much noise there is at each step, and whose latents. A model that is asked for another
+thing still runs, and learns to undo what it knows.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
 from pipeline.media import encoders
-from training import diffusion, heldout, models
+from training import diffusion, heldout, models, shards
 from training.codec import errors_of_training
 from training.errors import UsageError
 from training.presets import Prediction, Preset
@@ -48,18 +49,49 @@ def check(preset: Preset, unet: str, from_hub: bool = False) -> Path | None:
         return scheduler
     path = folder / heldout.MODEL_FACTS
     if path.is_file():
-        try:
+        with _readable(path):
             facts = json.loads(path.read_bytes())
             if "preset" not in facts:
                 return None
             objective = facts["preset"]["objective"]
             prediction, zero_snr = objective["prediction"], objective["zero_snr"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UsageError(f"{path} does not say what its model was trained for") from error
         asked = {"prediction_type": prediction, "rescale_betas_zero_snr": zero_snr}
         _compare(preset, unet, path, {**diffusion.NOISE, **asked})
         return path
     return None
+
+
+def check_latents(preset: Preset, unet: str, index: shards.Index) -> list[str]:
+    """Compare the encoders of the shards with those that made what a 2-D model exported by longtake
+    was trained on. Its frozen weights would draw latents that the shards' VAE does not know: raises
+    UsageError. A model that is trained whole may learn others: gives a sentence on that. Nothing
+    is said where they agree, or where nothing tells whose latents it knows.
+    """
+    path = Path(models.flat_source(unet)) / heldout.MODEL_FACTS
+    if models.begins_random(unet) or not path.is_file():
+        return []
+    with _readable(path):
+        identity = dict(json.loads(path.read_bytes())["dataset"].get("identity") or {})
+    differences = index.differences(identity) if identity else {}
+    differences.pop("latents.shape", None)  # a UNet takes pictures of any size
+    if not differences:
+        return []
+    if preset.trainable == "all":
+        return [f"{unet} was trained on latents or texts of other encoders: a start, no more"]
+    lines = "\n".join(f"  {line}" for line in differences.values())
+    raise UsageError(
+        f"{path}: the model {unet} was trained with other encoders than those of the shards "
+        f"{index.url}:\n{lines}\nBuild the shards with its encoders, or train all its weights: "
+        "--set trainable=all"
+    )
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(f"{path} does not say what its model was trained for") from error
 
 
 def _scheduler_of(folder: Path) -> Path | None:

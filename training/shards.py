@@ -180,18 +180,22 @@ class Index:
             "latents.scaling_factor": self.scaling_factor,
         }
 
+    def differences(self, identity: Mapping[str, Any]) -> dict[str, str]:
+        """What the encoders have that is other than in `identity`: fields, and a line of each."""
+        return {
+            field: f"{field}: {value} in the shards, {identity.get(field, 'nothing')} wanted"
+            for field, value in self.identity().items()
+            if identity.get(field) != value
+        }
+
 
 def check_identity(index: Index, identity: Mapping[str, Any]) -> None:
     """ShardError, naming each field that differs, unless the shards' encoders have this
     identity.
     """
-    differences = [
-        f"  {field}: {value} in the shards, {identity.get(field, 'nothing')} wanted"
-        for field, value in index.identity().items()
-        if identity.get(field) != value
-    ]
+    differences = index.differences(identity)
     if differences:
-        lines = "\n".join(differences)
+        lines = "\n".join(f"  {line}" for line in differences.values())
         raise ShardError(
             f"{index.url}: not the encoders the model was trained with:\n{lines}\nBuild shards "
             "with the model's encoders."

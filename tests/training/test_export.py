@@ -102,6 +102,31 @@ def test_where_the_2d_model_was_trained_it_comes_back_too(
     assert same(checkpoint.load_model(load_run(tmp_path / "out")), model)
 
 
+def test_frozen_weights_want_the_encoders_they_were_trained_with(
+    tmp_path: Path, index: Index, folder: Path
+) -> None:
+    run = run_of(tmp_path / "run", index, folder, steps=1)
+    train(run, index)
+    export(run, tmp_path / "out")
+    unet = str(tmp_path / "out" / "unet")
+    _, said = begin(temporal_run(tmp_path / "same", index, unet, steps=1), index)
+    assert "other encoders" not in said
+    vae = {**index.encoders["vae"], "sha256": "c" * 64}
+    other = replace(index, encoders={**index.encoders, "vae": vae}, scaling_factor=0.25)
+    with pytest.raises(
+        UsageError, match=r"vae.sha256: c{64} in the shards, a{64} wanted"
+    ) as refusal:
+        loop.begin("tiny-keyframe", other, tmp_path / "frozen", unet, 0, 1)
+    assert "latents.scaling_factor: 0.25 in the shards, 0.5 wanted" in str(refusal.value)
+    frozen = temporal_run(tmp_path / "frozen", other, unet, steps=1)
+    with pytest.raises(UsageError, match="--set trainable=all"):
+        train(frozen, other)
+    assert not (tmp_path / "frozen").exists()
+    whole = replace(frozen.preset, trainable="all")
+    _, said = begin(replace(frozen, preset=whole), other)
+    assert "of other encoders: a start, no more" in said
+
+
 def test_a_run_begins_with_an_adapter_and_says_what_it_took(tmp_path: Path, index: Index) -> None:
     unet = save_flat_model(tmp_path / "flat")
     first = temporal_run(tmp_path / "first", index, unet, steps=2)

@@ -787,7 +787,8 @@ def test_a_setting_names_another_2d_model(tmp_path: Path) -> None:
     assert (run.unet, run.preset.trainable) == ("tiny-untrained", "all")
     settings = ["unet=tiny-untrained", "trainable=temporal"]
     assert loop.begin(*asked, None, 0, None, settings).preset.trainable == "temporal"
-    assert loop.begin(*asked, None, 0, None, []).unet == "tiny-image"
+    with pytest.raises(UsageError, match="the model tiny-image was trained with other encoders"):
+        loop.begin(*asked, None, 0, None, [])
 
 
 def held_out(index: Index) -> list[Any]:
