@@ -313,6 +313,21 @@ def test_search_and_filters_narrow_the_grid(page: Any, shown: Dataset) -> None:
     assert sorted(names) == [c.key for c in clips_of(shown) if c.scene.video.key == "c"]
 
 
+@pytest.mark.parametrize("view", ["clips", "funnel", "sources"])
+def test_two_keys_lead_past_head_and_panel(page: Any, view: str) -> None:
+    page.get_by_role("tab", name=view.capitalize()).click()
+    page.reload()
+    page.keyboard.press("Tab")
+    skip = page.get_by_role("button", name="Skip to the view")
+    assert skip.bounding_box()["height"] > 20
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.querySelector('main').contains(document.activeElement)")
+    assert skip.bounding_box()["height"] < 10
+    if view == "clips":
+        page.keyboard.press("ArrowRight")
+        assert page.evaluate("document.activeElement.getAttribute('aria-posinset')") == "2"
+
+
 def test_everything_is_reached_without_a_mouse(page: Any) -> None:
     seen = set()
     for _ in range(60):

@@ -64,9 +64,10 @@ class Page {
     );
     this.panel = el("aside", { class: "panel", "aria-label": "Thresholds" });
     this.bar = el("div", { class: "bar" });
-    this.view = el("main", { class: "view", id: "view" });
+    this.view = el("main", { class: "view", id: "view", tabindex: "-1" });
     this.toast = el("div", { class: "toast", role: "status", "aria-live": "polite", hidden: true });
-    document.body.replaceChildren(this.head, this.panel, this.view, this.clipView.dialog, this.help, this.toast);
+    const skip = el("button", { type: "button", class: "skip", onclick: () => this.enterView() }, "Skip to the view");
+    document.body.replaceChildren(skip, this.head, this.panel, this.view, this.clipView.dialog, this.help, this.toast);
     this.keys();
   }
 
@@ -265,6 +266,12 @@ class Page {
     const { view } = this.state.values;
     if (view === "sources") return undefined;
     return view === "funnel" ? this.rejectedGrid : this.clipGrid;
+  }
+
+  // The keyboard's way past head and panel: to the framed tile, or to the view where there is none.
+  enterView() {
+    this.view.focus();
+    if (this.grid?.node.isConnected) this.grid.focus(this.grid.at);
   }
 
   go(view) {
