@@ -13,6 +13,7 @@ clip.
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import time
@@ -151,6 +152,10 @@ def save(vae: Any, clips: list[Tensor], out: Path) -> None:
     full.register_to_config(scaling_factor=round(1 / latent_std(full, clips), 5))
     full.half().save_pretrained(out)
     full.float()
+    path = out / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    config.pop("_name_or_path", None)  # a folder of this machine
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 def main(
