@@ -365,7 +365,7 @@ GAPS, ALL_GAPS = (I17, I17, I17_1), (I17, I17, I17, I65)  # how often each is dr
 TABLE = (
     # name, 2-D model, windows, tasks, objective, batch size, steps, guidance, and its family's
     Preset("tiny-image", "tiny-untrained", ONE, IMAGE_TASKS, V_IMAGE, 16, 2300, 1.0, **IMAGE),
-    Preset("tiny-keyframe", TINY_IMAGE, KEYS, TINY_TASKS, TINY_KEYFRAME, 4, 900, 1.0, **TINY_KEYS),
+    Preset("tiny-keyframe", TINY_IMAGE, KEYS, TINY_TASKS, TINY_KEYFRAME, 4, 1500, 1.0, **TINY_KEYS),
     Preset("tiny-interp", "tiny", GAPS, INTERP_TASKS, TINY_INTERP, 1, 350, 1.0, **TINY_FILL),
     Preset("sd15-keyframe", SD15, KEYS, KEYFRAME_TASKS, KEYFRAME, 8, 100_000, 7.5, **SD),
     Preset("sd15-interp", SD15_FILL, ALL_GAPS, INTERP_TASKS, INTERP, 8, 50_000, 3.0, **FILL),
